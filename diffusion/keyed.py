@@ -1,0 +1,46 @@
+"""Keyed randomness: every draw is a function of (seed, stream, a, b), never of who draws it or in which order.
+
+A counter-based generator (Philox) is placed at its key, so a row's noise is the same on any worker, in any batch and
+after any restart. Streams keep draws of different purpose apart.
+"""
+# torch.from_numpy has no type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Stream(IntEnum):
+    """What a draw is for; the value is part of the key, so existing values never change."""
+
+    EPOCH_ORDER = 1
+    TIMESTEPS = 2
+    TRAINING_NOISE = 3
+    SAMPLING_NOISE = 4
+    LIKELIHOOD_TIMESTEPS = 5
+    LIKELIHOOD_NOISE = 6
+    BASELINES = 7
+    DROPOUT = 8
+
+
+def keyed_generator(seed: int, stream: Stream, a: int = 0, b: int = 0) -> np.random.Generator:
+    """The generator of one key; seed, a and b in 0..2^64 - 1."""
+    key = np.array([seed, stream], dtype=np.uint64)
+    counter = np.array([0, a, b, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def keyed_normal(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise, one independent row per key (a, b).
+
+    Returns:
+        float32 tensor [len(keys), *shape].
+    """
+    noise = np.empty((len(keys), *shape), dtype=np.float32)
+    for row, (a, b) in enumerate(keys):
+        keyed_generator(seed, stream, a, b).standard_normal(dtype=np.float32, out=noise[row])
+    return torch.from_numpy(noise)

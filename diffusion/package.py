@@ -1,0 +1,126 @@
+"""A denoiser as a folder: `model.safetensors`, `config.json` and a SHA-256 `manifest.json`; never pickle.
+
+The same folder is what training writes, the registry stores and the sampler verifies and loads.
+"""
+# safetensors.torch is partly typed:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diffusion.config import Config, Dpmpp2M, NetworkConfig, ProcessConfig, SolverConfig
+from diffusion.denoiser import Denoiser
+from diffusion.network import build_network
+from diffusion.prediction import Prediction
+from diffusion.schedule import Schedule
+
+WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
+
+
+class PackageConfig(Config):
+    """All that is needed to rebuild the denoiser and to sample from it."""
+
+    format: Literal["dualview-package"] = "dualview-package"
+    format_version: Literal[1] = 1
+    process: ProcessConfig
+    prediction: Prediction
+    network: NetworkConfig = Field(discriminator="kind")
+    image_shape: tuple[int, int, int]
+    solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
+
+
+class PackageError(ValueError):
+    """A folder that is not a whole, unaltered package; the message names the file and what is wrong."""
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_sha256(digests: dict[str, str]) -> str:
+    """One digest for a package: SHA-256 of the canonical JSON of its files' digests."""
+    return hashlib.sha256(json.dumps(digests, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def save_package(folder: Path, config: PackageConfig, weights: dict[str, Tensor]) -> str:
+    """Write a package; the manifest comes last, so a half-written folder never verifies.
+
+    Returns:
+        The package's SHA-256.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
+    digests = {name: file_sha256(folder / name) for name in (CONFIG, WEIGHTS)}
+    digest = package_sha256(digests)
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps({"files": digests, "package_sha256": digest}, indent=2, sort_keys=True) + "\n")
+    os.replace(temporary, folder / MANIFEST)
+    return digest
+
+
+def verify_package(folder: Path) -> str:
+    """Check every file against the manifest.
+
+    Returns:
+        The package's SHA-256.
+
+    Raises:
+        PackageError: no manifest, a missing or altered file, or a manifest that contradicts itself.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        digests = {str(name): str(digest) for name, digest in manifest["files"].items()}
+        claimed = str(manifest["package_sha256"])
+    except FileNotFoundError:
+        raise PackageError(f"{folder}: no {MANIFEST}; this is not a complete package") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise PackageError(f"{folder / MANIFEST}: not a package manifest") from None
+    if set(digests) != {CONFIG, WEIGHTS}:
+        raise PackageError(f"{folder / MANIFEST}: lists {sorted(digests)}; a package has {CONFIG} and {WEIGHTS}")
+    for name, expected in digests.items():
+        if not (folder / name).is_file():
+            raise PackageError(f"{folder / name}: missing")
+        if (found := file_sha256(folder / name)) != expected:
+            raise PackageError(f"{folder / name}: SHA-256 is {found[:12]}…, the manifest says {expected[:12]}…")
+    if package_sha256(digests) != claimed:
+        raise PackageError(f"{folder / MANIFEST}: its package_sha256 is not that of its files")
+    return claimed
+
+
+def load_package(folder: Path) -> tuple[Denoiser, PackageConfig]:
+    """Verify a package and rebuild its denoiser, in evaluation mode on the CPU.
+
+    Raises:
+        PackageError: it does not verify, its config is not valid, or its weights do not fit its network.
+    """
+    verify_package(folder)
+    try:
+        config = PackageConfig.model_validate_json((folder / CONFIG).read_text())
+    except ValidationError as error:
+        raise PackageError(f"{folder / CONFIG}: {error.errors()[0]['msg']}") from error
+    try:
+        network = build_network(config.network, config.image_shape)
+    except ValueError as error:
+        raise PackageError(f"{folder / CONFIG}: {error}") from error
+    _load_weights(network, folder / WEIGHTS)
+    return Denoiser(network.eval(), Schedule.from_config(config.process), config.prediction), config
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    """Load a safetensors file whose names and shapes must be exactly the network's."""
+    try:
+        network.load_state_dict(load_file(path), strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise PackageError(f"{path}: weights do not fit the network of {CONFIG}: {error}") from error

@@ -1,0 +1,221 @@
+"""The package: what is loaded is what was saved, or one line says why not."""
+
+import json
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.config import Ancestral, LinearSchedule, MLPConfig, ProcessConfig, UNetConfig
+from diffusion.network import build_network
+from diffusion.package import (
+    CONFIG,
+    MANIFEST,
+    WEIGHTS,
+    PackageConfig,
+    PackageError,
+    file_sha256,
+    load_package,
+    package_sha256,
+    save_package,
+    verify_package,
+)
+
+SHAPE = (1, 4, 4)
+SETTINGS = PackageConfig(
+    process=ProcessConfig(
+        schedule=LinearSchedule(beta_end=0.01), num_train_timesteps=50, reverse_variance="beta_tilde"
+    ),
+    prediction="score",
+    network=MLPConfig(width=16, depth=2),
+    image_shape=SHAPE,
+    solver=Ancestral(num_steps=7),
+)
+
+
+def network(config=SETTINGS.network, shape=SHAPE):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_network(config, shape)
+
+
+@pytest.fixture
+def package(tmp_path):
+    save_package(tmp_path / "package", SETTINGS, network().state_dict())
+    return tmp_path / "package"
+
+
+def sign(folder):
+    """Make the manifest agree with whatever the files now hold."""
+    digests = {name: file_sha256(folder / name) for name in (CONFIG, WEIGHTS)}
+    (folder / MANIFEST).write_text(json.dumps({"files": digests, "package_sha256": package_sha256(digests)}))
+
+
+def test_what_is_loaded_is_what_was_saved(package):
+    denoiser, config = load_package(package)
+    assert config == SETTINGS
+    assert isinstance(denoiser.network, torch.nn.Module)
+    assert not denoiser.network.training
+    assert denoiser.prediction == "score"
+    x, t = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.tensor([1, 20, 50])
+    assert torch.equal(denoiser.network(x, t), network().eval()(x, t))
+    assert torch.equal(denoiser.epsilon(x, t), -network().eval()(x, t))
+    assert denoiser.schedule.num_steps == 50
+
+
+def test_a_unet_survives_too(tmp_path):
+    config = SETTINGS.model_copy(
+        update={"network": UNetConfig(channels=(8, 16), norm_groups=4), "image_shape": (3, 8, 8)}
+    )
+    original = network(config.network, (3, 8, 8)).eval()
+    save_package(tmp_path, config, original.state_dict())
+    denoiser, loaded = load_package(tmp_path)
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1, 20])
+    assert loaded == config
+    assert torch.equal(denoiser.network(x, t), original(x, t))
+
+
+def test_digest_depends_on_content_and_on_nothing_else(tmp_path):
+    weights = network().state_dict()
+    reversed_order = dict(reversed(list(weights.items())))
+    first, second = (
+        save_package(tmp_path / "a", SETTINGS, weights),
+        save_package(tmp_path / "b", SETTINGS, reversed_order),
+    )
+    assert first == second == verify_package(tmp_path / "a")
+    changed = {name: tensor + 1e-3 for name, tensor in weights.items()}
+    assert save_package(tmp_path / "c", SETTINGS, changed) != first
+    other = SETTINGS.model_copy(update={"prediction": "epsilon"})
+    assert save_package(tmp_path / "d", other, weights) != first
+
+
+def test_saving_again_replaces(package):
+    save_package(package, SETTINGS, {name: torch.zeros_like(w) for name, w in network().state_dict().items()})
+    denoiser, _ = load_package(package)
+    with torch.inference_mode():
+        assert torch.equal(denoiser.network(torch.ones(1, *SHAPE), torch.tensor([1])), torch.zeros(1, *SHAPE))
+
+
+@given(st.sampled_from([CONFIG, WEIGHTS]), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+@settings(deadline=None, max_examples=40)
+def test_any_flipped_byte_is_found(tmp_path_factory, name, place, mask):
+    folder = tmp_path_factory.getbasetemp() / "flipped"
+    if not (folder / MANIFEST).exists():
+        save_package(folder, SETTINGS, network().state_dict())
+    original = (folder / name).read_bytes()
+    position = int(place * len(original))
+    (folder / name).write_bytes(original[:position] + bytes([original[position] ^ mask]) + original[position + 1 :])
+    try:
+        with pytest.raises(PackageError, match=f"{name}: SHA-256 is"):
+            load_package(folder)
+    finally:
+        (folder / name).write_bytes(original)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, MANIFEST])
+def test_a_missing_file_is_named(package, name):
+    (package / name).unlink()
+    with pytest.raises(PackageError, match=name.replace(".", r"\.")):
+        load_package(package)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not json", b"[]", b"{}", b'{"files": 3, "package_sha256": ""}', b"\xff\xfe{", b"null"]
+)
+def test_a_manifest_that_is_none_is_refused(package, content):
+    (package / MANIFEST).write_bytes(content)
+    with pytest.raises(PackageError, match="not a package manifest"):
+        verify_package(package)
+
+
+def test_a_manifest_of_other_files_is_refused(package):
+    manifest = json.loads((package / MANIFEST).read_text())
+    manifest["files"]["../escape"] = "0" * 64
+    (package / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(PackageError, match="escape"):
+        verify_package(package)
+
+
+def test_a_manifest_that_contradicts_itself_is_refused(package):
+    manifest = json.loads((package / MANIFEST).read_text())
+    (package / MANIFEST).write_text(json.dumps({**manifest, "package_sha256": "0" * 64}))
+    with pytest.raises(PackageError, match="package_sha256 is not that of its files"):
+        verify_package(package)
+
+
+def test_a_digest_that_is_no_string_is_refused(package):
+    manifest = json.loads((package / MANIFEST).read_text())
+    manifest["files"][CONFIG] = 5
+    (package / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(PackageError):
+        verify_package(package)
+
+
+def test_weights_of_another_network_are_refused(package):
+    save_package(package, SETTINGS, network(MLPConfig(width=32, depth=2)).state_dict())
+    with pytest.raises(PackageError, match="do not fit the network"):
+        load_package(package)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_weights_with_other_names_are_refused(package, change):
+    weights = dict(network().state_dict())
+    if change == "missing":
+        del weights["enter.bias"]
+    else:
+        weights["surplus"] = torch.zeros(1)
+    save_package(package, SETTINGS, weights)
+    with pytest.raises(PackageError, match=r"enter\.bias|surplus"):
+        load_package(package)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("network", "kind"), "os.system"),
+        (("format_version",), 2),
+        (("image_shape",), [1, 4]),
+        (("process", "num_train_timesteps"), 1),
+        (("surplus",), 1),
+    ],
+)
+def test_a_signed_config_that_is_not_valid_is_refused(package, path, value):
+    config = json.loads((package / CONFIG).read_text())
+    node = config
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    (package / CONFIG).write_text(json.dumps(config))
+    sign(package)
+    with pytest.raises(PackageError, match=r"config\.json"):
+        load_package(package)
+
+
+def test_signed_weights_that_are_no_safetensors_file_are_refused(package):
+    (package / WEIGHTS).write_bytes(b"\x80\x04pickle" * 10)
+    sign(package)
+    with pytest.raises(PackageError, match=WEIGHTS):
+        load_package(package)
+
+
+def test_a_signed_network_that_does_not_fit_its_image_shape_is_refused(package):
+    save_package(
+        package, SETTINGS.model_copy(update={"network": UNetConfig(channels=(8, 8)), "image_shape": (1, 7, 7)}), {}
+    )
+    with pytest.raises(PackageError, match=r"config\.json"):
+        load_package(package)
+
+
+def test_a_save_that_dies_half_way_never_verifies(package, monkeypatch):
+    """Even over a good package: the old manifest goes first."""
+
+    def die(source, destination):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        save_package(package, SETTINGS, network().state_dict())
+    with pytest.raises(PackageError, match="not a complete package"):
+        load_package(package)
