@@ -1,0 +1,136 @@
+"""What a step trains on: a function of (seed, step, row), whoever asks and in whatever pieces."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.config import StratifiedTime, UniformTime
+from trainer.config import ParallelConfig, RunConfig, TrainingConfig
+from trainer.draws import Draws, Rows, _epoch_order
+from trainer.zero_config import batch_shape, deepspeed_config
+
+SHAPE = (1, 2, 2)
+STRATIFIED = StratifiedTime()
+
+
+def make(seed=3, size=50, batch=12, sampling=STRATIFIED, steps=100) -> Draws:
+    return Draws(seed, size, batch, steps, sampling, SHAPE)
+
+
+def same(a: Rows, b: Rows) -> bool:
+    return np.array_equal(a.images, b.images) and all(
+        torch.equal(getattr(a, f), getattr(b, f)) for f in ("t", "eps", "weight")
+    )
+
+
+def joined(parts: list[Rows], count: int) -> Rows:
+    """The first `count` rows of consecutive parts."""
+    tensors = (torch.cat([getattr(part, field) for part in parts])[:count] for field in ("t", "eps", "weight"))
+    return Rows(np.concatenate([part.images for part in parts])[:count], *tensors)
+
+
+@given(
+    st.integers(0, 2**63 - 1),
+    st.integers(1, 10**6),
+    st.integers(1, 33),
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.sampled_from([StratifiedTime(), UniformTime()]),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_split_into_ranks_and_micro_batches_gives_the_same_rows_bitwise(seed, step, batch, sizes, sampling):
+    draws = make(seed=seed, batch=batch, sampling=sampling)
+    whole = draws.rows(step, 0, batch)
+    parts, first = [], 0
+    while first < batch:
+        size = sizes[len(parts) % len(sizes)]
+        parts.append(draws.rows(step, first, size))
+        first += size
+    assert same(joined(parts, batch), whole)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 7])
+def test_ranks_together_are_a_single_rank(world):
+    config = RunConfig(training=TrainingConfig(global_batch_size=12), parallel=ParallelConfig(workers=world))
+    count = batch_shape(config).rows
+    draws = make()
+    ranks = [draws.rows(9, rank * count, count) for rank in range(world)]
+    assert same(joined(ranks, 12), draws.rows(9, 0, 12))
+    weight = torch.cat([rank.weight for rank in ranks])
+    assert weight.tolist() == [1.0] * 12 + [0.0] * (world * count - 12)
+
+
+@pytest.mark.parametrize(("size", "batch"), [(50, 12), (48, 12), (7, 12), (5, 1), (1, 3), (30, 7)])
+def test_every_epoch_visits_every_image_exactly_once(size, batch):
+    draws = make(size=size, batch=batch)
+    epochs = 5
+    steps = -(-epochs * size // batch)
+    seen = np.concatenate([draws.rows(step, 0, batch).images for step in range(1, steps + 1)])
+    for epoch in range(epochs):
+        assert Counter(seen[epoch * size : (epoch + 1) * size].tolist()) == Counter(range(size))
+
+
+def test_epochs_are_in_different_orders_and_seeds_too():
+    draws = make(size=40, batch=40)
+    first, second = draws.rows(1, 0, 40).images, draws.rows(2, 0, 40).images
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, make(seed=4, size=40, batch=40).rows(1, 0, 40).images)
+
+
+def test_a_step_does_not_depend_on_the_steps_before_it():
+    """Resuming is asking for the next step: a fresh process and a used one draw alike."""
+    draws = make()
+    used = [draws.rows(step, 0, 12) for step in range(1, 30)][-1]
+    _epoch_order.cache_clear()
+    assert same(make().rows(29, 0, 12), used)
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"step": 10}])
+def test_other_seeds_and_steps_draw_other_noise_and_times(change):
+    base, other = make().rows(9, 0, 12), make(seed=change.get("seed", 3)).rows(change.get("step", 9), 0, 12)
+    assert not bool((base.eps == other.eps).any())
+    assert not torch.equal(base.t, other.t)
+
+
+def test_rows_of_one_batch_have_different_noise():
+    eps = make(batch=64).rows(1, 0, 64).eps.flatten(1)
+    assert len(torch.unique(eps, dim=0)) == 64
+
+
+def test_stratification_is_over_the_global_batch_and_not_per_rank():
+    """Statement 13's bug: every rank drawing the same t. Here the ranks together cover 1..T once each."""
+    draws = make(batch=100, steps=100)
+    t = torch.cat([draws.rows(5, rank * 25, 25).t for rank in range(4)])
+    assert sorted(t.tolist()) == list(range(1, 101))
+
+
+def test_padding_has_no_weight_and_is_made_of_valid_rows():
+    rows = make(batch=5).rows(2, 3, 6)
+    assert rows.weight.tolist() == [1, 1, 0, 0, 0, 0]
+    assert ((rows.images >= 0) & (rows.images < 50)).all()
+    assert bool(((rows.t >= 1) & (rows.t <= 100)).all())
+    assert bool(torch.isfinite(rows.eps).all())
+
+
+@given(st.integers(1, 2000), st.data())
+@settings(deadline=None)
+def test_batch_shape_holds_every_row_with_less_than_one_micro_batch_to_spare(batch, data):
+    workers = data.draw(st.integers(1, min(batch, 64)))
+    micro = data.draw(st.none() | st.integers(1, 64))
+    config = RunConfig(
+        training=TrainingConfig(global_batch_size=batch),
+        parallel=ParallelConfig(workers=workers, micro_batch_size=micro),
+    )
+    shape = batch_shape(config)
+    assert shape.rows == shape.micro_rows * shape.micro_batches
+    assert shape.rows * workers >= batch
+    assert (shape.rows - shape.micro_rows) * workers < batch
+    assert shape.micro_rows <= (micro or batch)
+    described = deepspeed_config(config)
+    assert (described["train_micro_batch_size_per_gpu"], described["gradient_accumulation_steps"]) == (
+        shape.micro_rows,
+        shape.micro_batches,
+    )

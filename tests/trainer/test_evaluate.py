@@ -1,0 +1,200 @@
+"""Evaluation: work that falls apart into blocks and comes together the same, and yardsticks that are what they say."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion.config import Ancestral, MLPConfig, ProcessConfig
+from diffusion.images import to_model_range
+from diffusion.keyed import Stream, keyed_normal
+from diffusion.likelihood import ReverseKernel, Vlb
+from diffusion.network import build_network
+from diffusion.package import PackageConfig, save_package
+from trainer.config import EvaluationConfig
+from trainer.data.sources import load_source
+from trainer.evaluate import classifier, shards
+from trainer.evaluate.classifier import train_extractor
+from trainer.evaluate.frechet import fitted_gaussian, frechet_table, uniform_noise
+from trainer.evaluate.run import _in_order, vlb_metrics
+from trainer.evaluate.shards import BlockEvaluator, Shard, evaluate_shard
+
+SHAPE = (1, 4, 4)
+EVALUATION = EvaluationConfig(samples=70, solver=Ancestral(num_steps=5), vlb_draws=6, seed=3)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("package")
+    config = PackageConfig(
+        process=ProcessConfig(num_train_timesteps=40),
+        prediction="epsilon",
+        network=MLPConfig(width=16, depth=1),
+        image_shape=SHAPE,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_package(folder, config, build_network(config.network, SHAPE).state_dict())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heldout():
+    return np.random.default_rng(0).integers(0, 256, (21, 4, 4, 1), dtype=np.uint8)
+
+
+@given(st.integers(0, 500), st.integers(1, 50), st.integers(1, 12))
+def test_shards_partition_the_blocks_exactly(total, size, count):
+    blocks = sorted(
+        (block for index in range(count) for block in Shard(index, count).blocks(total, size)),
+        key=lambda block: block.start,
+    )
+    assert [item for block in blocks for item in block] == list(range(total))
+    assert all(len(block) == size for block in blocks[:-1])
+    assert set(blocks) == set(Shard(0, 1).blocks(total, size))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_results_do_not_depend_on_the_number_of_shards_bitwise(package, heldout, monkeypatch, count):
+    monkeypatch.setattr(shards, "SAMPLE_BLOCK", 16)
+    whole = evaluate_shard(package, heldout, EVALUATION, Shard(0, 1))
+    parts = [evaluate_shard(package, heldout, EVALUATION, Shard(index, count)) for index in range(count)]
+    samples = {block: pixels for part in parts for block, pixels in part.samples.items()}
+    assert np.array_equal(_in_order(samples), _in_order(whole.samples))
+    assert len(_in_order(samples)) == 70
+    terms = {block: vlb for part in parts for block, vlb in part.vlb.items()}
+    assert vlb_metrics(terms, 16) == vlb_metrics(whole.vlb, 16)
+
+
+def test_samples_are_the_images_of_the_seed(package):
+    evaluator = BlockEvaluator(package, EVALUATION)
+    other = BlockEvaluator(package, EVALUATION.model_copy(update={"seed": 4}))
+    with torch.inference_mode():
+        assert np.array_equal(evaluator.samples([8, 9, 10, 11])[2], evaluator.samples([10, 8, 11, 9])[0])
+        assert not np.array_equal(evaluator.samples(range(4)), other.samples(range(4)))
+
+
+def test_every_image_is_scored_once_in_each_stratum_of_the_steps(package, heldout, monkeypatch):
+    """6 draws over the 39 steps 2..40: draw k falls into the k-th sixth, for every image on its own."""
+    seen = []
+    monkeypatch.setattr(shards, "estimate_vlb", lambda kernel, x_0, t, eps: seen.append((x_0, t, eps)))
+    BlockEvaluator(package, EVALUATION).vlb(heldout[:8], range(8))
+    ((x_0, t, eps),) = seen
+    assert torch.equal(x_0, to_model_range(heldout[:8]))
+    assert eps.shape == (8, 7, *SHAPE)
+    edges = 2 + np.arange(7) * 39 / 6
+    for k in range(6):
+        assert bool((t[:, k] >= int(edges[k])).all())
+        assert bool((t[:, k] <= edges[k + 1]).all())
+    assert len(torch.unique(t, dim=0)) == 8
+    assert len(torch.unique(eps.flatten(0, 1).flatten(1), dim=0)) == 56
+
+
+def test_the_estimate_over_many_draws_is_the_exact_bound(package, heldout):
+    """As many draws as steps 2..T: each stratum is one step, so all of the sum is there, with these draws' noise."""
+    config = EVALUATION.model_copy(update={"vlb_draws": 39})
+    evaluator = BlockEvaluator(package, config)
+    with torch.inference_mode():
+        vlb = evaluator.vlb(heldout[:2], range(2))
+        kernel = ReverseKernel(evaluator.denoiser, "beta")
+        eps = keyed_normal(3, Stream.LIKELIHOOD_NOISE, [(1, draw) for draw in range(40)], SHAPE)
+        x_0 = to_model_range(heldout[1:2])
+        total = sum(float(kernel.diffusion_kl(x_0, torch.tensor([t]), eps[t - 2 : t - 1])) for t in range(2, 41))
+        reconstruction = float(kernel.reconstruction_nll(x_0, eps[39:]))
+    assert float(vlb.diffusion[1]) == pytest.approx(total, rel=1e-5)
+    assert float(vlb.reconstruction[1]) == pytest.approx(reconstruction, rel=1e-5)
+
+
+def test_vlb_metrics_are_means_in_bits_with_standard_errors_of_the_mean():
+    unit = np.log(2) * 16
+    blocks = {
+        range(2, 4): Vlb(*(torch.tensor([v, v + 2.0], dtype=torch.float64) * unit for v in (0.5, 3.0, 10.0))),
+        range(2): Vlb(*(torch.tensor([v, v], dtype=torch.float64) * unit for v in (0.5, 1.0, 2.0))),
+    }
+    found = vlb_metrics(blocks, 16)
+    columns = {"prior_": [0.5, 0.5, 0.5, 2.5], "diffusion_": [1, 1, 3, 5], "reconstruction_": [2, 2, 10, 12]}
+    columns[""] = np.sum(list(columns.values()), axis=0)
+    expected = {f"vlb_{name}bpd": np.mean(values) for name, values in columns.items()}
+    expected |= {f"vlb_{name}bpd_se": np.std(values, ddof=1) / 2 for name, values in columns.items()}
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found["vlb_bpd"] == pytest.approx(
+        sum(found[f"vlb_{term}_bpd"] for term in ("prior", "diffusion", "reconstruction"))
+    )
+
+
+def test_fitted_gaussian_has_the_training_mean_and_covariance():
+    rng = np.random.default_rng(1)
+    train = np.clip(rng.normal(128, 12, (500, 2, 1, 1)), 0, 255)
+    train = np.concatenate([train, 0.5 * train + 40 + rng.normal(0, 3, train.shape)], axis=2).astype(np.uint8)
+    draws = fitted_gaussian(train, 20000, 7).reshape(20000, 4).astype(float)
+    flat = train.reshape(500, 4).astype(float)
+    assert draws.mean(0) == pytest.approx(flat.mean(0), abs=4 * flat.std() / 20000**0.5)
+    rounding = np.eye(4) / 12
+    scale = np.sqrt(np.outer(flat.var(0), flat.var(0)))
+    found, wanted = np.cov(draws, rowvar=False), np.cov(flat, rowvar=False) + rounding
+    assert float(np.abs((found - wanted) / scale).max()) < 4 * 2**0.5 / 20000**0.5
+
+
+def test_fitted_gaussian_is_clipped_to_pixels_and_keyed_by_seed():
+    train = np.random.default_rng(2).choice(np.array([0, 255], dtype=np.uint8), (100, 3, 3, 1))
+    first = fitted_gaussian(train, 50, 1)
+    assert first.dtype == np.uint8
+    assert first.shape == (50, 3, 3, 1)
+    assert {0, 255} <= set(first.flatten())
+    assert np.array_equal(first, fitted_gaussian(train, 50, 1))
+    assert not np.array_equal(first, fitted_gaussian(train, 50, 2))
+
+
+def test_noise_covers_all_levels_evenly():
+    pixels = uniform_noise(np.zeros((1, 8, 8, 3), dtype=np.uint8), 400, 0)
+    counts = np.bincount(pixels.flatten(), minlength=256)
+    assert pixels.shape == (400, 8, 8, 3)
+    expected = pixels.size / 256
+    assert ((counts - expected) ** 2 / expected).sum() < 331  # chi-square, 255 degrees of freedom, 0.1 %
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_source("digits")
+    return data.pixels[:400], data.labels[:400]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(classifier, "EPOCHS", 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_one_seed_gives_one_extractor_and_leaves_the_global_state_alone(digits, short):
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    first = train_extractor(*digits, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    again, other = train_extractor(*digits, seed=0), train_extractor(*digits, seed=1)
+    assert first.sha256 == again.sha256 != other.sha256
+    assert torch.equal(first.features(digits[0]), again.features(digits[0]))
+
+
+def test_features_are_those_of_the_last_hidden_layer_and_do_not_depend_on_the_rest_of_the_set(digits, short):
+    extractor = train_extractor(*digits, seed=0)
+    features = extractor.features(digits[0])
+    assert features.dtype == torch.float64
+    with torch.inference_mode():
+        logits = extractor.network(to_model_range(digits[0]))
+        torch.testing.assert_close(extractor.network.head(features.float()), logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(extractor.features(digits[0][5:9]), features[5:9], rtol=1e-5, atol=1e-5)
+    right = (logits.argmax(1).numpy() == digits[1]).mean()
+    assert extractor.accuracy(*digits) == right > 0.5
+
+
+def test_the_table_ranks_the_same_images_real_images_a_gaussian_and_noise(digits, short):
+    data = load_source("digits")
+    extractor = train_extractor(*digits, seed=0)
+    table = frechet_table(extractor, digits[0], data.pixels[400:800], digits[0][::-1].copy(), seed=0)
+    assert table.samples == pytest.approx(0, abs=1e-6)
+    assert table.samples < table.heldout < table.gaussian < table.noise

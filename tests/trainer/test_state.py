@@ -1,0 +1,142 @@
+"""A run's name, its state and its lock."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trainer.config import OptimConfig, ParallelConfig, RunConfig, RunSettings, TrainingConfig
+from trainer.paths import RunPaths
+from trainer.settings import InputError
+from trainer.state import claim, inspect, is_done, locked, read_json, write_json
+
+
+@pytest.fixture
+def config(tmp_path):
+    settings = RunSettings(name="mine", storage=str(tmp_path), tracking_uri="http://127.0.0.1:9")
+    return RunConfig(run=settings, training=TrainingConfig(steps=100))
+
+
+@pytest.fixture
+def paths(config):
+    return RunPaths.of(config)
+
+
+def finish(paths, step=100, registered=None):
+    paths.results.mkdir(parents=True, exist_ok=True)
+    write_json(paths.summary, {"step": step, "registered_model": registered, "alias": "champion", "recorded": True})
+
+
+def test_a_name_nobody_took_is_new(config, paths):
+    assert inspect(config, paths) == "new"
+
+
+def test_a_claimed_name_is_resumable_and_says_whose_it_is(config, paths):
+    claim(config, paths)
+    assert inspect(config, paths) == "resumable"
+    assert RunConfig.model_validate_json(json.dumps(read_json(paths.identity)["config"])) == config
+
+
+def test_a_claim_is_never_overwritten(config, paths):
+    claim(config, paths)
+    before = paths.identity.read_bytes()
+    claim(config.model_copy(update={"seed": 9}), paths)
+    assert paths.identity.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"parallel": ParallelConfig(workers=1, zero_stage=3)}, {"training": TrainingConfig(steps=999)}]
+)
+def test_the_same_method_resumes_whatever_the_workers_and_the_length(config, paths, change):
+    claim(config, paths)
+    assert inspect(config.model_copy(update=change), paths) == "resumable"
+
+
+def test_a_name_of_another_method_is_bad_input(config, paths):
+    claim(config, paths)
+    other = config.model_copy(update={"optim": OptimConfig(lr=5e-4)})
+    with pytest.raises(InputError) as caught:
+        inspect(other, paths)
+    line = str(caught.value)
+    assert line.startswith("run.name = 'mine': taken by another method")
+    assert config.method_sha256[:8] in line
+    assert other.method_sha256[:8] in line
+    assert "allowed: another name" in line
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "registered", "register_as", "done"),
+    [
+        (100, 100, None, None, True),
+        (100, 101, None, None, False),
+        (100, 50, None, None, True),
+        (100, 100, None, "digits", False),
+        (100, 100, "digits", "digits", True),
+        (100, 100, "other", "digits", False),
+        (100, 100, "digits", None, True),
+    ],
+)
+def test_done_is_enough_steps_and_registered_where_asked(config, paths, step, steps, registered, register_as, done):
+    claim(config, paths)
+    finish(paths, step, registered)
+    wanted = config.model_copy(
+        update={
+            "training": TrainingConfig(steps=steps),
+            "run": config.run.model_copy(update={"register_as": register_as}),
+        }
+    )
+    assert is_done(wanted, paths) is done
+    assert inspect(wanted, paths) == ("done" if done else "resumable")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from trainer.paths import RunPaths
+from trainer.state import locked
+with locked(RunPaths(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_of_another_process_is_bad_input_and_goes_with_its_process(paths):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(paths.root)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(InputError, match=r"run\.name = 'mine': another process is working on this run"),
+            locked(paths),
+        ):
+            pytest.fail("two processes hold one run")
+    finally:
+        holder.kill()
+        holder.communicate()
+    with locked(paths):
+        pass
+
+
+def test_a_lock_is_free_again_after_a_failure(paths):
+    with pytest.raises(KeyError), locked(paths):
+        raise KeyError
+    started = time.monotonic()
+    with locked(paths):
+        assert time.monotonic() - started < 1
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+
+
+def test_every_file_of_a_run_lies_in_its_own_folder(config, paths, tmp_path):
+    assert paths.root == tmp_path / "digits" / "mine"
+    places = [getattr(paths, name) for name, value in vars(RunPaths).items() if isinstance(value, property)]
+    assert len(set(places)) == len(places) > 8
+    assert all(paths.root in place.parents for place in places)

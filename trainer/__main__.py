@@ -1,0 +1,70 @@
+"""`python -m trainer`: train, evaluate and register one diffusion model on a Ray cluster.
+
+Imports of torch, Ray and MLflow wait until work begins, so that --help and --dry-run answer at once.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from trainer.settings import InputError, load_config
+
+EXAMPLES = """\
+examples:
+  python -m trainer --config configs/digits.yaml
+  python -m trainer --config configs/digits.yaml --set objective.prediction=score --set optim.lr=5e-4
+  python -m trainer --config configs/digits.yaml --dry-run          # what would run; starts nothing
+  ray job submit --working-dir . -- python -m trainer --config configs/digits.yaml
+
+The same command again resumes from the newest complete checkpoint. Results are in
+<run.storage>/<run.experiment>/<run.name>/results; --dry-run shows the place.
+
+exit codes: 0 done; 2 bad input, before any worker starts; 1 anything else
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m trainer",
+        description="Train, evaluate and register one diffusion model, on the cluster of RAY_ADDRESS or a local one.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="YAML run file, such as configs/digits.yaml"
+    )
+    result.add_argument(
+        "--set", dest="sets", action="append", default=[], metavar="PATH=VALUE",
+        help="change a setting, e.g. optim.lr=5e-4; repeatable; a new *.kind resets its group to that kind's defaults",
+    )  # fmt: skip
+    result.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    result.add_argument("--json", action="store_true", help="with --dry-run: as JSON")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    if options.json and not options.dry_run:
+        parser().error("--json goes with --dry-run")
+    try:
+        config = load_config(options.config, options.sets)
+        from trainer.plan import check, plan, render
+
+        paths, state = check(config)
+        if options.dry_run:
+            described = plan(config, paths, state)
+            print(json.dumps(described, indent=2) if options.json else render(described))
+            return 0
+        from trainer.driver import execute
+
+        return execute(config, paths)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""RunConfig: everything one training run depends on, and its identity.
+
+The canonical JSON of a resolved RunConfig travels unchanged from the command line to the workers, MLflow, checkpoints
+and the model package. This module imports no torch.
+"""
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from diffusion.config import (
+    Config,
+    Count,
+    Dpmpp2M,
+    NetworkConfig,
+    ObjectiveConfig,
+    Positive,
+    ProcessConfig,
+    SolverConfig,
+    UNetConfig,
+)
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
+Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class DataConfig(Config):
+    """Where the images come from and how they are split; the split has its own seed, so runs stay comparable."""
+
+    source: Annotated[str, Field(min_length=1)] = "digits"
+    heldout_fraction: Fraction = 0.2
+    split_seed: Seed = 0
+
+
+class OptimConfig(Config):
+    """AdamW with linear warm-up to a constant rate, so that a run may be lengthened without changing its past."""
+
+    lr: Positive = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    max_grad_norm: Positive = 1.0
+
+
+class EmaConfig(Config):
+    """Power-function EMA; sigma_rel is the profile's width relative to the training so far."""
+
+    sigma_rel: Annotated[float, Field(gt=0, le=0.28)] = 0.1
+
+
+class TrainingConfig(Config):
+    """How long, with how large a global batch and in which precision."""
+
+    steps: Count = 1500
+    global_batch_size: Count = 128
+    precision: Literal["fp32", "bf16"] = "fp32"
+    on_nonfinite: Literal["stop"] = "stop"
+
+
+class EvaluationConfig(Config):
+    """What is measured once training ends, with the EMA weights."""
+
+    samples: Annotated[int, Field(ge=65)] = 1437
+    seed: Seed = 0
+    solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
+    vlb_draws: Annotated[int, Field(ge=1)] = 128
+    classifier_seed: Seed = 0
+
+
+class ParallelConfig(Config):
+    """How the work is spread; changes nothing about the method."""
+
+    workers: Annotated[int, Field(ge=1)] = 2
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: Positive = 1.0
+    micro_batch_size: Count | None = None
+
+
+class RunSettings(Config):
+    """Names, places and intervals; null means the default that `python -m trainer --dry-run` shows."""
+
+    experiment: Slug = "digits"
+    name: Slug | None = None
+    storage: str | None = None
+    tracking_uri: str | None = None
+    register_as: Slug | None = None
+    alias: Alias = "champion"
+    checkpoint_every: Count = 250
+    keep_checkpoints: Count = 2
+    log_every: Count = 25
+
+    @field_validator("storage")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("/"):
+            raise ValueError(
+                "must be an absolute path that every node sees (a submitted job's working directory is temporary)"
+            )
+        return value
+
+    @field_validator("alias")
+    @classmethod
+    def _not_a_version(cls, value: str) -> str:
+        if value == "latest" or re.fullmatch(r"v\d+", value):
+            raise ValueError("MLflow keeps `latest` and `v1`, `v2`, … for itself; allowed: another alias")
+        return value
+
+    @field_validator("experiment")
+    @classmethod
+    def _not_a_folder_of_ours(cls, value: str) -> str:
+        if value in ("datasets", "mlflow-artifacts"):
+            raise ValueError("is the name of another folder in run.storage; allowed: another name")
+        return value
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _well_formed(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_tracking_uri(value)
+        return value
+
+
+class RunConfig(Config):
+    """One training run."""
+
+    data: DataConfig = DataConfig()
+    process: ProcessConfig = ProcessConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    network: NetworkConfig = Field(default=UNetConfig(), discriminator="kind")
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    run: RunSettings = RunSettings()
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "RunConfig":
+        if self.evaluation.solver.num_steps > self.process.num_train_timesteps:
+            raise ValueError(
+                f"evaluation.solver.num_steps = {self.evaluation.solver.num_steps}; allowed: at most "
+                f"process.num_train_timesteps = {self.process.num_train_timesteps}"
+            )
+        if self.parallel.workers > self.training.global_batch_size:
+            raise ValueError(
+                f"parallel.workers = {self.parallel.workers}; allowed: at most training.global_batch_size = "
+                f"{self.training.global_batch_size}"
+            )
+        return self
+
+    def canonical_json(self) -> str:
+        """The one spelling of this configuration: sorted keys, no spaces."""
+        return canonical(self.model_dump(mode="json"))
+
+    @property
+    def config_sha256(self) -> str:
+        """SHA-256 of everything."""
+        return _sha256(self.canonical_json())
+
+    @property
+    def method_sha256(self) -> str:
+        """SHA-256 of what decides the result: all but `parallel`, `run` and `training.steps`."""
+        values = self.model_dump(mode="json", exclude={"parallel": True, "run": True, "training": {"steps"}})
+        return _sha256(canonical(values))
+
+
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Refuse a tracking URI that no server or database could stand behind.
+
+    Raises:
+        ValueError: naming what is allowed.
+    """
+    try:
+        parts = urlsplit(uri)
+        well_formed = parts.port is None or parts.port > 0
+    except ValueError:  # a port that is no number, or out of range
+        parts, well_formed = urlsplit(""), False
+    dialect, rest = parts.scheme.partition("+")[0], uri.partition("://")[2]
+    if parts.password:
+        raise ValueError(
+            "holds a password, which would be recorded with the run; allowed: MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD for a server, the database client's own password file for a database"
+        )
+    well_formed &= dialect in TRACKING_SCHEMES and bool(rest) and not re.search(r"\s", uri)
+    if not well_formed or (dialect in ("http", "https") and not parts.hostname):
+        raise ValueError(
+            f"not a tracking URI; allowed: http(s)://host[:port], or a database URL ({', '.join(TRACKING_SCHEMES[2:])}://…)"
+        )
+
+
+def canonical(values: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Canonical JSON: sorted keys, no white space."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

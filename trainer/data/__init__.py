@@ -1,0 +1,1 @@
+"""Image data: sources, the prepared folder that workers map, and its fingerprint."""

@@ -1,0 +1,251 @@
+"""The driver of one run: prepare, train, package, evaluate, record, register. Each part is skipped if it is done.
+
+The driver holds the run's lock and may be killed at any point: the same command goes on where it was.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import state
+from trainer.config import RunConfig
+from trainer.data.dataset import Dataset, prepare
+from trainer.journal import Journal
+from trainer.paths import RunPaths
+from trainer.progress import ProgressView
+from trainer.settings import InputError
+
+TRACKING_DEADLINE_S = 30.0
+WAITING_NOTICE_S = 60.0
+CONNECT_TIMEOUT_S = 10.0
+NOT_RECORDED = {
+    "run_id": None,
+    "model_uri": None,
+    "registered_model": None,
+    "registered_version": None,
+    "alias": None,
+    "recorded": False,
+}
+
+
+class RunFailed(Exception):
+    """The run cannot go on; one line for the user, exit code 1."""
+
+
+def execute(config: RunConfig, paths: RunPaths) -> int:
+    """Bring the run to its end; returns the exit code.
+
+    Raises:
+        InputError: found only now, such as an unreadable data file; nothing has been started.
+    """
+    with state.locked(paths):
+        if state.inspect(config, paths) == "done":
+            print(f"{config.run.name} is done: {paths.results}")
+            print("to start another: change the configuration, e.g. --set seed=1, or name it with --set run.name=…")
+            return 0
+        dataset = prepare(config.data, Path(config.run.storage or ""))
+        check_data(config, dataset)
+        state.claim(config, paths)
+        journal = Journal(paths.journal)
+        with ProgressView(journal) as view:
+            view.say(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")
+            info = dataset.info
+            view.say(f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})")
+            try:
+                Driver(config, paths, dataset, journal, view).run()
+            except RunFailed as error:
+                view.say(f"failed: {error}")
+                return 1
+            except KeyboardInterrupt:
+                view.say("interrupted; the same command goes on from the last checkpoint")
+                return 1
+            except Exception as error:  # noqa: BLE001 - one line for the user, the rest in a file
+                paths.error.write_text(traceback.format_exc())
+                view.say(f"failed: {type(error).__name__}: {last_line(error)}  (all of it: {paths.error})")
+                return 1
+    return 0
+
+
+def check_data(config: RunConfig, dataset: Dataset) -> None:
+    """Refuse a network or an evaluation that does not fit the data.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    from trainer.evaluate.sizes import MINIMUM_IMAGES
+
+    try:
+        config.network.check_image(*dataset.info.image_shape[1:])
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if dataset.info.classes and min(dataset.info.heldout, dataset.info.train) < MINIMUM_IMAGES:
+        raise InputError(
+            f"data.source = {config.data.source!r}: {dataset.info.train} training and {dataset.info.heldout} held-out "
+            "images; "
+            f"allowed: at least {MINIMUM_IMAGES} each, one more than frechet_classifier has dimensions"
+        )
+
+
+@dataclass
+class Driver:
+    """The parts of a run, in order."""
+
+    config: RunConfig
+    paths: RunPaths
+    dataset: Dataset
+    journal: Journal
+    view: ProgressView
+
+    def run(self) -> None:
+        """All parts; the tracker uploads alongside.
+
+        Raises:
+            RunFailed: training stopped.
+        """
+        from trainer.tracking import Tracker
+
+        connect_ray()
+        tracker = Tracker(self.config, self.paths, self.dataset.info, self.journal)
+        tracker.start()
+        try:
+            self._train()
+            summary = self._evaluate()
+        except BaseException:
+            tracker.finish("FAILED", TRACKING_DEADLINE_S)
+            raise
+        self._record(tracker, summary)
+
+    def _train(self) -> None:
+        from trainer.checkpoint import Checkpoint, find_latest
+        from trainer.fit import fit, resolve_device
+
+        latest = find_latest(self.paths.checkpoints).folder
+        if latest and Checkpoint(latest).step >= self.config.training.steps:
+            return
+        device = resolve_device(self.config)
+        workers = self.config.parallel.workers
+        self.view.say(
+            f"asking Ray for {workers} x {self.config.parallel.cpus_per_worker:g} CPU"
+            f"{' + 1 GPU' if device == 'cuda' else ''}"
+        )
+        self.view.stage("starting workers")
+        before = self.journal.size()
+        reminder = threading.Timer(WAITING_NOTICE_S, self._say_if_waiting, (before,))
+        reminder.daemon = True
+        reminder.start()
+        try:
+            fit(self.config, self.paths, self.dataset.folder, device)
+        except Exception as error:  # whatever Ray raises, the user gets one line and the place of the rest
+            raise RunFailed(f"training: {last_line(error)}; the workers' logs are in Ray's session folder") from error
+        finally:
+            reminder.cancel()
+        for record, _ in self.journal.read(before):
+            if record["kind"] == "nonfinite":
+                raise RunFailed(f"{record['text']}. The last checkpoint is good: {self.paths.checkpoints}")
+
+    def _say_if_waiting(self, before: int) -> None:
+        """Tell what the cluster has free, when no worker has begun since the journal was `before` bytes long."""
+        import ray
+
+        if not any(record["kind"] == "start" for record, _ in self.journal.read(before)):
+            free = ray.available_resources()
+            resources = f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+            self.view.say(f"  still waiting for the workers; free in the cluster: {resources}")
+
+    def _evaluate(self) -> dict[str, Any]:
+        from trainer.evaluate.run import evaluate
+        from trainer.packaging import package_latest
+
+        step, digest = package_latest(self.config, self.paths, self.dataset.info)
+        if step < self.config.training.steps:
+            raise RunFailed(
+                f"the newest good checkpoint is of step {step}, not {self.config.training.steps}; run it again"
+            )
+        if self.paths.summary.is_file():
+            summary = state.read_json(self.paths.summary)
+            if (summary["step"], summary["package_sha256"]) == (step, digest):
+                return summary
+        self.view.say(
+            f"evaluating step {step}: {self.config.evaluation.samples} samples, "
+            f"variational bound on {self.dataset.info.heldout} images"
+        )
+        self.view.stage("evaluating")
+        started = time.monotonic()
+        metrics = evaluate(self.config, self.paths, self.dataset)
+        self.view.say(f"evaluated in {time.monotonic() - started:.0f} s")
+        summary = {
+            "name": self.config.run.name,
+            "experiment": self.config.run.experiment,
+            "step": step,
+            "package_sha256": digest,
+            "config_sha256": self.config.config_sha256,
+            "method_sha256": self.config.method_sha256,
+            "dataset_fingerprint": self.dataset.info.fingerprint,
+            **metrics,
+            "images_per_second": throughput(self.journal),
+            **NOT_RECORDED,
+        }
+        state.write_json(self.paths.summary, summary)
+        return summary
+
+    def _record(self, tracker: Any, summary: dict[str, Any]) -> None:  # noqa: ANN401 - Tracker
+        """Finish the upload and register; without an answer it warns, and the same command tries again."""
+        from trainer.registry import log_results, register
+
+        self.view.stage("recording")
+        try:
+            if not tracker.drain(TRACKING_DEADLINE_S):
+                raise TimeoutError(tracker.problem or f"nothing for {TRACKING_DEADLINE_S:.0f} s")
+            summary["run_id"] = tracker.run_id
+            summary |= register(self.config, self.paths, self.dataset.info, summary, str(tracker.run_id))
+            state.write_json(self.paths.summary, summary)
+            log_results(self.config, self.paths, summary["run_id"])
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the run itself is whole
+            self.view.say(f"warning: MLflow at {self.config.run.tracking_uri} did not answer: {last_line(error)}")
+            self.view.say("  everything is kept here; the same command uploads and registers it later")
+            tracker.finish("FINISHED", 0)
+            return
+        tracker.finish("FINISHED", TRACKING_DEADLINE_S)
+        state.write_json(self.paths.summary, summary | {"recorded": True})
+        if summary["registered_model"]:
+            self.view.say(
+                f"registered {summary['registered_model']} version {summary['registered_version']} "
+                f"as {summary['alias']}"
+            )
+
+
+def connect_ray() -> None:
+    """Join the cluster of RAY_ADDRESS or start a local one, quietly.
+
+    Raises:
+        RunFailed: nothing answers at RAY_ADDRESS.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    host, separator, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    if separator and port.isdecimal() and "/" not in host:
+        try:  # ray.init would knock at a dead address for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise RunFailed(f"no Ray cluster answers at RAY_ADDRESS = {host}:{port}: {error}") from error
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+
+
+def throughput(journal: Journal) -> float:
+    """Mean training images per second over all logged windows, whatever attempt they belong to."""
+    rates = [record["images_per_second"] for record, _ in journal.read() if record["kind"] == "metrics"]
+    return len(rates) / sum(1 / rate for rate in rates)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text: where Ray puts the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

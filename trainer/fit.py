@@ -1,0 +1,76 @@
+"""Ray Train around the loop: asks the cluster for a gang of workers and runs `trainer.loop` on each.
+
+Checkpoints are the loop's own; Ray Train's storage holds only its bookkeeping, one folder per attempt, so a restarted
+driver never trips over the state of the one before.
+"""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from trainer.checkpoint import begin_attempt
+from trainer.config import RunConfig
+from trainer.paths import RunPaths
+from trainer.plan import bundles
+
+MAX_FAILURES = 3
+
+
+def resolve_device(config: RunConfig) -> str:
+    """cpu or cuda: `auto` takes GPUs where the cluster has one for every worker."""
+    if config.parallel.device != "auto":
+        return config.parallel.device
+    return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.parallel.workers else "cpu"
+
+
+def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
+    """Train until `training.steps` or a non-finite loss (the journal says which); a lost worker restarts the gang.
+
+    Raises:
+        ray.train.TrainingFailedError: a worker failed more than MAX_FAILURES times.
+    """
+    attempt = f"attempt-{time.time_ns()}"
+    begin_attempt(paths.attempt, attempt)
+    payload = {
+        "config": config.canonical_json(),
+        "root": str(paths.root),
+        "dataset": str(dataset_folder),
+        "attempt": attempt,
+    }
+    TorchTrainer(
+        train_worker,
+        train_loop_config=payload,
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.parallel.workers,
+            use_gpu=device == "cuda",
+            resources_per_worker=bundles(config, device)[0],
+        ),
+        run_config=RayRunConfig(
+            name=attempt,
+            storage_path=str(paths.ray),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    ).fit()
+    shutil.rmtree(paths.ray, ignore_errors=True)
+
+
+def train_worker(payload: dict[str, Any]) -> None:
+    """What each worker runs; the configuration is validated again where it is used."""
+    import torch
+
+    from trainer.loop import run, start_worker
+
+    config = RunConfig.model_validate_json(payload["config"])
+    torch.set_num_threads(max(1, int(config.parallel.cpus_per_worker)))
+    worker = start_worker(
+        config, RunPaths(Path(payload["root"])), Path(payload["dataset"]), get_device(), payload["attempt"]
+    )
+    run(worker, ray.train.report)

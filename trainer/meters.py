@@ -1,0 +1,58 @@
+"""What a step measures: loss, loss by log-SNR bucket, gradient norm and images per second, over all ranks."""
+
+import time
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
+
+
+def bucket_names() -> list[str]:
+    """Metric names of the log-SNR buckets, noisiest first."""
+    bounds = ["min", *(f"{edge:+.0f}" for edge in EDGES), "max"]
+    return [f"epsilon_mse/log_snr_{low}_{high}".replace("+", "p").replace("-", "m") for low, high in pairwise(bounds)]
+
+
+class Meters:
+    """Sums since the last flush; only `flush` communicates."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start empty; the clock starts now."""
+        self._edges = torch.tensor(EDGES, dtype=torch.float64)
+        self._buckets = torch.zeros(2, len(EDGES) + 1, device=device)
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+        self._since = time.perf_counter()
+        self.last_loss = float("nan")
+
+    def add_rows(self, log_snr: Tensor, epsilon_mse: Tensor, weight: Tensor) -> None:
+        """Take in this rank's rows: log_snr float64 [R] on the CPU, the others [R]."""
+        bucket = torch.bucketize(log_snr, self._edges).to(epsilon_mse.device)
+        self._buckets[0].index_add_(0, bucket, epsilon_mse.float() * weight)
+        self._buckets[1].index_add_(0, bucket, weight)
+
+    def add_step(self, loss: float, gradient_norm: float) -> None:
+        """Take in one step's global loss and gradient norm."""
+        self._losses.append(loss)
+        self._norms.append(gradient_norm)
+        self.last_loss = loss
+
+    def flush(self, global_batch_size: int) -> dict[str, float]:
+        """Means since the last flush, over all ranks; collective. Empty buckets are left out."""
+        dist.all_reduce(self._buckets)
+        sums, counts = self._buckets.tolist()
+        now = time.perf_counter()
+        metrics = {
+            "loss": sum(self._losses) / len(self._losses),
+            "gradient_norm": sum(self._norms) / len(self._norms),
+            "images_per_second": global_batch_size * len(self._losses) / (now - self._since),
+        }
+        metrics |= {name: total / n for name, total, n in zip(bucket_names(), sums, counts, strict=True) if n}
+        self._buckets.zero_()
+        self._losses.clear()
+        self._norms.clear()
+        self._since = now
+        return metrics

@@ -1,0 +1,89 @@
+"""The model registry: a package becomes a LoggedModel, a registered version and an alias.
+
+What is registered is the package folder itself, wrapped by a models-from-code pyfunc (`registry_pyfunc.py`) so that
+`mlflow.pyfunc.load_model("models:/digits@champion").predict(...)` works with pickle deserialisation switched off.
+"""
+
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trainer.config import RunConfig
+from trainer.data.dataset import DatasetInfo
+from trainer.paths import RunPaths
+from trainer.provenance import ROOT
+from trainer.tracking import log_evaluation, mlflow_environment
+
+REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "pydantic", "numpy", "pandas")
+
+
+def register(
+    config: RunConfig, paths: RunPaths, dataset: DatasetInfo, summary: dict[str, Any], run_id: str
+) -> dict[str, Any]:
+    """Log the package as a model of the run, with its metrics, and register it where `run.register_as` asks.
+
+    Returns:
+        model_uri, registered_model, registered_version and alias (None where not registered).
+    """
+    mlflow_environment()
+    import mlflow
+
+    mlflow.set_tracking_uri(str(config.run.tracking_uri))
+    client = mlflow.MlflowClient()
+    model = _log_model(config, paths, summary, run_id)
+    log_evaluation(client, run_id, model.model_id, dataset, summary)
+    name = config.run.register_as
+    if name is None:
+        return {"model_uri": model.model_uri, "registered_model": None, "registered_version": None, "alias": None}
+    number = _version(client, name, model, run_id, summary["package_sha256"])
+    client.set_registered_model_alias(name, config.run.alias, number)
+    return {
+        "model_uri": f"models:/{name}@{config.run.alias}",
+        "registered_model": name,
+        "registered_version": int(number),
+        "alias": config.run.alias,
+    }
+
+
+def log_results(config: RunConfig, paths: RunPaths, run_id: str) -> None:
+    """Upload the results folder: summary, samples and pictures."""
+    from mlflow import MlflowClient
+
+    MlflowClient(config.run.tracking_uri).log_artifacts(run_id, str(paths.results), "results")
+
+
+def _log_model(config: RunConfig, paths: RunPaths, summary: dict[str, Any], run_id: str) -> Any:  # noqa: ANN401 - ModelInfo
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # an input example would be run through the model here, which the evaluation has just done
+        warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
+        return mlflow.pyfunc.log_model(
+            name=str(config.run.name).replace(".", "-"),  # MLflow allows no dot here
+            python_model=str(Path(__file__).with_name("registry_pyfunc.py")),
+            artifacts={"package": str(paths.package)},
+            code_paths=[str(ROOT / "diffusion")],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            signature=ModelSignature(inputs=Schema([ColSpec("long", "seed"), ColSpec("long", "image")])),
+            metadata={"package_sha256": summary["package_sha256"], "method_sha256": summary["method_sha256"]},
+            step=summary["step"],
+        )
+
+
+def _version(client: Any, name: str, model: Any, run_id: str, package_sha256: str) -> str:  # noqa: ANN401 - MLflow types
+    """The version of this package under `name`, made unless it is there already."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for found in client.search_model_versions(f"name = '{name}'"):
+        if found.tags.get("package_sha256") == package_sha256:
+            return found.version
+    tags = {"package_sha256": package_sha256}
+    return client.create_model_version(name, model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id).version

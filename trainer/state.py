@@ -1,0 +1,84 @@
+"""What a run's folder says about it: whose name it is, how far it got, and who is working on it now."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.config import RunConfig
+from trainer.paths import RunPaths
+from trainer.settings import InputError
+
+State = Literal["new", "resumable", "done"]
+
+
+def inspect(config: RunConfig, paths: RunPaths) -> State:
+    """How far the run of this name got, for this configuration.
+
+    Raises:
+        InputError: the name belongs to a run of another method.
+    """
+    if not paths.identity.is_file():
+        return "new"
+    owner = read_json(paths.identity)["method_sha256"]
+    if owner != config.method_sha256:
+        raise InputError(
+            f"run.name = {config.run.name!r}: taken by another method ({owner[:8]}, this is "
+            f"{config.method_sha256[:8]}) in {paths.root}; "
+            "allowed: another name, or none to have one made from the method"
+        )
+    return "done" if is_done(config, paths) else "resumable"
+
+
+def is_done(config: RunConfig, paths: RunPaths) -> bool:
+    """Whether the results are there for enough steps, in MLflow, and registered where that is asked for."""
+    if not paths.summary.is_file():
+        return False
+    summary = read_json(paths.summary)
+    wanted = (config.run.register_as, config.run.alias)
+    registered = wanted[0] is None or (summary["registered_model"], summary["alias"]) == wanted
+    return summary["step"] >= config.training.steps and summary["recorded"] and registered
+
+
+def claim(config: RunConfig, paths: RunPaths) -> None:
+    """Tie the run's name to this method."""
+    paths.root.mkdir(parents=True, exist_ok=True)
+    if not paths.identity.exists():
+        write_json(paths.identity, {"method_sha256": config.method_sha256, "config": config.model_dump(mode="json")})
+
+
+@contextmanager
+def locked(paths: RunPaths) -> Iterator[None]:
+    """Hold the run for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        file = paths.lock.open("a+")
+    except OSError as error:
+        raise InputError(f"run.storage: {paths.root}: {error.strerror}; allowed: a folder to write to") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"run.name = {paths.root.name!r}: another process is working on this run; allowed: one at a time"
+            ) from None
+        yield
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object so that readers see the old file or the new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,237 @@
+"""MLflow, fed from the journal by a thread of the driver: a slow or dead tracking server never stops a step.
+
+The journal is the spool. `tracking.json` says which MLflow run it goes to and how far it has been uploaded, so a driver
+that is killed, or a server that comes back tomorrow, loses and doubles nothing: a record carries its own time stamp,
+and MLflow keeps one metric per (name, time, step, value).
+"""
+
+import os
+import threading
+from typing import Any
+
+from trainer import state
+from trainer.config import RunConfig, canonical
+from trainer.data.dataset import DatasetInfo
+from trainer.journal import Journal, Record
+from trainer.paths import RunPaths
+from trainer.provenance import git_commit
+
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 5.0
+METRICS_PER_BATCH = 500
+BOOKKEEPING = ("kind", "time_ms", "step")
+
+
+def mlflow_environment() -> None:
+    """Defaults that keep MLflow quiet and quick to give up; set before it is imported, the user's own values win."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+class Tracker(threading.Thread):
+    """Uploads a run's journal for as long as it grows.
+
+    Attributes:
+        run_id: the MLflow run, once the server has answered.
+        problem: the last failure in one line, None after a success.
+    """
+
+    def __init__(self, config: RunConfig, paths: RunPaths, dataset: DatasetInfo, journal: Journal) -> None:
+        """Go on from `tracking.json` where there is one; nothing is contacted before `start()`."""
+        super().__init__(name="tracker", daemon=True)
+        self._config, self._paths, self._dataset, self._journal = config, paths, dataset, journal
+        saved = state.read_json(paths.tracking) if paths.tracking.is_file() else {}
+        self.run_id: str | None = saved.get("run_id")
+        self._described: bool = saved.get("described", False)
+        self._offset: int = saved.get("offset", 0)
+        self._step: int = saved.get("step", 0)
+        self.problem: str | None = None
+        self._client: Any = None
+        self._stop_event, self._round = threading.Event(), threading.Condition()
+        self._answered = False
+
+    def run(self) -> None:
+        """The thread: upload what is new, wait, again; failures are kept as `problem` and retried."""
+        while not self._stop_event.is_set():
+            try:
+                self._connect()
+                self._upload()
+                self.problem = None
+                with self._round:
+                    self._answered = True
+                    self._round.notify_all()
+            except Exception as error:  # noqa: BLE001 - whatever the server or network does, training goes on
+                self.problem = one_line(error)
+            self._stop_event.wait(RETRY_SECONDS if self.problem else POLL_SECONDS)
+
+    def drain(self, deadline_s: float) -> bool:
+        """Wait until all that is in the journal now is uploaded; False if that takes longer than the deadline."""
+        target = max((offset for _, offset in self._journal.read()), default=0)
+        with self._round:
+            return self._round.wait_for(lambda: self._answered and self._offset >= target, deadline_s)
+
+    def finish(self, status: str, deadline_s: float) -> None:
+        """Upload what is left, set the MLflow run's status (FINISHED or FAILED) and stop; bounded by the deadline."""
+        try:
+            if deadline_s and self.drain(deadline_s):
+                self._client.set_terminated(self.run_id, status)
+        except Exception as error:  # noqa: BLE001 - a server that goes away now takes nothing from the run
+            self.problem = one_line(error)
+        self._stop_event.set()
+
+    def _connect(self) -> None:
+        if self._client is not None:
+            return
+        mlflow_environment()
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self._config.run.tracking_uri)
+        if self.run_id is None or not _is_there(client, self.run_id):
+            self._described, self._offset, self._step = False, 0, 0
+            self.run_id = create_run(client, self._config, self._dataset)
+            self._save()  # before anything else can fail, so that a retry fills this run and makes no other
+        else:
+            client.set_terminated(self.run_id, "RUNNING")
+        if not self._described:
+            describe_run(client, self.run_id, self._config, self._dataset)
+            self._described = True
+            self._save()
+        self._client = client
+
+    def _upload(self) -> None:
+        """All complete records behind the offset, in batches; progress is noted once they are there."""
+        pending: list[Record] = []
+        reached, step = self._offset, self._step
+        for record, offset in self._journal.read(self._offset):
+            if record["kind"] == "metrics" and record["step"] > step:
+                pending.append(record)
+                step = record["step"]
+            reached = offset
+        rows = [(name, record) for record in pending for name in record if name not in BOOKKEEPING]
+        for first in range(0, len(rows), METRICS_PER_BATCH):
+            self._log(rows[first : first + METRICS_PER_BATCH])
+        self._offset, self._step = reached, step
+        if pending:
+            self._save()
+
+    def _log(self, rows: list[tuple[str, Record]]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, record[name], record["time_ms"], record["step"]) for name, record in rows]
+        self._client.log_batch(self.run_id, metrics=metrics)
+
+    def _save(self) -> None:
+        progress = {"described": self._described, "offset": self._offset, "step": self._step}
+        state.write_json(self._paths.tracking, {"run_id": self.run_id, **progress})
+
+
+def _is_there(client: Any, run_id: str) -> bool:  # noqa: ANN401 - MlflowClient
+    """Whether this server, wherever it listens today, holds the run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text on one line, short enough to print."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def create_run(client: Any, config: RunConfig, dataset: DatasetInfo) -> str:  # noqa: ANN401 - MlflowClient
+    """A new MLflow run, tagged with what it comes from; returns its id."""
+    tags = {
+        "mlflow.source.name": "python -m trainer",
+        "mlflow.source.git.commit": git_commit(),
+        "dualview.method_sha256": config.method_sha256,
+        "dualview.config_sha256": config.config_sha256,
+        "dualview.dataset_fingerprint": dataset.fingerprint,
+    }
+    return client.create_run(_experiment(client, config), run_name=config.run.name, tags=tags).info.run_id
+
+
+def describe_run(client: Any, run_id: str, config: RunConfig, dataset: DatasetInfo) -> None:  # noqa: ANN401
+    """The run's parameters, configuration and data set; doing it twice changes nothing."""
+    from mlflow.entities import DatasetInput, InputTag, Param
+
+    parameters = flatten(config.model_dump(mode="json"))
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in parameters.items()])
+    client.log_text(run_id, config.canonical_json() + "\n", "config.json")
+    client.log_inputs(run_id, [DatasetInput(mlflow_dataset(dataset), [InputTag("mlflow.data.context", "training")])])
+
+
+def _experiment(client: Any, config: RunConfig) -> str:  # noqa: ANN401 - MlflowClient
+    """The experiment's id; with a bare database, artifacts go beside the runs and not under the working directory."""
+    name, uri = config.run.experiment, str(config.run.tracking_uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment:
+        return experiment.experiment_id
+    served = uri.startswith("http")
+    return client.create_experiment(
+        name, artifact_location=None if served else f"file://{config.run.storage}/mlflow-artifacts/{name}"
+    )
+
+
+def mlflow_dataset(dataset: DatasetInfo) -> Any:  # noqa: ANN401 - mlflow.entities.Dataset
+    """The data set as MLflow names it; its digest is the start of the fingerprint (MLflow allows 36 characters)."""
+    from mlflow.entities import Dataset
+
+    source = canonical({"source": dataset.source, "fingerprint": dataset.fingerprint})
+    profile = canonical({"train": dataset.train, "heldout": dataset.heldout, "image_shape": dataset.image_shape})
+    return Dataset(
+        name=dataset.source[-500:],
+        digest=dataset.fingerprint[:32],
+        source_type="dualview",
+        source=source,
+        profile=profile,
+    )
+
+
+def log_evaluation(client: Any, run_id: str, model_id: str, dataset: DatasetInfo, summary: dict[str, Any]) -> None:  # noqa: ANN401
+    """The run's final metrics, tied to the LoggedModel and the data set."""
+    import time
+
+    from mlflow.entities import Metric
+
+    entity, now = mlflow_dataset(dataset), time.time_ns() // 10**6
+    metrics = [
+        Metric(
+            name,
+            value,
+            now,
+            summary["step"],
+            model_id=model_id,
+            dataset_name=entity.name,
+            dataset_digest=entity.digest,
+            run_id=run_id,
+        )
+        for name, value in flatten(summary).items()
+        if isinstance(value, float)
+    ]
+    client.log_batch(run_id, metrics=metrics)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,37 @@
+"""How a run maps onto DeepSpeed: micro-batches per rank, and the configuration it is given. No torch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config import RunConfig
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How the global batch falls on ranks: `rows` per rank (padding included), in `micro_batches` of `micro_rows`."""
+
+    rows: int
+    micro_rows: int
+    micro_batches: int
+
+
+def batch_shape(config: RunConfig) -> BatchShape:
+    """Rows per rank and the accumulation that follows; nothing needs to divide anything, the rest is padding."""
+    per_rank = -(-config.training.global_batch_size // config.parallel.workers)
+    micro_rows = min(config.parallel.micro_batch_size or per_rank, per_rank)
+    micro_batches = -(-per_rank // micro_rows)
+    return BatchShape(micro_rows * micro_batches, micro_rows, micro_batches)
+
+
+def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    """The configuration given to DeepSpeed, whole."""
+    shape = batch_shape(config)
+    return {
+        "train_micro_batch_size_per_gpu": shape.micro_rows,
+        "gradient_accumulation_steps": shape.micro_batches,
+        "gradient_clipping": config.optim.max_grad_norm,
+        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_allow_untested_optimizer": True,  # the optimizer is torch's fused AdamW, built here
+        "torch_autocast": {"enabled": config.training.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 10**9,
+    }
