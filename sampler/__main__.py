@@ -1,0 +1,196 @@
+"""Command line: `python -m sampler serve` deploys models on Ray Serve, `python -m sampler generate` samples here.
+
+Exit codes: 0 done; 2 bad input, in one line; 1 anything else.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from pydantic import TypeAdapter
+
+from diffusion.config import SolverConfig
+from sampler.models import ModelError, load, resolve
+
+SOLVERS = tuple(str(member.model_fields["kind"].default) for member in get_args(get_args(SolverConfig)[0]))
+
+TRACKING_HELP = "the MLflow registry (default: MLFLOW_TRACKING_URI, or the local database that training writes)"
+SERVE_EXAMPLES = """\
+examples:
+  python -m sampler serve --model digits@champion
+  python -m sampler serve --model digits@champion --model digits@candidate --port 8080 --detach
+  ray job submit --working-dir . -- python -m sampler serve --model digits@champion
+
+  curl -s localhost:8000/v1/models
+  curl -s localhost:8000/v1/images -H 'content-type: application/json' -d '{"n": 16, "seed": 0}' -o grid.png
+
+The address has no password of its own (Ray's token does not cover it): keep it on 127.0.0.1, or put a proxy before it.
+A detached application ends with: serve shutdown -y
+"""
+GENERATE_EXAMPLES = """\
+examples:
+  python -m sampler generate digits@champion -n 64 --seed 0 --out grid.png
+  python -m sampler generate digits@champion -n 1000 --solver ancestral --steps 250 --out samples.npy
+  python -m sampler generate path/to/package --out grid.png
+
+Image i of a seed is the same image whatever -n is, and the same as the service gives.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message.removeprefix('argument ')}; see {self.prog} --help\n")
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """An argument type: a whole number from low to high."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text}: allowed: a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """An argument type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: allowed: a number above 0")
+    return value
+
+
+def out_path(text: str) -> Path:
+    """An argument type: a file to write, .png or .npy, in a folder that exists."""
+    path = Path(text)
+    if path.suffix not in (".png", ".npy"):
+        raise argparse.ArgumentTypeError(f"{text}: allowed: a name that ends in .png or .npy")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: allowed: a file in a folder that exists")
+    return path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of both commands."""
+    parser = Parser(prog="python -m sampler", description="Sample from trained models: as a service, or here and now.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    raw = argparse.RawDescriptionHelpFormatter
+    add_serve(commands.add_parser("serve", help="serve models over HTTP on a Ray cluster", formatter_class=raw))
+    add_generate(commands.add_parser("generate", help="sample to a file, without Ray", formatter_class=raw))
+    return parser
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Options of `serve`."""
+    parser.description = (
+        "Serve models over HTTP on the Ray cluster of RAY_ADDRESS, or the one running here, or one started for the\n"
+        "purpose. Prints the URL once it answers; Ctrl-C removes the application."
+    )
+    parser.epilog = SERVE_EXAMPLES
+    add = parser.add_argument
+    models = "a registered model, or a package folder that every node sees; repeat for more, the first is the default"
+    add("--model", action="append", required=True, metavar="NAME@alias", dest="models", help=models)
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=whole(1, 65535), default=8000, help="port to listen on (default: %(default)s)")
+    add("--tracking-uri", metavar="URI", help=TRACKING_HELP)
+    add("--num-cpus", type=positive, default=1.0, metavar="N", help="CPUs and torch threads of a replica (default: 1)")
+    add("--timeout", type=positive, default=300.0, metavar="SECONDS", help="to become healthy in (default: 300)")
+    add("--detach", action="store_true", help="return once healthy and leave the application running")
+    parser.set_defaults(run=run_serve)
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    """Options of `generate`."""
+    parser.description = "Sample images to a file, on this machine, without Ray."
+    parser.epilog = GENERATE_EXAMPLES
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="NAME@alias of the registry, or the path of a package folder")
+    add("-n", "--count", type=whole(1, 10**6), default=64, metavar="N", help="number of images (default: %(default)s)")
+    add("--seed", type=whole(0, 2**63 - 1), default=0, help="images are keyed by it (default: %(default)s)")
+    add("--solver", choices=SOLVERS, help="default: the package's own")
+    add("--steps", type=whole(1, 10**6), metavar="N", help="evaluations per image (default: the solver's own)")
+    add("--out", type=out_path, required=True, help="a .png (one grid) or .npy (uint8 [N, H, W, C]) file")
+    add("--tracking-uri", metavar="URI", help=TRACKING_HELP)
+    parser.set_defaults(run=run_generate)
+
+
+def run_serve(arguments: argparse.Namespace) -> None:
+    """Deploy, say where, and stay until Ctrl-C or SIGTERM unless detached."""
+    sources = [resolve(reference, arguments.tracking_uri) for reference in arguments.models]
+    names = [source.reference for source in sources]
+    if len(set(names)) < len(names):
+        raise ModelError(f"model: {', '.join(names)}: allowed: each name once")
+    from sampler.service import Address, connect, deploy, remove
+
+    address = Address(arguments.host, arguments.port)
+    connect(start_if_none=not arguments.detach)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        deploy(sources, address, arguments.num_cpus, arguments.timeout)
+        print(f"serving {', '.join(names)} at {address.url}", flush=True)
+        if not arguments.detach:
+            signal.pause()
+    except KeyboardInterrupt:
+        if arguments.detach:
+            raise
+        remove()
+
+
+def run_generate(arguments: argparse.Namespace) -> None:
+    """Sample and write, with a line of progress on the terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sampler.encode import ENCODERS, check_format
+    from sampler.generate import generate
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"loading {arguments.model}", total=None)
+        model = load(resolve(arguments.model, arguments.tracking_uri))
+        format_ = arguments.out.suffix.removeprefix(".")
+        check_format(format_, model.config.image_shape[0])
+        config = solver_config(model.config.solver, arguments.solver, arguments.steps)
+        total = arguments.count * config.num_steps
+        progress.update(task, description=f"sampling {arguments.count} images", total=total)
+        pixels = generate(model, config, arguments.seed, arguments.count, lambda rows: progress.advance(task, rows))
+    arguments.out.write_bytes(ENCODERS[format_](pixels))
+    print(f"{arguments.out}: {arguments.count} images of {arguments.model} ({config.kind}, {config.num_steps} steps)")
+
+
+def solver_config(default: SolverConfig, kind: str | None, steps: int | None) -> SolverConfig:
+    """The package's solver, or the defaults of another kind, with the number of steps if given."""
+    values: dict[str, object] = default.model_dump() if kind in (None, default.kind) else {"kind": kind}
+    if steps is not None:
+        values["num_steps"] = steps
+    return TypeAdapter(SolverConfig).validate_python(values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, ArithmeticError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The HTTP face as a FastAPI application: what is asked, what is answered, and every error in one clear line.
+
+Knows no Ray: `service.py` puts it behind Ray Serve, tests call it directly. Errors are `{"detail": "..."}`: 422 for
+what cannot be asked, 404 for a model that is not served, 503 with Retry-After when busy; an unexpected error says
+nothing of its cause to the client.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, get_args
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from diffusion.config import Config, SolverConfig
+from diffusion.images import to_pixels
+from sampler.batcher import Batcher, Busy
+from sampler.encode import ENCODERS, Pixels, check_format
+from sampler.models import Model
+from sampler.parts import NonFinite
+
+MAX_IMAGES = 1024
+SOLVER_MODELS: dict[str, type[Config]] = {
+    m.model_fields["kind"].default: m for m in get_args(get_args(SolverConfig)[0])
+}
+MEDIA_TYPES = {"png": "image/png", "npy": "application/x-npy"}
+
+
+class ImageRequest(Config):
+    """Body of `POST /v1/images`: images 0..n-1 of a seed, which are the same images whoever else is asking."""
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    solver: SolverConfig | None = None
+    format: Literal["png", "npy"] = "png"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model and the engine that evaluates it."""
+
+    model: Model
+    batcher: Batcher
+
+
+class ApiError(Exception):
+    """An answer other than 200, with the detail a client may read."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        """An HTTP status and one line."""
+        super().__init__(detail)
+        self.status, self.detail, self.headers = status, detail, headers
+
+
+class Service:
+    """The models served, each with an engine of its own.
+
+    Args:
+        models: at least one; the first is the default.
+        max_rows: rows of one network evaluation.
+        max_images: unfinished images held per model; at least MAX_IMAGES, so that any one request fits.
+    """
+
+    def __init__(self, models: Sequence[Model], max_rows: int = 64, max_images: int = 4 * MAX_IMAGES) -> None:
+        """Start the engines."""
+        self.engines = [Engine(model, Batcher(model.denoiser.epsilon, max_rows, max_images)) for model in models]
+
+    def close(self) -> None:
+        """Stop the engines; unfinished requests are cancelled."""
+        for engine in self.engines:
+            engine.batcher.close()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every engine still works."""
+        return all(engine.batcher.alive for engine in self.engines)
+
+    def find(self, name: str | None) -> Engine:
+        """The engine of a model, by its reference or its bare name; None means the first.
+
+        Raises:
+            ApiError: 404.
+        """
+        for engine in self.engines:
+            if name in (None, engine.model.source.reference, engine.model.source.name):
+                return engine
+        served = ", ".join(engine.model.source.reference for engine in self.engines)
+        raise ApiError(404, f"model: {_shown(name)}: not served here; allowed: {served}")
+
+    async def sample(self, engine: Engine, request: ImageRequest) -> Pixels:
+        """The images, uint8 [n, H, W, C]; when the caller goes away their rows leave the engine.
+
+        Raises:
+            ApiError: 422, 503, or 500 where the model itself fails.
+        """
+        start = partial(engine.model.solver, request.solver, request.seed)
+        try:
+            check_format(request.format, engine.model.config.image_shape[0])
+            start(())
+        except ValueError as error:
+            raise ApiError(422, str(error)) from error
+        try:
+            x = await asyncio.wrap_future(engine.batcher.submit(start, range(request.n)))
+        except Busy as error:
+            raise ApiError(503, f"busy: {error}", {"Retry-After": "1"}) from error
+        except NonFinite as error:
+            raise ApiError(500, str(error)) from error
+        return to_pixels(x)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application: `GET /healthz`, `GET /v1/models`, `POST /v1/images`."""
+    app = FastAPI(title="DualView sampler", docs_url=None, redoc_url=None)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(ApiError, _answer_error)
+    app.add_exception_handler(Exception, _answer_unexpected)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        if not service.healthy:
+            raise ApiError(503, "an engine has stopped")
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models() -> list[dict[str, Any]]:
+        return [describe(engine.model) for engine in service.engines]
+
+    @app.post("/v1/images", response_class=Response)
+    async def images(request: ImageRequest) -> Response:
+        engine = service.find(request.model)
+        pixels = await service.sample(engine, request)
+        content = await asyncio.to_thread(ENCODERS[request.format], pixels)
+        headers = {"X-Model-Version": engine.model.source.version, "X-Package-SHA256": engine.model.package_sha256}
+        return Response(content, media_type=MEDIA_TYPES[request.format], headers=headers)
+
+    return app
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What `GET /v1/models` says of a model; `model` is what to put in a request."""
+    return {
+        "model": model.source.reference,
+        "name": model.source.name,
+        "version": model.source.version,
+        "package_sha256": model.package_sha256,
+        "image_shape": model.config.image_shape,
+        "solver": model.config.solver.model_dump(),
+    }
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse({"detail": error.detail}, error.status, error.headers)
+
+
+async def _answer_unexpected(_: Request, __: Exception) -> Response:
+    return JSONResponse({"detail": "internal error; the replica's log has the cause"}, 500)
+
+
+async def _answer_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse({"detail": "; ".join(_explain(problem) for problem in error.errors()[:5])}, 422)
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """`field: value: what is allowed`, from one of pydantic's problems."""
+    path = [str(part) for part in problem["loc"][1:]]
+    field = ".".join(path) or "body"
+    match problem["type"]:
+        case "json_invalid":
+            return f"body: not JSON: {problem['ctx']['error']}"
+        case "missing":
+            return f"{field}: missing"
+        case "extra_forbidden":
+            owner = SOLVER_MODELS[path[1]] if len(path) > 1 else ImageRequest
+            return f"{field}: unknown key; allowed: {', '.join(owner.model_fields)}"
+        case _:
+            return f"{field}: {_shown(problem['input'])}: {problem['msg']}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

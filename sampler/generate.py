@@ -1,0 +1,42 @@
+"""Sampling without a cluster: the same engine, in this process."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from diffusion.config import SolverConfig
+from diffusion.images import to_pixels
+from sampler.batcher import Batcher
+from sampler.encode import Pixels
+from sampler.models import Model
+
+
+def generate(model: Model, config: SolverConfig, seed: int, count: int, report: Callable[[int], None]) -> Pixels:
+    """Images 0..count-1 of a seed.
+
+    Args:
+        model: what to sample from.
+        config: the solver.
+        seed: 0..2^63 - 1.
+        count: number of images.
+        report: called after each evaluation with its number of rows.
+
+    Returns:
+        uint8 [count, H, W, C].
+
+    Raises:
+        ValueError: settings that the model's chain cannot take.
+        NonFinite: the network answered NaN or infinity.
+    """
+
+    def evaluate(x: Tensor, t: Tensor) -> Tensor:
+        epsilon = model.denoiser.epsilon(x, t)
+        report(len(x))
+        return epsilon
+
+    batcher = Batcher(evaluate, max_images=count)
+    try:
+        x = batcher.submit(lambda images: model.solver(config, seed, images), range(count)).result()
+    finally:
+        batcher.close()
+    return to_pixels(x)

@@ -1,0 +1,175 @@
+"""The HTTP face, called without Ray."""
+
+import asyncio
+import dataclasses
+import io
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from diffusion.config import Ddim
+from diffusion.denoiser import Denoiser
+from diffusion.images import grid, to_pixels
+from diffusion.solvers import solve
+from sampler.api import ImageRequest, Service, create_app
+from sampler.models import Model
+
+
+@pytest.fixture(scope="module")
+def service(model: Model) -> Iterator[Service]:
+    service = Service([model])
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[TestClient]:
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        yield client
+
+
+def expected(model: Model, n: int, seed: int, solver: Ddim | None = None) -> np.ndarray:
+    with torch.no_grad():
+        return to_pixels(solve(model.denoiser, model.solver(solver, seed, range(n))))
+
+
+def test_npy_holds_the_images_of_the_seed(client: TestClient, model: Model) -> None:
+    solver = {"kind": "ddim", "num_steps": 4, "eta": 1.0}
+    answer = client.post("/v1/images", json={"n": 5, "seed": 2**63 - 1, "solver": solver, "format": "npy"})
+    pixels = np.load(io.BytesIO(answer.content))
+    difference = np.abs(pixels.astype(int) - expected(model, 5, 2**63 - 1, Ddim(num_steps=4, eta=1.0)))
+    assert pixels.shape == (5, 8, 8, 1)
+    assert difference.max() <= 1
+    assert answer.headers["X-Model-Version"] == "local"
+    assert answer.headers["X-Package-SHA256"] == model.package_sha256
+
+
+def test_png_is_one_grid_by_the_default_solver(client: TestClient, model: Model) -> None:
+    answer = client.post("/v1/images", json={"n": 6, "seed": 1})
+    picture = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert answer.headers["content-type"] == "image/png"
+    assert picture.shape == grid(expected(model, 6, 1)).shape
+    assert np.abs(picture.astype(int) - grid(expected(model, 6, 1))).max() <= 1
+
+
+def test_models_says_what_is_served(client: TestClient, model: Model) -> None:
+    assert client.get("/v1/models").json() == [
+        {
+            "model": "tiny",
+            "name": "tiny",
+            "version": "local",
+            "package_sha256": model.package_sha256,
+            "image_shape": [1, 8, 8],
+            "solver": {"kind": "dpmpp_2m", "num_steps": 5, "clip_x0": True},
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "detail"),
+    [
+        ({"n": 0}, 422, "n: 0: "),
+        ({"n": 1025}, 422, "n: 1025: "),
+        ({"n": "3"}, 422, "n: '3': "),
+        ({"seed": 2**63}, 422, "seed: 9223372036854775808: "),
+        ({"seed": -1}, 422, "seed: -1: "),
+        ({"seed": None}, 422, "seed: None: "),
+        ({"stepz": 3}, 422, "stepz: unknown key; allowed: model, n, seed, solver, format"),
+        ({"format": "jpg"}, 422, "format: 'jpg': "),
+        ({"solver": {"kind": "magic"}}, 422, "solver: {'kind': 'magic'}: "),
+        (
+            {"solver": {"kind": "ddim", "stepz": 3}},
+            422,
+            "solver.ddim.stepz: unknown key; allowed: kind, num_steps, eta",
+        ),
+        ({"solver": {"kind": "ddim", "num_steps": 101}}, 422, "solver.num_steps = 101; allowed: 1 to "),
+        ({"model": "huge@champion"}, 404, "model: 'huge@champion': not served here; allowed: tiny"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(client: TestClient, change: dict[str, Any], status: int, detail: str) -> None:
+    answer = client.post("/v1/images", json={"n": 1, "seed": 0} | change)
+    assert answer.status_code == status
+    assert answer.json()["detail"].startswith(detail)
+
+
+def test_a_body_that_is_not_json_is_named(client: TestClient) -> None:
+    answer = client.post("/v1/images", content="{", headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["detail"][:15]) == (422, "body: not JSON:")
+
+
+def test_png_of_four_channels_is_refused(model: Model) -> None:
+    config = model.config.model_copy(update={"image_shape": (4, 8, 8)})
+    service = Service([dataclasses.replace(model, config=config)])
+    answer = TestClient(create_app(service)).post("/v1/images", json={"n": 1, "seed": 0})
+    service.close()
+    assert (answer.status_code, answer.json()["detail"][:12]) == (422, "format: png:")
+
+
+def test_busy_is_503_with_retry_after(model: Model) -> None:
+    service = Service([model], max_images=4)
+    answer = TestClient(create_app(service)).post("/v1/images", json={"n": 5, "seed": 0})
+    service.close()
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "1"
+    assert answer.json()["detail"].startswith("busy: ")
+
+
+def with_epsilon(model: Model, epsilon: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Model:
+    """The model with another network."""
+    return dataclasses.replace(model, denoiser=Denoiser(epsilon, model.denoiser.schedule, "epsilon"))
+
+
+def test_an_unexpected_error_says_nothing_of_its_cause(model: Model) -> None:
+    def leaky(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("/secret/path")
+
+    service = Service([with_epsilon(model, leaky)])
+    client = TestClient(create_app(service), raise_server_exceptions=False)
+    answer = client.post("/v1/images", json={"n": 1, "seed": 0})
+    service.close()
+    assert (answer.status_code, answer.json()) == (500, {"detail": "internal error; the replica's log has the cause"})
+
+
+def test_a_model_that_answers_nan_says_so(model: Model) -> None:
+    service = Service([with_epsilon(model, lambda x, t: x * torch.nan)])
+    answer = TestClient(create_app(service)).post("/v1/images", json={"n": 1, "seed": 0})
+    service.close()
+    assert (answer.status_code, answer.json()["detail"][:22]) == (500, "the model produced NaN")
+
+
+def test_health_follows_the_engines(model: Model) -> None:
+    service = Service([model])
+    client = TestClient(create_app(service))
+    assert client.get("/healthz").status_code == 200
+    service.close()
+    assert client.get("/healthz").status_code == 503
+
+
+def test_a_client_that_goes_away_takes_its_rows_along(model: Model) -> None:
+    entered, go_on, rows = threading.Event(), threading.Event(), []
+
+    def held(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        entered.set()
+        assert go_on.wait(30)
+        rows.append(len(x))
+        return model.denoiser.network(x, t)
+
+    async def scenario(service: Service) -> None:
+        gone = asyncio.create_task(service.sample(service.engines[0], ImageRequest(n=4, seed=0)))
+        assert await asyncio.to_thread(entered.wait, 30)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        go_on.set()
+        await service.sample(service.engines[0], ImageRequest(n=1, seed=0))
+
+    service = Service([with_epsilon(model, held)])
+    asyncio.run(scenario(service))
+    service.close()
+    assert rows == [4] + [1] * model.config.solver.num_steps

@@ -1,0 +1,84 @@
+"""The command line: what it teaches, what it refuses, and what it writes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sampler.__main__ import SOLVERS, main
+
+MLFLOW_WARNING = "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["generate"]])
+def test_help_teaches_without_loading_anything_heavy(command: list[str]) -> None:
+    code = (
+        "import sys\nfrom sampler.__main__ import main\n"
+        f"try: main({[*command, '--help']!r})\nexcept SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'fastapi', 'numpy'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "usage:" in shown
+    assert not command or "examples:" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL", "-n", "0", "--out", "a.png"], "error: -n/--count: 0: allowed: a whole number from 1"),
+        (["MODEL", "--seed", "-1", "--out", "a.png"], "error: --seed: -1: allowed: a whole number from 0"),
+        (["MODEL", "--out", "a.jpg"], "error: --out: a.jpg: allowed: a name that ends in .png or .npy"),
+        (["MODEL", "--out", "no/such/a.png"], "error: --out: no/such/a.png: allowed: a file in a folder that exists"),
+        (["MODEL", "--solver", "magic", "--out", "a.png"], "error: --solver: invalid choice: 'magic'"),
+        (["nowhere", "--out", "a.png"], "error: model: nowhere: no such folder; allowed: NAME@alias"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["generate", *arguments])
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+
+
+def test_more_steps_than_the_chain_has_is_bad_input(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "a.npy"
+    assert main(["generate", str(package), "--steps", "101", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith("error: solver.num_steps = 101; allowed: 1 to ")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_generate_writes_the_array(package: Path, tmp_path: Path, solver: str) -> None:
+    out = tmp_path / "a.npy"
+    assert main(["generate", str(package), "-n", "3", "--solver", solver, "--steps", "4", "--out", str(out)]) == 0
+    assert np.load(out).shape == (3, 8, 8, 1)
+
+
+@pytest.mark.filterwarnings(MLFLOW_WARNING)
+def test_generate_writes_a_grid_of_a_registered_model(registry: str, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    assert main(["generate", "tiny@champion", "--tracking-uri", registry, "-n", "4", "--out", str(out)]) == 0
+    with Image.open(out) as picture:
+        assert picture.size == (2 * 64 + 3 * 6, 2 * 64 + 3 * 6)
+
+
+def test_a_registry_that_is_down_is_no_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    arguments = ["generate", "tiny@champion", "--tracking-uri", "http://127.0.0.1:9", "--out", str(tmp_path / "a.png")]
+    assert main(arguments) == 1
+
+
+def test_a_model_served_twice_is_bad_input(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--model", str(package), "--model", str(package)]) == 2
+    assert "allowed: each name once" in capsys.readouterr().err
