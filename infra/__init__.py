@@ -1,0 +1,1 @@
+"""How DualView is run: the local stack here; images, cluster files and monitoring beside it."""

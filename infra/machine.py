@@ -1,0 +1,56 @@
+"""What this machine offers: CPUs, GPUs, free loopback ports."""
+
+import math
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
+
+def cpus() -> int:
+    """CPUs to offer to Ray: those this process may use, at least 2 so that two workers fit on any machine.
+
+    One more is offered for the sampler, so that a stack with a sampler on it can still train.
+    """
+    usable = float(len(os.sched_getaffinity(0)))
+    if CGROUP_LIMIT.exists():
+        quota, period = CGROUP_LIMIT.read_text().split()
+        usable = usable if quota == "max" else min(usable, int(quota) / int(period))
+    return max(2, math.ceil(usable)) + 1
+
+
+def gpus() -> int:
+    """How many GPUs a process here may use: those `nvidia-smi -L` lists, fewer where CUDA_VISIBLE_DEVICES says so."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    present = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        present if visible is None else min(present, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
+    )
+
+
+def free_ports(preferred: Sequence[int]) -> list[int]:
+    """One free loopback port for each preferred one: that one if it is free, any other if not; all different."""
+    with ExitStack() as held:
+        return [held.enter_context(_listen(port)).getsockname()[1] for port in preferred]
+
+
+def _listen(port: int) -> socket.socket:
+    for choice in (port, 0):
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was in use a minute ago is free
+        try:
+            listening.bind(("127.0.0.1", choice))
+            listening.listen()
+        except OSError:
+            listening.close()
+        else:
+            return listening
+    raise OSError("no free port on 127.0.0.1")

@@ -1,0 +1,61 @@
+"""What the suite shares: one real local stack (Ray head with token authentication, MLflow server) per session.
+
+The stack is started on first use and stopped at the end, and it is an error if anything of it is left.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra import lifecycle, processes
+from infra.stack import Stack, addresses
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The session's stack, and how to run a command against it."""
+
+    stack: Stack
+    environment: dict[str, str]
+    storage: Path
+
+    def command(self, *arguments: str, cwd: Path = ROOT, **changes: str) -> "subprocess.Popen[str]":
+        """Start `python -m ARGUMENTS` with the stack's addresses."""
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=cwd,
+            env={**self.environment, **changes},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str, expect: int = 0, cwd: Path = ROOT, **changes: str) -> str:
+        """Run `python -m ARGUMENTS` to its end; its output, once its exit code is as expected."""
+        process = self.command(*arguments, cwd=cwd, **changes)
+        output, _ = process.communicate(timeout=280)
+        assert process.returncode == expect, f"exit {process.returncode}, expected {expect}:\n{output}"
+        return output
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A real Ray head and a real MLflow server on loopback; nothing of them is left behind."""
+    var = tmp_path_factory.mktemp("stack")
+    stack = lifecycle.up(ROOT, var, kept=False)
+    try:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= addresses(stack, var)
+        yield Cluster(stack, environment, Path(environment["DUALVIEW_STORAGE"]))
+    finally:
+        lifecycle.stop(var)
+    assert processes.marked(stack.id) == []
+    shutil.rmtree(var)

@@ -1,0 +1,70 @@
+"""A small run that still goes through everything, and what several tests read of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import Cluster
+from trainer.config import RunConfig
+from trainer.journal import Journal
+from trainer.paths import RunPaths
+from trainer.settings import load_config
+
+STEPS, CHECKPOINT_EVERY = 150, 25
+TINY: dict[str, Any] = {
+    "network": {"kind": "unet", "channels": [8, 16], "attention": [False, True], "norm_groups": 4},
+    "training": {"steps": STEPS, "global_batch_size": 32},
+    "optim": {"warmup_steps": 4},
+    "evaluation": {"samples": 130, "vlb_draws": 2, "solver": {"kind": "dpmpp_2m", "num_steps": 4}},
+    "run": {"experiment": "tiny", "register_as": "tiny", "checkpoint_every": CHECKPOINT_EVERY, "log_every": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run file of a few seconds' training."""
+    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that went through to the registry."""
+
+    config: RunConfig
+    paths: RunPaths
+    output: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads(self.paths.summary.read_text())
+
+    def losses(self) -> list[float]:
+        return losses(self.paths)
+
+
+def losses(paths: RunPaths) -> list[float]:
+    """The logged losses, the last record of each step."""
+    steps = {
+        record["step"]: record["loss"] for record, _ in Journal(paths.journal).read() if record["kind"] == "metrics"
+    }
+    return [steps[step] for step in sorted(steps)]
+
+
+def configured(cluster: Cluster, tiny: Path, *sets: str) -> tuple[RunConfig, RunPaths]:
+    """The configuration that a command on this cluster resolves to."""
+    places = [f"run.storage={cluster.storage}", f"run.tracking_uri={cluster.stack.tracking_uri}"]
+    config = load_config(tiny, [*places, *sets])
+    return config, RunPaths.of(config)
+
+
+@pytest.fixture(scope="session")
+def finished(cluster: Cluster, tiny: Path) -> FinishedRun:
+    """The unbroken run that others are compared with: 2 workers, ZeRO-2, fp32."""
+    output = cluster.run("trainer", "--config", str(tiny))
+    return FinishedRun(*configured(cluster, tiny), output)

@@ -1,0 +1,19 @@
+"""`python -m tests.integration.gang CONFIG [PATH=VALUE …]`: the training part of a run alone, as its driver does it.
+
+A process of its own, since Ray reads its token and its node address once, when it is imported.
+"""
+
+import sys
+from pathlib import Path
+
+from trainer.data.dataset import prepare
+from trainer.driver import connect_ray
+from trainer.fit import fit
+from trainer.paths import RunPaths
+from trainer.settings import load_config
+
+config = load_config(Path(sys.argv[1]), sys.argv[2:])
+paths = RunPaths.of(config)
+paths.root.mkdir(parents=True, exist_ok=True)
+connect_ray()
+fit(config, paths, prepare(config.data, Path(config.run.storage or "")).folder, "cpu")

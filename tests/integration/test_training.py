@@ -1,0 +1,103 @@
+"""Training on real Ray Train + DeepSpeed: stages, precisions, objectives, resume at each stage, non-finite losses."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, Cluster
+from tests.integration.conftest import FinishedRun, configured, losses
+from trainer.checkpoint import Checkpoint, find_latest
+from trainer.journal import Journal
+from trainer.paths import RunPaths
+
+pytestmark = pytest.mark.integration
+
+BF16_BAND = 0.02
+"""Relative: bf16 keeps 8 bits of mantissa (2^-8 = 0.4 %) and the error of a loss compounds over the steps compared."""
+
+
+def train(cluster: Cluster, tiny: Path, name: str, *sets: str) -> RunPaths:
+    """Train in a gang of its own; no evaluation."""
+    cluster.run("tests.integration.gang", str(tiny), f"run.name={name}", *sets)
+    return configured(cluster, tiny, f"run.name={name}", *sets)[1]
+
+
+def test_stage_3_loses_what_stage_2_loses(cluster: Cluster, tiny: Path, finished: FinishedRun) -> None:
+    paths = train(cluster, tiny, "stage3", "parallel.zero_stage=3", "training.steps=50")
+    torch.testing.assert_close(torch.tensor(losses(paths)), torch.tensor(finished.losses()[:50]), rtol=0, atol=1e-5)
+
+
+def test_stage_3_broken_and_resumed_equals_unbroken(cluster: Cluster, tiny: Path) -> None:
+    broken = train(cluster, tiny, "stage3-broken", "parallel.zero_stage=3", "training.steps=25")
+    first_half = losses(broken)
+    train(cluster, tiny, "stage3-broken", "parallel.zero_stage=3", "training.steps=50")
+    assert losses(broken)[:25] == first_half
+    _, whole = configured(cluster, tiny, "run.name=stage3")
+    ours, theirs = (Checkpoint(find_latest(p.checkpoints).folder) for p in (broken, whole))  # type: ignore[arg-type]
+    assert ours.step == theirs.step == 50
+    for kind in ("param", "exp_avg", "exp_avg_sq", "ema"):
+        for name in theirs.shapes:
+            assert torch.equal(ours.tensor(kind, name), theirs.tensor(kind, name)), (kind, name)
+
+
+def test_bf16_stays_within_its_band(cluster: Cluster, tiny: Path, finished: FinishedRun) -> None:
+    paths = train(cluster, tiny, "bf16", "training.precision=bf16", "training.steps=50")
+    ours, theirs = torch.tensor(losses(paths)), torch.tensor(finished.losses()[:50])
+    assert not torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=BF16_BAND, atol=0)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_other_stages_accumulation_and_padding_lose_the_same(
+    cluster: Cluster, tiny: Path, finished: FinishedRun, stage: int
+) -> None:
+    """Micro-batches of 5 do not divide a rank's 16 rows: the last one is padded with rows of weight zero."""
+    sets = [f"parallel.zero_stage={stage}", "parallel.micro_batch_size=5", "training.steps=50"]
+    paths = train(cluster, tiny, f"stage{stage}", *sets)
+    torch.testing.assert_close(torch.tensor(losses(paths)), torch.tensor(finished.losses()[:50]), rtol=0, atol=1e-5)
+
+
+def test_score_view_with_a_linear_schedule_and_vlb_weighting_learns(cluster: Cluster, tiny: Path) -> None:
+    sets = [
+        "objective.prediction=score",
+        "process.schedule.kind=linear",
+        "objective.weighting.kind=vlb",
+        "parallel.workers=1",
+    ]
+    paths = train(cluster, tiny, "score", *sets)
+    records = [record for record, _ in Journal(paths.journal).read() if record["kind"] == "metrics"]
+    errors = [record["epsilon_mse/log_snr_m4_m2"] for record in records]
+    assert errors[0] == pytest.approx(1, abs=0.3)
+    assert max(errors[-10:]) < 0.5
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_infinite_gradient_changes_no_weight(stage: int) -> None:
+    command = [sys.executable, "-m", "tests.integration.gradient", str(stage)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"norm (inf|nan) unchanged True", done.stdout), done.stdout
+
+
+def test_nan_loss_stops_before_the_step_and_keeps_the_last_checkpoint(cluster: Cluster, tiny: Path) -> None:
+    calm = [
+        "run.name=diverging",
+        "optim.lr=1e18",
+        "optim.warmup_steps=0",
+        "run.register_as=null",
+        "run.checkpoint_every=1",
+    ]
+    output = cluster.run(
+        "trainer", "--config", str(tiny), *(word for item in calm for word in ("--set", item)), expect=1
+    )
+    failed = next(line for line in output.splitlines() if line.startswith("failed:"))
+    assert re.search(r"step \d+: the loss is (nan|inf) on rank 0, 1;", failed), failed
+    _, paths = configured(cluster, tiny, *calm)
+    record = next(r for r, _ in Journal(paths.journal).read() if r["kind"] == "nonfinite")
+    latest = Checkpoint(find_latest(paths.checkpoints).folder)  # type: ignore[arg-type]
+    assert latest.step == record["step"] - 1
+    assert all(torch.isfinite(tensor).all() for tensor in latest.tensors("param").values())
