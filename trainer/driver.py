@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from trainer.journal import Journal
 from trainer.paths import RunPaths
 from trainer.progress import ProgressView
 from trainer.settings import InputError
+from trainer.startup import RAY_TRAIN_SETTINGS
 
 TRACKING_DEADLINE_S = 30.0
 WAITING_NOTICE_S = 60.0
@@ -39,16 +40,36 @@ class RunFailed(Exception):
 
 
 def execute(config: RunConfig, paths: RunPaths) -> int:
-    """Bring the run to its end; returns the exit code.
+    """The command: bring the run to its end, say what happened; returns the exit code.
 
     Raises:
         InputError: found only now, such as an unreadable data file; nothing has been started.
     """
+    if state.inspect(config, paths) == "done":
+        print(f"{config.run.name} is done: {paths.results}")
+        print("to start another: change the configuration, e.g. --set seed=1, or name it with --set run.name=…")
+        return 0
+    try:
+        complete(config, paths)
+    except RunFailed as error:
+        print(f"failed: {error}")
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint")
+        return 1
+    return 0
+
+
+def complete(config: RunConfig, paths: RunPaths) -> dict[str, Any]:
+    """Bring the run to its end, from wherever it stands; returns its summary.
+
+    Raises:
+        InputError: found only now, such as an unreadable data file; nothing has been started.
+        RunFailed: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
+    """
     with state.locked(paths):
         if state.inspect(config, paths) == "done":
-            print(f"{config.run.name} is done: {paths.results}")
-            print("to start another: change the configuration, e.g. --set seed=1, or name it with --set run.name=…")
-            return 0
+            return state.read_json(paths.summary)
         dataset = prepare(config.data, Path(config.run.storage or ""))
         check_data(config, dataset)
         state.claim(config, paths)
@@ -58,18 +79,13 @@ def execute(config: RunConfig, paths: RunPaths) -> int:
             info = dataset.info
             view.say(f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})")
             try:
-                Driver(config, paths, dataset, journal, view).run()
-            except RunFailed as error:
-                view.say(f"failed: {error}")
-                return 1
-            except KeyboardInterrupt:
-                view.say("interrupted; the same command goes on from the last checkpoint")
-                return 1
-            except Exception as error:  # noqa: BLE001 - one line for the user, the rest in a file
+                return Driver(config, paths, dataset, journal, view).run()
+            except RunFailed:
+                raise
+            except Exception as error:
                 paths.error.write_text(traceback.format_exc())
-                view.say(f"failed: {type(error).__name__}: {last_line(error)}  (all of it: {paths.error})")
-                return 1
-    return 0
+                reason = f"{type(error).__name__}: {last_line(error)}  (all of it: {paths.error})"
+                raise RunFailed(reason) from error
 
 
 def check_data(config: RunConfig, dataset: Dataset) -> None:
@@ -94,16 +110,21 @@ def check_data(config: RunConfig, dataset: Dataset) -> None:
 
 @dataclass
 class Driver:
-    """The parts of a run, in order."""
+    """The parts of a run, in order.
+
+    Attributes:
+        seconds: how long each part took, of those that this process did.
+    """
 
     config: RunConfig
     paths: RunPaths
     dataset: Dataset
     journal: Journal
     view: ProgressView
+    seconds: dict[str, float] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """All parts; the tracker uploads alongside.
+    def run(self) -> dict[str, Any]:
+        """All parts; the tracker uploads alongside. Returns the summary.
 
         Raises:
             RunFailed: training stopped.
@@ -119,11 +140,11 @@ class Driver:
         except BaseException:
             tracker.finish("FAILED", TRACKING_DEADLINE_S)
             raise
-        self._record(tracker, summary)
+        return self._record(tracker, summary)
 
     def _train(self) -> None:
         from trainer.checkpoint import Checkpoint, find_latest
-        from trainer.fit import fit, resolve_device
+        from trainer.fit import fit
 
         latest = find_latest(self.paths.checkpoints).folder
         if latest and Checkpoint(latest).step >= self.config.training.steps:
@@ -135,7 +156,7 @@ class Driver:
             f"{' + 1 GPU' if device == 'cuda' else ''}"
         )
         self.view.stage("starting workers")
-        before = self.journal.size()
+        before, asked = self.journal.size(), time.time()
         reminder = threading.Timer(WAITING_NOTICE_S, self._say_if_waiting, (before,))
         reminder.daemon = True
         reminder.start()
@@ -145,9 +166,13 @@ class Driver:
             raise RunFailed(f"training: {last_line(error)}; the workers' logs are in Ray's session folder") from error
         finally:
             reminder.cancel()
-        for record, _ in self.journal.read(before):
+        records = [record for record, _ in self.journal.read(before)]
+        for record in records:
             if record["kind"] == "nonfinite":
                 raise RunFailed(f"{record['text']}. The last checkpoint is good: {self.paths.checkpoints}")
+        started = next(record["time_ms"] / 1000 for record in records if record["kind"] == "start")
+        ended = records[-1]["time_ms"] / 1000
+        self.seconds |= {"startup": started - asked, "training": ended - started}
 
     def _say_if_waiting(self, before: int) -> None:
         """Tell what the cluster has free, when no worker has begun since the journal was `before` bytes long."""
@@ -178,7 +203,8 @@ class Driver:
         self.view.stage("evaluating")
         started = time.monotonic()
         metrics = evaluate(self.config, self.paths, self.dataset)
-        self.view.say(f"evaluated in {time.monotonic() - started:.0f} s")
+        self.seconds["evaluation"] = time.monotonic() - started
+        self.view.say(f"evaluated in {self.seconds['evaluation']:.0f} s")
         summary = {
             "name": self.config.run.name,
             "experiment": self.config.run.experiment,
@@ -189,12 +215,13 @@ class Driver:
             "dataset_fingerprint": self.dataset.info.fingerprint,
             **metrics,
             "images_per_second": throughput(self.journal),
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             **NOT_RECORDED,
         }
         state.write_json(self.paths.summary, summary)
         return summary
 
-    def _record(self, tracker: Any, summary: dict[str, Any]) -> None:  # noqa: ANN401 - Tracker
+    def _record(self, tracker: Any, summary: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - Tracker
         """Finish the upload and register; without an answer it warns, and the same command tries again."""
         from trainer.registry import log_results, register
 
@@ -210,14 +237,16 @@ class Driver:
             self.view.say(f"warning: MLflow at {self.config.run.tracking_uri} did not answer: {last_line(error)}")
             self.view.say("  everything is kept here; the same command uploads and registers it later")
             tracker.finish("FINISHED", 0)
-            return
+            return summary
         tracker.finish("FINISHED", TRACKING_DEADLINE_S)
-        state.write_json(self.paths.summary, summary | {"recorded": True})
+        summary["recorded"] = True
+        state.write_json(self.paths.summary, summary)
         if summary["registered_model"]:
             self.view.say(
                 f"registered {summary['registered_model']} version {summary['registered_version']} "
                 f"as {summary['alias']}"
             )
+        return summary
 
 
 def connect_ray() -> None:
@@ -226,7 +255,7 @@ def connect_ray() -> None:
     Raises:
         RunFailed: nothing answers at RAY_ADDRESS.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **RAY_TRAIN_SETTINGS} | os.environ
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -237,6 +266,15 @@ def connect_ray() -> None:
         except OSError as error:
             raise RunFailed(f"no Ray cluster answers at RAY_ADDRESS = {host}:{port}: {error}") from error
     ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+
+
+def resolve_device(config: RunConfig) -> str:
+    """cpu or cuda: `auto` takes GPUs where the cluster has one for every worker."""
+    import ray
+
+    if config.parallel.device != "auto":
+        return config.parallel.device
+    return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.parallel.workers else "cpu"
 
 
 def throughput(journal: Journal) -> float:

@@ -19,15 +19,9 @@ from trainer.checkpoint import begin_attempt
 from trainer.config import RunConfig
 from trainer.paths import RunPaths
 from trainer.plan import bundles
+from trainer.startup import import_stack
 
 MAX_FAILURES = 3
-
-
-def resolve_device(config: RunConfig) -> str:
-    """cpu or cuda: `auto` takes GPUs where the cluster has one for every worker."""
-    if config.parallel.device != "auto":
-        return config.parallel.device
-    return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.parallel.workers else "cpu"
 
 
 def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
@@ -64,11 +58,12 @@ def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -
 
 def train_worker(payload: dict[str, Any]) -> None:
     """What each worker runs; the configuration is validated again where it is used."""
+    config = RunConfig.model_validate_json(payload["config"])
+    import_stack(config.network.kind, get_device().type)
     import torch
 
     from trainer.loop import run, start_worker
 
-    config = RunConfig.model_validate_json(payload["config"])
     torch.set_num_threads(max(1, int(config.parallel.cpus_per_worker)))
     worker = start_worker(
         config, RunPaths(Path(payload["root"])), Path(payload["dataset"]), get_device(), payload["attempt"]

@@ -1,6 +1,5 @@
 """The evaluation of a finished run as Ray tasks, and the files it leaves in the results folder."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,11 @@ from PIL import Image
 from diffusion.images import grid
 from diffusion.likelihood import Vlb, bits_per_dim
 from trainer.config import RunConfig
-from trainer.data.dataset import Dataset, open_dataset
-from trainer.evaluate.classifier import Extractor, train_extractor
+from trainer.data.dataset import Dataset
+from trainer.evaluate import tasks
+from trainer.evaluate.classifier import Extractor
 from trainer.evaluate.frechet import frechet_table
-from trainer.evaluate.shards import Shard, ShardResult, evaluate_shard
+from trainer.evaluate.shards import Shard, ShardResult
 from trainer.paths import RunPaths
 
 GRID_IMAGES = 64
@@ -28,14 +28,12 @@ def evaluate(config: RunConfig, paths: RunPaths, dataset: Dataset) -> dict[str, 
         Metrics by the names of the house, and what they were measured with.
     """
     count = config.parallel.workers
-    shard_task = ray.remote(num_cpus=config.parallel.cpus_per_worker)(_evaluate_shard)
-    extractor_task = ray.remote(num_cpus=config.parallel.cpus_per_worker)(_train_extractor)
+    shard_task = ray.remote(num_cpus=config.parallel.cpus_per_worker)(tasks.shard)
+    extractor_task = ray.remote(num_cpus=config.parallel.cpus_per_worker)(tasks.extractor)
     shards = [
         shard_task.remote(config.canonical_json(), paths.package, dataset.folder, Shard(i, count)) for i in range(count)
     ]
-    extractor = (
-        extractor_task.remote(dataset.folder, config.evaluation.classifier_seed) if dataset.info.classes else None
-    )
+    extractor = extractor_task.remote(config.canonical_json(), dataset.folder) if dataset.info.classes else None
     results: list[ShardResult] = ray.get(shards)
     samples = _in_order({block: pixels for result in results for block, pixels in result.samples.items()})
     terms = {block: terms for result in results for block, terms in result.vlb.items()}
@@ -46,18 +44,6 @@ def evaluate(config: RunConfig, paths: RunPaths, dataset: Dataset) -> dict[str, 
     if extractor is not None:
         metrics |= _frechet_metrics(ray.get(extractor), config, dataset, samples)
     return metrics
-
-
-def _evaluate_shard(config_json: str, package: Path, dataset_folder: Path, shard: Shard) -> ShardResult:
-    config = RunConfig.model_validate_json(config_json)
-    torch.set_num_threads(max(1, int(config.parallel.cpus_per_worker)))
-    return evaluate_shard(package, open_dataset(dataset_folder).images("heldout"), config.evaluation, shard)
-
-
-def _train_extractor(dataset_folder: Path, seed: int) -> Extractor:
-    torch.set_num_threads(1)  # one thread, so that one seed gives one extractor
-    dataset = open_dataset(dataset_folder)
-    return train_extractor(dataset.images("train"), dataset.labels("train"), seed)
 
 
 def _in_order(blocks: dict[range, NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -1,0 +1,49 @@
+"""The quick imports leave the process as they found it, and hide only what is not there yet."""
+
+import gc
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from trainer.startup import quick_imports
+
+
+def test_a_hidden_package_looks_like_one_that_is_not_installed():
+    assert "colorsys" not in sys.modules
+    with quick_imports("colorsys"):
+        assert importlib.util.find_spec("colorsys") is None
+        with pytest.raises(ImportError):
+            importlib.import_module("colorsys")
+    assert importlib.util.find_spec("colorsys") is not None
+    assert "colorsys" not in sys.modules
+
+
+def test_what_is_imported_already_stays():
+    with quick_imports("json"):
+        assert importlib.import_module("json") is json
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_the_collector_is_as_before_even_after_an_error(collecting):
+    before = gc.isenabled()
+    try:
+        gc.enable() if collecting else gc.disable()
+        with pytest.raises(ImportError), quick_imports("colorsys"):
+            assert not gc.isenabled()
+            importlib.import_module("colorsys")
+        assert gc.isenabled() is collecting
+    finally:
+        gc.enable() if before else gc.disable()
+
+
+def test_a_worker_imports_neither_mlflow_nor_scipy():
+    code = (
+        "import sys; from trainer.startup import import_stack; import_stack('unet', 'cpu'); "
+        "print([name for name in ('mlflow', 'scipy', 'deepspeed', 'diffusers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "['deepspeed', 'diffusers']"
