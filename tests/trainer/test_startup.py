@@ -32,9 +32,8 @@ def test_the_collector_is_as_before_even_after_an_error(collecting):
     before = gc.isenabled()
     try:
         gc.enable() if collecting else gc.disable()
-        with pytest.raises(ImportError), quick_imports("colorsys"):
-            assert not gc.isenabled()
-            importlib.import_module("colorsys")
+        with pytest.raises(ZeroDivisionError), quick_imports("colorsys"):
+            _ = 1 / gc.isenabled()
         assert gc.isenabled() is collecting
     finally:
         gc.enable() if before else gc.disable()

@@ -1,0 +1,99 @@
+"""What `list` and `show` print."""
+
+import shlex
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cluster.spec import ENDED, total
+from cluster.store import Attempt, Event, Job
+
+FILE_WIDTH = 150
+COLOURS = {"queued": "yellow", "running": "cyan", "succeeded": "green", "failed": "red", "cancelled": "dim"}
+
+
+def job_row(job: Job, attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """A job for `--json`."""
+    keys = ("id", "name", "state", "priority", "reason", "command", "gangs", "snapshot", "submitted_at", "ended_at")
+    return {key: getattr(job, key) for key in keys} | {
+        "cancel_requested": job.cancel_requested,
+        "attempts": [attempt_row(attempt) for attempt in attempts],
+    }
+
+
+def attempt_row(attempt: Attempt) -> dict[str, Any]:
+    """An attempt for `--json`."""
+    keys = ("number", "submission_id", "confirmed", "began_at", "ended_at", "status", "exit_code", "reason")
+    return {key: getattr(attempt, key) for key in keys}
+
+
+def console() -> Console:
+    """Where tables go: as wide as the terminal, or wide enough for a line per job in a file."""
+    plain = Console(highlight=False, soft_wrap=True)
+    return plain if plain.is_terminal else Console(highlight=False, soft_wrap=True, width=FILE_WIDTH)
+
+
+def jobs_table(rows: Sequence[tuple[Job, Sequence[Attempt]]]) -> Table:
+    """The queue: what runs, what waits and why, what has ended and how."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("job", "name", "state", "priority", "submitted", "ran", "attempts", "why"):
+        numeric = title in ("job", "priority", "attempts", "ran")
+        table.add_column(title, justify="right" if numeric else "left", overflow="fold", no_wrap=title != "why")
+    for job, attempts in rows:
+        table.add_row(
+            str(job.id),
+            job.name,
+            Text(job.state, COLOURS[job.state]),
+            str(job.priority),
+            moment(job.submitted_at),
+            span(sum((attempt.ended_at or time.time()) - attempt.began_at for attempt in attempts)),
+            str(len(attempts)),
+            Text(job.reason),
+        )
+    return table
+
+
+def show(console: Console, job: Job, attempts: Sequence[Attempt], events: Sequence[Event]) -> None:
+    """All about one job."""
+    facts = {
+        "state": Text.assemble((job.state, COLOURS[job.state]), f"  {job.reason}"),
+        "command": Text(shlex.join(job.command)),
+        "priority": str(job.priority),
+        "asks for": Text(" or ".join(total(gang) for gang in job.gangs)),
+        "code": Text(f"snapshot {job.snapshot[:12]}"),
+        "environment": Text(" ".join(f"{key}={value}" for key, value in job.environment.items()) or "nothing added"),
+        "submitted": moment(job.submitted_at),
+        **({"ended": moment(job.ended_at)} if job.ended_at is not None and job.state in ENDED else {}),
+    }
+    grid = Table.grid(padding=(0, 2))
+    for key, value in facts.items():
+        grid.add_row(f"  {key}", value)
+    console.print(f"job {job.id}  {job.name}", markup=False)
+    console.print(grid)
+    for attempt in attempts:
+        took = span((attempt.ended_at or time.time()) - attempt.began_at)
+        words = attempt.reason or ("runs" if attempt.confirmed else "is being handed to Ray")
+        console.print(f"  attempt {attempt.number}  {attempt.submission_id}  {took}  {words}", markup=False)
+    for event in events:
+        console.print(f"  {moment(event.at)}  {event.text}", markup=False)
+
+
+def moment(seconds: float) -> str:
+    """A time of day, with its date if that is not today's."""
+    then = datetime.fromtimestamp(seconds).astimezone()
+    today = then.date() == datetime.now().astimezone().date()
+    return then.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
+
+
+def span(seconds: float) -> str:
+    """A length of time: 45 s, 3:05, 2:03:05."""
+    whole = max(0, int(seconds))
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"

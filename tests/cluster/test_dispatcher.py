@@ -1,0 +1,262 @@
+"""The dispatcher, killed between any two things that it does, neither loses nor doubles a job.
+
+Ray is played by `Ray` here, so that every one of those points can be visited; tests/integration runs the real one.
+"""
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.dispatcher import Dispatcher, only_one
+from cluster.errors import InputError, RayUnavailableError
+from cluster.spec import Ending
+from cluster.store import Store
+from tests.cluster.conftest import spec
+
+STORE_CALLS = ("attempts", "begin_attempt", "confirm", "end_attempt", "explain", "job", "jobs")
+RAY_CALLS = ("nodes", "submit", "ending", "stop", "log")
+
+
+class Killed(BaseException):
+    """SIGKILL, as far as Python can play it."""
+
+
+@dataclass
+class Ray:
+    """Takes a name once; a submission runs for `runs` questions and then ends as its job's script says."""
+
+    scripts: dict[str, list[int]]
+    runs: int = 2
+    started: list[str] = field(default_factory=list)
+    left: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, Ending] = field(default_factory=dict)
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+    most_at_once: int = 0
+    down: bool = False
+    refuses: bool = False
+
+    def nodes(self):
+        if self.down:
+            raise RayUnavailableError("no Ray job server answers")
+        return [{"CPU": 2.0}]
+
+    def submit(self, submission_id: str, command: list[str], snapshot: Path, environment: dict[str, str]) -> None:
+        if self.refuses:
+            raise RuntimeError("Request failed: working_dir is too large")
+        if submission_id in self.ends or submission_id in self.left:
+            return
+        self.started.append(submission_id)
+        self.environments[submission_id] = environment
+        self.left[submission_id] = self.runs
+        script = self.scripts[command[0]]
+        code = script.pop(0) if script else 0
+        self.ends[submission_id] = Ending(status="failed" if code else "succeeded", exit_code=code)
+        self.most_at_once = max(self.most_at_once, sum(left > 0 for left in self.left.values()))
+
+    def ending(self, submission_id: str) -> Ending | None:
+        if self.down:
+            raise RayUnavailableError("no Ray job server answers")
+        if submission_id not in self.left:
+            return Ending(status="lost")
+        self.left[submission_id] -= 1
+        return None if self.left[submission_id] > 0 else self.ends[submission_id]
+
+    def stop(self, submission_id: str) -> None:
+        self.stopped.append(submission_id)
+        self.left[submission_id] = 1
+        self.ends[submission_id] = Ending(status="stopped", exit_code=-15)
+
+    def log(self, submission_id: str) -> str:
+        return f"output of {submission_id}\n"
+
+    def restart(self) -> None:
+        """A new head: no history, and nothing runs."""
+        self.left.clear()
+        self.ends.clear()
+
+
+class Fragile:
+    """Passes calls on, and dies before or after the one that the countdown names."""
+
+    def __init__(self, target: object, names: tuple[str, ...], countdown: list[int]) -> None:
+        self._target, self._names, self._countdown = target, names, countdown
+
+    def __getattr__(self, name: str) -> object:
+        value = getattr(self._target, name)
+        if name not in self._names:
+            return value
+
+        def call(*arguments: object) -> object:
+            self._tick()
+            result = value(*arguments)
+            self._tick()
+            return result
+
+        return call
+
+    def _tick(self) -> None:
+        self._countdown[0] -= 1
+        if self._countdown[0] == 0:
+            raise Killed
+
+
+def drain(url: str, ray: Ray, kills: list[int], limit: int = 200) -> int:
+    """Step to the end, with a new dispatcher after each kill; returns what is left of the last countdown."""
+    remaining = list(kills)
+    countdown = [remaining.pop(0) if remaining else 0]
+    for _ in range(limit):
+        store = Store.open(url)
+        if not store.jobs("queued", "running"):
+            return countdown[0]
+        dispatcher = Dispatcher(
+            Fragile(store, STORE_CALLS, countdown),  # type: ignore[arg-type]
+            Fragile(ray, RAY_CALLS, countdown),  # type: ignore[arg-type]
+            lambda text: None,
+        )
+        try:
+            while store.jobs("queued", "running"):
+                dispatcher.step()
+        except Killed:
+            countdown[0] = remaining.pop(0) if remaining else 0
+    raise AssertionError("the queue does not drain")
+
+
+def fill(url: str) -> Store:
+    """Three jobs: the last has the highest priority and is preempted once, the first fails."""
+    store = Store.open(url)
+    store.submit(spec("fails", command=["fails"]))
+    store.submit(spec("works", command=["works"]))
+    store.submit(spec("preempted", command=["preempted"], priority=1))
+    return store
+
+
+def script() -> dict[str, list[int]]:
+    return {"fails": [1], "works": [0], "preempted": [75, 0]}
+
+
+def check(store: Store, ray: Ray) -> None:
+    assert {job.name: job.state for job in store.jobs()} == {
+        "fails": "failed", "works": "succeeded", "preempted": "succeeded",
+    }  # fmt: skip
+    assert max(Counter(ray.started).values()) == 1
+    assert [name.split("-", 2)[2] for name in ray.started] == ["3-1", "3-2", "1-1", "2-1"]
+    assert ray.most_at_once == 1
+    for job in store.jobs():
+        for attempt in store.attempts(job.id):
+            assert store.log(attempt).read_text() == f"output of {attempt.submission_id}\n"
+
+
+def test_jobs_run_one_at_a_time_by_priority(url: str):
+    store, ray = fill(url), Ray(script())
+    drain(url, ray, [])
+    check(store, ray)
+    assert ray.environments[ray.started[0]]["DUALVIEW_JOB"] == "3"
+
+
+def test_killed_at_every_single_point(tmp_path: Path):
+    point, left = 0, 0
+    while left <= 0:
+        point += 1
+        url = f"sqlite:///{tmp_path}/{point}/queue.db"
+        store, ray = fill(url), Ray(script())
+        left = drain(url, ray, [point])
+        check(store, ray)
+    assert point > 100, "a whole run has that many points at least"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 60), max_size=12))
+def test_killed_again_and_again(tmp_path_factory: pytest.TempPathFactory, kills: list[int]):
+    url = f"sqlite:///{tmp_path_factory.mktemp('queue')}/queue.db"
+    store, ray = fill(url), Ray(script())
+    drain(url, ray, kills)
+    check(store, ray)
+
+
+def test_a_head_that_is_lost_costs_an_attempt_and_no_job(store: Store):
+    job = store.submit(spec(command=["works"]))
+    ray = Ray({"works": [0, 0]}, runs=3)
+    dispatcher = Dispatcher(store, ray, lambda text: None)
+    dispatcher.step()
+    ray.restart()
+    dispatcher.step()
+    assert [attempt.status for attempt in store.attempts(job.id)] == ["lost", None]
+    for _ in range(3):
+        dispatcher.step()
+    assert store.job(job.id).state == "succeeded"
+    assert len(ray.started) == 2
+
+
+def test_what_ray_refuses_three_times_fails_with_its_words(store: Store):
+    job = store.submit(spec())
+    dispatcher = Dispatcher(store, Ray({"true": []}, refuses=True), lambda text: None)
+    for _ in range(3):
+        dispatcher.step()
+    ended = store.job(job.id)
+    assert ended.state == "failed"
+    assert "working_dir is too large" in ended.reason
+
+
+def test_a_running_job_is_stopped_once_and_cancelled(store: Store):
+    job = store.submit(spec(command=["works"]))
+    ray = Ray({"works": [0]}, runs=9)
+    dispatcher = Dispatcher(store, ray, lambda text: None)
+    dispatcher.step()
+    store.cancel(job.id)
+    dispatcher.step()
+    dispatcher.step()
+    assert store.job(job.id).state == "cancelled"
+    assert len(ray.stopped) == 1
+
+
+def test_cancelled_before_ray_heard_of_it_never_starts(url: str):
+    store, ray = Store.open(url), Ray({"works": [0]})
+    job = store.submit(spec(command=["works"]))
+    assert store.begin_attempt(job.id)
+    store.cancel(job.id)
+    drain(url, ray, [])
+    assert store.job(job.id).state == "cancelled"
+    assert ray.started == []
+
+
+def test_waiting_jobs_say_that_ray_does_not_answer_and_go_on_when_it_does(store: Store):
+    job = store.submit(spec(command=["works"]))
+    ray, said = Ray({"works": [0]}, down=True), []
+    stop = threading.Event()
+
+    def say(text: str) -> None:
+        said.append((text, store.job(job.id).reason))
+        if "trying again" in text:
+            threading.Timer(0.1, lambda: setattr(ray, "down", False)).start()
+
+    Dispatcher(store, ray, say).run(0.05, drain=True, stop=stop)
+    assert store.job(job.id).state == "succeeded"
+    assert [text for text, _ in said] == [
+        "no Ray job server answers; trying again",
+        "job 1 starts (attempt 1)",
+        "Ray answers again",
+        "job 1 succeeded: exit 0",
+    ]
+    assert said[1][1] == "attempt 1 is starting"
+
+
+def test_a_stop_leaves_jobs_running(store: Store):
+    store.submit(spec(command=["works"]))
+    stop = threading.Event()
+    ray = Ray({"works": [0]}, runs=10**9)
+    Dispatcher(store, ray, lambda text: stop.set()).run(0.01, drain=False, stop=stop)
+    assert [job.state for job in store.jobs()] == ["running"]
+    assert ray.stopped == []
+
+
+def test_one_dispatcher_a_queue(store: Store):
+    with only_one(store), pytest.raises(InputError, match="another dispatcher serves the queue"), only_one(store):
+        pass
+    with only_one(store):
+        pass

@@ -1,0 +1,79 @@
+"""Snapshots: the files as they lie there, the same archive for the same files."""
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cluster import snapshot
+from cluster.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "code"
+    (root / "package" / "__pycache__").mkdir(parents=True)
+    (root / "package" / "main.py").write_text("print('hello')\n")
+    (root / "package" / "__pycache__" / "main.pyc").write_bytes(b"x")
+    (root / "run.sh").write_text("#!/bin/sh\n")
+    (root / "run.sh").chmod(0o755)
+    (root / "large.npy").write_bytes(b"x" * 1000)
+    return root
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def names(folder: Path, store: Path) -> set[str]:
+    with zipfile.ZipFile(snapshot.path(store, snapshot.take(folder, store))) as archive:
+        return set(archive.namelist())
+
+
+def test_without_git_all_files_but_caches(folder: Path, tmp_path: Path):
+    assert names(folder, tmp_path / "store") == {"package/main.py", "run.sh", "large.npy"}
+    assert snapshot.git_commit(folder) is None
+
+
+def test_with_git_what_is_new_goes_along_and_what_is_ignored_or_gone_does_not(folder: Path, tmp_path: Path):
+    (folder / ".gitignore").write_text("*.npy\n__pycache__\n")
+    git(folder, "init")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-m", "first")
+    commit = snapshot.git_commit(folder)
+    assert commit is not None
+    assert len(commit) == 40
+    (folder / "run.sh").unlink()
+    (folder / "new.py").write_text("new\n")
+    assert names(folder, tmp_path / "store") == {".gitignore", "package/main.py", "new.py"}
+    assert snapshot.git_commit(folder) == f"{commit}-dirty"
+
+
+def test_the_same_files_are_the_same_archive_and_a_change_another(folder: Path, tmp_path: Path):
+    store = tmp_path / "store"
+    first = snapshot.take(folder, store)
+    (folder / "run.sh").touch()
+    assert snapshot.take(folder, store) == first
+    (folder / "run.sh").write_text("#!/bin/bash\n")
+    assert snapshot.take(folder, store) != first
+    assert len(list(store.iterdir())) == 2
+
+
+def test_scripts_stay_executable(folder: Path, tmp_path: Path):
+    with zipfile.ZipFile(snapshot.path(tmp_path / "s", snapshot.take(folder, tmp_path / "s"))) as archive:
+        assert archive.getinfo("run.sh").external_attr >> 16 == 0o755
+
+
+def test_refusals_leave_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = tmp_path / "store"
+    with pytest.raises(InputError, match="no such folder"):
+        snapshot.take(tmp_path / "missing", store)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no files there"):
+        snapshot.take(tmp_path / "empty", store)
+    monkeypatch.setattr(snapshot, "MAX_BYTES", 500)
+    with pytest.raises(InputError, match=r"the largest large\.npy; allowed: at most"):
+        snapshot.take(folder, store)
+    assert not store.exists()

@@ -1,0 +1,167 @@
+"""The store: one transaction a change, one open attempt at a time, and a schema it knows."""
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+
+import cluster
+from cluster.errors import InputError
+from cluster.spec import Ending
+from cluster.store import SCHEMA, Job, Store
+from tests.cluster.conftest import spec
+
+DONE = Ending(status="succeeded", exit_code=0)
+
+
+def test_a_job_goes_through_its_attempts(store: Store):
+    job = store.submit(spec(priority=3))
+    first = store.begin_attempt(job.id)
+    assert first is not None
+    assert (first.number, first.confirmed, store.job(job.id).state) == (1, False, "running")
+    store.confirm(first)
+    assert store.attempts()[0].confirmed
+    store.end_attempt(first, Ending(status="failed", exit_code=75))
+    assert store.job(job.id).state == "queued"
+    second = store.begin_attempt(job.id)
+    assert second is not None
+    assert second.number == 2
+    assert second.submission_id != first.submission_id
+    store.end_attempt(second, DONE)
+    ended = store.job(job.id)
+    assert (ended.state, ended.reason) == ("succeeded", "exit 0")
+    assert ended.ended_at is not None
+    assert [event.text.split()[0] for event in store.events(job.id)] == [
+        "submitted", "attempt", "attempt", "attempt", "succeeded:",
+    ]  # fmt: skip
+
+
+def test_one_attempt_is_open_at_a_time(store: Store):
+    first, second = store.submit(spec()), store.submit(spec())
+    attempt = store.begin_attempt(first.id)
+    assert attempt is not None
+    assert store.begin_attempt(second.id) is None
+    assert store.begin_attempt(first.id) is None
+    store.end_attempt(attempt, DONE)
+    assert store.begin_attempt(first.id) is None
+    assert store.begin_attempt(second.id) is not None
+
+
+def test_ending_twice_changes_nothing(store: Store):
+    job = store.submit(spec())
+    attempt = store.begin_attempt(job.id)
+    assert attempt is not None
+    store.end_attempt(attempt, DONE)
+    assert store.end_attempt(attempt, Ending(status="failed", exit_code=1)).state == "succeeded"
+
+
+def test_three_faults_fail_a_job_and_preemptions_between_do_not_count(store: Store):
+    job = store.submit(spec())
+    for ending in ("lost", 75, "lost", 75, "lost"):
+        attempt = store.begin_attempt(job.id)
+        assert attempt is not None
+        preempted = Ending(status="failed", exit_code=75)
+        store.end_attempt(attempt, preempted if ending == 75 else Ending(status="lost"))
+    assert store.job(job.id).state == "failed"
+
+
+def test_cancelling(store: Store):
+    waiting, running = store.submit(spec()), store.submit(spec())
+    attempt = store.begin_attempt(running.id)
+    assert attempt is not None
+    assert store.cancel(waiting.id).state == "cancelled"
+    assert store.cancel(running.id).state == "running"
+    store.end_attempt(attempt, Ending(status="failed", exit_code=75))
+    assert store.job(running.id).state == "cancelled"
+    with pytest.raises(InputError, match=r"job 1: has ended \(cancelled\)"):
+        store.cancel(waiting.id)
+    with pytest.raises(InputError, match="job 7: there is none; allowed: 1 to 2"):
+        store.cancel(7)
+
+
+def test_reasons_are_for_waiting_jobs_only(store: Store):
+    waiting, gone = store.submit(spec()), store.submit(spec())
+    store.cancel(gone.id)
+    store.explain({waiting.id: "behind job 9", gone.id: "behind job 9"})
+    assert [job.reason for job in store.jobs()] == ["behind job 9", "cancelled while it waited"]
+
+
+def test_it_is_all_there_after_a_restart(url: str):
+    before = Store.open(url)
+    job = before.submit(spec("kept", environment={"A": "b"}, gangs=[[{"CPU": 1.0}], [{"CPU": 2.0}]]))
+    after = Store.open(url)
+    assert after.id == before.id
+    found = after.job(job.id)
+    assert (found.name, found.environment, found.gangs) == ("kept", {"A": "b"}, [[{"CPU": 1.0}], [{"CPU": 2.0}]])
+
+
+def test_submitting_from_many_places_at_once_loses_nothing(url: str):
+    def submit(number: int) -> int:
+        return Store.open(url).submit(spec(f"job{number}")).id
+
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(submit, range(24)))
+    assert sorted(ids) == list(range(1, 25))
+    assert len({job.name for job in Store.open(url).jobs()}) == 24
+
+
+def test_ids_are_never_used_twice(url: str, store: Store):
+    job = store.submit(spec())
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        connection.execute("DELETE FROM events")
+        connection.execute("DELETE FROM jobs")
+    assert store.submit(spec()).id == job.id + 1
+
+
+def test_the_migrations_make_what_the_store_reads(url: str, store: Store):
+    config = Config()
+    config.set_main_option("script_location", str(Path(cluster.__file__).with_name("migrations")))
+    assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        differences = compare_metadata(context, Job.metadata)
+    engine.dispose()
+    columns = [d for d in differences if isinstance(d, tuple) and d[0] in ("add_table", "remove_table", "add_column")]
+    assert columns == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE alembic_version SET version_num = '0099'", r"schema version '0099', made by another version.*'0001'"),
+        ("DROP TABLE alembic_version", "the database of something else"),
+        ("DELETE FROM alembic_version", "the database of something else"),
+    ],
+)
+def test_a_database_of_another_kind_is_left_alone(url: str, store: Store, statement: str, message: str):
+    store.submit(spec())
+    file = Path(url.removeprefix("sqlite:///"))
+    with sqlite3.connect(file) as connection:
+        connection.execute(statement)
+        before = list(connection.iterdump())
+    with pytest.raises(InputError, match=message):
+        Store.open(url)
+    with sqlite3.connect(file) as connection:
+        assert list(connection.iterdump()) == before
+
+
+def test_a_file_that_is_no_database(url: str):
+    file = Path(url.removeprefix("sqlite:///"))
+    file.parent.mkdir()
+    file.write_text("hello " * 1000)
+    with pytest.raises(InputError, match="file is not a database"):
+        Store.open(url)
+    assert file.read_text() == "hello " * 1000
+
+
+@pytest.mark.parametrize("bad", ["", "queue.db", "sqlite:///relative.db", "sqlite://", "postgresql://host/queue"])
+def test_malformed_urls(bad: str):
+    with pytest.raises(InputError, match=r"allowed: sqlite:////an/absolute/path/queue\.db"):
+        Store.open(bad)
