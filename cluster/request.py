@@ -17,7 +17,7 @@ from cluster.errors import InputError
 from cluster.spec import Bundle
 
 SELF_DESCRIBING = ("trainer", "tuning")
-PASSED_ON = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI")
+PASSED_ON = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT")
 TIME_LIMIT_S = 120
 
 
@@ -95,9 +95,8 @@ def environment(pairs: Sequence[str], commit: str | None) -> dict[str, str]:
     Raises:
         InputError: a pair without a name.
     """
-    taken = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
-    if commit:
-        taken["DUALVIEW_GIT_COMMIT"] = commit
+    taken = {"DUALVIEW_GIT_COMMIT": commit} if commit else {}
+    taken |= {key: os.environ[key] for key in PASSED_ON if key in os.environ}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not re.fullmatch(r"[A-Za-z_]\w*", key):

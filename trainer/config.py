@@ -116,7 +116,7 @@ class RunSettings(Config):
     @field_validator("experiment")
     @classmethod
     def _not_a_folder_of_ours(cls, value: str) -> str:
-        if value in ("datasets", "mlflow-artifacts"):
+        if value in ("datasets", "mlflow-artifacts", "sweeps"):
             raise ValueError("is the name of another folder in run.storage; allowed: another name")
         return value
 

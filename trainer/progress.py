@@ -53,7 +53,8 @@ class ProgressView:
         self._stop.set()
         self._thread.join()
         self._take_in()
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def say(self, text: str) -> None:
         """Print one line above the bar."""
@@ -73,8 +74,9 @@ class ProgressView:
     def _take_in(self) -> None:
         with self._lock:
             for record, offset in self._journal.read(self._offset):
-                self._offset = offset
-                self._show(record)
+                if offset > self._offset:  # or showing an earlier one has taken this one in
+                    self._offset = offset
+                    self._show(record)
 
     def _show(self, record: Record) -> None:
         match record["kind"]:

@@ -47,18 +47,18 @@ def load_config(path: Path, sets: list[str]) -> RunConfig:
         raise InputError(f"--config {path}: a value that contains itself") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping."""
+def read_yaml(path: Path, named: str = "--config") -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping. `named` is what errors call the file."""
     try:
         values = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror}") from error
+        raise InputError(f"{named} {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{named} {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(f"--config {path}: a mapping of settings is wanted, not a {type(values).__name__}")
+        raise InputError(f"{named} {path}: a mapping of settings is wanted, not a {type(values).__name__}")
     return values
 
 
@@ -188,6 +188,16 @@ def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
         variants = models if len(models) > 1 else []
         holder = models[0] if len(models) == 1 else holder
     return holder, fields
+
+
+def setting_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """The dotted paths of all settings and of the groups they are in, of every kind."""
+    paths: dict[str, None] = {}
+    for name, field in model.model_fields.items():
+        paths[f"{prefix}{name}"] = None
+        for part in _models(field.annotation):
+            paths |= dict.fromkeys(setting_paths(part, f"{prefix}{name}."))
+    return list(paths)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any annotation

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,25 +50,33 @@ def claim(config: RunConfig, paths: RunPaths) -> None:
         write_json(paths.identity, {"method_sha256": config.method_sha256, "config": config.model_dump(mode="json")})
 
 
-@contextmanager
-def locked(paths: RunPaths) -> Iterator[None]:
+class Busy(InputError):
+    """Another process holds what this one wants to work on."""
+
+
+def locked(paths: RunPaths) -> AbstractContextManager[None]:
     """Hold the run for this process; the lock goes with the process, however it ends.
 
     Raises:
-        InputError: another process holds it.
+        Busy: another process holds it.
+        InputError: the folder cannot be made.
     """
+    return hold(paths.lock, f"run.name = {paths.root.name!r}: another process is working on this run")
+
+
+@contextmanager
+def hold(lock: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file, whose folder is made; `busy` says what another process that holds it is doing."""
     try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-        file = paths.lock.open("a+")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+")
     except OSError as error:
-        raise InputError(f"run.storage: {paths.root}: {error.strerror}; allowed: a folder to write to") from None
+        raise InputError(f"run.storage: {lock.parent}: {error.strerror}; allowed: a folder to write to") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
-                f"run.name = {paths.root.name!r}: another process is working on this run; allowed: one at a time"
-            ) from None
+            raise Busy(f"{busy}; allowed: one at a time") from None
         yield
 
 

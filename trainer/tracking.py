@@ -7,6 +7,8 @@ and MLflow keeps one metric per (name, time, step, value).
 
 import os
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from trainer import state
@@ -204,8 +206,6 @@ def mlflow_dataset(dataset: DatasetInfo) -> Any:  # noqa: ANN401 - mlflow.entiti
 
 def log_evaluation(client: Any, run_id: str, model_id: str, dataset: DatasetInfo, summary: dict[str, Any]) -> None:  # noqa: ANN401
     """The run's final metrics, tied to the LoggedModel and the data set."""
-    import time
-
     from mlflow.entities import Metric
 
     entity, now = mlflow_dataset(dataset), time.time_ns() // 10**6
@@ -224,6 +224,53 @@ def log_evaluation(client: Any, run_id: str, model_id: str, dataset: DatasetInfo
         if isinstance(value, float)
     ]
     client.log_batch(run_id, metrics=metrics)
+
+
+def sweep_run(config: RunConfig, name: str, digest: str, run_id: str | None) -> str:
+    """The id of the MLflow run above a sweep's trials: this one if the server holds it, else a new one."""
+    client = _client(config)
+    if run_id is not None and _is_there(client, run_id):
+        client.set_terminated(run_id, "RUNNING")
+        return run_id
+    tags = {
+        "mlflow.source.name": "python -m tuning",
+        "mlflow.source.git.commit": git_commit(),
+        "dualview.sweep": name,
+        "dualview.sweep_sha256": digest,
+    }
+    return client.create_run(_experiment(client, config), run_name=name, tags=tags).info.run_id
+
+
+def adopt(config: RunConfig, parent_id: str, child_id: str) -> None:
+    """Put an MLflow run below another; doing it twice changes nothing."""
+    _client(config).set_tag(child_id, "mlflow.parentRunId", parent_id)
+
+
+def log_sweep(
+    config: RunConfig, run_id: str, texts: dict[str, str], metrics: dict[str, float] | None = None, *pictures: Path
+) -> None:
+    """A sweep's files and scores; doing it twice changes nothing that is shown."""
+    from mlflow.entities import Metric
+
+    client, now = _client(config), time.time_ns() // 10**6
+    for file, text in texts.items():
+        client.log_text(run_id, text, file)
+    client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in (metrics or {}).items()])
+    for picture in pictures:
+        if picture.is_file():
+            client.log_artifact(run_id, str(picture))
+
+
+def end_run(config: RunConfig, run_id: str, status: str) -> None:
+    """Set an MLflow run's status: FINISHED or FAILED."""
+    _client(config).set_terminated(run_id, status)
+
+
+def _client(config: RunConfig) -> Any:  # noqa: ANN401 - MlflowClient
+    mlflow_environment()
+    from mlflow import MlflowClient
+
+    return MlflowClient(config.run.tracking_uri)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

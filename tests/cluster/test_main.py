@@ -14,7 +14,7 @@ from cluster.store import Store
 
 @pytest.fixture(autouse=True)
 def queue(url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+    for name in ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DUALVIEW_QUEUE", url)
     return Path(url.removeprefix("sqlite:///")).parent

@@ -1,0 +1,122 @@
+"""A sweep's name, its state, and what is kept of it."""
+
+import json
+
+import pytest
+
+from tests.tuning.conftest import SCHEDULES, finish, made, written
+from trainer.settings import InputError
+from tuning.__main__ import main
+from tuning.plan import plan
+from tuning.record import metrics
+from tuning.report import rows
+from tuning.sweep import Sweep
+
+
+def claimed(sweep: Sweep) -> Sweep:
+    with sweep.locked():
+        sweep.claim()
+    return sweep
+
+
+@pytest.mark.parametrize(
+    "same", [["training.steps=99"], ["parallel.workers=1"], ["run.experiment=other"], ["run.log_every=3"]]
+)
+def test_what_changes_no_result_keeps_the_name(tmp_path, same):
+    sweep = claimed(made(tmp_path))
+    again = made(tmp_path, *same)
+    assert again.digest == sweep.digest
+    assert again.states() == ["new"] * 4
+
+
+@pytest.mark.parametrize("other", ["base", "space"])
+def test_a_name_taken_by_another_sweep_is_refused(tmp_path, other):
+    old = claimed(made(tmp_path))
+    new = (
+        made(tmp_path, "optim.lr=0.5")
+        if other == "base"
+        else made(tmp_path, space={"process.schedule.kind": SCHEDULES})
+    )
+    with pytest.raises(InputError) as caught:
+        new.states()
+    for part in ("name = 'mine'", old.digest[:8], new.digest[:8], str(old.root)):
+        assert part in str(caught.value)
+
+
+def test_one_process_at_a_time_works_on_a_sweep(tmp_path):
+    sweep = made(tmp_path)
+    with sweep.locked(), pytest.raises(InputError, match="another process is working on this sweep"), sweep.locked():
+        pass
+
+
+def test_the_plan_counts_what_trials_at_one_time_ask_for(tmp_path):
+    sweep = made(tmp_path, concurrent_trials=3)
+    finish(sweep.trials[1], 2.0, 0.1)
+    described = plan(sweep, sweep.states())
+    assert described["sweep"]["state"] == "new"
+    assert [trial["state"] for trial in described["trials"]] == ["new", "done", "new", "new"]
+    assert described["bundles"] == [{"CPU": 1.0}] * 6
+    assert described["bundles_where_gpus_suffice"] == [{"CPU": 1.0, "GPU": 1.0}] * 6
+    assert "bundles_where_gpus_suffice" not in plan(made(tmp_path, "parallel.device=cpu"), sweep.states())
+    assert len(plan(made(tmp_path, concurrent_trials=99), sweep.states())["bundles"]) == 8
+
+
+def test_a_sweep_is_done_once_its_trials_are_and_mlflow_has_them(tmp_path, monkeypatch):
+    from tuning import record
+
+    sweep = claimed(made(tmp_path))
+    assert plan(sweep, sweep.states())["sweep"]["state"] == "resumable"
+    for number, trial in enumerate(sweep.trials):
+        finish(trial, 2.0 + number, 0.1)
+    assert plan(sweep, sweep.states())["sweep"]["state"] == "resumable"
+    sweep.note(recorded=record._results_digest(sweep))
+    assert plan(sweep, sweep.states())["sweep"]["state"] == "done"
+
+
+def test_a_sweep_is_read_back_from_wherever_its_storage_is_mounted_today(tmp_path):
+    sweep = claimed(made(tmp_path))
+    finish(sweep.trials[0], 2.5, 0.1)
+    moved = (tmp_path / "storage").rename(tmp_path / "moved")
+    again = Sweep.load(moved, "mine")
+    assert (again.digest, again.space) == (sweep.digest, sweep.space)
+    assert rows(again)[0]["vlb_bpd"] == 2.5
+
+
+def test_an_unknown_sweep_is_refused_with_those_there_are(tmp_path, capsys):
+    assert main(["report", "other"]) == 2
+    assert "none yet" in capsys.readouterr().err
+    claimed(made(tmp_path))
+    assert main(["report", "other"]) == 2
+    assert "SWEEP = 'other'" in (line := capsys.readouterr().err)
+    assert line.rstrip().endswith("allowed: mine")
+
+
+def test_a_failure_is_kept_until_the_trial_runs_again(tmp_path):
+    sweep = claimed(made(tmp_path))
+    name = sweep.trials[1].name
+    sweep.note_failure(name, "out of memory")
+    assert [(row["state"], row["reason"]) for row in rows(sweep)][1] == ("failed", "out of memory")
+    sweep.note_failure(name, None)
+    assert sweep.failures() == {}
+
+
+def test_metrics_have_names_that_mlflow_takes(tmp_path):
+    values = [{"kind": "linear", "beta_end": 0.01}, {"kind": "cosine"}]
+    sweep = claimed(made(tmp_path, space={"process.schedule": {"kind": "grid", "values": values}}))
+    finish(sweep.trials[1], 2.5, 0.1, 30.0)
+    assert metrics(rows(sweep)) == {
+        "vlb_bpd/schedule---kind-- -cosine--": 2.5,
+        "frechet_classifier/schedule---kind-- -cosine--": 30.0,
+    }
+
+
+def test_a_dry_run_for_people_and_for_machines(tmp_path, capsys):
+    path = str(written(tmp_path))
+    assert main(["run", "--config", path, "--dry-run"]) == 0
+    assert "schedule=cosine weighting=vlb  would start" in capsys.readouterr().out
+    assert main(["run", "--config", path, "--dry-run", "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["trials"][0]["settings"] == {
+        "process.schedule.kind": "linear",
+        "objective.weighting.kind": "simple",
+    }

@@ -1,0 +1,113 @@
+"""`python -m tuning`: train the same run under several settings of the method, and compare their scores.
+
+Imports of torch, Ray and MLflow wait until work begins, so that --help and --dry-run answer at once.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from trainer.settings import InputError
+
+EXAMPLES = """\
+examples:
+  python -m tuning run --config configs/sweep-digits.yaml
+  python -m tuning run --config configs/sweep-digits.yaml --set training.steps=1500     # a setting of every trial
+  python -m tuning run --config configs/sweep-digits.yaml --dry-run                     # the trials; starts nothing
+  python -m tuning report digits-schedules --out heatmap.png
+  ray job submit --working-dir . -- python -m tuning run --config configs/sweep-digits.yaml
+
+The same command again runs only what is not done. The sweep is in <run.storage>/sweeps/<name>, its trials are runs
+like any other; --dry-run shows the place.
+
+exit codes: 0 done; 2 bad input, before any worker starts; 1 anything else, a failed trial included
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m tuning",
+        description="Sweep over schedules, weightings and other settings of the method, on the cluster of RAY_ADDRESS.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = result.add_subparsers(dest="command", required=True, metavar="run | report")
+    run = commands.add_parser("run", help="run the trials of a sweep file that are not done, then report")
+    run.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="YAML sweep file, such as configs/sweep-digits.yaml"
+    )
+    run.add_argument(
+        "--set", dest="sets", action="append", default=[], metavar="PATH=VALUE",
+        help="change a setting of every trial, e.g. training.steps=1500; repeatable",
+    )  # fmt: skip
+    run.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    run.add_argument("--json", action="store_true", help="with --dry-run: as JSON")
+    report = commands.add_parser("report", help="the scores of a sweep: a table and a heat map")
+    report.add_argument("sweep", metavar="SWEEP", help="the name in the sweep file")
+    report.add_argument(
+        "--storage", type=Path, metavar="DIR", help="where the runs are (default: DUALVIEW_STORAGE, else ~/dualview)"
+    )
+    report.add_argument("--out", type=Path, metavar="FILE.png", help="draw the heat map here")
+    report.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    if options.command == "run" and options.json and not options.dry_run:
+        parser().error("--json goes with --dry-run")
+    try:
+        return _run(options) if options.command == "run" else _report(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    from tuning.space import read_sweep
+    from tuning.sweep import Sweep
+
+    sweep = Sweep.of(*read_sweep(options.config, options.sets))
+    states = sweep.states()
+    if options.dry_run:
+        from tuning.plan import plan, render
+
+        described = plan(sweep, states)
+        print(json.dumps(described, indent=2) if options.json else render(described, [t.label for t in sweep.trials]))
+        return 0
+    from tuning.driver import execute
+
+    return execute(sweep)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from trainer.config import RunConfig
+    from trainer.settings import resolve
+    from tuning import report
+    from tuning.sweep import Sweep
+
+    storage = options.storage or Path(str(resolve(RunConfig()).run.storage))
+    sweep = Sweep.load(storage.absolute(), options.sweep)
+    if options.out is not None and options.out.suffix != ".png":
+        raise InputError(f"--out {options.out}: allowed: a file that ends in .png")
+    try:
+        drawn = report.draw(sweep, options.out) if options.out else None
+    except OSError as error:
+        raise InputError(f"--out {options.out}: {error.strerror}; allowed: a file to write to") from None
+    if options.json:
+        print(json.dumps(report.report(sweep), indent=2))
+        return 0
+    console = Console(highlight=False, soft_wrap=True)
+    report.show(sweep, console)
+    if options.out:
+        console.print(f"heat map: {drawn}" if drawn else "heat map: no scores to draw", markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The driver of a sweep: claim its name, run what is not done, report, record.
+
+It holds the sweep's lock and may be killed at any point: the same command runs only what is not done.
+"""
+
+from rich.console import Console
+
+from trainer.driver import RunFailed
+from tuning import report
+from tuning.record import Recorder, recorded
+from tuning.space import Trial
+from tuning.story import Story
+from tuning.sweep import Sweep
+
+
+def execute(sweep: Sweep) -> int:
+    """The command: bring every trial to its end, show the scores; returns the exit code.
+
+    Raises:
+        InputError: found only now, such as a sweep that another process is working on; nothing has been started.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    with sweep.locked():
+        states = sweep.states()
+        sweep.claim()
+        pending = [trial for trial, reached in zip(sweep.trials, states, strict=True) if reached != "done"]
+        story = Story(sweep, console)
+        story.say(f"sweep {sweep.name}  ({sweep.digest[:8]})  in {sweep.root}")
+        story.say(f"{len(states) - len(pending)} of {len(states)} trials are done")
+        try:
+            _run(sweep, pending, story)
+        except RunFailed as error:
+            story.say(f"failed: {error}")
+            return 1
+        except KeyboardInterrupt:
+            story.say("interrupted; the same command runs what is not done")
+            return 1
+        report.show(sweep, console)
+        story.say(f"heat map: {sweep.heatmap}" if sweep.heatmap.is_file() else "heat map: no scores to draw")
+        return 1 if any(row["state"] != "done" for row in report.rows(sweep)) else 0
+
+
+def _run(sweep: Sweep, pending: list[Trial], story: Story) -> None:
+    if not pending and recorded(sweep):
+        return
+    recorder = Recorder(sweep)
+    recorder.start()
+    if pending:
+        from tuning.search import search
+
+        try:
+            search(sweep, pending, story)
+        finally:
+            story.close()
+    report.draw(sweep, sweep.heatmap)
+    if not recorder.finish():
+        story.say(f"warning: MLflow at {sweep.trials[0].config.run.tracking_uri} did not answer: {recorder.problem}")
+        story.say("  everything is kept here; the same command records the sweep later")

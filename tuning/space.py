@@ -1,0 +1,231 @@
+"""From a sweep file to trials, each a validated run: the grid, and what may be varied. No torch, no Ray.
+
+Everything that can be refused is refused here, before anything is started or written.
+"""
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, ValidationError, field_validator
+from pydantic_core import ErrorDetails, to_json
+
+from diffusion.config import Config, Count
+from trainer.config import RunConfig, canonical
+from trainer.data.sources import check_source
+from trainer.settings import InputError, apply_sets, read_yaml, resolve, setting_paths, validate
+
+MAX_TRIALS = 1000
+NOT_METHOD = ("run", "parallel", "training.steps")
+SHARED = ("seed", "data", "evaluation")
+
+
+class Grid(Config):
+    """Each of the values, in this order."""
+
+    kind: Literal["grid"] = "grid"
+    values: tuple[JsonValue, ...]
+
+    @field_validator("values")
+    @classmethod
+    def _some_and_different(cls, values: tuple[JsonValue, ...]) -> tuple[JsonValue, ...]:
+        if not values:
+            raise ValueError("allowed: one value or more")
+        spelled = [canonical(value) for value in values]
+        twice = next((text for text in spelled if spelled.count(text) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is given twice; allowed: each value once")
+        return values
+
+
+class SweepConfig(Config):
+    """A sweep file: a run file, what every trial changes in it, and what the trials differ in."""
+
+    # eight digits of the method follow it in the name of a run, which has at most 100 characters
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,90}$")]
+    base: Annotated[str, Field(min_length=1)]
+    set: dict[str, JsonValue] = Field(default={})
+    space: Annotated[dict[str, Grid], Field(min_length=1)]
+    concurrent_trials: Count = 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        settings: the varied paths and their values here.
+        config: the resolved configuration.
+    """
+
+    settings: dict[str, Any]
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The run's name: the sweep's, and the start of the method digest."""
+        return str(self.config.run.name)
+
+    @property
+    def label(self) -> str:
+        """The settings for people: `schedule=linear weighting=vlb`."""
+        return label(self.settings)
+
+
+def read_sweep(path: Path, sets: list[str]) -> tuple[SweepConfig, list[Trial]]:
+    """A sweep file and its trials, all validated; `sets` change settings of the base.
+
+    Raises:
+        InputError: anything wrong with a file, a path, a value or a combination of values.
+    """
+    try:
+        config = _validated(read_yaml(path))
+        check_paths(config, sets)
+        base = read_yaml(path.parent / config.base, "base:")
+        base = _applied(base, [(path, value) for path, value in config.set.items()], "set: ")
+        base = apply_sets(base, sets)
+        return config, expand(config, base)
+    except RecursionError:
+        raise InputError(f"--config {path}: a value that contains itself") from None
+
+
+def check_paths(config: SweepConfig, sets: Iterable[str]) -> None:
+    """Refuse what a sweep cannot vary, and settings that the space would overwrite.
+
+    Raises:
+        InputError: naming the path and the reason.
+    """
+    known = setting_paths()
+    for path in config.space:
+        if path not in known:
+            near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else "allowed: a dotted path that `python -m trainer --dry-run` shows"
+            )
+            raise InputError(f"space.{path}: unknown setting; {hint}")
+        _check_method(path)
+        above = next((other for other in config.space if path.startswith(f"{other}.")), None)
+        if above:
+            raise InputError(f"space.{path}: is a part of {above}, which is varied too; allowed: one of them")
+    given = [("set.", path) for path in config.set] + [("--set ", item.partition("=")[0]) for item in sets]
+    for where, path in given:
+        varied = next((other for other in config.space if path == other or path.startswith(f"{other}.")), None)
+        if varied:
+            raise InputError(
+                f"{where}{path}: the sweep varies {varied}; allowed: settings that are the same everywhere"
+            )
+
+
+def _check_method(path: str) -> None:
+    def touches(groups: Sequence[str]) -> bool:
+        return any(f"{path}.".startswith(f"{group}.") or group.startswith(f"{path}.") for group in groups)
+
+    if touches(NOT_METHOD):
+        raise InputError(f"space.{path}: holds what must not change a result; allowed: settings of the method")
+    if touches(SHARED):
+        raise InputError(
+            f"space.{path}: trials share their random numbers and are measured alike, or their scores could not be "
+            f"compared; allowed: settings of the method outside {', '.join(SHARED)}"
+        )
+
+
+def expand(config: SweepConfig, base: dict[str, Any]) -> list[Trial]:
+    """The grid in order, the last path changing fastest.
+
+    Raises:
+        InputError: the base or a combination is not valid, or two combinations are the same method.
+    """
+    checked = validate(base)
+    check_source(checked.data.source)
+    if checked.run.name is not None:
+        raise InputError(f"run.name = {checked.run.name!r}: trials are named after the sweep; allowed: none in a sweep")
+    axes = [grid.values for grid in config.space.values()]
+    count = _product(len(values) for values in axes)
+    if count > MAX_TRIALS:
+        raise InputError(f"space: {count} trials; allowed: at most {MAX_TRIALS}")
+    trials: dict[str, Trial] = {}
+    for values in itertools.product(*axes):
+        trial = _trial(config.name, base, dict(zip(config.space, values, strict=True)))
+        same = trials.setdefault(trial.config.method_sha256, trial)
+        if same is not trial:
+            raise InputError(f"space: {same.label} and {trial.label} are the same method; allowed: each method once")
+    return list(trials.values())
+
+
+def _product(sizes: Iterable[int]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
+
+
+def _trial(sweep: str, base: dict[str, Any], settings: dict[str, Any]) -> Trial:
+    try:
+        config = resolve(validate(_applied(base, settings.items(), "")))
+    except InputError as error:
+        raise InputError(f"trial {label(settings)}: {error}") from None
+    name = f"{sweep}-{config.method_sha256[:8]}"
+    run = config.run.model_copy(update={"name": name, "register_as": None})
+    return Trial(settings, config.model_copy(update={"run": run}))
+
+
+def _applied(values: dict[str, Any], settings: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """The values with the settings applied as `--set` does; JSON is YAML."""
+    try:
+        return apply_sets(values, [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in settings])
+    except InputError as error:
+        raise InputError(where + str(error).removeprefix("--set ")) from None
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """For each path its last part that says something, `schedule` for `process.schedule.kind`; more where two agree."""
+    paths = list(paths)
+    parts = {path: path.removesuffix(".kind").split(".") for path in paths}
+    length = 1
+    while True:
+        names = {path: ".".join(parts[path][-length:]) for path in paths}
+        if len(set(names.values())) == len(names) or length > max(map(len, parts.values())):
+            return names
+        length += 1
+
+
+def spelled(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """A setting's value for people: text as it is, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def label(settings: Mapping[str, Any]) -> str:
+    """Settings for people: `schedule=linear weighting=vlb`."""
+    names = short_names(settings)
+    return " ".join(f"{names[path]}={spelled(value)}" for path, value in settings.items())
+
+
+def _validated(values: dict[str, Any]) -> SweepConfig:
+    try:
+        return SweepConfig.model_validate_json(to_json(values))
+    except ValidationError as error:
+        raise InputError(_describe(error.errors(include_url=False)[0])) from None
+    except ValueError as error:
+        raise InputError(f"a value that no setting can be: {error}") from None
+
+
+def _describe(problem: ErrorDetails) -> str:
+    """One line: field, value, what is allowed."""
+    path = ".".join(map(str, problem["loc"]))
+    value, message = problem["input"], problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{path}: missing; a sweep file has name, base and space, and a grid has values"
+    if problem["type"] == "extra_forbidden":
+        fields = list((SweepConfig if len(problem["loc"]) == 1 else Grid).model_fields)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1, cutoff=0.5)
+        return f"{path}: unknown key; " + (f"did you mean {near[0]}?" if near else f"allowed here: {', '.join(fields)}")
+    if problem["type"] == "literal_error":
+        near = difflib.get_close_matches(str(value), ["grid"], n=1, cutoff=0.5)
+        return f"{path} = {value!r}: allowed: grid" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{path} = {value!r}: {message[0].lower()}{message[1:]}"

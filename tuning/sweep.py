@@ -1,0 +1,150 @@
+"""A sweep's folder, `<run.storage>/sweeps/<name>`: whose name it is, how far it got, and why trials failed.
+
+How far a trial got is read from its run's folder and nowhere else, so that a sweep may be killed at any point.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer import state
+from trainer.config import RunConfig, canonical
+from trainer.paths import RunPaths
+from trainer.plan import check
+from trainer.settings import InputError
+from trainer.state import State
+from tuning.space import SweepConfig, Trial
+
+FOLDER = "sweeps"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The trials of one sweep and where they are kept.
+
+    Attributes:
+        root: storage/sweeps/name.
+        space: the varied paths and their values, in the sweep file's order.
+    """
+
+    root: Path
+    space: dict[str, list[Any]]
+    trials: tuple[Trial, ...]
+    concurrent_trials: int = 1
+
+    @classmethod
+    def of(cls, config: SweepConfig, trials: list[Trial]) -> "Sweep":
+        """The sweep of a file that was read."""
+        space = {path: list(grid.values) for path, grid in config.space.items()}
+        root = Path(str(trials[0].config.run.storage)) / FOLDER / config.name
+        return cls(root, space, tuple(trials), min(config.concurrent_trials, len(trials)))
+
+    @classmethod
+    def load(cls, storage: Path, name: str) -> "Sweep":
+        """The sweep that was started under this name.
+
+        Raises:
+            InputError: there is none, or another version wrote it.
+        """
+        names = known(storage)
+        if name not in names:
+            raise InputError(f"SWEEP = {name!r}: not in {storage / FOLDER}; allowed: {', '.join(names) or 'none yet'}")
+        root = storage / FOLDER / name
+        try:
+            record = state.read_json(root / "sweep.json")
+            space = {path: grid["values"] for path, grid in record["space"].items()}
+            trials = [Trial(trial["settings"], _moved(trial["config"], storage)) for trial in record["trials"]]
+        except (ValidationError, ValueError, LookupError) as error:
+            raise InputError(f"{root}/sweep.json: not readable by this version ({type(error).__name__})") from None
+        return cls(root, space, tuple(trials))
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self.root.name
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides the results: the space, and the method of each trial."""
+        methods = [trial.config.method_sha256 for trial in self.trials]
+        return hashlib.sha256(canonical({"space": list(self.space.items()), "methods": methods}).encode()).hexdigest()
+
+    @property
+    def heatmap(self) -> Path:
+        """The picture of the scores."""
+        return self.root / "heatmap.png"
+
+    @property
+    def tune(self) -> Path:
+        """Ray Tune's own files; nothing is read from them."""
+        return self.root / "tune"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `sweep.json` holds; nothing when the sweep is new."""
+        path = self.root / "sweep.json"
+        return state.read_json(path) if path.is_file() else {}
+
+    def paths(self) -> Iterator[tuple[Trial, RunPaths]]:
+        """Each trial with its run's files."""
+        return ((trial, RunPaths.of(trial.config)) for trial in self.trials)
+
+    def states(self) -> list[State]:
+        """How far each trial got.
+
+        Raises:
+            InputError: data that is not there, or this sweep's name or a trial's taken by something else.
+        """
+        taken = self.record.get("digest", self.digest)
+        if taken != self.digest:
+            raise InputError(
+                f"name = {self.name!r}: taken by another sweep ({taken[:8]}, this is {self.digest[:8]}) "
+                f"in {self.root}; allowed: another name"
+            )
+        return [check(trial.config)[1] for trial in self.trials]
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the sweep for this process.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        return state.hold(self.root / "lock", f"name = {self.name!r}: another process is working on this sweep")
+
+    def claim(self) -> None:
+        """Tie the sweep's name to its space, and keep the trials for the report."""
+        trials = [
+            {"name": trial.name, "settings": trial.settings, "config": trial.config.model_dump(mode="json")}
+            for trial in self.trials
+        ]
+        space = {path: {"kind": "grid", "values": values} for path, values in self.space.items()}
+        self.note(name=self.name, digest=self.digest, space=space, trials=trials)
+
+    def note(self, **values: Any) -> None:  # noqa: ANN401 - any JSON value
+        """Put values into `sweep.json`."""
+        state.write_json(self.root / "sweep.json", {**self.record, **values})
+
+    def failures(self) -> dict[str, str]:
+        """Why trials failed when they last ran, by their names."""
+        path = self.root / "failures.json"
+        return state.read_json(path) if path.is_file() else {}
+
+    def note_failure(self, name: str, reason: str | None) -> None:
+        """Keep why a trial failed; None when it runs again."""
+        kept = {other: text for other, text in self.failures().items() if other != name}
+        state.write_json(self.root / "failures.json", {**kept, **({name: reason} if reason else {})})
+
+
+def known(storage: Path) -> list[str]:
+    """The names of the sweeps in a storage."""
+    return sorted(path.parent.name for path in (storage / FOLDER).glob("*/sweep.json"))
+
+
+def _moved(values: dict[str, Any], storage: Path) -> RunConfig:
+    """A recorded configuration, with the storage where the record was found: it may be mounted elsewhere today."""
+    return RunConfig.model_validate_json(canonical({**values, "run": {**values["run"], "storage": str(storage)}}))
