@@ -64,8 +64,11 @@ class ProgressView:
         """Begin a part of the run: the bar shows its name, and how far it is where that can be told."""
         with self._lock:
             self._take_in()
-            self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(name, completed=completed, total=total, text="")
+            self._begin(name, completed, total)
+
+    def _begin(self, name: str, completed: int = 0, total: int | None = None) -> None:
+        self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, completed=completed, total=total, text="")
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
@@ -74,9 +77,8 @@ class ProgressView:
     def _take_in(self) -> None:
         with self._lock:
             for record, offset in self._journal.read(self._offset):
-                if offset > self._offset:  # or showing an earlier one has taken this one in
-                    self._offset = offset
-                    self._show(record)
+                self._offset = offset
+                self._show(record)
 
     def _show(self, record: Record) -> None:
         match record["kind"]:
@@ -92,7 +94,7 @@ class ProgressView:
     def _started(self, record: Record) -> None:
         after = f"resuming after step {record['step']} of" if record["step"] else "training"
         self.say(f"  {after} {record['steps']} steps on {record['world_size']} workers")
-        self.stage("training", record["step"], record["steps"])
+        self._begin("training", record["step"], record["steps"])
 
     def _metrics(self, record: Record) -> None:
         text = f"loss {record['loss']:.4f}  {record['images_per_second']:,.0f} images/s"

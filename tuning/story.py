@@ -23,7 +23,7 @@ class TrialView(ProgressView):
     def _show(self, record: Record) -> None:
         super()._show(record)
         if record["kind"] == "metrics" and record["step"] >= self._steps:
-            self.stage("evaluating")
+            self._begin("evaluating")
 
 
 class Story:

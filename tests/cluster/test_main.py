@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main, queue_url
+from cluster.request import PASSED_ON
 from cluster.store import Store
 
 
 @pytest.fixture(autouse=True)
 def queue(url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+    for name in (*PASSED_ON, "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DUALVIEW_QUEUE", url)
     return Path(url.removeprefix("sqlite:///")).parent

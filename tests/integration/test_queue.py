@@ -63,8 +63,9 @@ def dispatch(queue: Queue) -> Iterator[Callable[[], "subprocess.Popen[str]"]]:
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.timeout(420)
