@@ -28,6 +28,8 @@ then the oldest. A job that exits with 75 (preempted after a checkpoint) is queu
 
 exit codes: 0 done; 2 bad input; 1 anything else
 """
+ADDRESS = "Ray's dashboard, such as http://127.0.0.1:8265; else as `ray job submit` finds it"
+LAST_ENDED = 10
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,11 +51,12 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("--json", action="store_true", help="as JSON")
     logs = commands.add_parser("logs", help="what a job has written")
     logs.add_argument("job", type=int, metavar="JOB")
+    logs.add_argument("--address", metavar="URL", help=ADDRESS)
     logs.add_argument("-f", "--follow", action="store_true", help="wait for the job and stay until it ends")
     cancelled = commands.add_parser("cancel", help="take a job out of the queue, or stop it: SIGTERM, later SIGKILL")
     cancelled.add_argument("job", type=int, metavar="JOB")
     dispatch = commands.add_parser("dispatch", help="run the queue's jobs on Ray until interrupted; jobs outlive it")
-    dispatch.add_argument("--address", metavar="URL", help="Ray's dashboard; else as `ray job submit` finds it")
+    dispatch.add_argument("--address", metavar="URL", help=ADDRESS)
     dispatch.add_argument("--drain", action="store_true", help="end when no job waits or runs")
     dispatch.add_argument("--poll", type=_seconds, default=1.0, metavar="SECONDS", help="how often to look (1)")
     return result
@@ -136,9 +139,6 @@ def list_jobs(options: argparse.Namespace) -> None:
         print(f"and {len(hidden)} that ended earlier: --all")
 
 
-LAST_ENDED = 10
-
-
 def show(options: argparse.Namespace) -> None:
     """One job, its attempts and its history."""
     from cluster import views
@@ -158,7 +158,7 @@ def logs(options: argparse.Namespace) -> None:
     from cluster.logs import print_logs
     from cluster.store import Store
 
-    print_logs(Store.open(queue_url(options.queue)), options.job, options.follow)
+    print_logs(Store.open(queue_url(options.queue)), options.job, options.follow, options.address)
 
 
 def cancel(options: argparse.Namespace) -> None:

@@ -12,8 +12,10 @@ from cluster.store import Attempt, Store
 POLL_S = 0.5
 
 
-def print_logs(store: Store, job_id: int, follow: bool) -> None:
+def print_logs(store: Store, job_id: int, follow: bool, address: str | None = None) -> None:
     """Print what a job has written; with `follow`, wait for it to start and stay until it ends.
+
+    `address` is that of Ray's dashboard, for the output of an attempt that runs.
 
     Raises:
         cluster.errors.InputError: no such job.
@@ -25,7 +27,7 @@ def print_logs(store: Store, job_id: int, follow: bool) -> None:
         job = store.job(job_id)
         for attempt in store.attempts(job_id):
             if attempt.number not in printed and (attempt.confirmed or attempt.ended_at is not None):
-                _print_attempt(store, attempt, follow)
+                _print_attempt(store, attempt, follow, address)
                 printed.add(attempt.number)
         if job.state in ENDED or not follow:
             break
@@ -37,16 +39,16 @@ def print_logs(store: Store, job_id: int, follow: bool) -> None:
         print(f"job {job_id} {job.state}: {job.reason}", file=sys.stderr)
 
 
-def _print_attempt(store: Store, attempt: Attempt, follow: bool) -> None:
+def _print_attempt(store: Store, attempt: Attempt, follow: bool, address: str | None) -> None:
     if attempt.number > 1:
         print(f"--- attempt {attempt.number} ---", file=sys.stderr)
     kept = store.log(attempt)
     if attempt.ended_at is not None:
         print(kept.read_text() if kept.exists() else "", end="", flush=True)
     elif follow:
-        asyncio.run(_copy(RayJobs().follow(attempt.submission_id)))
+        asyncio.run(_copy(RayJobs(address).follow(attempt.submission_id)))
     else:
-        print(RayJobs().log(attempt.submission_id), end="", flush=True)
+        print(RayJobs(address).log(attempt.submission_id), end="", flush=True)
 
 
 async def _copy(lines: AsyncIterator[str]) -> None:

@@ -47,7 +47,7 @@ class RayJobs:
             RayUnavailableError: nothing there answers as Ray does.
         """
         self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "local"
-        logging.getLogger("ray").setLevel(logging.WARNING)  # or it tells of every upload
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it tells of every upload
         try:
             self._client: _Client = self._ask(lambda: _Client(address))
         except (RuntimeError, ValueError) as error:  # something answers, but not as Ray does

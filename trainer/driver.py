@@ -70,6 +70,7 @@ def complete(config: RunConfig, paths: RunPaths) -> dict[str, Any]:
     with state.locked(paths):
         if state.inspect(config, paths) == "done":
             return state.read_json(paths.summary)
+        check_ray_address()
         dataset = prepare(config.data, Path(config.run.storage or ""))
         check_data(config, dataset)
         state.claim(config, paths)
@@ -249,23 +250,37 @@ class Driver:
         return summary
 
 
+def check_ray_address() -> None:
+    """Knock at RAY_ADDRESS: ray.init would do so at a dead address for minutes.
+
+    Raises:
+        InputError: nothing answers there.
+    """
+    host, separator, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    if separator and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"RAY_ADDRESS = {host}:{port}: no Ray cluster answers: {error}; allowed: the address of a running "
+                "cluster, or none to start a local one"
+            ) from None
+
+
 def connect_ray() -> None:
     """Join the cluster of RAY_ADDRESS or start a local one, quietly.
 
     Raises:
-        RunFailed: nothing answers at RAY_ADDRESS.
+        RunFailed: there is none where RAY_ADDRESS says.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **RAY_TRAIN_SETTINGS} | os.environ
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    host, separator, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
-    if separator and port.isdecimal() and "/" not in host:
-        try:  # ray.init would knock at a dead address for minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-        except OSError as error:
-            raise RunFailed(f"no Ray cluster answers at RAY_ADDRESS = {host}:{port}: {error}") from error
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    except ConnectionError as error:
+        raise RunFailed(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}: {last_line(error)}") from error
 
 
 def resolve_device(config: RunConfig) -> str:

@@ -1,7 +1,7 @@
 """Start-up, made short: a worker is a fresh process, and importing what it needs is most of the wait for a first step.
 
 Imports run with the garbage collector off, and without the packages that DeepSpeed and diffusers import only to know
-that they are there: together that takes half the time. docs/benchmarks.md has the numbers.
+that they are there: together that takes little more than half the time. docs/benchmarks.md has the numbers.
 """
 
 import gc

@@ -3,9 +3,11 @@
 It holds the sweep's lock and may be killed at any point: the same command runs only what is not done.
 """
 
+import traceback
+
 from rich.console import Console
 
-from trainer.driver import RunFailed
+from trainer.driver import RunFailed, check_ray_address, last_line
 from tuning import report
 from tuning.record import Recorder, recorded
 from tuning.space import Trial
@@ -22,8 +24,10 @@ def execute(sweep: Sweep) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with sweep.locked():
         states = sweep.states()
-        sweep.claim()
         pending = [trial for trial, reached in zip(sweep.trials, states, strict=True) if reached != "done"]
+        if pending:
+            check_ray_address()
+        sweep.claim()
         story = Story(sweep, console)
         story.say(f"sweep {sweep.name}  ({sweep.digest[:8]})  in {sweep.root}")
         story.say(f"{len(states) - len(pending)} of {len(states)} trials are done")
@@ -34,6 +38,11 @@ def execute(sweep: Sweep) -> int:
             return 1
         except KeyboardInterrupt:
             story.say("interrupted; the same command runs what is not done")
+            return 1
+        except Exception as error:  # noqa: BLE001 - one line for the user, the rest in a file
+            sweep.error.write_text(traceback.format_exc())
+            story.say(f"failed: {type(error).__name__}: {last_line(error)}  (all of it: {sweep.error})")
+            story.say("the same command runs what is not done")
             return 1
         report.show(sweep, console)
         story.say(f"heat map: {sweep.heatmap}" if sweep.heatmap.is_file() else "heat map: no scores to draw")

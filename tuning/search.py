@@ -38,11 +38,7 @@ SETTINGS = {
 
 
 def search(sweep: Sweep, pending: list[Trial], story: Story) -> None:
-    """Run the pending trials in order; one that fails is noted and stops no other.
-
-    Raises:
-        trainer.driver.RunFailed: there is no cluster to run them on.
-    """
+    """Run the pending trials in order; one that fails is noted and stops no other."""
     os.environ |= SETTINGS
     driver.connect_ray()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

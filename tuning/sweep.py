@@ -85,6 +85,11 @@ class Sweep:
         return self.root / "tune"
 
     @property
+    def error(self) -> Path:
+        """The traceback of an error that nobody foresaw."""
+        return self.root / "error.log"
+
+    @property
     def record(self) -> dict[str, Any]:
         """What `sweep.json` holds; nothing when the sweep is new."""
         path = self.root / "sweep.json"

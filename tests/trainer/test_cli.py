@@ -173,3 +173,10 @@ def test_commands_that_only_talk_import_nothing_heavy(run_file, arguments, absen
     done = subprocess.run([sys.executable, "-c", program, *filled], capture_output=True, text=True, check=False)
     assert done.returncode == (2 if "seed=-1" in filled else 0), done.stderr
     assert done.stdout.rstrip().endswith("IMPORTED []")
+
+
+def test_a_cluster_that_does_not_answer_is_refused_before_anything_is_written(run_file, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    assert "RAY_ADDRESS = 127.0.0.1:9: no Ray cluster answers" in bad(capsys, "--config", str(run_file))
+    assert not list((tmp_path / "storage").rglob("run.json"))
+    assert not (tmp_path / "storage" / "datasets").exists()

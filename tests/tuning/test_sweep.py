@@ -120,3 +120,13 @@ def test_a_dry_run_for_people_and_for_machines(tmp_path, capsys):
         "process.schedule.kind": "linear",
         "objective.weighting.kind": "simple",
     }
+
+
+def test_a_cluster_that_does_not_answer_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    assert main(["run", "--config", str(written(tmp_path))]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: RAY_ADDRESS = 127.0.0.1:9: no Ray cluster answers")
+    assert captured.err.count("\n") == 1
+    assert not list((tmp_path / "storage").rglob("*.json"))
