@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.errors import InputError, RayUnavailableError
+from cluster.errors import InputError, RayUnavailableError, StoreUnavailableError
 
 EXAMPLES = """\
 examples:
@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     cancelled.add_argument("job", type=int, metavar="JOB")
     dispatch = commands.add_parser("dispatch", help="run the queue's jobs on Ray until interrupted; jobs outlive it")
     dispatch.add_argument("--address", metavar="URL", help=ADDRESS)
-    dispatch.add_argument("--drain", action="store_true", help="end when no job waits or runs")
+    dispatch.add_argument("--moved", action="store_true", help="what was started on another cluster is gone with it")
+    dispatch.add_argument("--drain", action="store_true", help="end when no job waits, for whatever reason, or runs")
     dispatch.add_argument("--poll", type=_seconds, default=1.0, metavar="SECONDS", help="how often to look (1)")
     return result
 
@@ -101,6 +102,7 @@ def submit(options: argparse.Namespace) -> None:
     if not any(word.strip() for word in command):
         raise InputError("no command; allowed: python -m cluster submit -- COMMAND …")
     folder = options.working_dir.absolute()
+    files = snapshot.files(folder)
     variables = request.environment(options.env, snapshot.git_commit(folder))
     gangs = [request.parse_resources(options.resources)] if options.resources else None
     described = request.describe(command, folder, variables)
@@ -113,21 +115,22 @@ def submit(options: argparse.Namespace) -> None:
         problem = error.errors(include_url=False)[0]
         raise InputError(f"{problem['loc'][0]} = {problem['input']!r}: {problem['msg']}") from None
     store = Store.open(queue_url(options.queue))
-    job = store.submit(JobSpec.model_validate({**fields, "snapshot": snapshot.take(folder, store.snapshots)}))
+    job = store.submit(JobSpec.model_validate({**fields, "snapshot": snapshot.take(folder, files, store.snapshots)}))
     print(f"job {job.id} queued: {name} (priority {job.priority}); python -m cluster logs -f {job.id}")
 
 
 def list_jobs(options: argparse.Namespace) -> None:
     """Waiting and running jobs, and the last that ended."""
     from cluster import views
+    from cluster.dispatcher import is_served
     from cluster.spec import ENDED
     from cluster.store import Store
 
-    store = Store.open(queue_url(options.queue))
+    store = Store.open(queue_url(options.queue), make=False)
     jobs = store.jobs()
-    ended = [job for job in jobs if job.state in ENDED]
-    hidden = [] if options.all else ended[:-LAST_ENDED]
-    shown = [(job, store.attempts(job.id)) for job in jobs if job not in hidden]
+    ended = [job.id for job in jobs if job.state in ENDED]
+    hidden = set() if options.all else set(ended[:-LAST_ENDED])
+    shown = [(job, store.attempts(job.id)) for job in jobs if job.id not in hidden]
     if options.json:
         print(json.dumps([views.job_row(job, attempts) for job, attempts in shown], indent=2))
         return
@@ -137,6 +140,8 @@ def list_jobs(options: argparse.Namespace) -> None:
     views.console().print(views.jobs_table(shown))
     if hidden:
         print(f"and {len(hidden)} that ended earlier: --all")
+    if len(ended) < len(jobs) and not is_served(store):
+        print("no dispatcher is running on this machine: python -m cluster dispatch")
 
 
 def show(options: argparse.Namespace) -> None:
@@ -144,7 +149,7 @@ def show(options: argparse.Namespace) -> None:
     from cluster import views
     from cluster.store import Store
 
-    store = Store.open(queue_url(options.queue))
+    store = Store.open(queue_url(options.queue), make=False)
     job, attempts, events = store.job(options.job), store.attempts(options.job), store.events(options.job)
     if options.json:
         history = [{"at": event.at, "text": event.text} for event in events]
@@ -158,14 +163,14 @@ def logs(options: argparse.Namespace) -> None:
     from cluster.logs import print_logs
     from cluster.store import Store
 
-    print_logs(Store.open(queue_url(options.queue)), options.job, options.follow, options.address)
+    print_logs(Store.open(queue_url(options.queue), make=False), options.job, options.follow, options.address)
 
 
 def cancel(options: argparse.Namespace) -> None:
     """Cancel a job."""
     from cluster.store import Store
 
-    job = Store.open(queue_url(options.queue)).cancel(options.job)
+    job = Store.open(queue_url(options.queue), make=False).cancel(options.job)
     print(f"job {job.id} " + ("is cancelled" if job.state == "cancelled" else "will be stopped by the dispatcher"))
 
 
@@ -176,15 +181,21 @@ def dispatch(options: argparse.Namespace) -> None:
     from cluster.store import Store
 
     stop = threading.Event()
+
+    def once(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # a second time ends it at once, which does no harm either
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, once)
     store = Store.open(queue_url(options.queue))
     with only_one(store):
         try:
             jobs = RayJobs(options.address)
         except RayUnavailableError as error:
             raise InputError(f"{error}; allowed: --address or RAY_API_SERVER_ADDRESS of a running cluster") from None
-        say(f"dispatching {store.folder} to Ray at {jobs.address}")
+        store.bind(jobs.address, options.moved)
+        say(f"dispatching {store.file} to Ray at {jobs.address}")
         Dispatcher(store, jobs, say).run(options.poll, options.drain, stop)
         say("the queue is empty" if not stop.is_set() else "stopped; running jobs go on")
 
@@ -204,9 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         ACTIONS[options.action](options)
-    except (InputError, RayUnavailableError) as error:
+    except (InputError, RayUnavailableError, StoreUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, StoreUnavailableError) else 2
     except (KeyboardInterrupt, BrokenPipeError):
         return 1
     return 0

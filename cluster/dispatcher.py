@@ -7,13 +7,14 @@ the next pass finds the open attempt, asks Ray, and hands it over again only if 
 
 import fcntl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from cluster.admission import Waiting, decide
-from cluster.errors import InputError, RayUnavailableError
+from cluster.errors import InputError, RayUnavailableError, RefusedError, StoreUnavailableError
 from cluster.snapshot import path as snapshot_path
 from cluster.spec import Bundle, Ending
 from cluster.store import Attempt, Store
@@ -29,7 +30,7 @@ class Jobs(Protocol):
         ...
 
     def submit(self, submission_id: str, command: list[str], snapshot: Path, environment: dict[str, str]) -> None:
-        """Start a command under a name that is taken only once."""
+        """Start a command under a name that is taken only once; RefusedError if Ray will not take it."""
         ...
 
     def ending(self, submission_id: str) -> Ending | None:
@@ -51,24 +52,25 @@ class Dispatcher:
     def __init__(self, store: Store, jobs: Jobs, say: Callable[[str], None]) -> None:
         """Nothing happens before `step`; `say` takes a line for people about everything that happens."""
         self._store, self._jobs, self._say = store, jobs, say
-        self._stopping: set[str] = set()
+        self._said_stopping: set[str] = set()
 
     def run(self, poll_s: float, drain: bool, stop: threading.Event) -> None:
-        """Step until `stop` is set or, with `drain`, no job waits or runs; waits for a Ray that does not answer."""
-        wait, down = poll_s, False
+        """Step until `stop` is set or, with `drain`, no job waits or runs; outlives a Ray or a store in trouble."""
+        wait, trouble = poll_s, ""
         while not stop.is_set():
             try:
+                if trouble:
+                    self._explain_all(trouble)
                 self.step()
-                if down:
-                    self._say("Ray answers again")
-                wait, down = poll_s, False
-            except RayUnavailableError as error:
-                if not down:
+                if trouble:
+                    self._say("all is well again")
+                wait, trouble = poll_s, ""
+                if drain and not self._store.jobs("queued", "running"):
+                    return
+            except (RayUnavailableError, StoreUnavailableError) as error:
+                if not trouble:
                     self._say(f"{error}; trying again")
-                self._explain_all(str(error))
-                wait, down = min(2 * wait, RETRY_LIMIT_S), True
-            if drain and not down and not self._store.jobs("queued", "running"):
-                return
+                wait, trouble = min(2 * wait, RETRY_LIMIT_S), str(error)
             stop.wait(wait)
 
     def step(self) -> None:
@@ -79,11 +81,12 @@ class Dispatcher:
         """
         for attempt in self._store.attempts():
             self._follow(attempt)
-        waiting = [Waiting(job.id, job.priority, job.submitted_at, job.gangs) for job in self._store.jobs("queued")]
+        queued = self._store.jobs("queued")
+        waiting = [Waiting(job.id, job.priority, job.gangs, job.held_until) for job in queued]
         if not waiting:
             return
         running = [attempt.job_id for attempt in self._store.attempts()]
-        decisions = decide(waiting, running, self._jobs.nodes())
+        decisions = decide(waiting, running, self._jobs.nodes(), time.time())
         self._store.explain({decision.job: decision.reason for decision in decisions})
         for decision in decisions:
             attempt = self._store.begin_attempt(decision.job) if decision.admitted else None
@@ -97,23 +100,31 @@ class Dispatcher:
         if ending is None:
             if not attempt.confirmed:
                 self._store.confirm(attempt)
-            if job.cancel_requested and attempt.submission_id not in self._stopping:
-                self._jobs.stop(attempt.submission_id)
-                self._stopping.add(attempt.submission_id)
-                self._say(f"job {job.id} is being stopped")
-        elif ending.status == "lost" and not attempt.confirmed and not job.cancel_requested:
+            if job.cancel_requested:
+                self._stop(attempt)
+        elif ending.status == "lost" and not attempt.confirmed:
             self._hand_over(attempt)
         else:
             self._close(attempt, ending)
 
+    def _stop(self, attempt: Attempt) -> None:
+        """Ask for the attempt's end, in every pass: Ray forgets a request that comes while it is still starting it."""
+        self._jobs.stop(attempt.submission_id)
+        if attempt.submission_id not in self._said_stopping:
+            self._said_stopping.add(attempt.submission_id)
+            self._say(f"job {attempt.job_id} is being stopped")
+
     def _hand_over(self, attempt: Attempt) -> None:
         job = self._store.job(attempt.job_id)
+        if job.cancel_requested:
+            self._close(attempt, Ending(status="lost"))
+            return
         archive = snapshot_path(self._store.snapshots, job.snapshot)
         environment = {**job.environment, "DUALVIEW_JOB": str(job.id)}
         try:
             self._jobs.submit(attempt.submission_id, job.command, archive, environment)
-        except (RuntimeError, ValueError, OSError) as error:
-            self._close(attempt, Ending(status="refused", message=" ".join(str(error).split())[:300]))
+        except RefusedError as error:
+            self._close(attempt, Ending(status="refused", message=str(error)))
             return
         self._store.confirm(attempt)
 
@@ -124,15 +135,22 @@ class Dispatcher:
         self._say(f"job {job.id} {job.state}: {job.reason}")
 
     def _keep_log(self, attempt: Attempt) -> None:
-        """Copy the attempt's output, which Ray loses with its head, before the store says that it has ended."""
+        """Copy the attempt's output, which Ray loses with its head, before the store says that it has ended.
+
+        A job that has ended has ended, whether or not its output can be had.
+        """
         target = self._store.log(attempt)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".part")
         try:
-            part.write_text(self._jobs.log(attempt.submission_id))
-        except RuntimeError as error:
-            part.write_text(f"(Ray no longer has the output: {error})\n")
-        part.replace(target)
+            try:
+                text = self._jobs.log(attempt.submission_id)
+            except RayUnavailableError as error:
+                text = f"(the output could not be had: {error})\n"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_suffix(".part")
+            part.write_bytes(text.encode(errors="replace"))
+            part.replace(target)
+        except OSError as error:
+            self._say(f"the output of {attempt.submission_id} is not kept: {error}")
 
     def _explain_all(self, reason: str) -> None:
         self._store.explain({job.id: reason for job in self._store.jobs("queued")})
@@ -145,9 +163,25 @@ def only_one(store: Store) -> Iterator[None]:
     Raises:
         InputError: another dispatcher holds it.
     """
-    with (store.folder / "dispatcher.lock").open("a+") as file:
+    try:
+        file = store.lock.open("a+")
+    except OSError as error:
+        raise InputError(f"{store.lock}: {error.strerror}; allowed: a queue whose folder can be written to") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another dispatcher serves the queue in {store.folder}; allowed: one") from None
+            raise InputError(f"another dispatcher serves the queue {store.file}; allowed: one") from None
         yield
+
+
+def is_served(store: Store) -> bool:
+    """Whether a dispatcher on this machine serves the queue."""
+    try:
+        with store.lock.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False

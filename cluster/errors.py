@@ -6,4 +6,12 @@ class InputError(Exception):
 
 
 class RayUnavailableError(Exception):
-    """Ray's job server does not answer; whatever was asked of it may or may not have happened."""
+    """Ray's job server does not answer, or is in trouble; what was asked of it may or may not have happened."""
+
+
+class RefusedError(Exception):
+    """Ray answers that it will not take a job as it is."""
+
+
+class StoreUnavailableError(Exception):
+    """The queue's database does not take a change or a question now."""

@@ -6,19 +6,27 @@ Ray's history goes with its head, so its answers are evidence; the store is the 
 import logging
 import os
 import shlex
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
+import aiohttp
 import requests
-from ray.exceptions import AuthenticationError
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.errors import RayUnavailableError
+from cluster.errors import RayUnavailableError, RefusedError
 from cluster.spec import Bundle, Ending
 
 REQUEST_TIMEOUT_S = 60.0
+KNOCK_TIMEOUT_S = 10.0
 STOP_WAIT_S = 120
+MAX_NODES = 10_000
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
 _Answer = TypeVar("_Answer")
 OPEN = (JobStatus.PENDING, JobStatus.RUNNING)
 STATUSES = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "stopped"}
@@ -31,14 +39,19 @@ class _Client(JobSubmissionClient):
         return super()._do_request(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S, **options})
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Ray's state API on its nodes, as `ray list nodes --detail` shows them."""
-        reply = self._do_request("GET", "/api/v0/nodes?detail=1")
+        """Ray's state API on its live nodes, as `ray list nodes --detail` shows them."""
+        alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        reply = self._do_request("GET", f"/api/v0/nodes?detail=1&limit={MAX_NODES}&{alive}")
         reply.raise_for_status()
         return reply.json()["data"]["result"]["result"]
 
 
 class RayJobs:
-    """The job server of one Ray cluster."""
+    """The job server of one Ray cluster.
+
+    Attributes:
+        address: of its dashboard, `http://host:port`.
+    """
 
     def __init__(self, address: str | None = None) -> None:
         """Connect to `http://host:port` of the dashboard; None finds it as `ray job submit` does.
@@ -46,26 +59,32 @@ class RayJobs:
         Raises:
             RayUnavailableError: nothing there answers as Ray does.
         """
-        self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "local"
+        chosen = address or next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
+        self.address = chosen or "a local cluster"
         logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it tells of every upload
+        if chosen:
+            self._ask(lambda: _knock(chosen))
         try:
-            self._client: _Client = self._ask(lambda: _Client(address))
-        except (RuntimeError, ValueError) as error:  # something answers, but not as Ray does
+            with _alone(address):
+                self._client: _Client = self._ask(lambda: _Client(address))
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:  # something answers, but not as Ray does
             raise RayUnavailableError(f"no Ray job server at {self.address}: {_line(error)}") from error
+        self.address = self._client.get_address()
 
     def nodes(self) -> list[Bundle]:
         """The total resources of every live node."""
-        rows = self._ask(lambda: self._client.nodes())
-        return [row["resources_total"] for row in rows if row["state"] == "ALIVE"]
+        return [row["resources_total"] for row in self._ask(lambda: self._client.nodes())]
 
     def submit(self, submission_id: str, command: list[str], snapshot: Path, environment: dict[str, str]) -> None:
         """Start a command in the unpacked snapshot; if the id is taken, it has been started before.
 
         Raises:
-            RuntimeError: Ray refuses it.
-            RayUnavailableError: no answer; it may have been started.
+            RefusedError: Ray will not take it as it is.
+            RayUnavailableError: no answer, or none that says so; it may have been started.
         """
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **environment}
+        if not os.access(snapshot, os.R_OK):
+            raise RefusedError(f"its code is not there, or not readable: {snapshot}")
         try:
             self._ask(
                 lambda: self._client.submit_job(
@@ -74,13 +93,12 @@ class RayJobs:
                     runtime_env={"working_dir": str(snapshot), "env_vars": variables},
                 )
             )
-        except RuntimeError:
-            if not self.knows(submission_id):
-                raise
-
-    def knows(self, submission_id: str) -> bool:
-        """Whether Ray has this submission, in whatever state."""
-        return self._info(submission_id) is not None
+        except (RuntimeError, ValueError) as error:
+            if self._info(submission_id) is not None:
+                return
+            if isinstance(error, ValueError) or "status code 400" in str(error):
+                raise RefusedError(_line(error)) from error
+            raise self._trouble(error) from error
 
     def ending(self, submission_id: str) -> Ending | None:
         """How an attempt ended; None while it runs; `lost` where Ray does not know it."""
@@ -89,41 +107,71 @@ class RayJobs:
             return Ending(status="lost")
         if info.status in OPEN:
             return None
-        message = " ".join((info.message or "").split())[:500]
         return Ending.model_validate(
-            {"status": STATUSES[info.status], "exit_code": info.driver_exit_code, "message": message}
+            {"status": STATUSES[info.status], "exit_code": info.driver_exit_code, "message": _line(info.message or "")}
         )
 
     def stop(self, submission_id: str) -> None:
-        """Ask for SIGTERM, and SIGKILL after STOP_WAIT_S seconds; returns at once."""
-        self._ask(lambda: self._client.stop_job(submission_id))
+        """Ask for SIGTERM, and SIGKILL after STOP_WAIT_S seconds; returns at once, and may have come too early."""
+        try:
+            self._ask(lambda: self._client.stop_job(submission_id))
+        except RuntimeError as error:
+            raise self._trouble(error) from error
 
     def log(self, submission_id: str) -> str:
-        """All output so far.
+        """All output so far."""
+        try:
+            return self._ask(lambda: self._client.get_job_logs(submission_id))
+        except RuntimeError as error:
+            raise self._trouble(error) from error
 
-        Raises:
-            RuntimeError: it is gone, as when the node of the command is.
-        """
-        return self._ask(lambda: self._client.get_job_logs(submission_id))
-
-    def follow(self, submission_id: str) -> AsyncIterator[str]:
-        """Output as it comes, from the beginning, until the attempt ends."""
-        return self._client.tail_job_logs(submission_id)
+    async def follow(self, submission_id: str) -> AsyncIterator[str]:
+        """Output as it comes, from the beginning, until the attempt ends or its output cannot be had."""
+        try:
+            async for text in self._client.tail_job_logs(submission_id):
+                yield text
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            raise self._trouble(error) from error
 
     def _info(self, submission_id: str) -> Any:  # noqa: ANN401 - ray's JobDetails
         try:
             return self._ask(lambda: self._client.get_job_info(submission_id))
         except RuntimeError as error:
-            if "status code 404" in str(error):
+            # Ray's own words: anything may stand before it and answer 404
+            if "status code 404" in str(error) and f"Job {submission_id} does not exist" in str(error):
                 return None
-            raise RayUnavailableError(f"Ray's job server at {self.address} is in trouble: {_line(error)}") from error
+            raise self._trouble(error) from error
 
     def _ask(self, question: Callable[[], _Answer]) -> _Answer:
         try:
             return question()
-        except (OSError, requests.RequestException, AuthenticationError) as error:
+        except (ConnectionError, TimeoutError, socket.gaierror, requests.RequestException, RayError) as error:
             raise RayUnavailableError(f"no Ray job server answers at {self.address}: {_line(error)}") from error
 
+    def _trouble(self, error: Exception) -> RayUnavailableError:
+        return RayUnavailableError(f"Ray's job server at {self.address} is in trouble: {_line(error)}")
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+
+def _knock(address: str) -> None:
+    """See that somebody listens: Ray's own search knocks at a dead address for minutes."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return
+    if host and port:
+        socket.create_connection((host, port), timeout=KNOCK_TIMEOUT_S).close()
+
+
+@contextmanager
+def _alone(address: str | None) -> Iterator[None]:
+    """Hide the variables that Ray prefers to an address that is given."""
+    hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if address and name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= hidden
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:300]

@@ -16,7 +16,8 @@ from typing import Any
 from cluster.errors import InputError
 from cluster.spec import Bundle
 
-SELF_DESCRIBING = ("trainer", "tuning")
+SELF_DESCRIBING = (["trainer"], ["tuning", "run"])
+PYTHON = re.compile(r"(.*/)?python[\d.]*")
 PASSED_ON = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT")
 TIME_LIMIT_S = 120
 
@@ -27,9 +28,10 @@ def describe(command: Sequence[str], folder: Path, environment: Mapping[str, str
     Raises:
         InputError: the command refuses its input; the message is the command's own.
     """
-    if len(command) < 3 or not re.fullmatch(r"python3?", command[0]) or command[1] != "-m":
+    if not command or not PYTHON.fullmatch(command[0]) or list(command[1:2]) != ["-m"]:
         return None
-    if command[2] not in SELF_DESCRIBING:
+    ours = any(list(command[2 : 2 + len(words)]) == words for words in SELF_DESCRIBING)
+    if not ours or "-h" in command or "--help" in command:
         return None
     try:
         done = subprocess.run(
@@ -65,7 +67,7 @@ def name(described: Mapping[str, Any] | None, command: Sequence[str]) -> str:
     for kind in ("run", "sweep"):
         if described and kind in described:
             return described[kind]["name"]
-    words = [word for word in command if not word.startswith("-") and not re.fullmatch(r"(.*/)?python[\d.]*", word)]
+    words = [word for word in command if not word.startswith("-") and not PYTHON.fullmatch(word)]
     return (re.sub(r"[^A-Za-z0-9._-]", "-", Path((words or command)[0]).name).strip("._-") or "job")[:100]
 
 
@@ -95,8 +97,9 @@ def environment(pairs: Sequence[str], commit: str | None) -> dict[str, str]:
     Raises:
         InputError: a pair without a name.
     """
-    taken = {"DUALVIEW_GIT_COMMIT": commit} if commit else {}
-    taken |= {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+    taken = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+    if commit:
+        taken["DUALVIEW_GIT_COMMIT"] = commit
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not re.fullmatch(r"[A-Za-z_]\w*", key):

@@ -9,41 +9,64 @@ import os
 import subprocess
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import InputError
 
-MAX_BYTES = 200 * 2**20
+MAX_BYTES = 100 * 2**20  # what Ray's job server takes
 EPOCH = (1980, 1, 1, 0, 0, 0)
 SKIPPED = {"__pycache__", ".venv", ".git"}
 
 
-def take(folder: Path, snapshots: Path) -> str:
-    """Archive a folder into `snapshots`; returns the archive's SHA-256, which is its name.
+def files(folder: Path) -> list[str]:
+    """The files that a snapshot of the folder would hold.
 
     Raises:
-        InputError: no such folder, nothing in it, or more than MAX_BYTES.
+        InputError: no such folder, nothing in it, more than MAX_BYTES, or a checkout that git cannot read.
     """
-    files = _files(folder)
-    if not files:
+    if not folder.is_dir():
+        raise InputError(f"--working-dir {folder}: no such folder; allowed: the folder that the command runs in")
+    listed = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    names = _walk(folder) if listed is None else listed.split("\0")
+    found = sorted({name for name in names if name and (folder / name).is_file()})
+    if not found:
         raise InputError(f"--working-dir {folder}: no files there; allowed: the folder that the command runs in")
-    size = sum((folder / name).stat().st_size for name in files)
-    if size > MAX_BYTES:
-        largest = max(files, key=lambda name: (folder / name).stat().st_size)
+    sizes = {name: (folder / name).stat().st_size for name in found}
+    if sum(sizes.values()) > MAX_BYTES:
         raise InputError(
-            f"--working-dir {folder}: {size >> 20} MiB of files, the largest {largest}; allowed: at most "
-            f"{MAX_BYTES >> 20} MiB (git leaves out what .gitignore names)"
+            f"--working-dir {folder}: {sum(sizes.values()) >> 20} MiB of files, the largest "
+            f"{max(sizes, key=sizes.__getitem__)}; allowed: at most {MAX_BYTES >> 20} MiB (git leaves out what "
+            ".gitignore names)"
         )
-    snapshots.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=snapshots, suffix=".part") as part:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in files:
-                _add(archive, folder / name, name)
-        part.flush()
-        os.fsync(part.fileno())
-        digest = hashlib.sha256(Path(part.name).read_bytes()).hexdigest()
-        if not path(snapshots, digest).exists():
-            os.link(part.name, path(snapshots, digest))
+    return found
+
+
+def take(folder: Path, names: Sequence[str], snapshots: Path) -> str:
+    """Archive files of a folder into `snapshots`; returns the archive's SHA-256, which is its name.
+
+    Raises:
+        InputError: a file cannot be read, or the archive cannot be written.
+    """
+    part: Path | None = None
+    try:
+        snapshots.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=snapshots, suffix=".part")
+        part = Path(name)
+        with os.fdopen(descriptor, "w+b") as file:
+            os.fchmod(descriptor, 0o644)  # the dispatcher may be another user
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                for entry in names:
+                    _add(archive, folder / entry, entry)
+            file.flush()
+            os.fsync(descriptor)
+            file.seek(0)
+            digest = hashlib.sha256(file.read()).hexdigest()
+        part.replace(path(snapshots, digest))
+    except (OSError, UnicodeError) as error:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        raise InputError(f"--working-dir {folder}: cannot be archived into {snapshots}: {error}") from None
     return digest
 
 
@@ -54,25 +77,17 @@ def path(snapshots: Path, digest: str) -> Path:
 
 def git_commit(folder: Path) -> str | None:
     """The commit a folder is at, `-dirty` appended with uncommitted changes; None outside a checkout."""
-    commit = _git(folder, "rev-parse", "HEAD")
+    commit = _git(folder, "rev-parse", "HEAD") if folder.is_dir() else None
     if not commit:
         return None
     return commit.strip() + ("-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
 
 
-def _files(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise InputError(f"--working-dir {folder}: no such folder; allowed: the folder that the command runs in")
-    listed = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    names = listed.split("\0") if listed else _walk(folder)
-    return sorted({name for name in names if name and (folder / name).is_file()})
-
-
 def _walk(folder: Path) -> list[str]:
     names: list[str] = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, entries in os.walk(folder):
         folders[:] = [name for name in folders if name not in SKIPPED]
-        names += [str((Path(parent) / name).relative_to(folder)) for name in files]
+        names += [str((Path(parent) / name).relative_to(folder)) for name in entries]
     return names
 
 
@@ -83,10 +98,18 @@ def _add(archive: zipfile.ZipFile, file: Path, name: str) -> None:
     archive.writestr(entry, file.read_bytes())
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Git's answer; None outside a checkout, and before its first commit."""
+    if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
+        return None
     try:
         return subprocess.run(
             ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=True
         ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    except subprocess.CalledProcessError as error:
+        if arguments[0] == "rev-parse":  # a checkout without a commit
+            return None
+        words = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(f"--working-dir {folder}: git fails there: {words}") from None
+    except (OSError, subprocess.TimeoutExpired, UnicodeError) as error:
+        raise InputError(f"--working-dir {folder}: a git checkout, but git fails there: {error}") from None

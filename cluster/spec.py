@@ -1,6 +1,7 @@
 """What a job is, as values: the command, what it asks for, and what the end of an attempt means for it."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,6 +10,7 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
 PREEMPTED = 75
+KILLED = {137: 9, 143: 15}  # a shell's way to say that its command was killed by a signal
 MAX_FAULTS = 3
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -78,6 +80,8 @@ def judge(ending: Ending, cancelled: bool, faults: int) -> Verdict:
         faults: how many earlier attempts ended in a fault.
     """
     code = ending.exit_code
+    if code in KILLED:
+        return judge(ending.model_copy(update={"exit_code": -KILLED[code]}), cancelled, faults)
     if ending.status == "succeeded":
         return Verdict(state="succeeded", reason="exit 0")
     if cancelled:
@@ -103,13 +107,13 @@ def _fault(ending: Ending, faults: int) -> Verdict:
     return Verdict(state="queued", reason=f"{what}; it will be tried again", fault=True)
 
 
-def total(gang: list[Bundle]) -> str:
+def total(gang: Sequence[Bundle]) -> str:
     """A gang's resources for people: `2 x (1 CPU, 1 GPU)`."""
     kinds: list[Bundle] = []
     for bundle in gang:
         if bundle not in kinds:
             kinds.append(bundle)
-    parts = [f"{gang.count(kind)} x ({amounts(kind)})" for kind in kinds]
+    parts = [f"{list(gang).count(kind)} x ({amounts(kind)})" for kind in kinds]
     return " + ".join(parts)
 
 

@@ -17,11 +17,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from cluster.errors import InputError
+from cluster.errors import InputError, StoreUnavailableError
 from cluster.spec import ENDED, Bundle, Ending, JobSpec, judge
 
 SCHEMA = "0001"
 BUSY_TIMEOUT_S = 30
+READ_ONLY = {"only_reads": True}
+SHORT_S, HOLD_S = 5.0, 30.0
 
 
 class _Base(DeclarativeBase):
@@ -32,6 +34,7 @@ class _Queue(_Base):
     __tablename__ = "queue"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    address: Mapped[str | None]
 
 
 class Job(_Base):
@@ -40,6 +43,7 @@ class Job(_Base):
     Attributes:
         reason: why it waits, what it does, or how it ended.
         cancel_requested: someone wants it gone; the dispatcher sees to it if it runs.
+        held_until: not to be started before, since its last attempt ended as soon as it had begun.
     """
 
     __tablename__ = "jobs"
@@ -55,6 +59,7 @@ class Job(_Base):
     reason: Mapped[str] = mapped_column(default="no dispatcher has looked at it yet")
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     submitted_at: Mapped[float]
+    held_until: Mapped[float] = mapped_column(default=0.0)
     ended_at: Mapped[float | None]
 
 
@@ -98,43 +103,78 @@ class Store:
     """The queue of one database.
 
     Attributes:
-        folder: beside the database: snapshots, logs and the dispatcher's lock.
+        file: the database; snapshots and logs are beside it.
         id: tells this queue's attempts from those of other queues on the same Ray cluster.
     """
 
-    def __init__(self, engine: Engine, folder: Path) -> None:
+    def __init__(self, engine: Engine, file: Path) -> None:
         """Use `Store.open`."""
-        self._engine, self.folder = engine, folder
-        with self._session() as session:
+        self._engine, self.file = engine, file
+        with self._session(write=False) as session:
             self.id = session.scalars(select(_Queue.id)).one()
 
     @classmethod
-    def open(cls, url: str) -> "Store":
-        """The queue at a URL such as `sqlite:////var/dualview/queue/queue.db`; made if there is none.
+    def open(cls, url: str, make: bool = True) -> "Store":
+        """The queue at a URL such as `sqlite:////var/dualview/queue/queue.db`.
+
+        Args:
+            url: of a SQLite file.
+            make: whether to make a queue where there is none.
 
         Raises:
-            InputError: no URL of a SQLite file, a file that is something else, or of another schema version.
+            InputError: no URL of a SQLite file, no queue, a file that is something else, or of another schema version.
         """
         file = _sqlite_file(url)
+        if not make and not file.exists():
+            raise InputError(f"--queue {url}: no queue there yet; `python -m cluster submit` makes one")
+        engine = _engine(file)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            engine = _engine(file)
             with engine.begin() as connection:
                 _check_or_make(connection, url)
-            return cls(engine, file.parent)
+            return cls(engine, file)
         except OSError as error:
             raise InputError(f"--queue {url}: {error.strerror}; allowed: a place to write to") from None
         except DBAPIError as error:
+            engine.dispose()
             raise InputError(f"--queue {url}: {error.orig}; allowed: the database of a queue, or no file yet") from None
+        except InputError:
+            engine.dispose()
+            raise
+
+    def bind(self, address: str, moved: bool) -> None:
+        """Note the Ray cluster that the queue's attempts run on; another one would know none of them.
+
+        Args:
+            address: of the cluster.
+            moved: whether the cluster of the open attempts is gone.
+
+        Raises:
+            InputError: there are open attempts on another cluster, which has not `moved`.
+        """
+        with self._session() as session:
+            queue = session.scalars(select(_Queue)).one()
+            attempts = session.scalars(select(Attempt).where(Attempt.ended_at.is_(None))).all()
+            if attempts and queue.address not in (None, address) and not moved:
+                raise InputError(
+                    f"--address {address}: job {attempts[0].job_id} was started at {queue.address}; allowed: that "
+                    "address, or --moved if that cluster is gone or has this address now"
+                )
+            queue.address = address
 
     @property
     def snapshots(self) -> Path:
         """Where code archives are kept."""
-        return self.folder / "snapshots"
+        return self.file.with_name("snapshots")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the dispatcher that serves the queue."""
+        return self.file.with_name(f"{self.file.name}.dispatcher")
 
     def log(self, attempt: Attempt) -> Path:
         """Where the output of an attempt is kept once it has ended."""
-        return self.folder / "logs" / f"{attempt.submission_id}.log"
+        return self.file.with_name("logs") / f"{attempt.submission_id}.log"
 
     def submit(self, spec: JobSpec) -> Job:
         """A new job at the end of its priority."""
@@ -151,24 +191,24 @@ class Store:
         Raises:
             InputError: there is none of this id.
         """
-        with self._session() as session:
+        with self._session(write=False) as session:
             return _job(session, job_id)
 
     def jobs(self, *states: str) -> Sequence[Job]:
         """The jobs in these states, or all; oldest first."""
         query = select(Job).order_by(Job.id)
-        with self._session() as session:
+        with self._session(write=False) as session:
             return session.scalars(query.where(Job.state.in_(states)) if states else query).all()
 
     def attempts(self, job_id: int | None = None) -> Sequence[Attempt]:
         """The attempts of a job, or the open ones of all jobs; oldest first."""
         chosen = Attempt.ended_at.is_(None) if job_id is None else Attempt.job_id == job_id
-        with self._session() as session:
+        with self._session(write=False) as session:
             return session.scalars(select(Attempt).where(chosen).order_by(Attempt.id)).all()
 
     def events(self, job_id: int) -> Sequence[Event]:
         """What happened to a job; oldest first."""
-        with self._session() as session:
+        with self._session(write=False) as session:
             return session.scalars(select(Event).where(Event.job_id == job_id).order_by(Event.id)).all()
 
     def cancel(self, job_id: int) -> Job:
@@ -209,32 +249,41 @@ class Store:
             return attempt
 
     def confirm(self, attempt: Attempt) -> None:
-        """Note that Ray has taken an attempt."""
+        """Note that Ray has taken an attempt; one that has ended stays as it is."""
         with self._session() as session:
-            session.merge(attempt).confirmed = True
-            _job(session, attempt.job_id).reason = f"attempt {attempt.number} runs as {attempt.submission_id}"
+            found = session.get_one(Attempt, attempt.id)
+            if found.ended_at is None:
+                found.confirmed = True
+                _job(session, found.job_id).reason = f"attempt {found.number} runs as {found.submission_id}"
 
     def end_attempt(self, attempt: Attempt, ending: Ending) -> Job:
         """Close an attempt and move its job on; closing it twice changes nothing."""
         with self._session() as session:
-            job, attempt = _job(session, attempt.job_id), session.merge(attempt)
+            job, attempt = _job(session, attempt.job_id), session.get_one(Attempt, attempt.id)
             if attempt.ended_at is not None:
                 return job
             faults = select(Attempt.id).where(Attempt.job_id == job.id, Attempt.fault)
             verdict = judge(ending, job.cancel_requested, len(session.scalars(faults).all()))
-            attempt.status, attempt.exit_code, attempt.ended_at = ending.status, ending.exit_code, time.time()
+            now = time.time()
+            attempt.status, attempt.exit_code, attempt.ended_at = ending.status, ending.exit_code, now
             attempt.reason, attempt.fault = verdict.reason, verdict.fault
             if verdict.state == "queued":
                 job.state, job.reason = "queued", verdict.reason
+                if now - attempt.began_at < SHORT_S:
+                    job.held_until = now + HOLD_S
                 _note(session, job.id, f"attempt {attempt.number}: {verdict.reason}")
             else:
                 _end(session, job, verdict.state, verdict.reason)
             return job
 
     @contextmanager
-    def _session(self) -> Iterator[Session]:
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
-            yield session
+    def _session(self, write: bool = True) -> Iterator[Session]:
+        engine = self._engine if write else self._engine.execution_options(**READ_ONLY)
+        try:
+            with Session(engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except DBAPIError as error:
+            raise StoreUnavailableError(f"the queue's database {self.file}: {error.orig}") from error
 
 
 def _job(session: Session, job_id: int) -> Job:
@@ -267,10 +316,17 @@ def _sqlite_file(url: str) -> Path:
 def _engine(file: Path) -> Engine:
     engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None})
     event.listen(engine, "connect", _configure)
-    # SQLite would begin a transaction only at its first write, and could then be refused half way through; and it keeps
-    # its default journal, since two processes that both turn a new database to WAL can fail each other
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    event.listen(engine, "begin", _begin)
     return engine
+
+
+def _begin(connection: Connection) -> None:
+    """Take the write lock at the beginning, or SQLite could refuse it half way through.
+
+    SQLite keeps its default journal: two processes that both turn a new database to WAL can fail each other.
+    """
+    reading = connection.get_execution_options().get("only_reads", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 def _configure(connection: Any, _: Any) -> None:  # noqa: ANN401 - the driver's own types

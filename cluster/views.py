@@ -13,7 +13,8 @@ from rich.text import Text
 from cluster.spec import ENDED, total
 from cluster.store import Attempt, Event, Job
 
-FILE_WIDTH = 150
+FILE_WIDTH = 180
+NAME_WIDTH, WHY_WIDTH = 32, 20
 COLOURS = {"queued": "yellow", "running": "cyan", "succeeded": "green", "failed": "red", "cancelled": "dim"}
 
 
@@ -43,7 +44,14 @@ def jobs_table(rows: Sequence[tuple[Job, Sequence[Attempt]]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("job", "name", "state", "priority", "submitted", "ran", "attempts", "why"):
         numeric = title in ("job", "priority", "attempts", "ran")
-        table.add_column(title, justify="right" if numeric else "left", overflow="fold", no_wrap=title != "why")
+        table.add_column(
+            title,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=title not in ("name", "why"),
+            max_width=NAME_WIDTH if title == "name" else None,
+            min_width=WHY_WIDTH if title == "why" else None,
+        )
     for job, attempts in rows:
         table.add_row(
             str(job.id),
@@ -66,7 +74,7 @@ def show(console: Console, job: Job, attempts: Sequence[Attempt], events: Sequen
         "priority": str(job.priority),
         "asks for": Text(" or ".join(total(gang) for gang in job.gangs)),
         "code": Text(f"snapshot {job.snapshot[:12]}"),
-        "environment": Text(" ".join(f"{key}={value}" for key, value in job.environment.items()) or "nothing added"),
+        "variables": Text(" ".join(job.environment) or "none"),
         "submitted": moment(job.submitted_at),
         **({"ended": moment(job.ended_at)} if job.ended_at is not None and job.state in ENDED else {}),
     }

@@ -17,7 +17,7 @@ def spec(name: str = "job", **fields: object) -> JobSpec:
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests kill processes, but none cuts the power."""
+    """Tests kill processes, but none cuts the power; and attempts that end at once are held back for no time."""
     configure = store_module._configure
 
     def faster(connection: sqlite3.Connection, record: object) -> None:
@@ -25,6 +25,7 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         connection.execute("PRAGMA synchronous = OFF")
 
     monkeypatch.setattr(store_module, "_configure", faster)
+    monkeypatch.setattr(store_module, "HOLD_S", 0.0)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ Ray is played by `Ray` here, so that every one of those points can be visited; t
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.dispatcher import Dispatcher, only_one
-from cluster.errors import InputError, RayUnavailableError
+from cluster.errors import InputError, RayUnavailableError, RefusedError
 from cluster.spec import Ending
 from cluster.store import Store
 from tests.cluster.conftest import spec
@@ -35,6 +36,8 @@ class Ray:
     started: list[str] = field(default_factory=list)
     left: dict[str, int] = field(default_factory=dict)
     ends: dict[str, Ending] = field(default_factory=dict)
+    deaf: int = 0
+    cancel: Callable[[], object] = lambda: None
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
     most_at_once: int = 0
@@ -48,12 +51,15 @@ class Ray:
 
     def submit(self, submission_id: str, command: list[str], snapshot: Path, environment: dict[str, str]) -> None:
         if self.refuses:
-            raise RuntimeError("Request failed: working_dir is too large")
+            raise RefusedError("working_dir is too large")
         if submission_id in self.ends or submission_id in self.left:
             return
         self.started.append(submission_id)
         self.environments[submission_id] = environment
         self.left[submission_id] = self.runs
+        if command == ["unwanted"]:
+            self.cancel()
+            self.left[submission_id] = 10**9
         script = self.scripts[command[0]]
         code = script.pop(0) if script else 0
         self.ends[submission_id] = Ending(status="failed" if code else "succeeded", exit_code=code)
@@ -69,6 +75,8 @@ class Ray:
 
     def stop(self, submission_id: str) -> None:
         self.stopped.append(submission_id)
+        if len(self.stopped) <= self.deaf:
+            return
         self.left[submission_id] = 1
         self.ends[submission_id] = Ending(status="stopped", exit_code=-15)
 
@@ -108,6 +116,7 @@ class Fragile:
 
 def drain(url: str, ray: Ray, kills: list[int], limit: int = 200) -> int:
     """Step to the end, with a new dispatcher after each kill; returns what is left of the last countdown."""
+    ray.cancel = lambda: Store.open(url).cancel(4)
     remaining = list(kills)
     countdown = [remaining.pop(0) if remaining else 0]
     for _ in range(limit):
@@ -128,24 +137,25 @@ def drain(url: str, ray: Ray, kills: list[int], limit: int = 200) -> int:
 
 
 def fill(url: str) -> Store:
-    """Three jobs: the last has the highest priority and is preempted once, the first fails."""
+    """Four jobs: one fails, one works, one goes first and is preempted once, the last is cancelled as it runs."""
     store = Store.open(url)
     store.submit(spec("fails", command=["fails"]))
     store.submit(spec("works", command=["works"]))
     store.submit(spec("preempted", command=["preempted"], priority=1))
+    store.submit(spec("unwanted", command=["unwanted"], priority=-1))
     return store
 
 
 def script() -> dict[str, list[int]]:
-    return {"fails": [1], "works": [0], "preempted": [75, 0]}
+    return {"fails": [1], "works": [0], "preempted": [75, 0], "unwanted": [0]}
 
 
 def check(store: Store, ray: Ray) -> None:
     assert {job.name: job.state for job in store.jobs()} == {
-        "fails": "failed", "works": "succeeded", "preempted": "succeeded",
+        "fails": "failed", "works": "succeeded", "preempted": "succeeded", "unwanted": "cancelled",
     }  # fmt: skip
     assert max(Counter(ray.started).values()) == 1
-    assert [name.split("-", 2)[2] for name in ray.started] == ["3-1", "3-2", "1-1", "2-1"]
+    assert [name.split("-", 2)[2] for name in ray.started] == ["3-1", "3-2", "1-1", "2-1", "4-1"]
     assert ray.most_at_once == 1
     for job in store.jobs():
         for attempt in store.attempts(job.id):
@@ -203,16 +213,36 @@ def test_what_ray_refuses_three_times_fails_with_its_words(store: Store):
     assert "working_dir is too large" in ended.reason
 
 
-def test_a_running_job_is_stopped_once_and_cancelled(store: Store):
+def test_a_running_job_is_stopped_even_if_ray_does_not_hear_it_at_first(store: Store):
     job = store.submit(spec(command=["works"]))
-    ray = Ray({"works": [0]}, runs=9)
-    dispatcher = Dispatcher(store, ray, lambda text: None)
+    ray, said = Ray({"works": [0]}, runs=9, deaf=2), []
+    dispatcher = Dispatcher(store, ray, said.append)
     dispatcher.step()
     store.cancel(job.id)
-    dispatcher.step()
-    dispatcher.step()
+    for _ in range(4):
+        dispatcher.step()
     assert store.job(job.id).state == "cancelled"
-    assert len(ray.stopped) == 1
+    assert len(ray.stopped) == 3
+    assert said.count("job 1 is being stopped") == 1
+
+
+def test_output_that_cannot_be_had_does_not_keep_a_job_from_ending(store: Store):
+    job = store.submit(spec(command=["works"]))
+    ray = Ray({"works": [0]}, runs=1)
+    ray.log = lambda submission_id: (_ for _ in ()).throw(RayUnavailableError("the node is gone"))  # type: ignore[method-assign]
+    dispatcher = Dispatcher(store, ray, lambda text: None)
+    dispatcher.step()
+    dispatcher.step()
+    assert store.job(job.id).state == "succeeded"
+    (attempt,) = store.attempts(job.id)
+    assert store.log(attempt).read_text() == "(the output could not be had: the node is gone)\n"
+    store.log(attempt).unlink()
+    store.log(attempt).parent.rmdir()
+    store.log(attempt).parent.write_text("a file where the folder should be")
+    second = store.submit(spec(command=["works"]))
+    dispatcher.step()
+    dispatcher.step()
+    assert store.job(second.id).state == "succeeded"
 
 
 def test_cancelled_before_ray_heard_of_it_never_starts(url: str):
@@ -240,7 +270,7 @@ def test_waiting_jobs_say_that_ray_does_not_answer_and_go_on_when_it_does(store:
     assert [text for text, _ in said] == [
         "no Ray job server answers; trying again",
         "job 1 starts (attempt 1)",
-        "Ray answers again",
+        "all is well again",
         "job 1 succeeded: exit 0",
     ]
     assert said[1][1] == "attempt 1 is starting"

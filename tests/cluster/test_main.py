@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main, queue_url
+from cluster.dispatcher import only_one
 from cluster.request import PASSED_ON
 from cluster.store import Store
 
@@ -33,11 +34,14 @@ def submit(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) ->
     return run(capsys, "submit", "--working-dir", str(folder / "code"), *arguments)
 
 
-def test_submit_list_show_cancel(capsys: pytest.CaptureFixture[str], tmp_path: Path, queue: Path):
+def test_submit_list_show_cancel(capsys: pytest.CaptureFixture[str], tmp_path: Path, queue: Path, url: str):
     out = submit(capsys, tmp_path, "--priority", "5", "--env", "A=b", "--", "python", "job.py", "--json")
     assert out.startswith("job 1 queued: job.py (priority 5)")
     submit(capsys, tmp_path, "--name", "second", "--resources", "2*CPU=1", "--", "bash", "-c", "exit 0")
     table = run(capsys, "list")
+    assert table.endswith("no dispatcher is running on this machine: python -m cluster dispatch\n")
+    with only_one(Store.open(url)):
+        assert "no dispatcher is running" not in run(capsys, "list")
     assert re.search(r"1 +job\.py +queued +5 .*no dispatcher has looked at it yet", table)
     rows = json.loads(run(capsys, "list", "--json"))
     assert [row["gangs"] for row in rows] == [[[{"CPU": 1.0}]], [[{"CPU": 1.0}, {"CPU": 1.0}]]]
@@ -45,7 +49,8 @@ def test_submit_list_show_cancel(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert len(list((queue / "snapshots").iterdir())) == 1
     shown = run(capsys, "show", "1")
     assert "python job.py --json" in shown
-    assert "A=b" in shown
+    assert re.search(r"variables +A\b", shown)
+    assert "A=b" not in shown, "a value may be a secret"
     assert "is cancelled" in run(capsys, "cancel", "2")
     history = json.loads(run(capsys, "show", "2", "--json"))["events"]
     assert history[-1]["text"] == "cancelled: cancelled while it waited"
@@ -64,7 +69,8 @@ def test_only_the_last_that_ended_are_listed(capsys: pytest.CaptureFixture[str],
     assert "job0 " in run(capsys, "list", "--all")
 
 
-def test_an_empty_queue_says_what_to_do(capsys: pytest.CaptureFixture[str]):
+def test_an_empty_queue_says_what_to_do(capsys: pytest.CaptureFixture[str], url: str):
+    Store.open(url)
     assert "python -m cluster submit" in run(capsys, "list")
 
 
@@ -79,20 +85,36 @@ def test_an_empty_queue_says_what_to_do(capsys: pytest.CaptureFixture[str]):
         (["submit", "--resources", "many", "--", "true"], "--resources 'many'"),
         (["submit", "--env", "x", "--", "true"], "--env 'x'"),
         (["submit", "--working-dir", "/nowhere", "--", "true"], "--working-dir /nowhere: no such folder"),
+        (["submit", "--working-dir", "/nowhere", "--", "python", "-m", "trainer"], "--working-dir /nowhere: no such"),
         (["submit", "--", "python", "-m", "trainer", "--config", "missing.yaml"], "the command refuses: --config miss"),
-        (["dispatch", "--address", "http://127.0.0.1:9"], "no Ray job server answers at http://127.0.0.1:9"),
-        (["dispatch", "--address", "nonsense://x"], "no Ray job server at nonsense://x"),
+        (["list"], "--queue sqlite:///"),
     ],
 )
 def test_bad_input(capsys: pytest.CaptureFixture[str], queue: Path, arguments: list[str], message: str):
     error = run(capsys, *arguments, expect=2)
     assert error.startswith(f"error: {message}"), error
     assert error.count("\n") == 1
-    assert not (queue / "queue.db").exists() or Store.open(f"sqlite:///{queue}/queue.db").jobs() == []
+    assert not queue.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:9", "no Ray job server answers at http://127.0.0.1:9"),
+        ("127.0.0.1:9", "no Ray job server answers at 127.0.0.1:9"),
+        ("nonsense://x", "no Ray job server at nonsense://x"),
+    ],
+)
+def test_a_cluster_that_does_not_answer(capsys: pytest.CaptureFixture[str], url: str, address: str, message: str):
+    error = run(capsys, "dispatch", "--address", address, expect=2)
+    assert error.startswith(f"error: {message}"), error
+    assert error.count("\n") == 1
+    assert Store.open(url).jobs() == []
 
 
 @pytest.mark.parametrize("action", [["show", "9"], ["logs", "9"], ["cancel", "9"]])
-def test_unknown_jobs(capsys: pytest.CaptureFixture[str], action: list[str]):
+def test_unknown_jobs(capsys: pytest.CaptureFixture[str], url: str, action: list[str]):
+    Store.open(url)
     assert run(capsys, *action, expect=2) == "error: job 9: there is none; allowed: submit one first\n"
 
 

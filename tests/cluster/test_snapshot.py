@@ -2,6 +2,7 @@
 
 import subprocess
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,12 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
 
+def take(folder: Path, store: Path) -> str:
+    return snapshot.take(folder, snapshot.files(folder), store)
+
+
 def names(folder: Path, store: Path) -> set[str]:
-    with zipfile.ZipFile(snapshot.path(store, snapshot.take(folder, store))) as archive:
+    with zipfile.ZipFile(snapshot.path(store, take(folder, store))) as archive:
         return set(archive.namelist())
 
 
@@ -53,27 +58,45 @@ def test_with_git_what_is_new_goes_along_and_what_is_ignored_or_gone_does_not(fo
 
 def test_the_same_files_are_the_same_archive_and_a_change_another(folder: Path, tmp_path: Path):
     store = tmp_path / "store"
-    first = snapshot.take(folder, store)
+    first = take(folder, store)
     (folder / "run.sh").touch()
-    assert snapshot.take(folder, store) == first
+    assert take(folder, store) == first
     (folder / "run.sh").write_text("#!/bin/bash\n")
-    assert snapshot.take(folder, store) != first
+    assert take(folder, store) != first
     assert len(list(store.iterdir())) == 2
 
 
 def test_scripts_stay_executable(folder: Path, tmp_path: Path):
-    with zipfile.ZipFile(snapshot.path(tmp_path / "s", snapshot.take(folder, tmp_path / "s"))) as archive:
+    with zipfile.ZipFile(snapshot.path(tmp_path / "s", take(folder, tmp_path / "s"))) as archive:
         assert archive.getinfo("run.sh").external_attr >> 16 == 0o755
 
 
-def test_refusals_leave_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    store = tmp_path / "store"
+def test_an_archive_is_for_the_dispatcher_whoever_that_is(folder: Path, tmp_path: Path):
+    archive = snapshot.path(tmp_path / "s", take(folder, tmp_path / "s"))
+    assert archive.stat().st_mode & 0o777 == 0o644
+
+
+def test_the_same_code_from_many_places_at_once(folder: Path, tmp_path: Path):
+    with ThreadPoolExecutor(8) as pool:
+        digests = set(pool.map(lambda _: take(folder, tmp_path / "s"), range(24)))
+    assert [file.name for file in (tmp_path / "s").iterdir()] == [f"{digest}.zip" for digest in digests]
+
+
+def test_refusals(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="no such folder"):
-        snapshot.take(tmp_path / "missing", store)
+        snapshot.files(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no files there"):
-        snapshot.take(tmp_path / "empty", store)
+        snapshot.files(tmp_path / "empty")
+    with pytest.raises(InputError, match="cannot be archived into"):
+        snapshot.take(folder, ["gone.py"], tmp_path / "s")
+    assert list((tmp_path / "s").iterdir()) == []
     monkeypatch.setattr(snapshot, "MAX_BYTES", 500)
     with pytest.raises(InputError, match=r"the largest large\.npy; allowed: at most"):
-        snapshot.take(folder, store)
-    assert not store.exists()
+        snapshot.files(folder)
+
+
+def test_a_checkout_that_git_cannot_read_is_not_taken_for_none(folder: Path):
+    (folder / ".git").write_text("gitdir: /nowhere\n")
+    with pytest.raises(InputError, match=r"git fails there: .*not a git repository"):
+        snapshot.files(folder)

@@ -16,6 +16,8 @@ from cluster.spec import MAX_FAULTS, Ending, judge, total
         (Ending(status="failed", exit_code=2), False, "failed", False),
         (Ending(status="failed", exit_code=-9), False, "queued", True),
         (Ending(status="failed", exit_code=-15), True, "cancelled", False),
+        (Ending(status="failed", exit_code=137), False, "queued", True),
+        (Ending(status="failed", exit_code=139), False, "failed", False),
         (Ending(status="failed"), False, "queued", True),
         (Ending(status="stopped"), False, "cancelled", False),
         (Ending(status="lost"), False, "queued", True),

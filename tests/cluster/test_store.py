@@ -1,6 +1,7 @@
 """The store: one transaction a change, one open attempt at a time, and a schema it knows."""
 
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 import cluster
-from cluster.errors import InputError
+from cluster import store as store_module
+from cluster.errors import InputError, StoreUnavailableError
 from cluster.spec import Ending
 from cluster.store import SCHEMA, Job, Store
 from tests.cluster.conftest import spec
@@ -55,10 +57,52 @@ def test_one_attempt_is_open_at_a_time(store: Store):
 
 def test_ending_twice_changes_nothing(store: Store):
     job = store.submit(spec())
-    attempt = store.begin_attempt(job.id)
-    assert attempt is not None
-    store.end_attempt(attempt, DONE)
-    assert store.end_attempt(attempt, Ending(status="failed", exit_code=1)).state == "succeeded"
+    assert store.begin_attempt(job.id)
+    (one,), (other,) = store.attempts(), store.attempts()
+    store.end_attempt(one, DONE)
+    assert store.end_attempt(other, Ending(status="failed", exit_code=1)).state == "succeeded"
+    store.confirm(other)
+    assert (store.job(job.id).reason, store.attempts()) == ("exit 0", [])
+
+
+def test_an_attempt_that_ends_at_once_holds_its_job_back(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_module, "HOLD_S", 30.0)
+    job = store.submit(spec())
+    for short, held in ((5.0, True), (0.0, False)):
+        monkeypatch.setattr(store_module, "SHORT_S", short)
+        attempt = store.begin_attempt(job.id)
+        assert attempt is not None
+        before = store.job(job.id).held_until
+        store.end_attempt(attempt, Ending(status="failed", exit_code=75))
+        assert (store.job(job.id).held_until > max(before, time.time() + 20)) is held
+
+
+def test_another_cluster_is_refused_while_an_attempt_is_open(store: Store):
+    store.bind("http://one:8265", moved=False)
+    store.bind("http://two:8265", moved=False)
+    job = store.submit(spec())
+    assert store.begin_attempt(job.id)
+    store.bind("http://two:8265", moved=False)
+    with pytest.raises(InputError, match=r"job 1 was started at http://two:8265; allowed: that address, or --moved"):
+        store.bind("http://three:8265", moved=False)
+    store.bind("http://three:8265", moved=True)
+    store.bind("http://three:8265", moved=False)
+
+
+def test_a_reader_neither_makes_a_queue_nor_waits_for_a_writer(url: str, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match="no queue there yet"):
+        Store.open(url, make=False)
+    assert not Path(url.removeprefix("sqlite:///")).parent.exists()
+    monkeypatch.setattr(store_module, "BUSY_TIMEOUT_S", 0.1)
+    store = Store.open(url)
+    store.submit(spec())
+    with sqlite3.connect(store.file, isolation_level=None) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert len(store.jobs()) == 1
+        with pytest.raises(StoreUnavailableError, match="database is locked"):
+            store.submit(spec())
+        writer.execute("ROLLBACK")
+    assert store.submit(spec()).id == 2
 
 
 def test_three_faults_fail_a_job_and_preemptions_between_do_not_count(store: Store):

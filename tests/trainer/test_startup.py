@@ -12,14 +12,21 @@ import pytest
 from trainer.startup import quick_imports
 
 
-def test_a_hidden_package_looks_like_one_that_is_not_installed():
-    assert "colorsys" not in sys.modules
-    with quick_imports("colorsys"):
-        assert importlib.util.find_spec("colorsys") is None
+@pytest.fixture
+def installed(tmp_path, monkeypatch) -> str:
+    """The name of a module that nobody has imported yet."""
+    (tmp_path / "nobody_imports_this.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "nobody_imports_this"
+
+
+def test_a_hidden_package_looks_like_one_that_is_not_installed(installed):
+    with quick_imports(installed):
+        assert importlib.util.find_spec(installed) is None
         with pytest.raises(ImportError):
-            importlib.import_module("colorsys")
-    assert importlib.util.find_spec("colorsys") is not None
-    assert "colorsys" not in sys.modules
+            importlib.import_module(installed)
+    assert installed not in sys.modules
+    assert importlib.util.find_spec(installed) is not None
 
 
 def test_what_is_imported_already_stays():
@@ -32,7 +39,7 @@ def test_the_collector_is_as_before_even_after_an_error(collecting):
     before = gc.isenabled()
     try:
         gc.enable() if collecting else gc.disable()
-        with pytest.raises(ZeroDivisionError), quick_imports("colorsys"):
+        with pytest.raises(ZeroDivisionError), quick_imports("nobody_imports_this"):
             _ = 1 / gc.isenabled()
         assert gc.isenabled() is collecting
     finally:

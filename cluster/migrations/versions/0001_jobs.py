@@ -9,7 +9,7 @@ down_revision = None
 
 def upgrade() -> None:
     """Make the tables."""
-    op.create_table("queue", sa.Column("id", sa.String(32), primary_key=True))
+    op.create_table("queue", sa.Column("id", sa.String(32), primary_key=True), sa.Column("address", sa.Text))
     op.create_table(
         "jobs",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("cancel_requested", sa.Boolean, nullable=False),
         sa.Column("submitted_at", sa.Float, nullable=False),
+        sa.Column("held_until", sa.Float, nullable=False),
         sa.Column("ended_at", sa.Float),
         sa.CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="job_state"),
         sqlite_autoincrement=True,
