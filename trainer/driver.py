@@ -50,7 +50,7 @@ def execute(config: RunConfig, paths: RunPaths) -> int:
         print("to start another: change the configuration, e.g. --set seed=1, or name it with --set run.name=…")
         return 0
     try:
-        complete(config, paths)
+        complete(config, paths, state.patience())
     except RunFailed as error:
         print(f"failed: {error}")
         return 1
@@ -60,14 +60,19 @@ def execute(config: RunConfig, paths: RunPaths) -> int:
     return 0
 
 
-def complete(config: RunConfig, paths: RunPaths) -> dict[str, Any]:
+def complete(config: RunConfig, paths: RunPaths, patience_s: float = 0.0) -> dict[str, Any]:
     """Bring the run to its end, from wherever it stands; returns its summary.
+
+    Args:
+        config: resolved.
+        paths: of the run.
+        patience_s: how long to wait for another process that is working on the run.
 
     Raises:
         InputError: found only now, such as an unreadable data file; nothing has been started.
         RunFailed: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
     """
-    with state.locked(paths):
+    with state.locked(paths, patience_s):
         if state.inspect(config, paths) == "done":
             return state.read_json(paths.summary)
         check_ray_address()
@@ -171,9 +176,10 @@ class Driver:
         for record in records:
             if record["kind"] == "nonfinite":
                 raise RunFailed(f"{record['text']}. The last checkpoint is good: {self.paths.checkpoints}")
-        started = next(record["time_ms"] / 1000 for record in records if record["kind"] == "start")
-        ended = records[-1]["time_ms"] / 1000
-        self.seconds |= {"startup": started - asked, "training": ended - started}
+        started = next((record["time_ms"] / 1000 for record in records if record["kind"] == "start"), None)
+        if started is not None:  # by the worker's clock, which need not be this one's
+            ended = records[-1]["time_ms"] / 1000
+            self.seconds |= {"startup": max(0.0, started - asked), "training": ended - started}
 
     def _say_if_waiting(self, before: int) -> None:
         """Tell what the cluster has free, when no worker has begun since the journal was `before` bytes long."""

@@ -45,4 +45,5 @@ def import_stack(network: str, device: str) -> None:
         if network == "unet":
             import diffusers.models.unets.unet_2d  # noqa: F401
         import deepspeed  # noqa: F401
-    gc.freeze()  # what was just imported stays: the collector need not look at it again
+    if not gc.get_freeze_count():
+        gc.freeze()  # what was just imported stays: the collector need not look at it again

@@ -3,15 +3,18 @@
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from trainer.config import RunConfig
 from trainer.paths import RunPaths
 from trainer.settings import InputError
 
+POLL_SECONDS = 0.5
+JOB_PATIENCE_S = 60.0
 State = Literal["new", "resumable", "done"]
 
 
@@ -54,30 +57,51 @@ class Busy(InputError):
     """Another process holds what this one wants to work on."""
 
 
-def locked(paths: RunPaths) -> AbstractContextManager[None]:
+def patience() -> float:
+    """How long a command waits for another one that holds what it wants.
+
+    Not at all for a person; a job of the queue may be tried again before its killed predecessor is quite gone.
+    """
+    return JOB_PATIENCE_S if "DUALVIEW_JOB" in os.environ else 0.0
+
+
+def locked(paths: RunPaths, patience_s: float = 0.0) -> AbstractContextManager[None]:
     """Hold the run for this process; the lock goes with the process, however it ends.
+
+    Args:
+        paths: of the run.
+        patience_s: how long to wait for another process that holds it.
 
     Raises:
         Busy: another process holds it.
         InputError: the folder cannot be made.
     """
-    return hold(paths.lock, f"run.name = {paths.root.name!r}: another process is working on this run")
+    return hold(paths.lock, f"run.name = {paths.root.name!r}: another process is working on this run", patience_s)
 
 
 @contextmanager
-def hold(lock: Path, busy: str) -> Iterator[None]:
+def hold(lock: Path, busy: str, patience_s: float = 0.0) -> Iterator[None]:
     """Hold a lock file, whose folder is made; `busy` says what another process that holds it is doing."""
+    deadline = time.monotonic() + patience_s
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+")
     except OSError as error:
         raise InputError(f"run.storage: {lock.parent}: {error.strerror}; allowed: a folder to write to") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"{busy}; allowed: one at a time") from None
+        while not _lock(file):
+            if time.monotonic() >= deadline:
+                raise Busy(f"{busy}; allowed: one at a time")
+            time.sleep(POLL_SECONDS)
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

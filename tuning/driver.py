@@ -7,7 +7,8 @@ import traceback
 
 from rich.console import Console
 
-from trainer.driver import RunFailed, check_ray_address, last_line
+from trainer.data.dataset import prepare
+from trainer.driver import RunFailed, check_data, check_ray_address, last_line
 from tuning import report
 from tuning.record import Recorder, recorded
 from tuning.space import Trial
@@ -27,6 +28,9 @@ def execute(sweep: Sweep) -> int:
         pending = [trial for trial, reached in zip(sweep.trials, states, strict=True) if reached != "done"]
         if pending:
             check_ray_address()
+            dataset = prepare(pending[0].config.data, sweep.storage)  # the same for all
+            for trial in pending:
+                check_data(trial.config, dataset)
         sweep.claim()
         story = Story(sweep, console)
         story.say(f"sweep {sweep.name}  ({sweep.digest[:8]})  in {sweep.root}")
@@ -54,14 +58,18 @@ def _run(sweep: Sweep, pending: list[Trial], story: Story) -> None:
         return
     recorder = Recorder(sweep)
     recorder.start()
-    if pending:
-        from tuning.search import search
+    try:
+        if pending:
+            from tuning.search import search
 
-        try:
-            search(sweep, pending, story)
-        finally:
-            story.close()
-    report.draw(sweep, sweep.heatmap)
+            try:
+                search(sweep, pending, story)
+            finally:
+                story.close()
+        report.draw(sweep, sweep.heatmap)
+    except BaseException:
+        recorder.give_up()
+        raise
     if not recorder.finish():
         story.say(f"warning: MLflow at {sweep.trials[0].config.run.tracking_uri} did not answer: {recorder.problem}")
         story.say("  everything is kept here; the same command records the sweep later")

@@ -20,6 +20,7 @@ from tuning.sweep import Sweep
 POLL_SECONDS = 2.0
 RETRY_SECONDS = 10.0
 DEADLINE_S = 30.0
+GIVE_UP_DEADLINE_S = 5.0
 
 
 class Recorder(threading.Thread):
@@ -55,6 +56,19 @@ class Recorder(threading.Thread):
         if not recorded:
             self.problem = f"nothing for {DEADLINE_S:.0f} s"
         return recorded == [True]
+
+    def give_up(self) -> None:
+        """Say in MLflow that the sweep failed, if that can be said quickly."""
+        self._stop_event.set()
+        end = threading.Thread(target=lambda: self._attempt(self._fail), daemon=True)
+        end.start()
+        end.join(GIVE_UP_DEADLINE_S)
+
+    def _fail(self) -> None:
+        from trainer import tracking
+
+        if self._parent is not None:
+            tracking.end_run(self._config, self._parent, "FAILED")
 
     def _attempt(self, work: Callable[[], None]) -> bool:
         from trainer.tracking import one_line

@@ -42,7 +42,7 @@ def _row(trial: Trial, paths: RunPaths, failure: str | None) -> Row:
     summary = state.read_json(paths.summary) if paths.summary.is_file() else {}
     done = summary.get("step", 0) >= trial.config.training.steps
     begun = "resumable" if paths.identity.is_file() else "new"
-    scores = {name: summary.get(name) if done else None for name in (VLB, VLB_SE, FRECHET)}
+    scores = {name: _finite(summary.get(name)) if done else None for name in (VLB, VLB_SE, FRECHET)}
     return {
         "name": trial.name,
         "settings": trial.settings,
@@ -54,13 +54,19 @@ def _row(trial: Trial, paths: RunPaths, failure: str | None) -> Row:
     }
 
 
+def _finite(score: float | None) -> float | None:
+    """A score that can be compared; one that is NaN or infinite is none."""
+    return score if score is not None and math.isfinite(score) else None
+
+
 def _lowest(table: list[Row], name: str) -> float | None:
     return min((row[name] for row in table if row[name] is not None), default=None)
 
 
 def _close(row: Row, best: Row) -> bool:
     """Whether vlb_bpd is within 2 standard errors of the best."""
-    return row[VLB] is not None and row[VLB] - best[VLB] <= CLOSE_SE * math.hypot(row[VLB_SE], best[VLB_SE])
+    known = all(value is not None for value in (row[VLB], row[VLB_SE], best[VLB_SE]))
+    return known and row[VLB] - best[VLB] <= CLOSE_SE * math.hypot(row[VLB_SE], best[VLB_SE])
 
 
 def scale(sweep: Sweep) -> dict[str, float]:
@@ -113,10 +119,10 @@ def _score(row: Row, name: str) -> Text:
 def number(row: Row, name: str) -> str:
     """A score for people, with its standard error where it has one."""
     if row[name] is None:
-        return "-"
+        return "none" if row["state"] == "done" else "-"
     if name != VLB:
         return f"{row[name]:.4g}"
-    return f"{row[VLB]:.3f} ± {row[VLB_SE]:.3f}"
+    return f"{row[VLB]:.3f}" + (f" ± {row[VLB_SE]:.3f}" if row[VLB_SE] is not None else "")
 
 
 def notes(sweep: Sweep, table: list[Row]) -> list[str]:

@@ -9,7 +9,6 @@ just enough CPUs for the workers is enough.
 import logging
 import os
 import shutil
-import time
 from typing import Any
 
 import ray
@@ -17,7 +16,7 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
-from trainer import driver, state
+from trainer import driver
 from trainer.config import RunConfig as TrainerConfig
 from trainer.paths import RunPaths
 from trainer.settings import InputError
@@ -27,8 +26,7 @@ from tuning.story import Story
 from tuning.sweep import Sweep
 
 RESOURCES = {"CPU": 0.0, "memory": 1.0}
-LOCK_DEADLINE_S = 60.0
-LOCK_POLL_SECONDS = 0.5
+LOCK_PATIENCE_S = 60.0
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the story is told here
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -78,22 +76,12 @@ def complete_trial(text: str) -> dict[str, Any]:
     """Bring a run to its end: its scores, or the reason why there are none."""
     config = TrainerConfig.model_validate_json(text)
     try:
-        summary = _complete(config, time.monotonic() + LOCK_DEADLINE_S)
+        # a predecessor that was killed may take a moment to let go of the run
+        summary = driver.complete(config, RunPaths.of(config), LOCK_PATIENCE_S)
     except (driver.RunFailed, InputError) as error:
         return {"reason": str(error)}
     scores = {name: summary[name] for name in (VLB, VLB_SE, FRECHET) if name in summary}
     return {**scores, "recorded": summary["recorded"]}
-
-
-def _complete(config: TrainerConfig, deadline: float) -> dict[str, Any]:
-    """`driver.complete`, after a predecessor that was killed has let go of the run."""
-    while True:
-        try:
-            return driver.complete(config, RunPaths.of(config))
-        except state.Busy:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(LOCK_POLL_SECONDS)
 
 
 class Listener(Callback):

@@ -115,11 +115,17 @@ def check_paths(config: SweepConfig, sets: Iterable[str]) -> None:
             raise InputError(f"space.{path}: is a part of {above}, which is varied too; allowed: one of them")
     given = [("set.", path) for path in config.set] + [("--set ", item.partition("=")[0]) for item in sets]
     for where, path in given:
-        varied = next((other for other in config.space if path == other or path.startswith(f"{other}.")), None)
+        varied = next((other for other in config.space if _overlap(path, other)), None)
         if varied:
             raise InputError(
                 f"{where}{path}: the sweep varies {varied}; allowed: settings that are the same everywhere"
             )
+
+
+def _overlap(path: str, varied: str) -> bool:
+    """Whether setting the path would mean something else in each trial: varying a kind varies all its group."""
+    group = varied.removesuffix(".kind")
+    return path == varied or path.startswith(f"{group}.")
 
 
 def _check_method(path: str) -> None:

@@ -64,6 +64,11 @@ class Sweep:
         return cls(root, space, tuple(trials))
 
     @property
+    def storage(self) -> Path:
+        """Where the trials' runs are."""
+        return self.root.parent.parent
+
+    @property
     def name(self) -> str:
         """The sweep's name."""
         return self.root.name
@@ -119,7 +124,9 @@ class Sweep:
         Raises:
             InputError: another process holds it.
         """
-        return state.hold(self.root / "lock", f"name = {self.name!r}: another process is working on this sweep")
+        return state.hold(
+            self.root / "lock", f"name = {self.name!r}: another process is working on this sweep", state.patience()
+        )
 
     def claim(self) -> None:
         """Tie the sweep's name to its space, and keep the trials for the report."""

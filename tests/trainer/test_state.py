@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from trainer.config import OptimConfig, ParallelConfig, RunConfig, RunSettings, TrainingConfig
 from trainer.paths import RunPaths
 from trainer.settings import InputError
-from trainer.state import claim, inspect, is_done, locked, read_json, write_json
+from trainer.state import claim, inspect, is_done, locked, patience, read_json, write_json
 
 
 @pytest.fixture
@@ -117,6 +118,23 @@ def test_a_lock_of_another_process_is_bad_input_and_goes_with_its_process(paths)
         holder.communicate()
     with locked(paths):
         pass
+
+
+def test_a_job_of_the_queue_waits_for_its_predecessor_to_go(paths, monkeypatch):
+    monkeypatch.delenv("DUALVIEW_JOB", raising=False)
+    assert patience() == 0
+    monkeypatch.setenv("DUALVIEW_JOB", "7")
+    assert patience() > 0
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(paths.root)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        threading.Timer(0.2, holder.kill).start()
+        with locked(paths, patience()):
+            assert holder.wait() != 0
+    finally:
+        holder.kill()
+        holder.communicate()
 
 
 def test_a_lock_is_free_again_after_a_failure(paths):

@@ -116,3 +116,16 @@ def test_a_picture_of_another_kind_is_refused(sweep, capsys, tmp_path):
     assert "allowed: a file that ends in .png" in capsys.readouterr().err
     assert main(["report", "mine", "--out", str(tmp_path / "map.png")]) == 0
     assert f"heat map: {tmp_path}/map.png" in capsys.readouterr().out
+
+
+def test_a_score_that_is_no_number_spoils_nothing(tmp_path, capsys):
+    sweep = made(tmp_path, space={"process.schedule.kind": SCHEDULES})
+    with sweep.locked():
+        sweep.claim()
+    finish(sweep.trials[0], math.nan, math.nan, math.inf)
+    finish(sweep.trials[1], 3.0, 0.03, 40.0)
+    assert [row["best"] for row in rows(sweep)] == [[], ["vlb_bpd", "frechet_classifier"]]
+    assert [row["indistinguishable_from_best"] for row in rows(sweep)] == [False, False]
+    assert draw(sweep, tmp_path / "map.png") is not None
+    assert main(["report", "mine", "--json"]) == 0
+    assert "NaN" not in capsys.readouterr().out

@@ -103,6 +103,7 @@ def test_paths_that_a_sweep_cannot_vary(tmp_path, path, said):
         ({"set": {"optim.rl": 1}}, "optim.rl: unknown key; did you mean optim.lr?"),
         ({"set": {"optim.lr.x": 1}}, "set: optim.lr.x: optim.lr is a value, not a group of settings"),
         ({"set": {"process.schedule.kind": "linear"}}, "set.process.schedule.kind: the sweep varies"),
+        ({"set": {"process.schedule.s": 0.01}}, "set.process.schedule.s: the sweep varies process.schedule.kind"),
         ({"space": {"optim.lr": grid(*range(1, 40)), "optim.eps": grid(*range(1, 40))}}, "space: 1521 trials"),
         ({"space": {"process.schedule": grid("x"), "process.schedule.s": grid(1)}}, "is a part of process.schedule"),
     ],

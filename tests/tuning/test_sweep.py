@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.tuning.conftest import SCHEDULES, finish, made, written
@@ -120,6 +121,20 @@ def test_a_dry_run_for_people_and_for_machines(tmp_path, capsys):
         "process.schedule.kind": "linear",
         "objective.weighting.kind": "simple",
     }
+
+
+def test_data_that_cannot_be_measured_is_refused_before_anything_is_claimed(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    images = np.zeros((100, 8, 8), np.uint8)
+    np.savez(tmp_path / "few.npz", images=images)
+    np.save(tmp_path / "few.npy", images)
+    run_file = {
+        "data": {"source": str(tmp_path / "few.npy")},
+        "network": {"channels": [8] * 6, "attention": [False] * 6},
+    }
+    assert main(["run", "--config", str(written(tmp_path, run_file))]) == 2
+    assert "network.channels" in capsys.readouterr().err
+    assert not list((tmp_path / "storage").rglob("sweep.json"))
 
 
 def test_a_cluster_that_does_not_answer_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
