@@ -125,13 +125,9 @@ def test_a_dry_run_for_people_and_for_machines(tmp_path, capsys):
 
 def test_data_that_cannot_be_measured_is_refused_before_anything_is_claimed(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    images = np.zeros((100, 8, 8), np.uint8)
-    np.savez(tmp_path / "few.npz", images=images)
-    np.save(tmp_path / "few.npy", images)
-    run_file = {
-        "data": {"source": str(tmp_path / "few.npy")},
-        "network": {"channels": [8] * 6, "attention": [False] * 6},
-    }
+    np.save(tmp_path / "small.npy", np.zeros((100, 8, 8), np.uint8))
+    deep = {"channels": [8] * 6, "attention": [False] * 6}
+    run_file = {"data": {"source": str(tmp_path / "small.npy")}, "network": deep}
     assert main(["run", "--config", str(written(tmp_path, run_file))]) == 2
     assert "network.channels" in capsys.readouterr().err
     assert not list((tmp_path / "storage").rglob("sweep.json"))
