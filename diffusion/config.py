@@ -34,7 +34,41 @@ class CosineSchedule(Config):
     max_beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
 
-ScheduleConfig = Annotated[LinearSchedule | CosineSchedule, Field(discriminator="kind")]
+class QuadraticSchedule(Config):
+    """DDPM's quadratic betas: linear in sqrt(beta), given for T = 1000 and scaled by 1000 / T."""
+
+    kind: Literal["quadratic"] = "quadratic"
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
+
+
+class ScaledLinearSchedule(Config):
+    """Latent diffusion's betas: those of `quadratic` with other end points (Rombach et al., 2022)."""
+
+    kind: Literal["scaled_linear"] = "scaled_linear"
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.00085
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.012
+
+
+class SigmoidSchedule(Config):
+    """Betas along the logistic function on [-6, 6], given for T = 1000 and scaled by 1000 / T (Xu et al., 2022)."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
+
+
+class TableSchedule(Config):
+    """A table of your own: beta_1..beta_T, one per step of the chain."""
+
+    kind: Literal["table"] = "table"
+    betas: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=2)]
+
+
+ScheduleConfig = Annotated[
+    LinearSchedule | QuadraticSchedule | ScaledLinearSchedule | SigmoidSchedule | CosineSchedule | TableSchedule,
+    Field(discriminator="kind"),
+]
 
 
 class ProcessConfig(Config):
@@ -46,19 +80,26 @@ class ProcessConfig(Config):
     reverse_variance: Literal["beta", "beta_tilde"] = "beta"
 
     @model_validator(mode="after")
-    def _betas_stay_below_one(self) -> "ProcessConfig":
-        if self.schedule.kind == "linear":
-            largest = max(self.schedule.beta_start, self.schedule.beta_end) * 1000 / self.num_train_timesteps
+    def _betas_fit(self) -> "ProcessConfig":
+        schedule, steps = self.schedule, self.num_train_timesteps
+        if isinstance(schedule, TableSchedule):
+            if len(schedule.betas) != steps:
+                raise ValueError(
+                    f"schedule.betas has {len(schedule.betas)} entries; allowed: one per step, num_train_timesteps = "
+                    f"{steps}"
+                )
+        elif not isinstance(schedule, CosineSchedule):
+            largest = max(schedule.beta_start, schedule.beta_end) * 1000 / steps
             if largest >= 1:
                 raise ValueError(
-                    f"num_train_timesteps = {self.num_train_timesteps} scales the linear schedule's largest beta to "
+                    f"num_train_timesteps = {steps} scales the {schedule.kind} schedule's largest beta to "
                     f"{largest:.4g}; betas must be below 1: use more steps or a smaller beta_end"
                 )
         return self
 
 
 class SimpleWeighting(Config):
-    """lambda(t) = 1 on the epsilon error of equation (8): DDPM's L_simple."""
+    """lambda(t) = 1 on the error of what the network predicts: DDPM's L_simple (for `score`, 1 on that of epsilon)."""
 
     kind: Literal["simple"] = "simple"
 
@@ -69,7 +110,37 @@ class VlbWeighting(Config):
     kind: Literal["vlb"] = "vlb"
 
 
-WeightingConfig = Annotated[SimpleWeighting | VlbWeighting, Field(discriminator="kind")]
+class LikelihoodWeighting(Config):
+    """lambda(t) = g(t)^2 of equation (11): the bound on the likelihood of the reverse SDE (Song et al., 2021)."""
+
+    kind: Literal["likelihood"] = "likelihood"
+
+
+class SnrWeighting(Config):
+    """The signal-to-noise ratio on the error of x_0, which is 1 on that of epsilon (Salimans & Ho, 2022)."""
+
+    kind: Literal["snr"] = "snr"
+
+
+class MinSnrWeighting(Config):
+    """min(SNR, gamma) on the error of x_0, whatever the network predicts (Hang et al., 2023)."""
+
+    kind: Literal["min_snr"] = "min_snr"
+    gamma: Positive = 5.0
+
+
+class P2Weighting(Config):
+    """(k + SNR)^-gamma on the error of epsilon (Choi et al., 2022)."""
+
+    kind: Literal["p2"] = "p2"
+    k: Positive = 1.0
+    gamma: Annotated[float, Field(ge=0)] = 1.0
+
+
+WeightingConfig = Annotated[
+    SimpleWeighting | VlbWeighting | LikelihoodWeighting | SnrWeighting | MinSnrWeighting | P2Weighting,
+    Field(discriminator="kind"),
+]
 
 
 class UniformTime(Config):
@@ -90,7 +161,7 @@ TimeSamplingConfig = Annotated[UniformTime | StratifiedTime, Field(discriminator
 class ObjectiveConfig(Config):
     """What the network predicts, how errors are weighted over t, and how t is drawn."""
 
-    prediction: Literal["epsilon", "score"] = "epsilon"
+    prediction: Literal["epsilon", "score", "x0", "v"] = "epsilon"
     weighting: WeightingConfig = SimpleWeighting()
     time_sampling: TimeSamplingConfig = StratifiedTime()
 

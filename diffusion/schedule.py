@@ -9,7 +9,15 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion.config import CosineSchedule, LinearSchedule, ProcessConfig
+from diffusion.config import (
+    CosineSchedule,
+    LinearSchedule,
+    ProcessConfig,
+    QuadraticSchedule,
+    ScaledLinearSchedule,
+    SigmoidSchedule,
+    TableSchedule,
+)
 
 
 def betas(config: ProcessConfig) -> Tensor:
@@ -19,10 +27,17 @@ def betas(config: ProcessConfig) -> Tensor:
         float64 tensor [T]; index 0 is t = 1.
     """
     steps = config.num_train_timesteps
+    scale = 1000 / steps
     match config.schedule:
         case LinearSchedule(beta_start=start, beta_end=end):
-            scale = 1000 / steps
             return torch.linspace(scale * start, scale * end, steps, dtype=torch.float64)
+        case QuadraticSchedule(beta_start=start, beta_end=end) | ScaledLinearSchedule(beta_start=start, beta_end=end):
+            return scale * torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        case SigmoidSchedule(beta_start=start, beta_end=end):
+            rise = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
+            return scale * (start + (end - start) * rise)
+        case TableSchedule(betas=table):
+            return torch.tensor(table, dtype=torch.float64)
         case CosineSchedule(s=s, max_beta=max_beta):
             t = torch.arange(steps + 1, dtype=torch.float64) / steps
             alphas_cumprod = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2

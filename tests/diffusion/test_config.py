@@ -36,7 +36,7 @@ processes = st.builds(
 )
 objectives = st.builds(
     ObjectiveConfig,
-    prediction=st.sampled_from(["epsilon", "score"]),
+    prediction=st.sampled_from(["epsilon", "score", "x0", "v"]),
     weighting=st.sampled_from([SimpleWeighting(), VlbWeighting()]),
     time_sampling=st.sampled_from([UniformTime(), StratifiedTime()]),
 )
@@ -81,7 +81,7 @@ def test_values_cannot_be_changed_after_validation():
         (ProcessConfig, '{"num_train_timesteps": 1000.0}', "valid integer"),
         (ProcessConfig, '{"num_train_timesteps": true}', "valid integer"),
         (ProcessConfig, '{"steps": 1000}', "Extra inputs"),
-        (ProcessConfig, '{"schedule": {"kind": "sigmoid"}}', "does not match any of the expected tags"),
+        (ProcessConfig, '{"schedule": {"kind": "logistic"}}', "does not match any of the expected tags"),
         (ProcessConfig, '{"schedule": {"kind": "linear", "beta_end": 1.0}}', "less than 1"),
         (ProcessConfig, '{"schedule": {"kind": "linear", "beta_end": NaN}}', "finite"),
         (ProcessConfig, '{"schedule": {"kind": "cosine", "s": Infinity}}', "finite"),
@@ -90,7 +90,7 @@ def test_values_cannot_be_changed_after_validation():
             '{"schedule": {"kind": "linear"}, "num_train_timesteps": 20}',
             "use more steps or a smaller beta_end",
         ),
-        (ObjectiveConfig, '{"prediction": "v"}', "'epsilon' or 'score'"),
+        (ObjectiveConfig, '{"prediction": "u"}', "'epsilon', 'score', 'x0' or 'v'"),
         (Ddim, '{"eta": 1.5}', "less than or equal to 1"),
         (Ddim, '{"num_steps": 0}', "greater than or equal to 1"),
     ],

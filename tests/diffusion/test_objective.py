@@ -9,22 +9,40 @@ from hypothesis import strategies as st
 
 from diffusion.config import (
     CosineSchedule,
+    LikelihoodWeighting,
     LinearSchedule,
+    MinSnrWeighting,
     ObjectiveConfig,
+    P2Weighting,
     ProcessConfig,
     SimpleWeighting,
+    SnrWeighting,
     VlbWeighting,
 )
 from diffusion.denoiser import Denoiser
 from diffusion.likelihood import ReverseKernel
 from diffusion.objective import Objective, RowLosses, total_loss
-from diffusion.prediction import Prediction, epsilon_to_x0, output_to_epsilon, output_to_score, x0_to_epsilon
+from diffusion.prediction import (
+    Prediction,
+    epsilon_to_x0,
+    output_to_epsilon,
+    output_to_score,
+    output_to_x0,
+    velocity,
+    x0_to_epsilon,
+)
 from diffusion.schedule import Schedule, rows
-from diffusion.weighting import epsilon_weights
+from diffusion.weighting import epsilon_error_ratio, epsilon_weights, weights
 from tests.oracles.gaussian import GaussianData
 
-WEIGHTINGS = {"simple": SimpleWeighting(), "vlb": VlbWeighting()}
+WEIGHTINGS = {
+    weighting.kind: weighting
+    for weighting in (
+        SimpleWeighting(), VlbWeighting(), LikelihoodWeighting(), SnrWeighting(), MinSnrWeighting(), P2Weighting(),
+    )
+}  # fmt: skip
 SCHEDULES = {"linear": LinearSchedule(), "cosine": CosineSchedule()}
+every_prediction = pytest.mark.parametrize("prediction", ["epsilon", "score", "x0", "v"])
 every_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS)
 every_schedule = pytest.mark.parametrize(
     "schedule", [Schedule.from_config(ProcessConfig(schedule=s)) for s in SCHEDULES.values()], ids=SCHEDULES
@@ -130,12 +148,13 @@ def test_mean_over_t_of_the_vlb_weighted_error_is_the_bound_less_constants(sched
     assert mean_loss == pytest.approx(kl_sum + float(terms[0]), rel=1e-8, abs=0)
 
 
+@every_prediction
 @every_weighting
-def test_weights_are_positive_and_index_zero_is_unused(weighting):
-    weights = epsilon_weights(weighting, Schedule.from_config(ProcessConfig()))
-    assert float(weights[0]) == 0
-    assert bool((weights[1:] > 0).all())
-    assert bool(torch.isfinite(weights).all())
+def test_weights_are_positive_and_index_zero_is_unused(weighting, prediction):
+    table = weights(weighting, Schedule.from_config(ProcessConfig()), prediction)
+    assert float(table[0]) == 0
+    assert bool((table[1:] > 0).all())
+    assert bool(torch.isfinite(table).all())
 
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 2**31))
@@ -160,20 +179,96 @@ def test_conversions_undo_each_other_and_the_score_is_the_true_one(schedule):
     x_t = (alpha * x_0 + sigma * eps).requires_grad_()
     log_q = (-((x_t - alpha * x_0) ** 2) / (2 * sigma**2)).sum()
     (gradient,) = torch.autograd.grad(log_q, x_t)
-    torch.testing.assert_close(output_to_score("epsilon", eps, sigma), gradient, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(output_to_score("score", -eps, sigma), gradient, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(output_to_epsilon("score", -eps), eps, rtol=0, atol=0)
+    point = (x_t.detach(), alpha, sigma)
+    for kind, output in {"epsilon": eps, "score": -eps, "x0": x_0, "v": velocity(x_0, eps, alpha, sigma)}.items():
+        torch.testing.assert_close(output_to_score(kind, output, *point), gradient, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(output_to_epsilon(kind, output, *point), eps, rtol=0, atol=1e-9)
+        torch.testing.assert_close(output_to_x0(kind, output, *point), x_0, rtol=0, atol=1e-9)
     recovered = epsilon_to_x0(eps, x_t.detach(), alpha, sigma)
     torch.testing.assert_close(recovered, x_0, rtol=0, atol=1e-9)
     torch.testing.assert_close(x0_to_epsilon(recovered, x_t.detach(), alpha, sigma), eps, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "score"])
-def test_a_denoiser_is_one_object_seen_three_ways(prediction):
+@every_prediction
+def test_a_denoiser_is_one_object_seen_four_ways(prediction):
     schedule = Schedule.from_config(ProcessConfig())
     denoiser = Denoiser(raw, schedule, prediction)
     x, t, _ = batch(40, torch.float64)
     alpha, sigma = rows(schedule.alpha[t], x), rows(schedule.sigma[t], x)
     torch.testing.assert_close(denoiser.score(x, t), -denoiser.epsilon(x, t) / sigma, rtol=1e-12, atol=0)
     torch.testing.assert_close(alpha * denoiser.x0(x, t) + sigma * denoiser.epsilon(x, t), x, rtol=1e-10, atol=1e-12)
-    assert torch.equal(denoiser.epsilon(x, t), raw(x, t) if prediction == "epsilon" else -raw(x, t))
+    v = alpha * denoiser.epsilon(x, t) - sigma * denoiser.x0(x, t)
+    torch.testing.assert_close(denoiser.v(x, t), v, rtol=1e-10, atol=1e-12)
+    own = {"epsilon": denoiser.epsilon, "x0": denoiser.x0, "v": denoiser.v}.get(prediction)
+    assert torch.equal(own(x, t) if own else -denoiser.epsilon(x, t), raw(x, t))
+
+
+def outputs(epsilon: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, schedule: Schedule) -> dict[str, torch.Tensor]:
+    """What a network of each kind would give for this eps_theta."""
+    alpha, sigma = rows(schedule.alpha[t], x_t), rows(schedule.sigma[t], x_t)
+    x_0 = epsilon_to_x0(epsilon, x_t, alpha, sigma)
+    return {"epsilon": epsilon, "score": -epsilon, "x0": x_0, "v": velocity(x_0, epsilon, alpha, sigma)}
+
+
+@every_prediction
+@every_weighting
+@every_schedule
+def test_a_weighting_gives_one_loss_whatever_the_network_predicts(schedule, weighting, prediction):
+    x_0, t, eps = batch(200, torch.float64)
+    network = lambda x, t: outputs(raw(x, t), x, t, schedule)[prediction]  # noqa: E731
+    expected = objective("epsilon", weighting, schedule)(x_0, t, eps)
+    losses = objective(prediction, weighting, schedule, network)(x_0, t, eps)
+    torch.testing.assert_close(losses.epsilon_mse, expected.epsilon_mse, rtol=2e-5, atol=1e-9)
+    if isinstance(weighting, SimpleWeighting) and prediction in ("x0", "v"):
+        ratio = epsilon_error_ratio(prediction, schedule)[t].to(losses.weighted)
+        torch.testing.assert_close(losses.weighted * ratio, losses.epsilon_mse, rtol=1e-6, atol=0)
+    else:
+        torch.testing.assert_close(losses.weighted, expected.weighted, rtol=2e-5, atol=1e-9)
+
+
+@every_schedule
+def test_the_errors_of_all_predictions_are_one_error(schedule):
+    """SNR ||x_0 - x_theta||^2 = ||eps - eps_theta||^2 and ||v - v_theta||^2 = (SNR + 1) ||x_0 - x_theta||^2."""
+    t = torch.arange(1, 1001)
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps, guess = (torch.randn(1000, 1, dtype=torch.float64, generator=generator) for _ in range(3))
+    alpha, sigma = schedule.alpha[t][:, None], schedule.sigma[t][:, None]
+    truth = {"epsilon": eps, "score": -eps / sigma, "x0": x_0, "v": velocity(x_0, eps, alpha, sigma)}
+    estimate = outputs(guess, alpha * x_0 + sigma * eps, t, schedule)
+    estimate["score"] = estimate["score"] / sigma
+    error = {kind: (truth[kind] - estimate[kind])[:, 0] ** 2 for kind in truth}
+    for kind in truth:
+        ratio = epsilon_error_ratio(kind, schedule)[t]
+        torch.testing.assert_close(ratio * error[kind], error["epsilon"], rtol=1e-9, atol=0)
+    snr = torch.exp(schedule.log_snr[t])
+    # rounding is that of x_0, whose error is divided by alpha_t
+    torch.testing.assert_close(error["v"], (snr + 1) * error["x0"], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        ("x0", lambda snr, gamma: torch.clamp(snr, max=gamma)),
+        ("epsilon", lambda snr, gamma: torch.clamp(snr, max=gamma) / snr),
+        ("v", lambda snr, gamma: torch.clamp(snr, max=gamma) / (snr + 1)),
+    ],
+)
+@every_schedule
+def test_min_snr_has_its_own_factor_for_each_prediction(schedule, prediction, expected):
+    snr = torch.exp(schedule.log_snr[1:])
+    table = weights(MinSnrWeighting(gamma=5.0), schedule, prediction)
+    torch.testing.assert_close(table[1:], expected(snr, 5.0), rtol=1e-12, atol=0)
+
+
+@every_schedule
+def test_weightings_by_their_formulas(schedule):
+    snr = torch.exp(schedule.log_snr[1:])
+    beta = schedule.transition_variance(torch.arange(1000), torch.arange(1, 1001))
+    torch.testing.assert_close(weights(SnrWeighting(), schedule, "x0")[1:], snr, rtol=1e-12, atol=0)
+    p2 = weights(P2Weighting(k=2.0, gamma=0.5), schedule, "epsilon")[1:]
+    torch.testing.assert_close(p2, 1 / torch.sqrt(2 + snr), rtol=1e-12, atol=0)
+    # lambda = g^2 of equation (11), g^2 = T beta: half of it, on the score's own error
+    likelihood = weights(LikelihoodWeighting(), schedule, "score")[1:]
+    torch.testing.assert_close(likelihood, 1000 * beta / 2, rtol=1e-12, atol=0)
+    vlb = weights(VlbWeighting(), schedule, "score")[1:]
+    torch.testing.assert_close(vlb * (1 - beta), likelihood, rtol=1e-12, atol=0)

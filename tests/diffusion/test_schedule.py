@@ -8,13 +8,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.config import CosineSchedule, LinearSchedule, ProcessConfig
+from diffusion.config import (
+    CosineSchedule,
+    LinearSchedule,
+    ProcessConfig,
+    QuadraticSchedule,
+    ScaledLinearSchedule,
+    SigmoidSchedule,
+    TableSchedule,
+)
 from diffusion.likelihood import bits_per_dim, prior_kl
 from diffusion.schedule import Schedule, betas, rows
 
 CONFIGS = [
     ProcessConfig(schedule=kind(), num_train_timesteps=steps)
-    for kind in (LinearSchedule, CosineSchedule)
+    for kind in (LinearSchedule, CosineSchedule, QuadraticSchedule, ScaledLinearSchedule, SigmoidSchedule)
     for steps in (21, 1000, 4000)
 ]
 beta_tables = st.lists(st.floats(1e-7, 0.999), min_size=2, max_size=60).map(
@@ -35,6 +43,51 @@ def test_linear_1000_prior_term_of_uniform_data():
     schedule = Schedule.from_config(ProcessConfig(schedule=LinearSchedule()))
     x_0 = torch.full((1, 3, 4, 4), math.sqrt(1 / 3), dtype=torch.float64)
     assert float(bits_per_dim(prior_kl(schedule, x_0), 48)) == pytest.approx(9.7e-6, abs=5e-8)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "log_snr"), [(LinearSchedule(), -10.1), (CosineSchedule(), -19.8), (QuadraticSchedule(), -7.2)]
+)
+def test_log_snr_at_the_end_of_each_schedule(schedule, log_snr):
+    assert float(Schedule.from_config(ProcessConfig(schedule=schedule)).log_snr[-1]) == pytest.approx(log_snr, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "theirs"),
+    [
+        (LinearSchedule(), {"beta_schedule": "linear"}),
+        (QuadraticSchedule(), {"beta_schedule": "scaled_linear"}),
+        (ScaledLinearSchedule(), {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}),
+        (SigmoidSchedule(), {"beta_schedule": "sigmoid"}),
+        (CosineSchedule(), {"beta_schedule": "squaredcos_cap_v2"}),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_betas_are_those_of_diffusers(schedule, theirs):
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    expected = DDPMScheduler(1000, **theirs).betas.double()
+    torch.testing.assert_close(
+        betas(ProcessConfig(schedule=schedule)), expected, rtol=1e-4, atol=3e-7
+    )  # theirs are fp32
+
+
+@pytest.mark.parametrize("kind", [LinearSchedule, QuadraticSchedule, ScaledLinearSchedule, SigmoidSchedule])
+def test_the_ends_do_not_depend_on_the_number_of_steps(kind):
+    coarse, fine = (
+        Schedule.from_config(ProcessConfig(schedule=kind(), num_train_timesteps=steps)) for steps in (1000, 10_000)
+    )
+    assert float(coarse.log_snr[-1]) == pytest.approx(float(fine.log_snr[-1]), rel=0.02)
+
+
+def test_a_table_of_ones_own_is_the_schedule():
+    table = betas(ProcessConfig(num_train_timesteps=50))
+    config = ProcessConfig(num_train_timesteps=50, schedule=TableSchedule(betas=tuple(table.tolist())))
+    assert torch.equal(betas(config), table)
+    with pytest.raises(
+        ValueError, match=r"schedule\.betas has 50 entries; allowed: one per step, num_train_timesteps = 51"
+    ):
+        ProcessConfig(num_train_timesteps=51, schedule=config.schedule)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
