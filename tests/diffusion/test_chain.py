@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from diffusion.chain import ReverseVariance, diffuse, posterior, reverse_variance
 from diffusion.config import CosineSchedule, LinearSchedule, ProcessConfig
+from diffusion.gaussian import GaussianData
 from diffusion.schedule import Schedule, betas
-from tests.oracles.gaussian import GaussianData
 
 STEPS = 1000
 SCHEDULES = {

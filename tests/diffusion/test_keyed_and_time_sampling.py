@@ -73,7 +73,7 @@ def test_an_images_noise_does_not_depend_on_its_batch():
 
 
 class FixedGenerator(np.random.Generator):
-    """Stands in for numpy's generator: a given permutation and a given offset."""
+    """Stands in for numpy's generator: a given permutation and one given offset for all rows."""
 
     def __init__(self, permutation, offset):
         super().__init__(np.random.PCG64(0))
@@ -90,7 +90,7 @@ class FixedGenerator(np.random.Generator):
 @given(st.integers(1, 300), st.integers(1, 2000), st.integers(0, 2**32))
 @settings(deadline=None)
 def test_stratified_covers_every_stratum_exactly_once(batch, steps, seed):
-    """Sorted, the t of a batch lie one in each of B equal parts of 1..T, so no t comes twice more than another."""
+    """Sorted, the t of a batch lie one in each of B equal parts of 1..T."""
     t = draw_timesteps(StratifiedTime(), keyed_generator(seed, Stream.TIMESTEPS), batch, steps)
     assert (t >= 1).all()
     assert (t <= steps).all()
@@ -98,13 +98,11 @@ def test_stratified_covers_every_stratum_exactly_once(batch, steps, seed):
     ordered = np.sort(t)
     assert (ordered >= np.floor(low) + 1).all()
     assert (ordered <= np.ceil(high)).all()
-    counts = np.bincount(t, minlength=steps + 1)[1:]
-    assert counts.max() - counts.min() <= 1
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(1, 5), (3, 7), (4, 6), (5, 3)])
 def test_stratified_gives_every_row_every_t_equally_often(batch, steps):
-    """Exact: over all permutations and T equidistant offsets, each row meets each t the same number of times."""
+    """Exact: over all permutations and T equidistant offsets of all rows, each row meets each t equally often."""
     counts = np.zeros((batch, steps + 1), dtype=int)
     for permutation in itertools.permutations(range(batch)):
         for k in range(steps):

@@ -13,9 +13,9 @@ from torch.distributions import Normal, kl_divergence
 from diffusion.chain import ReverseVariance, posterior, reverse_variance
 from diffusion.config import CosineSchedule, LinearSchedule, ProcessConfig
 from diffusion.denoiser import Denoiser
+from diffusion.gaussian import GaussianData
 from diffusion.likelihood import ReverseKernel, bits_per_dim, discretised_gaussian_log_prob, estimate_vlb, prior_kl
 from diffusion.schedule import Schedule, rows
-from tests.oracles.gaussian import GaussianData
 
 LEVELS = torch.arange(256, dtype=torch.float64) * (2 / 255) - 1
 

@@ -20,6 +20,7 @@ from diffusion.config import (
     VlbWeighting,
 )
 from diffusion.denoiser import Denoiser
+from diffusion.gaussian import GaussianData
 from diffusion.likelihood import ReverseKernel
 from diffusion.objective import Objective, RowLosses, total_loss
 from diffusion.prediction import (
@@ -33,7 +34,6 @@ from diffusion.prediction import (
 )
 from diffusion.schedule import Schedule, rows
 from diffusion.weighting import epsilon_error_ratio, epsilon_weights, weights
-from tests.oracles.gaussian import GaussianData
 
 WEIGHTINGS = {
     weighting.kind: weighting
@@ -180,7 +180,7 @@ def test_conversions_undo_each_other_and_the_score_is_the_true_one(schedule):
     log_q = (-((x_t - alpha * x_0) ** 2) / (2 * sigma**2)).sum()
     (gradient,) = torch.autograd.grad(log_q, x_t)
     point = (x_t.detach(), alpha, sigma)
-    for kind, output in {"epsilon": eps, "score": -eps, "x0": x_0, "v": velocity(x_0, eps, alpha, sigma)}.items():
+    for kind, output in outputs(eps, x_t.detach(), t, schedule).items():
         torch.testing.assert_close(output_to_score(kind, output, *point), gradient, rtol=1e-7, atol=1e-7)
         torch.testing.assert_close(output_to_epsilon(kind, output, *point), eps, rtol=0, atol=1e-9)
         torch.testing.assert_close(output_to_x0(kind, output, *point), x_0, rtol=0, atol=1e-9)
@@ -203,7 +203,9 @@ def test_a_denoiser_is_one_object_seen_four_ways(prediction):
     assert torch.equal(own(x, t) if own else -denoiser.epsilon(x, t), raw(x, t))
 
 
-def outputs(epsilon: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, schedule: Schedule) -> dict[str, torch.Tensor]:
+def outputs(
+    epsilon: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, schedule: Schedule
+) -> dict[Prediction, torch.Tensor]:
     """What a network of each kind would give for this eps_theta."""
     alpha, sigma = rows(schedule.alpha[t], x_t), rows(schedule.sigma[t], x_t)
     x_0 = epsilon_to_x0(epsilon, x_t, alpha, sigma)
@@ -233,7 +235,12 @@ def test_the_errors_of_all_predictions_are_one_error(schedule):
     generator = torch.Generator().manual_seed(0)
     x_0, eps, guess = (torch.randn(1000, 1, dtype=torch.float64, generator=generator) for _ in range(3))
     alpha, sigma = schedule.alpha[t][:, None], schedule.sigma[t][:, None]
-    truth = {"epsilon": eps, "score": -eps / sigma, "x0": x_0, "v": velocity(x_0, eps, alpha, sigma)}
+    truth: dict[Prediction, torch.Tensor] = {
+        "epsilon": eps,
+        "score": -eps / sigma,
+        "x0": x_0,
+        "v": velocity(x_0, eps, alpha, sigma),
+    }
     estimate = outputs(guess, alpha * x_0 + sigma * eps, t, schedule)
     estimate["score"] = estimate["score"] / sigma
     error = {kind: (truth[kind] - estimate[kind])[:, 0] ** 2 for kind in truth}

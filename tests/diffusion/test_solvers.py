@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from diffusion.chain import posterior
 from diffusion.config import Ancestral, CosineSchedule, Ddim, Dpmpp2M, LinearSchedule, ProcessConfig
 from diffusion.denoiser import Denoiser
+from diffusion.gaussian import GaussianData, MixtureData, vp_schedule
 from diffusion.schedule import Schedule, betas
 from diffusion.solvers import ImageNoise, Solver, make_solver, solve
 from diffusion.solvers.base import time_grid
-from tests.oracles.gaussian import GaussianData, MixtureData, vp_schedule
 
 COSINE = Schedule.from_config(ProcessConfig(num_train_timesteps=100))
 EVERY_SOLVER = [

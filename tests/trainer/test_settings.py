@@ -44,7 +44,7 @@ def refusal(values: dict, *sets: str) -> str:
         ("ema.sigma_rel=0.3", "ema.sigma_rel", "0.3", "less than or equal to 0.28"),
         ("training.precision=fp8", "training.precision", "'fp8'", "'fp32' or 'bf16'"),
         ("objective.prediction=u", "objective.prediction", "'u'", "'epsilon', 'score', 'x0' or 'v'"),
-        ("process.schedule.kind=logistic", "process.schedule.kind", "logistic", "'linear', 'quadratic', 'scaled_linear'"),
+        ("process.schedule.kind=logistic", "process.schedule.kind", "logistic", "'linear', 'quadratic', "),
         ("objective.weighting.kind=p3", "objective.weighting.kind", "p3", "'simple', 'vlb', 'likelihood'"),
         ("network.kind=dit", "network.kind", "dit", "'unet', 'mlp'"),
         ("network.channels=[32, 0]", "network.channels.1", "0", "greater than or equal to 1"),

@@ -1,4 +1,6 @@
 """Exact answers: data whose noisy marginals, denoisers and probability-flow ODE are known in closed form."""
+# torch.special has no type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import math
 from dataclasses import dataclass
