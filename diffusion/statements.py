@@ -1,6 +1,6 @@
 """What the theory states and this code is held to: each statement measured in float64 on data with exact answers.
 
-The numbers are those of docs/theory.md. A check compares one measured number with the expected one; `python -m
+They are numbered as in docs/theory.md, which says which ones wait for the code that they are about. A check compares one measured number with the expected one; `python -m
 diffusion.verify` prints them, and the tests run the same functions.
 """
 # torch.from_numpy has no type hints:
@@ -183,9 +183,9 @@ def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
         estimate = epsilon_to_x0(guess, alpha * x_0 + sigma * eps, alpha, sigma)
         x0_error, epsilon_error = (x_0 - estimate) ** 2, (eps - guess) ** 2
         v_error = (velocity(x_0, eps, alpha, sigma) - velocity(estimate, guess, alpha, sigma)) ** 2
-        yield Check(f"{kind}: SNR ||x_0 error||^2 = ||eps error||^2", _worst(snr * x0_error, epsilon_error), 0.0, 1e-10)
+        yield Check(f"{kind}: SNR ||x_0 error||^2 = ||eps error||^2", _worst(snr * x0_error, epsilon_error), 0.0, 1e-12)
         yield Check(
-            f"{kind}: ||v error||^2 = (SNR + 1) ||x_0 error||^2", _worst(v_error, (snr + 1) * x0_error), 0.0, 1e-10
+            f"{kind}: ||v error||^2 = (SNR + 1) ||x_0 error||^2", _worst(v_error, (snr + 1) * x0_error), 0.0, 1e-12
         )
         clipped = snr.clamp(max=5.0)
         factors: dict[Prediction, Tensor] = {"x0": clipped, "epsilon": clipped / snr, "v": clipped / (snr + 1)}
