@@ -17,7 +17,8 @@ from cluster.admission import Waiting, decide
 from cluster.errors import InputError, RayUnavailableError, RefusedError, StoreUnavailableError
 from cluster.snapshot import path as snapshot_path
 from cluster.spec import Bundle, Ending
-from cluster.store import Attempt, Store
+from cluster.store import Store
+from cluster.tables import Attempt
 
 RETRY_LIMIT_S = 30.0
 

@@ -7,7 +7,8 @@ import time
 from cluster.errors import RayUnavailableError
 from cluster.ray_jobs import RayJobs
 from cluster.spec import ENDED
-from cluster.store import Attempt, Store
+from cluster.store import Store
+from cluster.tables import Attempt
 
 POLL_S = 0.5
 

@@ -12,91 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Engine, ForeignKey, create_engine, event, insert, inspect, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 from cluster.errors import InputError, StoreUnavailableError
-from cluster.spec import ENDED, Bundle, Ending, JobSpec, judge
+from cluster.spec import ENDED, Ending, JobSpec, judge
+from cluster.tables import Attempt, Event, Job, Queue
 
 SCHEMA = "0001"
 BUSY_TIMEOUT_S = 30
 READ_ONLY = {"only_reads": True}
 SHORT_S, HOLD_S = 5.0, 30.0
-
-
-class _Base(DeclarativeBase):
-    type_annotation_map = {list[str]: JSON, dict[str, str]: JSON, list[list[Bundle]]: JSON}  # noqa: RUF012
-
-
-class _Queue(_Base):
-    __tablename__ = "queue"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    address: Mapped[str | None]
-
-
-class Job(_Base):
-    """A submitted job.
-
-    Attributes:
-        reason: why it waits, what it does, or how it ended.
-        cancel_requested: someone wants it gone; the dispatcher sees to it if it runs.
-        held_until: not to be started before, since its last attempt ended as soon as it had begun.
-    """
-
-    __tablename__ = "jobs"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    command: Mapped[list[str]]
-    priority: Mapped[int]
-    snapshot: Mapped[str]
-    environment: Mapped[dict[str, str]]
-    gangs: Mapped[list[list[Bundle]]]
-    state: Mapped[str] = mapped_column(default="queued")
-    reason: Mapped[str] = mapped_column(default="no dispatcher has looked at it yet")
-    cancel_requested: Mapped[bool] = mapped_column(default=False)
-    submitted_at: Mapped[float]
-    held_until: Mapped[float] = mapped_column(default=0.0)
-    ended_at: Mapped[float | None]
-
-
-class Attempt(_Base):
-    """One time that a job was handed to Ray.
-
-    Attributes:
-        number: 1 for a job's first attempt.
-        submission_id: its name in Ray.
-        confirmed: whether Ray is known to have taken it; if not, it may or may not have.
-        status: of `Ending`, None while it is open.
-    """
-
-    __tablename__ = "attempts"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
-    number: Mapped[int]
-    submission_id: Mapped[str]
-    confirmed: Mapped[bool] = mapped_column(default=False)
-    began_at: Mapped[float]
-    ended_at: Mapped[float | None]
-    status: Mapped[str | None]
-    exit_code: Mapped[int | None]
-    reason: Mapped[str] = mapped_column(default="")
-    fault: Mapped[bool] = mapped_column(default=False)
-
-
-class Event(_Base):
-    """Something that happened to a job."""
-
-    __tablename__ = "events"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
-    at: Mapped[float]
-    text: Mapped[str]
 
 
 class Store:
@@ -111,7 +39,7 @@ class Store:
         """Use `Store.open`."""
         self._engine, self.file = engine, file
         with self._session(write=False) as session:
-            self.id = session.scalars(select(_Queue.id)).one()
+            self.id = session.scalars(select(Queue.id)).one()
 
     @classmethod
     def open(cls, url: str, make: bool = True) -> "Store":
@@ -153,7 +81,7 @@ class Store:
             InputError: there are open attempts on another cluster, which has not `moved`.
         """
         with self._session() as session:
-            queue = session.scalars(select(_Queue)).one()
+            queue = session.scalars(select(Queue)).one()
             attempts = session.scalars(select(Attempt).where(Attempt.ended_at.is_(None))).all()
             if attempts and queue.address not in (None, address) and not moved:
                 raise InputError(
@@ -356,4 +284,4 @@ def _make(connection: Connection) -> None:
     config.set_main_option("script_location", os.fspath(Path(__file__).with_name("migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-    connection.execute(insert(_Queue).values(id=uuid.uuid4().hex))
+    connection.execute(insert(Queue).values(id=uuid.uuid4().hex))

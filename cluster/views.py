@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.spec import ENDED, total
-from cluster.store import Attempt, Event, Job
+from cluster.tables import Attempt, Event, Job
 
 FILE_WIDTH = 180
 NAME_WIDTH, WHY_WIDTH = 32, 20

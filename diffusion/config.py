@@ -18,12 +18,37 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class LinearSchedule(Config):
-    """DDPM's linear betas, given for T = 1000 and scaled by 1000 / T so that the end-point SNR does not depend on T."""
+class BetaRange(Config):
+    """Betas between two ends, given for T = 1000 and scaled by 1000 / T: the SNR at the end does not depend on T."""
 
-    kind: Literal["linear"] = "linear"
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
+
+
+class LinearSchedule(BetaRange):
+    """DDPM's linear betas."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class QuadraticSchedule(BetaRange):
+    """DDPM's quadratic betas: linear in sqrt(beta)."""
+
+    kind: Literal["quadratic"] = "quadratic"
+
+
+class ScaledLinearSchedule(BetaRange):
+    """Latent diffusion's betas: those of `quadratic` with other ends (Rombach et al., 2022)."""
+
+    kind: Literal["scaled_linear"] = "scaled_linear"
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.00085
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.012
+
+
+class SigmoidSchedule(BetaRange):
+    """Betas along the logistic function on [-6, 6] (Xu et al., 2022)."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
 
 
 class CosineSchedule(Config):
@@ -32,30 +57,6 @@ class CosineSchedule(Config):
     kind: Literal["cosine"] = "cosine"
     s: Annotated[float, Field(gt=0, le=1)] = 0.008
     max_beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
-
-
-class QuadraticSchedule(Config):
-    """DDPM's quadratic betas: linear in sqrt(beta), given for T = 1000 and scaled by 1000 / T."""
-
-    kind: Literal["quadratic"] = "quadratic"
-    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
-
-
-class ScaledLinearSchedule(Config):
-    """Latent diffusion's betas: those of `quadratic` with other end points (Rombach et al., 2022)."""
-
-    kind: Literal["scaled_linear"] = "scaled_linear"
-    beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.00085
-    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.012
-
-
-class SigmoidSchedule(Config):
-    """Betas along the logistic function on [-6, 6], given for T = 1000 and scaled by 1000 / T (Xu et al., 2022)."""
-
-    kind: Literal["sigmoid"] = "sigmoid"
-    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
 
 
 class TableSchedule(Config):
@@ -82,13 +83,11 @@ class ProcessConfig(Config):
     @model_validator(mode="after")
     def _betas_fit(self) -> "ProcessConfig":
         schedule, steps = self.schedule, self.num_train_timesteps
-        if isinstance(schedule, TableSchedule):
-            if len(schedule.betas) != steps:
-                raise ValueError(
-                    f"schedule.betas has {len(schedule.betas)} entries; allowed: one per step, num_train_timesteps = "
-                    f"{steps}"
-                )
-        elif not isinstance(schedule, CosineSchedule):
+        if isinstance(schedule, TableSchedule) and len(schedule.betas) != steps:
+            raise ValueError(
+                f"schedule.betas has {len(schedule.betas)} entries; allowed: one per step, num_train_timesteps = {steps}"
+            )
+        if isinstance(schedule, BetaRange):
             largest = max(schedule.beta_start, schedule.beta_end) * 1000 / steps
             if largest >= 1:
                 raise ValueError(

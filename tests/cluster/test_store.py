@@ -16,7 +16,8 @@ import cluster
 from cluster import store as store_module
 from cluster.errors import InputError, StoreUnavailableError
 from cluster.spec import Ending
-from cluster.store import SCHEMA, Job, Store
+from cluster.store import SCHEMA, Store
+from cluster.tables import Base
 from tests.cluster.conftest import spec
 
 DONE = Ending(status="succeeded", exit_code=0)
@@ -170,7 +171,7 @@ def test_the_migrations_make_what_the_store_reads(url: str, store: Store):
     engine = create_engine(url)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": False})
-        differences = compare_metadata(context, Job.metadata)
+        differences = compare_metadata(context, Base.metadata)
     engine.dispose()
     columns = [d for d in differences if isinstance(d, tuple) and d[0] in ("add_table", "remove_table", "add_column")]
     assert columns == []
