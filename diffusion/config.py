@@ -85,7 +85,8 @@ class ProcessConfig(Config):
         schedule, steps = self.schedule, self.num_train_timesteps
         if isinstance(schedule, TableSchedule) and len(schedule.betas) != steps:
             raise ValueError(
-                f"schedule.betas has {len(schedule.betas)} entries; allowed: one per step, num_train_timesteps = {steps}"
+                f"schedule.betas has {len(schedule.betas)} entries; allowed: one per step, "
+                f"num_train_timesteps = {steps}"
             )
         if isinstance(schedule, BetaRange):
             largest = max(schedule.beta_start, schedule.beta_end) * 1000 / steps

@@ -1,7 +1,8 @@
 """What the theory states and this code is held to: each statement measured in float64 on data with exact answers.
 
 They are numbered as in docs/theory.md, which says which ones wait for the code that they are about. A check compares
-one measured number with the expected one; `python -m diffusion.verify` prints them, and the tests run the same functions.
+one measured number with the expected one; `python -m diffusion.verify` prints them, and the tests run the same
+functions.
 """
 # torch.from_numpy has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
