@@ -8,6 +8,7 @@ and MLflow keeps one metric per (name, time, step, value).
 import os
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ DEFAULTS = {
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 5.0
 METRICS_PER_BATCH = 500
+KEY_TAG = "dualview.key"
 BOOKKEEPING = ("kind", "time_ms", "step")
 
 
@@ -54,6 +56,7 @@ class Tracker(threading.Thread):
         self._config, self._paths, self._dataset, self._journal = config, paths, dataset, journal
         saved = state.read_json(paths.tracking) if paths.tracking.is_file() else {}
         self.run_id: str | None = saved.get("run_id")
+        self._key: str = saved.get("key") or uuid.uuid4().hex
         self._described: bool = saved.get("described", False)
         self._offset: int = saved.get("offset", 0)
         self._step: int = saved.get("step", 0)
@@ -99,8 +102,9 @@ class Tracker(threading.Thread):
 
         client = MlflowClient(self._config.run.tracking_uri)
         if self.run_id is None or not _is_there(client, self.run_id):
-            self._described, self._offset, self._step = False, 0, 0
-            self.run_id = create_run(client, self._config, self._dataset)
+            self.run_id, self._described, self._offset, self._step = None, False, 0, 0
+            self._save()  # the key, by which a driver that is killed now finds the run again
+            self.run_id = create_run(client, self._config, self._dataset, self._key)
             self._save()  # before anything else can fail, so that a retry fills this run and makes no other
         else:
             client.set_terminated(self.run_id, "RUNNING")
@@ -134,7 +138,7 @@ class Tracker(threading.Thread):
 
     def _save(self) -> None:
         progress = {"described": self._described, "offset": self._offset, "step": self._step}
-        state.write_json(self._paths.tracking, {"run_id": self.run_id, **progress})
+        state.write_json(self._paths.tracking, {"key": self._key, "run_id": self.run_id, **progress})
 
 
 def _is_there(client: Any, run_id: str) -> bool:  # noqa: ANN401 - MlflowClient
@@ -155,8 +159,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def create_run(client: Any, config: RunConfig, dataset: DatasetInfo) -> str:  # noqa: ANN401 - MlflowClient
-    """A new MLflow run, tagged with what it comes from; returns its id."""
+def create_run(client: Any, config: RunConfig, dataset: DatasetInfo, key: str) -> str:  # noqa: ANN401 - MlflowClient
+    """A new MLflow run, tagged with what it comes from, or the one that was made with this key; returns its id."""
     tags = {
         "mlflow.source.name": "python -m trainer",
         "mlflow.source.git.commit": git_commit(),
@@ -164,7 +168,16 @@ def create_run(client: Any, config: RunConfig, dataset: DatasetInfo) -> str:  # 
         "dualview.config_sha256": config.config_sha256,
         "dualview.dataset_fingerprint": dataset.fingerprint,
     }
-    return client.create_run(_experiment(client, config), run_name=config.run.name, tags=tags).info.run_id
+    return _made_once(client, config, str(config.run.name), key, tags)
+
+
+def _made_once(client: Any, config: RunConfig, name: str, key: str, tags: dict[str, str]) -> str:  # noqa: ANN401
+    """The id of the run with this key, made if there is none: killed after making it, one finds it again."""
+    experiment = _experiment(client, config)
+    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    if found:
+        return found[0].info.run_id
+    return client.create_run(experiment, run_name=name, tags={**tags, KEY_TAG: key}).info.run_id
 
 
 def describe_run(client: Any, run_id: str, config: RunConfig, dataset: DatasetInfo) -> None:  # noqa: ANN401
@@ -226,8 +239,8 @@ def log_evaluation(client: Any, run_id: str, model_id: str, dataset: DatasetInfo
     client.log_batch(run_id, metrics=metrics)
 
 
-def sweep_run(config: RunConfig, name: str, digest: str, run_id: str | None) -> str:
-    """The id of the MLflow run above a sweep's trials: this one if the server holds it, else a new one."""
+def sweep_run(config: RunConfig, name: str, digest: str, run_id: str | None, key: str) -> str:
+    """The id of the MLflow run above a sweep's trials: this one if the server holds it, else that of the key."""
     client = _client(config)
     if run_id is not None and _is_there(client, run_id):
         client.set_terminated(run_id, "RUNNING")
@@ -238,7 +251,7 @@ def sweep_run(config: RunConfig, name: str, digest: str, run_id: str | None) -> 
         "dualview.sweep": name,
         "dualview.sweep_sha256": digest,
     }
-    return client.create_run(_experiment(client, config), run_name=name, tags=tags).info.run_id
+    return _made_once(client, config, name, key, tags)
 
 
 def adopt(config: RunConfig, parent_id: str, child_id: str) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -85,8 +86,11 @@ class Recorder(threading.Thread):
         from trainer import tracking
 
         if self._parent is None:
+            record = self._sweep.record
+            key = record.get("parent_key") or uuid.uuid4().hex
+            self._sweep.note(parent_key=key)  # by which a sweep that is killed now finds its run again
             self._parent = tracking.sweep_run(
-                self._config, self._sweep.name, self._sweep.digest, self._sweep.record.get("parent_run_id")
+                self._config, self._sweep.name, self._sweep.digest, record.get("parent_run_id"), key
             )
             self._sweep.note(parent_run_id=self._parent)
             tracking.log_sweep(self._config, self._parent, {"sweep.json": _text(self._sweep.record)})

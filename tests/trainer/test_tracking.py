@@ -167,6 +167,20 @@ def test_a_tracker_killed_before_it_noted_its_progress_doubles_nothing(stored):
     assert [step for step, _ in history(stored)] == [1, 2, 3]
 
 
+def test_a_tracker_killed_before_it_noted_its_run_finds_it_again(stored):
+    stored.record(1, 2)
+    first = stored.tracker()
+    assert first.drain(30), first.problem
+    stop(stored)
+    noted = tracking.state.read_json(stored.paths.tracking)
+    progress = {"run_id": None, "described": False, "offset": 0, "step": 0}
+    tracking.state.write_json(stored.paths.tracking, {**noted, **progress})
+    second = stored.tracker()
+    assert second.drain(30), second.problem
+    assert second.run_id == first.run_id
+    assert len(runs(stored)) == 1
+
+
 def test_another_server_gets_a_run_of_its_own_with_everything(stored):
     stored.record(1, 2, 3)
     tracking.state.write_json(
@@ -212,7 +226,7 @@ def test_a_dead_server_stops_nothing(line):
     assert tracker.problem is not None
     assert "\n" not in tracker.problem
     assert "127.0.0.1" in tracker.problem
-    assert not line.paths.tracking.exists()
+    assert tracking.state.read_json(line.paths.tracking)["run_id"] is None
     started = time.monotonic()
     tracker.finish("FAILED", 0.2)
     assert time.monotonic() - started < 1
