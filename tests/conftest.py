@@ -19,8 +19,11 @@ from infra.stack import Stack, addresses
 ROOT = Path(__file__).resolve().parent.parent
 
 # The suite has stacks of its own: a shell that has sourced var/stack.env must not lead it to another.
-for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN",
-             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "MLFLOW_TRACKING_URI", "DUALVIEW_STORAGE", "DUALVIEW_QUEUE"):  # fmt: skip
+STACK_VARIABLES = (
+    "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "MLFLOW_TRACKING_URI", "DUALVIEW_STORAGE", "DUALVIEW_QUEUE",
+)  # fmt: skip
+for name in STACK_VARIABLES:
     os.environ.pop(name, None)
 
 
