@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.admission import Decision, Waiting, could_hold, decide
@@ -83,6 +83,7 @@ def test_bundles_are_placed_whole_on_nodes(gang, nodes, expected):
 bundles = st.dictionaries(st.sampled_from(["CPU", "GPU"]), st.integers(0, 3).map(float), max_size=2)
 
 
+@settings(deadline=None)  # the machines are shared
 @given(st.lists(bundles, min_size=1, max_size=4), st.lists(bundles, max_size=3))
 def test_no_gang_that_has_a_placement_is_refused(gang, nodes):
     def placed(rest, room) -> bool:
@@ -114,6 +115,7 @@ jobs = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(jobs, st.lists(st.integers(10**7, 10**7 + 3), max_size=2), st.randoms())
 def test_invariants(queue, running, random):
     decisions = decide(queue, running, NODES, NOW)
