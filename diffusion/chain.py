@@ -1,18 +1,16 @@
 """The Gaussian kernels of the chain: forward q, posterior q(x_s | x_t, x_0) and the reverse kernel p_theta.
 
-Equations (1)-(6). All take any pair s < t of the chain's steps, so that a sampler may skip steps; s = t - 1 gives
-DDPM's own kernels. Shapes: x [B, ...], s and t int64 [B]; coefficients are float64 [B].
+Equations (1)-(6), for any process and any pair of its times s < t, so that a sampler may skip steps; t - 1 and t of a
+`Chain` give DDPM's own kernels, and s = 0 is data. Shapes: x [B, ...], s and t [B]; coefficients are float64 [B].
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffusion.schedule import Schedule, rows
-
-ReverseVariance = Literal["beta", "beta_tilde"]
+from diffusion.schedule import rows
+from diffusion.sde import Process
 
 
 @dataclass(frozen=True)
@@ -28,33 +26,62 @@ class Posterior:
         return rows(self.coef_x_t, x_t) * x_t + rows(self.coef_x_0, x_t) * x_0
 
 
-def diffuse(schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+def diffuse(process: Process, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """Equation (4): x_t = alpha_t x_0 + sigma_t eps."""
-    t = t.cpu()
-    return rows(schedule.alpha[t], x_0) * x_0 + rows(schedule.sigma[t], x_0) * eps
+    log_snr = process.log_snr(t)
+    return rows(process.alpha_at(log_snr), x_0) * x_0 + rows(process.sigma_at(log_snr), x_0) * eps
 
 
-def posterior(schedule: Schedule, s: Tensor, t: Tensor) -> Posterior:
-    """The coefficients of q(x_s | x_t, x_0) for s < t (Ho et al. 2020, equation 7, for any pair of steps).
+def transition_variance(process: Process, s: Tensor, t: Tensor) -> Tensor:
+    """sigma_{t|s}^2 = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the variance of q(x_t | x_s); beta_t if s = t - 1.
+
+    Since (alpha_t / alpha_s)^2 sigma_s^2 / sigma_t^2 = SNR_t / SNR_s, it is sigma_t^2 (1 - SNR_t / SNR_s).
+    """
+    log_snr_t = process.log_snr(t)
+    return -(process.sigma_at(log_snr_t) ** 2) * torch.expm1(log_snr_t - process.log_snr(s))
+
+
+def posterior(process: Process, s: Tensor, t: Tensor) -> Posterior:
+    """The coefficients of q(x_s | x_t, x_0) for s < t (Ho et al. 2020, equation 7, for any pair of times).
 
     beta_tilde = sigma_{t|s}^2 sigma_s^2 / sigma_t^2; it is 0 at s = 0, where x_0 is known.
     """
-    alpha_ts = torch.exp(schedule.log_alpha[t] - schedule.log_alpha[s])
-    variance_ts = schedule.transition_variance(s, t)
-    variance_s, variance_t = schedule.sigma[s] ** 2, schedule.sigma[t] ** 2
+    log_snr_s, log_snr_t = process.log_snr(s), process.log_snr(t)
+    alpha_ts = torch.exp(process.log_alpha_at(log_snr_t) - process.log_alpha_at(log_snr_s))
+    variance_s, variance_t = process.sigma_at(log_snr_s) ** 2, process.sigma_at(log_snr_t) ** 2
+    variance_ts = transition_variance(process, s, t)
     return Posterior(
         coef_x_t=alpha_ts * variance_s / variance_t,
-        coef_x_0=schedule.alpha[s] * variance_ts / variance_t,
+        coef_x_0=process.alpha_at(log_snr_s) * variance_ts / variance_t,
         variance=variance_ts * variance_s / variance_t,
     )
 
 
-def reverse_variance(schedule: Schedule, s: Tensor, t: Tensor, kind: ReverseVariance) -> Tensor:
+def reverse_variance(process: Process, s: Tensor, t: Tensor, kind: str) -> Tensor:
     """Sigma_theta of equation (6), float64 [B]: sigma_{t|s}^2 (`beta`) or the posterior variance (`beta_tilde`).
 
     At s = 0 beta_tilde is zero and no density exists: there it takes the value of the chain's second step.
     """
     if kind == "beta":
-        return schedule.transition_variance(s, t)
-    first = s == 0
-    return posterior(schedule, torch.where(first, 1, s), torch.where(first, 2, t)).variance
+        return transition_variance(process, s, t)
+    first, second = process.step_times()[1:3]
+    at_data = s == 0
+    return posterior(process, torch.where(at_data, first, s), torch.where(at_data, second, t)).variance
+
+
+def learned_reverse_variance(process: Process, s: Tensor, t: Tensor, interpolation: Tensor) -> Tensor:
+    """Sigma_theta = beta^w beta_tilde^(1 - w), w = (interpolation + 1) / 2 (Nichol & Dhariwal 2021, equation 15).
+
+    Args:
+        process: the chain.
+        s: [B], before t.
+        t: [B].
+        interpolation: the second half of the network's output, [B, ...]; -1 is beta_tilde, 1 beta.
+
+    Returns:
+        float64, the shape of `interpolation`.
+    """
+    share = (interpolation.double() + 1) / 2
+    log_beta = torch.log(rows(reverse_variance(process, s, t, "beta"), share))
+    log_beta_tilde = torch.log(rows(reverse_variance(process, s, t, "beta_tilde"), share))
+    return torch.exp(share * log_beta + (1 - share) * log_beta_tilde)

@@ -18,7 +18,16 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class BetaRange(Config):
+class ScheduleOptions(Config):
+    """What every noise schedule has.
+
+    `zero_terminal_snr` shifts and scales alpha_t of a chain so that x_T is pure noise (Lin et al., 2024).
+    """
+
+    zero_terminal_snr: bool = False
+
+
+class BetaRange(ScheduleOptions):
     """Betas between two ends, given for T = 1000 and scaled by 1000 / T: the SNR at the end does not depend on T."""
 
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
@@ -51,7 +60,7 @@ class SigmoidSchedule(BetaRange):
     kind: Literal["sigmoid"] = "sigmoid"
 
 
-class CosineSchedule(Config):
+class CosineSchedule(ScheduleOptions):
     """alphas_cumprod(t) = cos^2((t / T + s) / (1 + s) pi / 2), betas up to `max_beta` (Nichol & Dhariwal, 2021)."""
 
     kind: Literal["cosine"] = "cosine"
@@ -59,7 +68,36 @@ class CosineSchedule(Config):
     max_beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
 
-class TableSchedule(Config):
+class LaplaceSchedule(ScheduleOptions):
+    """log-SNR distributed as Laplace(mean, scale) over t (Hang et al., 2024)."""
+
+    kind: Literal["laplace"] = "laplace"
+    mean: float = 0.0
+    scale: Positive = 0.5
+
+
+class EdmSchedule(ScheduleOptions):
+    """log(edm_sigma) distributed as N(p_mean, p_std^2) over t (Karras et al., 2022)."""
+
+    kind: Literal["edm"] = "edm"
+    p_mean: float = -1.2
+    p_std: Positive = 1.2
+
+
+class GeometricSchedule(ScheduleOptions):
+    """log-SNR linear in t: edm_sigma = sigma_min (sigma_max / sigma_min)^t, the VE process of Song et al. (2021)."""
+
+    kind: Literal["geometric"] = "geometric"
+
+
+class LearnedSchedule(ScheduleOptions):
+    """log-SNR a monotone network of t, trained to lower the variance of the bound (Kingma et al., 2021)."""
+
+    kind: Literal["learned"] = "learned"
+    width: Count = 64
+
+
+class TableSchedule(ScheduleOptions):
     """A table of your own: beta_1..beta_T, one per step of the chain."""
 
     kind: Literal["table"] = "table"
@@ -67,27 +105,58 @@ class TableSchedule(Config):
 
 
 ScheduleConfig = Annotated[
-    LinearSchedule | QuadraticSchedule | ScaledLinearSchedule | SigmoidSchedule | CosineSchedule | TableSchedule,
+    LinearSchedule
+    | QuadraticSchedule
+    | ScaledLinearSchedule
+    | SigmoidSchedule
+    | CosineSchedule
+    | LaplaceSchedule
+    | EdmSchedule
+    | GeometricSchedule
+    | LearnedSchedule
+    | TableSchedule,
     Field(discriminator="kind"),
 ]
 
 
-class ProcessConfig(Config):
-    """The forward chain of equations (1)-(4) and the variance of its reverse kernel, equation (6)."""
+class ProcessOptions(Config):
+    """What every forward process has.
 
-    kind: Literal["ddpm"] = "ddpm"
+    `log_snr_max` and `log_snr_min` are the ends of what is used of a schedule that has no ends of its own: all of
+    continuous time, and `laplace`, `edm` and `geometric` in a chain.
+    """
+
     num_train_timesteps: Annotated[int, Field(ge=2)] = 1000
-    schedule: ScheduleConfig = CosineSchedule()
-    reverse_variance: Literal["beta", "beta_tilde"] = "beta"
+    log_snr_max: float = 13.3
+    log_snr_min: float = -13.3
 
-    @model_validator(mode="after")
-    def _betas_fit(self) -> "ProcessConfig":
-        schedule, steps = self.schedule, self.num_train_timesteps
+    def _check(self, schedule: ScheduleConfig) -> None:
+        """Refuse ends that are none, and a table or betas that do not fit the number of steps."""
+        steps = self.num_train_timesteps
+        if self.log_snr_min >= self.log_snr_max:
+            raise ValueError(
+                f"log_snr_min = {self.log_snr_min:g} is not below log_snr_max = {self.log_snr_max:g}; log-SNR must fall"
+            )
         if isinstance(schedule, TableSchedule) and len(schedule.betas) != steps:
             raise ValueError(
                 f"schedule.betas has {len(schedule.betas)} entries; allowed: one per step, "
                 f"num_train_timesteps = {steps}"
             )
+
+
+class DdpmProcess(ProcessOptions):
+    """The forward chain of equations (1)-(4) and the variance of its reverse kernel, equation (6)."""
+
+    kind: Literal["ddpm"] = "ddpm"
+    schedule: ScheduleConfig = CosineSchedule()
+    reverse_variance: Literal["beta", "beta_tilde", "learned"] = "beta"
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "DdpmProcess":
+        schedule, steps = self.schedule, self.num_train_timesteps
+        self._check(schedule)
+        if isinstance(schedule, LearnedSchedule):
+            raise ValueError("schedule.kind = learned needs continuous time; use process.kind = vp, sub_vp or ve")
         if isinstance(schedule, BetaRange):
             largest = max(schedule.beta_start, schedule.beta_end) * 1000 / steps
             if largest >= 1:
@@ -96,6 +165,61 @@ class ProcessConfig(Config):
                     f"{largest:.4g}; betas must be below 1: use more steps or a smaller beta_end"
                 )
         return self
+
+
+class ContinuousOptions(ProcessOptions):
+    """What every process in continuous time has; t runs over (0, 1] and networks are told num_train_timesteps x t."""
+
+    reverse_variance: Literal["beta", "beta_tilde"] = "beta"
+
+    def _check(self, schedule: ScheduleConfig) -> None:
+        super()._check(schedule)
+        if schedule.zero_terminal_snr:
+            raise ValueError(
+                "schedule.zero_terminal_snr = true: the SDE is singular there; use process.kind = ddpm, "
+                "or a lower process.log_snr_min"
+            )
+
+
+class VpProcess(ContinuousOptions):
+    """The variance-preserving SDE of equation (12): alpha_t^2 + sigma_t^2 = 1."""
+
+    kind: Literal["vp"] = "vp"
+    schedule: ScheduleConfig = LinearSchedule()
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "VpProcess":
+        self._check(self.schedule)
+        return self
+
+
+class SubVpProcess(ContinuousOptions):
+    """The sub-VP SDE (Song et al., 2021): alpha_t of the VP SDE, sigma_t the square of its."""
+
+    kind: Literal["sub_vp"] = "sub_vp"
+    schedule: ScheduleConfig = LinearSchedule()
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "SubVpProcess":
+        self._check(self.schedule)
+        return self
+
+
+class VeProcess(ContinuousOptions):
+    """The variance-exploding SDE: alpha_t = 1; the default ends are sigma = 0.01 and 50 (Song et al., 2021)."""
+
+    kind: Literal["ve"] = "ve"
+    log_snr_max: float = 9.210340371976182
+    log_snr_min: float = -7.824046010856292
+    schedule: ScheduleConfig = GeometricSchedule()
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "VeProcess":
+        self._check(self.schedule)
+        return self
+
+
+ProcessConfig = Annotated[DdpmProcess | VpProcess | SubVpProcess | VeProcess, Field(discriminator="kind")]
 
 
 class SimpleWeighting(Config):
@@ -137,8 +261,39 @@ class P2Weighting(Config):
     gamma: Annotated[float, Field(ge=0)] = 1.0
 
 
+class EdmWeighting(Config):
+    """(edm_sigma^2 + sigma_data^2) / (edm_sigma sigma_data)^2 on the error of x_0 (Karras et al., 2022)."""
+
+    kind: Literal["edm"] = "edm"
+
+
+class SigmoidWeighting(Config):
+    """sigmoid(bias - log_snr) on the error of epsilon (Hoogeboom et al., 2024)."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    bias: float = 2.0
+
+
+class AdaptiveWeighting(Config):
+    """exp(-u(log_snr)) on the prediction's error, plus u: a learned log-variance (Karras et al., 2024).
+
+    u is piecewise linear over `knots` even points of the log-SNR range.
+    """
+
+    kind: Literal["adaptive"] = "adaptive"
+    knots: Annotated[int, Field(ge=2)] = 32
+
+
 WeightingConfig = Annotated[
-    SimpleWeighting | VlbWeighting | LikelihoodWeighting | SnrWeighting | MinSnrWeighting | P2Weighting,
+    SimpleWeighting
+    | VlbWeighting
+    | LikelihoodWeighting
+    | SnrWeighting
+    | MinSnrWeighting
+    | P2Weighting
+    | EdmWeighting
+    | SigmoidWeighting
+    | AdaptiveWeighting,
     Field(discriminator="kind"),
 ]
 
@@ -155,18 +310,71 @@ class StratifiedTime(Config):
     kind: Literal["stratified"] = "stratified"
 
 
-TimeSamplingConfig = Annotated[UniformTime | StratifiedTime, Field(discriminator="kind")]
+class ImportanceTime(Config):
+    """Stratified, but t as often as its losses are large: in proportion to the root of their second moment.
+
+    The second moments are kept for `bins` equal parts of time as averages that forget at rate 1 - `decay`; a share
+    `uniform` of the draws stays uniform, so that every part goes on being measured (Nichol & Dhariwal, 2021).
+    """
+
+    kind: Literal["importance"] = "importance"
+    bins: Annotated[int, Field(ge=2)] = 100
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    uniform: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+TimeSamplingConfig = Annotated[UniformTime | StratifiedTime | ImportanceTime, Field(discriminator="kind")]
 
 
 class ObjectiveConfig(Config):
-    """What the network predicts, how errors are weighted over t, and how t is drawn."""
+    """What the network predicts, how errors are weighted over t, and how t is drawn.
 
-    prediction: Literal["epsilon", "score", "x0", "v"] = "epsilon"
+    `sigma_data` is the data's standard deviation that the `edm` prediction and weighting assume; `label_dropout` the
+    share of rows whose label is hidden in training, for classifier-free guidance.
+    """
+
+    prediction: Literal["epsilon", "score", "x0", "v", "edm"] = "epsilon"
     weighting: WeightingConfig = SimpleWeighting()
     time_sampling: TimeSamplingConfig = StratifiedTime()
+    sigma_data: Positive = 0.5
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
-class UNetConfig(Config):
+def check_objective(process: ProcessConfig, objective: ObjectiveConfig) -> None:
+    """Refuse an objective that the process does not define.
+
+    Raises:
+        ValueError: naming the field, why, and what to use instead.
+    """
+    prediction, weighting, schedule = objective.prediction, objective.weighting.kind, process.schedule
+    if prediction == "v" and process.kind in ("sub_vp", "ve"):
+        raise ValueError(
+            f"objective.prediction = v needs alpha^2 + sigma^2 = 1, which process.kind = {process.kind} does not keep; "
+            "use epsilon, score, x0 or edm"
+        )
+    if schedule.zero_terminal_snr and prediction in ("epsilon", "score", "edm"):
+        raise ValueError(
+            f"objective.prediction = {prediction} says nothing of x_0 where the terminal SNR is zero; use v or x0, "
+            "or process.schedule.zero_terminal_snr = false"
+        )
+    if isinstance(schedule, LearnedSchedule):
+        if weighting not in ("vlb", "likelihood"):
+            raise ValueError(
+                f"objective.weighting.kind = {weighting}: a learned schedule flattens the terms of the bound; use vlb"
+            )
+        if objective.time_sampling.kind == "importance":
+            raise ValueError(
+                "objective.time_sampling.kind = importance: a learned schedule does that work; use stratified"
+            )
+
+
+class NetworkOptions(Config):
+    """What every network has: `classes` labels to be conditioned on, 0 for none."""
+
+    classes: Annotated[int, Field(ge=0)] = 0
+
+
+class UNetConfig(NetworkOptions):
     """diffusers' UNet2DModel; one resolution per entry of `channels`, self-attention where `attention` says so."""
 
     kind: Literal["unet"] = "unet"
@@ -201,7 +409,29 @@ class UNetConfig(Config):
             )
 
 
-class MLPConfig(Config):
+class DiTConfig(NetworkOptions):
+    """diffusers' DiT: a transformer on patches, told t and label through adaptive layer norms (Peebles & Xie, 2023)."""
+
+    kind: Literal["dit"] = "dit"
+    patch_size: Count = 2
+    layers: Count = 6
+    heads: Count = 4
+    head_width: Annotated[int, Field(ge=2)] = 32
+
+    def check_image(self, height: int, width: int) -> None:
+        """Refuse images that are not squares of whole patches.
+
+        Raises:
+            ValueError: naming the sides and what divides them.
+        """
+        if height != width or height % self.patch_size:
+            raise ValueError(
+                f"network.patch_size = {self.patch_size} needs square images whose side it divides; "
+                f"the images are {height} x {width}: use another patch_size, or network.kind = unet"
+            )
+
+
+class MLPConfig(NetworkOptions):
     """Residual multilayer perceptron on the flattened input, for 2-D data and tests."""
 
     kind: Literal["mlp"] = "mlp"
@@ -212,32 +442,150 @@ class MLPConfig(Config):
         """Any size will do."""
 
 
-NetworkConfig = Annotated[UNetConfig | MLPConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[UNetConfig | DiTConfig | MLPConfig, Field(discriminator="kind")]
 
 
-class Ancestral(Config):
+class SolverOptions(Config):
+    """What every solver has.
+
+    `clip_x0` holds every estimate of x_0 within [-1, 1]. `denoise` ends with the estimate of x_0 at the last time;
+    without it the result is x at the least noise of the process.
+    """
+
+    clip_x0: bool = True
+    denoise: bool = True
+
+
+class GridOptions(SolverOptions):
+    """What every solver on a fixed grid of times has: even in t, in log-SNR, or in edm_sigma^(1/7) (`karras`)."""
+
+    spacing: Literal["uniform", "log_snr", "karras"] = "uniform"
+
+
+class Ancestral(GridOptions):
     """The reverse chain of equations (5)-(6), on a grid of `num_steps` of the T training steps."""
 
     kind: Literal["ancestral"] = "ancestral"
     num_steps: Count = 250
-    clip_x0: bool = True
 
 
-class Ddim(Config):
+class Ddim(GridOptions):
     """DDIM (Song, Meng & Ermon, 2021): eta = 0 is deterministic, eta = 1 is ancestral with beta-tilde."""
 
     kind: Literal["ddim"] = "ddim"
     num_steps: Count = 50
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    clip_x0: bool = True
 
 
-class Dpmpp2M(Config):
+class EulerMaruyama(GridOptions):
+    """Euler-Maruyama on the reverse SDE, equation (10)."""
+
+    kind: Literal["euler_maruyama"] = "euler_maruyama"
+    num_steps: Count = 250
+
+
+class PredictorCorrector(GridOptions):
+    """A step of the reverse SDE, then Langevin steps of signal-to-noise ratio `corrector_snr` (Song et al., 2021)."""
+
+    kind: Literal["predictor_corrector"] = "predictor_corrector"
+    num_steps: Count = 125
+    corrector_steps: Count = 1
+    corrector_snr: Positive = 0.16
+
+
+class Euler(GridOptions):
+    """Euler on the probability-flow ODE in the process's own time."""
+
+    kind: Literal["euler"] = "euler"
+    num_steps: Count = 100
+
+
+class Heun(GridOptions):
+    """Heun's method on the probability-flow ODE in edm_sigma (Karras et al., 2022): two evaluations a step."""
+
+    kind: Literal["heun"] = "heun"
+    num_steps: Count = 25
+
+
+class Rk45(SolverOptions):
+    """Dormand-Prince 5(4) on the probability-flow ODE in log-SNR, the step size chosen for every image by itself."""
+
+    kind: Literal["rk45"] = "rk45"
+    rtol: Positive = 1e-3
+    atol: Positive = 1e-3
+    clip_x0: bool = False
+
+
+class EdmStochastic(GridOptions):
+    """Heun's method with added noise, algorithm 2 of Karras et al. (2022)."""
+
+    kind: Literal["edm_stochastic"] = "edm_stochastic"
+    num_steps: Count = 50
+    s_churn: Annotated[float, Field(ge=0)] = 30.0
+    s_min: Annotated[float, Field(ge=0)] = 0.01
+    s_max: Positive = 1.0
+    s_noise: Positive = 1.007
+
+
+class Dpmpp2M(GridOptions):
     """DPM-Solver++ (2M): second-order multistep on the probability-flow ODE in log-SNR (Lu et al., 2022)."""
 
     kind: Literal["dpmpp_2m"] = "dpmpp_2m"
     num_steps: Count = 30
-    clip_x0: bool = True
 
 
-SolverConfig = Annotated[Ancestral | Ddim | Dpmpp2M, Field(discriminator="kind")]
+class Dpmpp3M(GridOptions):
+    """DPM-Solver++ (3M): third-order multistep on the probability-flow ODE in log-SNR (Lu et al., 2022)."""
+
+    kind: Literal["dpmpp_3m"] = "dpmpp_3m"
+    num_steps: Count = 30
+
+
+class Dpmpp2MSde(GridOptions):
+    """SDE-DPM-Solver++ (2M): second-order multistep on the reverse SDE in log-SNR (Lu et al., 2022)."""
+
+    kind: Literal["dpmpp_2m_sde"] = "dpmpp_2m_sde"
+    num_steps: Count = 50
+
+
+class UniPC(GridOptions):
+    """UniPC: a multistep predictor whose next evaluation also corrects it (Zhao et al., 2023)."""
+
+    kind: Literal["unipc"] = "unipc"
+    num_steps: Count = 20
+    order: Annotated[int, Field(ge=1, le=3)] = 2
+
+
+SolverConfig = Annotated[
+    Ancestral
+    | Ddim
+    | EulerMaruyama
+    | PredictorCorrector
+    | Euler
+    | Heun
+    | Rk45
+    | EdmStochastic
+    | Dpmpp2M
+    | Dpmpp3M
+    | Dpmpp2MSde
+    | UniPC,
+    Field(discriminator="kind"),
+]
+
+
+class ClassifierFree(Config):
+    """Classifier-free guidance: away from what the network says without the label (Ho & Salimans, 2022)."""
+
+    kind: Literal["classifier_free"] = "classifier_free"
+    scale: Annotated[float, Field(ge=0)] = 1.5
+
+
+class Autoguidance(Config):
+    """Autoguidance: away from what a weaker model says, the package in the folder `guide` (Karras et al., 2024)."""
+
+    kind: Literal["autoguidance"] = "autoguidance"
+    scale: Annotated[float, Field(ge=0)] = 1.5
+    guide: Annotated[str, Field(min_length=1)]
+
+
+GuidanceConfig = Annotated[ClassifierFree | Autoguidance, Field(discriminator="kind")]

@@ -1,52 +1,86 @@
-"""Denoiser = network + schedule + prediction: the one object that training, evaluation and sampling pass around."""
+"""Denoiser = network + process + prediction: the one object that training, evaluation and sampling pass around."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from diffusion.prediction import Prediction, output_to_epsilon, output_to_score, output_to_x0, velocity
-from diffusion.schedule import Schedule, rows
+from diffusion.prediction import Prediction, Reading
+from diffusion.schedule import rows
+from diffusion.sde import Process
 
-Network = Callable[[Tensor, Tensor], Tensor]
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
+@dataclass(frozen=True)
 class Denoiser:
     """A network seen as eps_theta, s_theta, v_theta or a denoised x_0, whichever it was trained to predict.
 
-    Args:
-        network: maps x_t [B, C, H, W] and t int64 [B] to an output of x_t's shape.
-        schedule: the chain that defines alpha_t and sigma_t.
-        prediction: what the network's raw output means.
+    Times t are [B] on the CPU, labels int64 [B] or None. With `learned_variance` the network's output has twice the
+    channels of x_t: the prediction, then what interpolates the reverse variance (`chain.reverse_variance`).
+
+    Attributes:
+        network: maps x [B, C, H, W], float time [B] and labels to a raw output.
+        process: what defines alpha_t and sigma_t.
+        prediction: what the raw output means.
+        sigma_data: the data's standard deviation that an `edm` network assumes.
+        null_label: the label that stands for none, for networks that have labels.
     """
 
-    def __init__(self, network: Network, schedule: Schedule, prediction: Prediction) -> None:
-        """Tie the three together; nothing is copied."""
-        self.network = network
-        self.schedule = schedule
-        self.prediction: Prediction = prediction
+    network: Network
+    process: Process
+    prediction: Prediction
+    sigma_data: float = 0.5
+    null_label: int | None = None
 
-    def epsilon(self, x_t: Tensor, t: Tensor) -> Tensor:
+    @property
+    def reading(self) -> Reading:
+        """How a raw output is read."""
+        return Reading(self.prediction, self.sigma_data)
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network also gives the reverse variance."""
+        return self.process.reverse_variance == "learned"
+
+    def output(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The network's raw output; rows without a label get the null label, if the network has labels."""
+        if self.null_label is not None and label is None:
+            label = torch.full((len(x_t),), self.null_label, dtype=torch.int64)
+        if label is not None:
+            label = label.to(x_t.device)
+        x = x_t if self.prediction != "edm" else self.reading.network_input(x_t, *self.coefficients(x_t, t))
+        time = self.process.network_time(t).to(device=x_t.device, dtype=x_t.dtype)
+        return self.network(x, time, label)
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A raw output as prediction and interpolation of the reverse variance, None where that is not learned."""
+        if not self.learned_variance:
+            return output, None
+        prediction, interpolation = output.chunk(2, dim=1)
+        return prediction, interpolation
+
+    def epsilon(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """eps_theta(x_t, t), equation (8)."""
-        return output_to_epsilon(self.prediction, self.network(x_t, t), x_t, *self._coefficients(x_t, t))
+        return self.reading.epsilon(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
-    def score(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """s_theta(x_t, t), equation (11); t >= 1."""
-        return output_to_score(self.prediction, self.network(x_t, t), x_t, *self._coefficients(x_t, t))
+    def score(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """s_theta(x_t, t), equation (11); t > 0."""
+        return self.reading.score(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
-    def x0(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def x0(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The denoised estimate of x_0."""
-        return output_to_x0(self.prediction, self.network(x_t, t), x_t, *self._coefficients(x_t, t))
+        return self.reading.x0(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
-    def v(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def v(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """v_theta(x_t, t) = alpha_t eps_theta - sigma_t x_theta."""
-        output = self.network(x_t, t)
-        if self.prediction == "v":
-            return output
-        alpha, sigma = self._coefficients(x_t, t)
-        x_0 = output_to_x0(self.prediction, output, x_t, alpha, sigma)
-        return velocity(x_0, output_to_epsilon(self.prediction, output, x_t, alpha, sigma), alpha, sigma)
+        return self.reading.v(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
-    def _coefficients(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t of each row, shaped for x_t."""
-        t = t.cpu()
-        return rows(self.schedule.alpha[t], x_t), rows(self.schedule.sigma[t], x_t)
+        log_snr = self.process.log_snr(t)
+        return rows(self.process.alpha_at(log_snr), x_t), rows(self.process.sigma_at(log_snr), x_t)
+
+    def _prediction(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return self.split(self.output(x_t, t, label))[0]

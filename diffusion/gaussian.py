@@ -3,13 +3,24 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import Schedule, rows
+from diffusion.schedule import rows
+from diffusion.sde import Chain, Process
+
+
+def exact_denoiser(process: Process, epsilon: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
+    """A denoiser whose "network" is the function eps(x_t, t) of the process's own time."""
+
+    def network(x_t: Tensor, time: Tensor, label: Tensor | None) -> Tensor:  # noqa: ARG001 - a network's form
+        return epsilon(x_t, time + 1 if isinstance(process, Chain) else time / process.num_steps)
+
+    return Denoiser(network, process, "epsilon")
 
 
 @dataclass(frozen=True)
@@ -24,22 +35,22 @@ class GaussianData:
         """Differential entropy of one dimension, nats."""
         return 0.5 * math.log(2 * math.pi * math.e * self.variance)
 
-    def variance_at(self, schedule: Schedule, t: Tensor) -> Tensor:
+    def variance_at(self, process: Process, t: Tensor) -> Tensor:
         """Variance of x_t, float64."""
-        return schedule.alpha[t] ** 2 * self.variance + schedule.sigma[t] ** 2
+        return process.alpha(t) ** 2 * self.variance + process.sigma(t) ** 2
 
-    def x0_variance(self, schedule: Schedule, t: Tensor) -> Tensor:
+    def x0_variance(self, process: Process, t: Tensor) -> Tensor:
         """Var(x_0 | x_t), float64."""
-        return self.variance * schedule.sigma[t] ** 2 / self.variance_at(schedule, t)
+        return self.variance * process.sigma(t) ** 2 / self.variance_at(process, t)
 
-    def denoiser(self, schedule: Schedule) -> Denoiser:
+    def denoiser(self, process: Process) -> Denoiser:
         """E[eps | x_t] = sigma_t (x_t - alpha_t mean) / Var(x_t)."""
 
         def epsilon(x_t: Tensor, t: Tensor) -> Tensor:
-            centred = x_t - rows(schedule.alpha[t], x_t) * self.mean
-            return rows(schedule.sigma[t] / self.variance_at(schedule, t), x_t) * centred
+            centred = x_t - rows(process.alpha(t), x_t) * self.mean
+            return rows(process.sigma(t) / self.variance_at(process, t), x_t) * centred
 
-        return Denoiser(epsilon, schedule, "epsilon")
+        return exact_denoiser(process, epsilon)
 
 
 @dataclass(frozen=True)
@@ -50,43 +61,41 @@ class MixtureData:
     means: tuple[float, ...] = (-0.7, 0.5)
     stds: tuple[float, ...] = (0.15, 0.3)
 
-    def _components(self, schedule: Schedule, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _components(self, process: Process, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log weights, means and variances of x_t's components, each [B or 1, ..., K]."""
         weights, means, stds = (torch.tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.stds))
-        alpha, sigma = rows(schedule.alpha[t], like)[..., None], rows(schedule.sigma[t], like)[..., None]
+        alpha, sigma = rows(process.alpha(t), like)[..., None], rows(process.sigma(t), like)[..., None]
         return weights.log(), alpha * means, (alpha * stds) ** 2 + sigma**2
 
-    def denoiser(self, schedule: Schedule) -> Denoiser:
+    def denoiser(self, process: Process) -> Denoiser:
         """Eps = -sigma score of the mixture, exact."""
 
         def epsilon(x_t: Tensor, t: Tensor) -> Tensor:
             x = x_t.to(torch.float64)
-            log_weights, means, variances = self._components(schedule, t, x)
+            log_weights, means, variances = self._components(process, t, x)
             log_p = log_weights - (x[..., None] - means) ** 2 / (2 * variances) - variances.log() / 2
             score = (log_p.softmax(-1) * (means - x[..., None]) / variances).sum(-1)
-            return (-rows(schedule.sigma[t], x) * score).to(x_t)
+            return (-rows(process.sigma(t), x) * score).to(x_t)
 
-        return Denoiser(epsilon, schedule, "epsilon")
+        return exact_denoiser(process, epsilon)
 
-    def cdf(self, schedule: Schedule, t: int, x: Tensor) -> Tensor:
-        """Distribution function of x_t."""
-        log_weights, means, variances = self._components(schedule, torch.tensor([t]), x)
+    def log_prob(self, process: Process, t: Tensor, x: Tensor) -> Tensor:
+        """Log density of x_t, nats, the shape of x; t [B] or one time."""
+        log_weights, means, variances = self._components(process, t, x)
+        log_p = log_weights - (x[..., None] - means) ** 2 / (2 * variances) - (2 * math.pi * variances).log() / 2
+        return log_p.logsumexp(-1)
+
+    def cdf(self, process: Process, t: Tensor, x: Tensor) -> Tensor:
+        """Distribution function of x_t; t [B] or one time."""
+        log_weights, means, variances = self._components(process, t, x)
         return (log_weights.exp() * torch.special.ndtr((x[..., None] - means) / variances.sqrt())).sum(-1)
 
-    def transport(self, schedule: Schedule, x_t: Tensor, t: int, s: int) -> Tensor:
+    def transport(self, process: Process, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The probability-flow ODE's exact solution from t to s: the point with the same quantile, by bisection."""
-        quantile = self.cdf(schedule, t, x_t)
-        low, high = torch.full_like(x_t, -20.0), torch.full_like(x_t, 20.0)
+        quantile = self.cdf(process, t, x_t)
+        low, high = torch.full_like(x_t, -200.0), torch.full_like(x_t, 200.0)
         for _ in range(80):
             middle = (low + high) / 2
-            below = self.cdf(schedule, s, middle) < quantile
+            below = self.cdf(process, s, middle) < quantile
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
-
-
-def vp_schedule(steps: int, start: float = 0.05, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
-    """The continuous VP process at `steps` + 1 even times of [start, 1]: step 1 is `start`, the last step is 1."""
-    time = torch.linspace(start, 1, steps + 1, dtype=torch.float64)
-    log_alphas_cumprod = -(beta_min * time + (beta_max - beta_min) * time**2 / 2)
-    increments = torch.diff(log_alphas_cumprod, prepend=torch.zeros(1, dtype=torch.float64))
-    return Schedule(-torch.expm1(increments))

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.chain import ReverseVariance, diffuse, posterior, reverse_variance
+from diffusion.chain import diffuse, learned_reverse_variance, posterior, reverse_variance
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import Schedule, rows
+from diffusion.schedule import rows
+from diffusion.sde import Process
 
 
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
@@ -27,53 +28,80 @@ def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
     return nats / (math.log(2) * dimensions)
 
 
-def prior_kl(schedule: Schedule, x_0: Tensor) -> Tensor:
-    """L_T of each row, exact: 1/2 sum(alpha_T^2 x_0^2 + sigma_T^2 - 1 - log sigma_T^2), float64 [B]."""
-    alpha, variance = schedule.alpha[-1], schedule.sigma[-1] ** 2
-    x_0 = x_0.to(torch.float64)
-    return 0.5 * (alpha**2 * x_0**2 + variance - 1 - torch.log(variance)).flatten(1).sum(1)
+def prior_kl(process: Process, x_0: Tensor) -> Tensor:
+    """KL(q(x_T | x_0) || N(0, p^2 I)) of each row, exact, float64 [B]; p = `prior_std`, 1 unless variance explodes.
+
+    1/2 sum(m^2 + v - 1 - log v) with m = alpha_T x_0 / p, v = sigma_T^2 / p^2.
+    """
+    end = torch.tensor(process.t_max, dtype=torch.float64)
+    mean = process.alpha(end) / process.prior_std * x_0.to(torch.float64)
+    variance = (process.sigma(end) / process.prior_std) ** 2
+    return 0.5 * (mean**2 + variance - 1 - torch.log(variance)).flatten(1).sum(1)
+
+
+def gaussian_kl(mean_error: Tensor, variance: Tensor, model_variance: Tensor) -> Tensor:
+    """KL(N(mu, v) || N(mu_theta, V)) of each element: 1/2 (log(V / v) - 1 + v / V + (mu - mu_theta)^2 / V)."""
+    ratio = variance / model_variance
+    return 0.5 * (ratio - 1 - torch.log(ratio) + mean_error.square() / model_variance)
 
 
 @dataclass(frozen=True)
 class ReverseKernel:
-    """p_theta(x_{t-1} | x_t) as the bound sees it.
+    """p_theta(x_s | x_t) as the bound sees it, on the T steps of the process.
 
     Attributes:
-        denoiser: the model.
-        variance: which Sigma_theta.
+        denoiser: the model; its process says which Sigma_theta.
         clip_x0: hold the estimate of x_0 within [-1, 1]; part of the model that is scored.
     """
 
     denoiser: Denoiser
-    variance: ReverseVariance = "beta"
     clip_x0: bool = True
 
-    def x0(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The estimate of x_0 from which mu_theta is made."""
-        estimate = self.denoiser.x0(x_t, t)
-        return estimate.clamp(-1, 1) if self.clip_x0 else estimate
+    @property
+    def process(self) -> Process:
+        """The forward process."""
+        return self.denoiser.process
 
-    def diffusion_kl(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """L_{t-1} at x_t = alpha_t x_0 + sigma_t eps, for t int64 [B] in 2..T; float64 [B].
+    def estimate(self, x_t: Tensor, s: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The estimate of x_0 from which mu_theta is made, and Sigma_theta, float64 and broadcastable to it."""
+        output, interpolation = self.denoiser.split(self.denoiser.output(x_t, t, label))
+        x_0 = self.denoiser.reading.x0(output, x_t, *self.denoiser.coefficients(x_t, t)).to(torch.float64)
+        if interpolation is not None:
+            variance = learned_reverse_variance(self.process, s, t, interpolation)
+        else:
+            variance = rows(reverse_variance(self.process, s, t, self.process.reverse_variance), x_0)
+        return (x_0.clamp(-1, 1) if self.clip_x0 else x_0), variance
 
-        KL(N(mu, v) || N(mu_theta, V)) = 1/2 sum(log(V / v) - 1 + v / V + (mu - mu_theta)^2 / V).
-        """
-        schedule = self.denoiser.schedule
-        exact = posterior(schedule, t - 1, t)
-        variance = reverse_variance(schedule, t - 1, t, self.variance)
-        x0_error = (x_0 - self.x0(diffuse(schedule, x_0, t, eps), t)).to(torch.float64)
-        mean_error = rows(exact.coef_x_0, x0_error) * x0_error
-        dimensions = x_0[0].numel()
-        ratio = exact.variance / variance
-        return 0.5 * (dimensions * (ratio - 1 - torch.log(ratio)) + mean_error.square().flatten(1).sum(1) / variance)
+    def diffusion_kl(self, x_0: Tensor, index: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
+        """L_{t-1} at x_t = alpha_t x_0 + sigma_t eps, for steps `index` int64 [B] in 2..T; float64 [B]."""
+        times = self.process.step_times()
+        s, t = times[index - 1], times[index]
+        x_theta, variance = self.estimate(diffuse(self.process, x_0, t, eps), s, t, label)
+        exact = posterior(self.process, s, t)
+        mean_error = rows(exact.coef_x_0, x_theta) * (x_0.to(x_theta) - x_theta)
+        return gaussian_kl(mean_error, rows(exact.variance, x_theta), variance).flatten(1).sum(1)
 
-    def reconstruction_nll(self, x_0: Tensor, eps: Tensor) -> Tensor:
+    def reconstruction_nll(self, x_0: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
         """L_0 at x_1 = alpha_1 x_0 + sigma_1 eps, for data on the 256-level grid of [-1, 1]; float64 [B]."""
-        t = torch.ones(len(x_0), dtype=torch.int64)
-        mean = self.x0(diffuse(self.denoiser.schedule, x_0, t, eps), t)
-        variance = reverse_variance(self.denoiser.schedule, t - 1, t, self.variance)
-        log_p = discretised_gaussian_log_prob(x_0, mean, rows(variance.sqrt(), mean.to(torch.float64)))
-        return -log_p.flatten(1).sum(1)
+        s, t = (time.repeat(len(x_0)) for time in self.process.step_times()[:2])
+        mean, variance = self.estimate(diffuse(self.process, x_0, t, eps), s, t, label)
+        return -discretised_gaussian_log_prob(x_0, mean, variance.sqrt()).flatten(1).sum(1)
+
+
+def reverse_kernel_loss(process: Process, x_0: Tensor, x_theta: Tensor, t: Tensor, interpolation: Tensor) -> Tensor:
+    """T L_{t-1} / D of a learned reverse variance at steps t = 1..T of a chain, in nats, float64 [B].
+
+    The mean over t is the bound's sum over steps: without the factor T the variance would hardly learn.
+    """
+    s = t - 1
+    exact = posterior(process, s, t)
+    variance = learned_reverse_variance(process, s, t, interpolation)
+    mean_error = rows(exact.coef_x_0, variance) * (x_0.to(variance) - x_theta.to(variance))
+    positive = torch.where(t == 1, 1.0, exact.variance)
+    loss = gaussian_kl(mean_error, rows(positive, variance), variance).flatten(1).mean(1)
+    first = (t == 1).nonzero().flatten().to(x_0.device)
+    nll = -discretised_gaussian_log_prob(x_0[first], x_theta[first], variance[first].sqrt())
+    return process.num_steps * loss.index_copy(0, first, nll.flatten(1).mean(1))
 
 
 def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -118,7 +146,7 @@ def estimate_vlb(kernel: ReverseKernel, x_0: Tensor, t: Tensor, eps: Tensor) -> 
     repeated = x_0.repeat_interleave(draws, dim=0)
     kl = kernel.diffusion_kl(repeated, t.flatten(), eps[:, :-1].flatten(0, 1)).reshape(t.shape)
     return Vlb(
-        prior=prior_kl(kernel.denoiser.schedule, x_0),
-        diffusion=(kernel.denoiser.schedule.num_steps - 1) * kl.mean(1),
+        prior=prior_kl(kernel.process, x_0),
+        diffusion=(kernel.process.num_steps - 1) * kl.mean(1),
         reconstruction=kernel.reconstruction_nll(x_0, eps[:, -1]),
     )

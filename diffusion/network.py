@@ -1,6 +1,8 @@
 """Builds the networks that a configuration may name; the only module of `diffusion/` that knows diffusers.
 
-Every network is an nn.Module mapping (x [B, C, H, W], t int64 [B]) to a tensor of x's shape.
+Every network is an nn.Module mapping x [B, C, H, W], float time [B] and, where it has labels, label int64 [B] to a
+tensor of x's shape, or of twice its channels (a learned reverse variance). Labels 0..classes - 1 are the data's;
+`classes` stands for none.
 """
 
 import math
@@ -9,15 +11,15 @@ import os
 import torch
 from torch import Tensor, nn
 
-from diffusion.config import MLPConfig, NetworkConfig, UNetConfig
+from diffusion.config import DiTConfig, MLPConfig, NetworkConfig, UNetConfig
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 class UNet(nn.Module):
-    """diffusers' UNet2DModel as a plain function of (x, t)."""
+    """diffusers' UNet2DModel as a plain function of (x, time, label)."""
 
-    def __init__(self, config: UNetConfig, shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: UNetConfig, shape: tuple[int, int, int], out_channels: int) -> None:
         """Build for images of `shape` (C, H, W); each further resolution halves H and W.
 
         Raises:
@@ -31,7 +33,7 @@ class UNet(nn.Module):
         self.model = UNet2DModel(
             sample_size=(height, width),
             in_channels=channels,
-            out_channels=channels,
+            out_channels=out_channels,
             block_out_channels=config.channels,
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
@@ -39,40 +41,93 @@ class UNet(nn.Module):
             norm_num_groups=config.norm_groups,
             attention_head_dim=None,
             dropout=config.dropout,
+            num_class_embeds=config.classes + 1 if config.classes else None,
         )
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The raw output for rows x at steps t."""
-        return self.model(x, t, return_dict=False)[0]
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """The raw output for rows x."""
+        return self.model(x, time, class_labels=label, return_dict=False)[0]
+
+
+class DiT(nn.Module):
+    """diffusers' DiTTransformer2DModel as a plain function of (x, time, label); without labels every row's is 0."""
+
+    def __init__(self, config: DiTConfig, shape: tuple[int, int, int], out_channels: int) -> None:
+        """Build for images of `shape` (C, H, W).
+
+        Raises:
+            ValueError: images that are not squares of whole patches.
+        """
+        from diffusers.models.embeddings import LabelEmbedding
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+        super().__init__()
+        channels, height, width = shape
+        config.check_image(height, width)
+        self.model = DiTTransformer2DModel(
+            num_attention_heads=config.heads,
+            attention_head_dim=config.head_width,
+            in_channels=channels,
+            out_channels=out_channels,
+            num_layers=config.layers,
+            sample_size=height,
+            patch_size=config.patch_size,
+            num_embeds_ada_norm=config.classes + 1,
+        )
+        for module in self.model.modules():
+            if isinstance(module, LabelEmbedding):
+                module.dropout_prob = 0.0  # labels are dropped by key in training, not at random here
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """The raw output for rows x."""
+        if label is None:
+            label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return self.model(x, timestep=time, class_labels=label, return_dict=False)[0]
 
 
 class MLP(nn.Module):
-    """Residual perceptron on flattened rows with sinusoidal features of t."""
+    """Residual perceptron on flattened rows with sinusoidal features of time and an embedding of the label."""
 
-    def __init__(self, config: MLPConfig, shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: MLPConfig, shape: tuple[int, int, int], out_channels: int) -> None:
         """Build for rows of `shape` (C, H, W)."""
         super().__init__()
+        self.out_shape = (out_channels, *shape[1:])
         self.frequencies = config.width // 2
         self.enter = nn.Linear(math.prod(shape) + 2 * self.frequencies, config.width)
+        self.label = nn.Embedding(config.classes + 1, config.width) if config.classes else None
         self.blocks = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.depth))
-        self.leave = nn.Linear(config.width, math.prod(shape))
+        self.leave = nn.Linear(config.width, math.prod(self.out_shape))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The raw output for rows x at steps t."""
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """The raw output for rows x."""
         rates = torch.exp(
             torch.arange(self.frequencies, device=x.device, dtype=x.dtype) * (-math.log(1e4) / self.frequencies)
         )
-        angles = t.to(x.dtype)[:, None] * rates
+        angles = time.to(x.dtype)[:, None] * rates
         h = self.enter(torch.cat([x.flatten(1), angles.sin(), angles.cos()], dim=1))
+        if self.label is not None:
+            h = h + self.label(label)
         for block in self.blocks:
             h = h + block(nn.functional.silu(h))
-        return self.leave(nn.functional.silu(h)).reshape(x.shape)
+        return self.leave(nn.functional.silu(h)).reshape(-1, *self.out_shape)
 
 
-def build_network(config: NetworkConfig, shape: tuple[int, int, int]) -> nn.Module:
+def build_network(config: NetworkConfig, shape: tuple[int, int, int], learned_variance: bool = False) -> nn.Module:
     """A freshly initialised network for images of `shape` (C, H, W), float32.
+
+    Args:
+        config: which network.
+        shape: (C, H, W).
+        learned_variance: twice as many channels come out as go in.
 
     Raises:
         ValueError: the network does not fit the shape.
     """
-    return UNet(config, shape) if isinstance(config, UNetConfig) else MLP(config, shape)
+    out_channels = shape[0] * (2 if learned_variance else 1)
+    match config:
+        case UNetConfig():
+            return UNet(config, shape, out_channels)
+        case DiTConfig():
+            return DiT(config, shape, out_channels)
+        case MLPConfig():
+            return MLP(config, shape, out_channels)

@@ -1,86 +1,106 @@
-"""The training objectives: denoising, equation (8), score matching, equation (11), and their relatives for x_0 and v.
+"""The training objectives: denoising, equation (8), score matching, equation (11), and their kin for x_0, v and F.
 
 They are separate paths to one number: with s_theta = -eps_theta / sigma_t, (8) and (11) are equal row by row.
 """
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.chain import diffuse
-from diffusion.config import ObjectiveConfig
+from diffusion.config import AdaptiveWeighting, ObjectiveConfig
 from diffusion.denoiser import Denoiser
-from diffusion.prediction import velocity
+from diffusion.learned_schedule import LearnedLogSnr
+from diffusion.likelihood import reverse_kernel_loss
+from diffusion.prediction import edm_target, velocity
 from diffusion.schedule import rows
-from diffusion.weighting import epsilon_error_ratio, weights
+from diffusion.weighting import LogVariance, weights, x0_error_ratio
+
+VARIANCE_SHARE = 1e-3  # of the bound in the loss, where the reverse variance is learned (Nichol & Dhariwal 2021)
 
 
-@dataclass(frozen=True)
-class RowLosses:
-    """Per-row results, float32 [B]: the weighted loss (mean over dimensions) and the unweighted epsilon error."""
-
-    weighted: Tensor
-    epsilon_mse: Tensor
-
-
-class Objective:
+class Objective(nn.Module):
     """E_{t, x_0, eps}[ lambda(t) ||error||^2 / D ], by equation (8) for `epsilon` and (11) for `score` networks.
 
-    Networks that predict x_0 or v are trained on the error of that, with lambda(t) carried over (`weighting.py`).
+    Networks that predict x_0, v or F are trained on the error of that, with lambda(t) carried over (`weighting.py`). It
+    is a module whose children are all that is trained: the network, a learned schedule, an adaptive lambda(t).
     """
 
     def __init__(self, config: ObjectiveConfig, denoiser: Denoiser) -> None:
-        """Tabulate lambda(t) for the denoiser's schedule; config.prediction must be the denoiser's."""
+        """Tie objective and denoiser together; config.prediction must be the denoiser's."""
+        super().__init__()
+        self.config = config
         self.denoiser = denoiser
-        self._errors = {
+        self._error = {
             "epsilon": self._denoising,
             "score": self._score_matching,
             "x0": self._x0_matching,
             "v": self._v_matching,
+            "edm": self._edm_matching,
         }[config.prediction]
-        self._weights = weights(config.weighting, denoiser.schedule, config.prediction)
-        self._to_epsilon_error = epsilon_error_ratio(config.prediction, denoiser.schedule)
+        self.network = denoiser.network if isinstance(denoiser.network, nn.Module) else None
+        schedule, weighting = denoiser.process.schedule, config.weighting
+        self.schedule = schedule if isinstance(schedule, LearnedLogSnr) else None
+        adaptive = isinstance(weighting, AdaptiveWeighting)
+        self.log_variance = LogVariance(weighting, denoiser.process) if adaptive else None
 
-    def __call__(self, x_0: Tensor, t: Tensor, eps: Tensor) -> RowLosses:
-        """Losses of rows x_0 [B, C, H, W] in [-1, 1] at steps t int64 [B] with noise eps of x_0's shape."""
-        x_t = diffuse(self.denoiser.schedule, x_0, t, eps)
-        error = _mean_square(self._errors(x_t, x_0, t, eps))
-        step = t.cpu()
-        weight, ratio = self._weights[step].to(error), self._to_epsilon_error[step].to(error)
-        return RowLosses(weight * error, ratio * error.detach())
+    def forward(self, x_0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Losses of rows.
 
-    def _denoising(self, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002 - one form for all
+        Args:
+            x_0: data [B, C, H, W] in [-1, 1].
+            t: times [B], on the CPU.
+            eps: noise of x_0's shape.
+            label: int64 [B] for networks that have labels; the network's null label hides a row's.
+
+        Returns:
+            The weighted loss (mean over dimensions) and the unweighted squared error of epsilon, float32 [B] each.
+        """
+        process, reading = self.denoiser.process, self.denoiser.reading
+        x_t = diffuse(process, x_0, t, eps)
+        prediction, interpolation = self.denoiser.split(self.denoiser.output(x_t, t, label))
+        error = self._error(prediction, x_t, x_0, t, eps).float().square().flatten(1).mean(1)
+        loss = weights(self.config.weighting, reading, process, t).to(error) * error
+        if self.log_variance is not None:
+            u = self.log_variance(process.log_snr(t))
+            loss = loss * torch.exp(-u) + u
+        if interpolation is not None:
+            x_theta = reading.x0(prediction.detach(), x_t, *self.denoiser.coefficients(x_t, t))
+            loss = loss + VARIANCE_SHARE * reverse_kernel_loss(process, x_0, x_theta, t, interpolation).to(loss)
+        if self.schedule is not None:
+            self.schedule.row_factor = 2 * loss.detach()
+        to_epsilon = torch.exp(process.log_snr(t)) / x0_error_ratio(reading, process, t)
+        return loss, to_epsilon.to(error).detach() * error.detach()
+
+    def _denoising(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """Equation (8): eps - eps_theta(x_t, t)."""
-        return eps - self.denoiser.epsilon(x_t, t)
+        return eps - self.denoiser.reading.epsilon(output, x_t, *self.denoiser.coefficients(x_t, t))
 
-    def _score_matching(self, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
+    def _score_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """Equation (11): s_theta(x_t, t) - grad log q(x_t | x_0), the latter being -eps / sigma_t."""
-        conditional_score = -eps / rows(self.denoiser.schedule.sigma[t.cpu()], eps)
-        return self.denoiser.score(x_t, t) - conditional_score
+        conditional_score = -eps / rows(self.denoiser.process.sigma(t), eps)
+        return self.denoiser.reading.score(output, x_t, *self.denoiser.coefficients(x_t, t)) - conditional_score
 
-    def _x0_matching(self, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
+    def _x0_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """x_0 - x_theta(x_t, t)."""
-        return x_0 - self.denoiser.x0(x_t, t)
+        return x_0 - self.denoiser.reading.x0(output, x_t, *self.denoiser.coefficients(x_t, t))
 
-    def _v_matching(self, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def _v_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """v - v_theta(x_t, t)."""
-        schedule, step = self.denoiser.schedule, t.cpu()
-        v = velocity(x_0, eps, rows(schedule.alpha[step], x_0), rows(schedule.sigma[step], x_0))
-        return v - self.denoiser.v(x_t, t)
+        alpha, sigma = self.denoiser.coefficients(x_t, t)
+        return velocity(x_0, eps, alpha, sigma) - self.denoiser.reading.v(output, x_t, alpha, sigma)
+
+    def _edm_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
+        """F - F_theta, the error of x_0 over c_out (Karras et al. 2022, equation 8)."""
+        return edm_target(x_0, x_t, *self.denoiser.coefficients(x_t, t), self.denoiser.sigma_data) - output
 
 
-def _mean_square(error: Tensor) -> Tensor:
-    return error.float().square().flatten(1).mean(1)
-
-
-def total_loss(losses: RowLosses, row_weights: Tensor, global_batch_size: int, world_size: int) -> Tensor:
+def total_loss(losses: Tensor, row_weights: Tensor, global_batch_size: int, world_size: int) -> Tensor:
     """This rank's share of the global mean, scaled so that averaging gradients over ranks gives the global gradient.
 
     Args:
-        losses: of this rank's rows [B].
-        row_weights: 1 for a real row, 0 for padding, [B].
+        losses: weighted losses of this rank's rows [B].
+        row_weights: 1 for a real row, 0 for padding, [B]; times the importance weight of its t.
         global_batch_size: number of real rows over all ranks.
         world_size: number of ranks whose gradients are averaged.
     """
-    return torch.sum(losses.weighted * row_weights) * (world_size / global_batch_size)
+    return torch.sum(losses * row_weights) * (world_size / global_batch_size)

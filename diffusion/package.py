@@ -16,22 +16,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffusion.config import Config, Dpmpp2M, NetworkConfig, ProcessConfig, SolverConfig
+from diffusion.config import Config, Dpmpp2M, NetworkConfig, Positive, ProcessConfig, SolverConfig
 from diffusion.denoiser import Denoiser
+from diffusion.learned_schedule import LearnedLogSnr
 from diffusion.network import build_network
 from diffusion.prediction import Prediction
-from diffusion.schedule import Schedule
+from diffusion.sde import Process, make_process
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
+SCHEDULE_PREFIX = "schedule."  # a learned schedule's weights, beside the network's
 
 
 class PackageConfig(Config):
-    """All that is needed to rebuild the denoiser and to sample from it."""
+    """All that is needed to rebuild the denoiser and to sample from it.
+
+    Format 1 told networks another time; its weights would be slightly wrong here and are refused.
+    """
 
     format: Literal["dualview-package"] = "dualview-package"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     process: ProcessConfig
     prediction: Prediction
+    sigma_data: Positive = 0.5
     network: NetworkConfig = Field(discriminator="kind")
     image_shape: tuple[int, int, int]
     solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
@@ -109,18 +115,35 @@ def load_package(folder: Path) -> tuple[Denoiser, PackageConfig]:
     try:
         config = PackageConfig.model_validate_json((folder / CONFIG).read_text())
     except ValidationError as error:
-        raise PackageError(f"{folder / CONFIG}: {error.errors()[0]['msg']}") from error
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise PackageError(f"{folder / CONFIG}: {where}: {problem['msg']}") from error
     try:
-        network = build_network(config.network, config.image_shape)
+        process, network = make_process(config.process), build_denoiser_network(config)
     except ValueError as error:
         raise PackageError(f"{folder / CONFIG}: {error}") from error
-    _load_weights(network, folder / WEIGHTS)
-    return Denoiser(network.eval(), Schedule.from_config(config.process), config.prediction), config
+    _load_weights(network, process, folder / WEIGHTS)
+    null_label = config.network.classes or None
+    return Denoiser(network.eval(), process, config.prediction, config.sigma_data, null_label), config
 
 
-def _load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file whose names and shapes must be exactly the network's."""
+def build_denoiser_network(config: PackageConfig) -> nn.Module:
+    """A freshly initialised network of a package.
+
+    Raises:
+        ValueError: the network does not fit the image shape.
+    """
+    return build_network(config.network, config.image_shape, config.process.reverse_variance == "learned")
+
+
+def _load_weights(network: nn.Module, process: Process, path: Path) -> None:
+    """Load a safetensors file whose names and shapes must be exactly those of the network and a learned schedule."""
     try:
-        network.load_state_dict(load_file(path), strict=True)
+        weights = load_file(path)
+        if isinstance(process.schedule, LearnedLogSnr):
+            own = {name: weights.pop(name) for name in list(weights) if name.startswith(SCHEDULE_PREFIX)}
+            process.schedule.load_state_dict({name.removeprefix(SCHEDULE_PREFIX): own[name] for name in own})
+            process.schedule.requires_grad_(False)
+        network.load_state_dict(weights, strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise PackageError(f"{path}: weights do not fit the network of {CONFIG}: {error}") from error

@@ -10,56 +10,104 @@ where v (Salimans & Ho, 2022) is for variance-preserving processes, alpha_t^2 + 
 
 A `score` network is scaled by its noise level, s_theta(x, t) = net(x, t) / sigma_t (Song et al. 2021), so that its raw
 output has unit variance at every t; s_theta itself is what equation (11) trains.
+
+An `edm` network is preconditioned (Karras et al. 2022, equation 7): with y = x_t / alpha_t and s = sigma_t / alpha_t,
+
+    x_0 = c_skip y + c_out F(c_in y),  c_skip = sigma_data^2 / (s^2 + sigma_data^2),
+    c_out = s sigma_data / sqrt(s^2 + sigma_data^2),  c_in = 1 / sqrt(s^2 + sigma_data^2).
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-Prediction = Literal["epsilon", "score", "x0", "v"]
+Prediction = Literal["epsilon", "score", "x0", "v", "edm"]
+Coefficient = Tensor | float
 
 
-def output_to_epsilon(kind: Prediction, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """eps_theta from a network's raw output at x_t; alpha_t and sigma_t > 0, broadcastable to it."""
-    match kind:
-        case "epsilon":
+@dataclass(frozen=True)
+class Reading:
+    """How a network's output is read, and an `edm` network's input made.
+
+    alpha_t and sigma_t > 0 are numbers, or tensors that broadcast against x_t.
+
+    Attributes:
+        kind: what the output is.
+        sigma_data: the data's standard deviation that `edm` assumes.
+    """
+
+    kind: Prediction
+    sigma_data: float = 0.5
+
+    def network_input(self, x_t: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+        """What the network is shown: x_t, or c_in y for `edm`."""
+        if self.kind != "edm":
+            return x_t
+        return x_t / edm_norm(alpha, sigma, self.sigma_data)
+
+    def epsilon(self, output: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+        """eps_theta from the raw output at x_t."""
+        match self.kind:
+            case "epsilon":
+                return output
+            case "score":
+                return -output
+            case "v":
+                return sigma * x_t + alpha * output
+            case "x0" | "edm":
+                return x0_to_epsilon(self.x0(output, x_t, alpha, sigma), x_t, alpha, sigma)
+
+    def x0(self, output: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+        """The estimate of x_0 from the raw output at x_t; alpha_t > 0 unless the network predicts x_0 or v."""
+        match self.kind:
+            case "x0":
+                return output
+            case "v":
+                return alpha * x_t - sigma * output
+            case "epsilon" | "score":
+                return epsilon_to_x0(self.epsilon(output, x_t, alpha, sigma), x_t, alpha, sigma)
+            case "edm":
+                norm = edm_norm(alpha, sigma, self.sigma_data)
+                return (alpha * self.sigma_data**2 / norm**2) * x_t + (sigma * self.sigma_data / norm) * output
+
+    def score(self, output: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+        """s_theta from the raw output at x_t."""
+        if self.kind == "score":
+            return output / sigma
+        return -self.epsilon(output, x_t, alpha, sigma) / sigma
+
+    def v(self, output: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+        """v_theta = alpha_t eps_theta - sigma_t x_theta from the raw output at x_t."""
+        if self.kind == "v":
             return output
-        case "score":
-            return -output
-        case "x0":
-            return x0_to_epsilon(output, x_t, alpha, sigma)
-        case "v":
-            return sigma * x_t + alpha * output
+        x_0, epsilon = self.x0(output, x_t, alpha, sigma), self.epsilon(output, x_t, alpha, sigma)
+        return velocity(x_0, epsilon, alpha, sigma)
 
 
-def output_to_x0(kind: Prediction, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The estimate of x_0 from a network's raw output at x_t; alpha_t and sigma_t > 0, broadcastable to it."""
-    match kind:
-        case "x0":
-            return output
-        case "v":
-            return alpha * x_t - sigma * output
-        case "epsilon" | "score":
-            return epsilon_to_x0(output_to_epsilon(kind, output, x_t, alpha, sigma), x_t, alpha, sigma)
+def edm_norm(alpha: Coefficient, sigma: Coefficient, sigma_data: float) -> Coefficient:
+    """alpha sqrt(s^2 + sigma_data^2), s = sigma / alpha: x_t over it has unit variance when data have sigma_data."""
+    total = sigma**2 + (alpha * sigma_data) ** 2
+    return torch.sqrt(total) if isinstance(total, Tensor) else total**0.5
 
 
-def output_to_score(kind: Prediction, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """s_theta from a network's raw output at x_t; alpha_t and sigma_t > 0, broadcastable to it."""
-    if kind == "score":
-        return output / sigma
-    return -output_to_epsilon(kind, output, x_t, alpha, sigma) / sigma
-
-
-def epsilon_to_x0(epsilon: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def epsilon_to_x0(epsilon: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
     """x_0 = (x_t - sigma_t eps) / alpha_t."""
     return (x_t - sigma * epsilon) / alpha
 
 
-def x0_to_epsilon(x_0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def x0_to_epsilon(x_0: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
     """Eps = (x_t - alpha_t x_0) / sigma_t; sigma_t > 0."""
     return (x_t - alpha * x_0) / sigma
 
 
-def velocity(x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def velocity(x_0: Tensor, eps: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
     """V = alpha_t eps - sigma_t x_0: the v that a `v` network is trained to give."""
     return alpha * eps - sigma * x_0
+
+
+def edm_target(x_0: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient, sigma_data: float) -> Tensor:
+    """F = (x_0 - c_skip y) / c_out: what an `edm` network is trained to give."""
+    norm = edm_norm(alpha, sigma, sigma_data)
+    return (x_0 - (alpha * sigma_data**2 / norm**2) * x_t) * (norm / (sigma * sigma_data))

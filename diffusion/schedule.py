@@ -1,31 +1,267 @@
-"""Noise schedules of the discrete chain: equations (2)-(4) as float64 tables over t = 0..T.
+"""Noise schedules: log-SNR as a falling function of time, in closed form, and the betas of the discrete chain.
 
-A table is indexed by t itself: t = 0 is data (alpha = 1, sigma = 0, log_snr = +inf) and t = T is noise. DDPM's own
-"alpha" (1 - beta) appears only as `betas`; `alpha` here is the coefficient of x_0, alpha_t^2 = alphas_cumprod.
+A schedule says how fast noise comes, a process (`sde.py`) what noise does. Here t runs over [0, 1] and log_snr is that
+of a variance-preserving process, log(a / (1 - a)) with a = alpha_t^2 (`alphas_cumprod`). All arithmetic is float64.
 """
+# torch.special has no type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from diffusion.config import (
     CosineSchedule,
+    DdpmProcess,
+    EdmSchedule,
+    GeometricSchedule,
+    LaplaceSchedule,
+    LearnedSchedule,
     LinearSchedule,
-    ProcessConfig,
     QuadraticSchedule,
     ScaledLinearSchedule,
+    ScheduleConfig,
     SigmoidSchedule,
     TableSchedule,
 )
 
+FIRST_TIME = 1e-3  # where a schedule that has its least noise at a finite log-SNR begins; t = 0 is data
 
-def betas(config: ProcessConfig) -> Tensor:
-    """The variances beta_1..beta_T of equation (2).
+
+class Schedule(ABC):
+    """log-SNR over t in (0, 1], strictly falling; t is a float64 tensor of any shape."""
+
+    @abstractmethod
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2) of the variance-preserving process."""
+
+    @abstractmethod
+    def slope(self, t: Tensor) -> Tensor:
+        """The derivative of log_snr, negative."""
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The t in [0, 1] with this log-SNR, by bisection; beyond the ends, the nearest end."""
+        return invert(self.log_snr, log_snr)
+
+    def progress(self, t: Tensor) -> Tensor:
+        """What networks are told of t, on the scale of 0..1."""
+        return t
+
+
+def invert(falling: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
+    """The t in [0, 1] where a falling function meets `target`, to the last bit of t."""
+    low, high = torch.zeros_like(target), torch.ones_like(target)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = falling(middle) > target
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return high
+
+
+def log_snr_of(log_a: Tensor) -> Tensor:
+    """log(a / (1 - a)) from log a <= 0."""
+    return log_a - torch.log(-torch.expm1(log_a))
+
+
+class IntegratedBeta(Schedule):
+    """A schedule given by beta(t) of equation (12) and its integral B: a = exp(-B(t))."""
+
+    @abstractmethod
+    def beta(self, t: Tensor) -> Tensor:
+        """The rate beta(t) of equation (12)."""
+
+    @abstractmethod
+    def integral(self, t: Tensor) -> Tensor:
+        """B(t) = integral of beta from 0 to t."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(a / (1 - a)) with a = exp(-B(t))."""
+        return log_snr_of(-self.integral(t))
+
+    def slope(self, t: Tensor) -> Tensor:
+        """-beta(t) / (1 - a)."""
+        return self.beta(t) / torch.expm1(-self.integral(t))
+
+
+class LinearBeta(IntegratedBeta):
+    """beta(t) = first + (last - first) t."""
+
+    def __init__(self, first: float, last: float) -> None:
+        self.first, self.rise = first, last - first
+
+    def beta(self, t: Tensor) -> Tensor:
+        """Linear in t."""
+        return self.first + self.rise * t
+
+    def integral(self, t: Tensor) -> Tensor:
+        """First t + rise t^2 / 2."""
+        return self.first * t + self.rise * t**2 / 2
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The root of B(t) = -log a, in the form that does not cancel."""
+        total = softplus(-log_snr)
+        return (2 * total / (self.first + torch.sqrt(self.first**2 + 2 * self.rise * total))).clamp(0, 1)
+
+
+class QuadraticBeta(IntegratedBeta):
+    """beta(t) = (root_first + (root_last - root_first) t)^2: linear in sqrt(beta)."""
+
+    def __init__(self, first: float, last: float) -> None:
+        self.root, self.rise = first**0.5, last**0.5 - first**0.5
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The square of a line."""
+        return (self.root + self.rise * t) ** 2
+
+    def integral(self, t: Tensor) -> Tensor:
+        """root^2 t + root rise t^2 + rise^2 t^3 / 3."""
+        return t * (self.root**2 + self.rise * t * (self.root + self.rise * t / 3))
+
+
+class SigmoidBeta(IntegratedBeta):
+    """beta(t) = first + (last - first) sigmoid(12 t - 6)."""
+
+    def __init__(self, first: float, last: float) -> None:
+        self.first, self.rise = first, last - first
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The logistic function on [-6, 6], scaled."""
+        return self.first + self.rise * torch.sigmoid(12 * t - 6)
+
+    def integral(self, t: Tensor) -> Tensor:
+        """First t + rise (softplus(12 t - 6) - softplus(-6)) / 12."""
+        return self.first * t + self.rise * (softplus(12 * t - 6) - math.log1p(math.exp(-6))) / 12
+
+
+class Cosine(Schedule):
+    """a = cos^2(angle(t)) / cos^2(angle(0)), angle(t) = (t + s) / (1 + s) pi / 2."""
+
+    def __init__(self, s: float) -> None:
+        self.rate = math.pi / 2 / (1 + s)
+        self.offset = s * self.rate
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(a / (1 - a)); 1 - a = sin(angle(t) - angle(0)) sin(angle(t) + angle(0)) / cos^2(angle(0))."""
+        angle = self.offset + self.rate * t
+        kept = torch.cos(angle) ** 2
+        lost = torch.sin(self.rate * t) * torch.sin(angle + self.offset)
+        return torch.log(kept) - torch.log(lost)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """The derivative: -2 rate (tan + sin cos / lost) at angle(t)."""
+        angle = self.offset + self.rate * t
+        lost = torch.sin(self.rate * t) * torch.sin(angle + self.offset)
+        return -2 * self.rate * (torch.tan(angle) + torch.sin(angle) * torch.cos(angle) / lost)
+
+
+class LaplaceQuantile(Schedule):
+    """log_snr = mean - scale sgn(1/2 - t) log(1 - |1 - 2 t|): t is the share of log-SNRs above it."""
+
+    def __init__(self, mean: float, scale: float) -> None:
+        self.mean, self.scale = mean, scale
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """The quantile function of the Laplace distribution at 1 - t."""
+        return self.mean - self.scale * torch.sign(0.5 - t) * torch.log(2 * torch.minimum(t, 1 - t))
+
+    def slope(self, t: Tensor) -> Tensor:
+        """-scale / min(t, 1 - t)."""
+        return -self.scale / torch.minimum(t, 1 - t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The share of the distribution above."""
+        distance = (log_snr - self.mean) / self.scale
+        tail = torch.exp(-distance.abs()) / 2
+        return torch.where(distance > 0, tail, 1 - tail)
+
+
+class LogNormalQuantile(Schedule):
+    """log(edm_sigma) = p_mean + p_std ndtri(t); log_snr = -2 log(edm_sigma)."""
+
+    def __init__(self, p_mean: float, p_std: float) -> None:
+        self.p_mean, self.p_std = p_mean, p_std
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """-2 times the quantile of log(edm_sigma)."""
+        return -2 * (self.p_mean + self.p_std * torch.special.ndtri(t))
+
+    def slope(self, t: Tensor) -> Tensor:
+        """-2 p_std over the normal density at the quantile."""
+        density = torch.exp(-(torch.special.ndtri(t) ** 2) / 2) / math.sqrt(2 * math.pi)
+        return -2 * self.p_std / density
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The share of the distribution of edm_sigma below."""
+        return torch.special.ndtr((-log_snr / 2 - self.p_mean) / self.p_std)
+
+
+class LinearLogSnr(Schedule):
+    """log_snr falls along a line from `highest` at FIRST_TIME to `lowest` at 1."""
+
+    def __init__(self, highest: float, lowest: float) -> None:
+        self.highest, self.rate = highest, (lowest - highest) / (1 - FIRST_TIME)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """The line."""
+        return self.highest + self.rate * (t - FIRST_TIME)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """Its slope."""
+        return torch.full_like(t, self.rate)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Its inverse."""
+        return (FIRST_TIME + (log_snr - self.highest) / self.rate).clamp(FIRST_TIME, 1)
+
+
+class Table(Schedule):
+    """log a given at t = 0, 1 / T, ..., 1 and linear between: beta(t) piecewise constant.
+
+    Args:
+        log_a: float64 [T + 1], falling from 0; the last may be -inf (a terminal SNR of zero).
+    """
+
+    def __init__(self, log_a: Tensor) -> None:
+        self.log_a = log_a
+        self.steps = len(log_a) - 1
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(a / (1 - a)) of the interpolated log a; 0 and less is data."""
+        position = (t * self.steps).clamp(0, self.steps)
+        index = torch.floor(position).long()
+        fraction = position - index
+        left, right = self.log_a[index], self.log_a[(index + 1).clamp(max=self.steps)]
+        return log_snr_of(torch.where(fraction > 0, left + fraction * (right - left), left))
+
+    def slope(self, t: Tensor) -> Tensor:
+        """-beta / (1 - a), beta that of the step that ends at or after t."""
+        index = torch.ceil(t * self.steps).long().clamp(1, self.steps)
+        beta = self.steps * (self.log_a[index - 1] - self.log_a[index])
+        return -beta * (1 + torch.exp(self.log_snr(t)))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of the interpolation."""
+        target = softplus(-log_snr)
+        right = torch.searchsorted(-self.log_a, target.contiguous()).clamp(1, self.steps)
+        below, above = -self.log_a[right - 1], -self.log_a[right]
+        return ((right - 1 + (target - below) / (above - below)) / self.steps).clamp(0, 1)
+
+
+def betas(config: DdpmProcess) -> Tensor:
+    """The variances beta_1..beta_T of equation (2); with a terminal SNR of zero beta_T is 1.
 
     Returns:
         float64 tensor [T]; index 0 is t = 1.
     """
+    table = _betas(config)
+    return rescale_to_zero_terminal_snr(table) if config.schedule.zero_terminal_snr else table
+
+
+def _betas(config: DdpmProcess) -> Tensor:
     steps = config.num_train_timesteps
     scale = 1000 / steps
     match config.schedule:
@@ -42,45 +278,65 @@ def betas(config: ProcessConfig) -> Tensor:
             t = torch.arange(steps + 1, dtype=torch.float64) / steps
             alphas_cumprod = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
             return torch.clamp(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], max=max_beta)
+        case _:
+            return _betas_of_density(config)
 
 
-class Schedule:
-    """The tables of x_t = alpha_t x_0 + sigma_t eps (equation 4) for a discrete chain of T steps.
+def _betas_of_density(config: DdpmProcess) -> Tensor:
+    """T steps even in the time of a schedule whose log-SNR goes on for ever, between the process's ends."""
+    schedule = make_schedule(config.schedule, config.log_snr_max, config.log_snr_min)
+    first, last = schedule.time(torch.tensor([config.log_snr_max, config.log_snr_min], dtype=torch.float64))
+    t = torch.linspace(float(first), float(last), config.num_train_timesteps, dtype=torch.float64)
+    log_snr = schedule.log_snr(t)
+    log_a = torch.cat([torch.zeros(1, dtype=torch.float64), -softplus(-log_snr)])
+    return -torch.expm1(torch.diff(log_a))
 
-    Attributes:
-        num_steps: T.
-        log_alpha: log alpha_t, float64 [T + 1].
-        alpha: alpha_t, float64 [T + 1]; alpha_t^2 is `alphas_cumprod`.
-        sigma: sigma_t = sqrt(1 - alpha_t^2), float64 [T + 1].
-        log_snr: log(alpha_t^2 / sigma_t^2), float64 [T + 1], strictly decreasing from +inf.
 
-    Raises:
-        ValueError: a beta outside (0, 1).
+def rescale_to_zero_terminal_snr(table: Tensor) -> Tensor:
+    """Betas whose alpha_t is shifted to 0 at T and scaled to keep alpha_1 (Lin et al. 2024, algorithm 1)."""
+    alpha = torch.exp(torch.log1p(-table).cumsum(0) / 2)
+    alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+    a = torch.cat([torch.ones(1, dtype=torch.float64), alpha**2])
+    return 1 - a[1:] / a[:-1]
+
+
+def make_schedule(config: ScheduleConfig, highest: float, lowest: float) -> Schedule:
+    """The schedule in continuous time that a configuration names.
+
+    Args:
+        config: its kind and settings.
+        highest: log-SNR at the start of a schedule that runs between two ends (`geometric`, `learned`).
+        lowest: at its end.
     """
+    match config:
+        case LinearSchedule(beta_start=start, beta_end=end):
+            return LinearBeta(1000 * start, 1000 * end)
+        case QuadraticSchedule(beta_start=start, beta_end=end) | ScaledLinearSchedule(beta_start=start, beta_end=end):
+            return QuadraticBeta(1000 * start, 1000 * end)
+        case SigmoidSchedule(beta_start=start, beta_end=end):
+            return SigmoidBeta(1000 * start, 1000 * end)
+        case CosineSchedule(s=s):
+            return Cosine(s)
+        case LaplaceSchedule(mean=mean, scale=scale):
+            return LaplaceQuantile(mean, scale)
+        case EdmSchedule(p_mean=p_mean, p_std=p_std):
+            return LogNormalQuantile(p_mean, p_std)
+        case GeometricSchedule():
+            return LinearLogSnr(highest, lowest)
+        case LearnedSchedule(width=width):
+            from diffusion.learned_schedule import LearnedLogSnr
 
-    def __init__(self, betas: Tensor) -> None:
-        """Build the tables from betas [T] (index 0 is t = 1)."""
-        betas = betas.to(torch.float64)
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(f"betas must lie in (0, 1); got {float(betas.min()):.4g} to {float(betas.max()):.4g}")
-        zero = torch.zeros(1, dtype=torch.float64)
-        log_alphas_cumprod = torch.cat([zero, torch.log1p(-betas).cumsum(0)])
-        self.num_steps = len(betas)
-        self.log_alpha = log_alphas_cumprod / 2
-        self.alpha = torch.exp(self.log_alpha)
-        self.sigma = torch.sqrt(-torch.expm1(log_alphas_cumprod))
-        self.log_snr = log_alphas_cumprod - torch.log(-torch.expm1(log_alphas_cumprod))
-
-    @classmethod
-    def from_config(cls, config: ProcessConfig) -> "Schedule":
-        """The schedule that a process configuration names."""
-        return cls(betas(config))
-
-    def transition_variance(self, s: Tensor, t: Tensor) -> Tensor:
-        """sigma_{t|s}^2 = 1 - alpha_t^2 / alpha_s^2, the variance of q(x_t | x_s) for s < t; beta_t when s = t - 1."""
-        return -torch.expm1(2 * (self.log_alpha[t] - self.log_alpha[s]))
+            return LearnedLogSnr(width, highest, lowest)
+        case TableSchedule(betas=table):
+            log_a = torch.log1p(-torch.tensor(table, dtype=torch.float64)).cumsum(0)
+            return Table(torch.cat([torch.zeros(1, dtype=torch.float64), log_a]))
 
 
 def rows(values: Tensor, like: Tensor) -> Tensor:
     """Shape per-row values [B] for broadcasting against `like` [B, ...], in its dtype and on its device."""
     return values.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def numbers(values: Tensor) -> list[float]:
+    """The values of a one-dimensional tensor."""
+    return [float(value) for value in values]

@@ -1,79 +1,122 @@
-"""lambda(t): how much an error at step t counts, equations (8) and (11).
+"""lambda(t): how much an error at time t counts, equations (8) and (11).
 
-Weights are stated for the epsilon error of equation (8) and carried over to the error of what the network predicts:
+Weights are stated for the error of x_0 and carried over to the error of what the network predicts, by
 
-    ||eps - eps_theta||^2 = sigma_t^2 ||score - s_theta||^2 = SNR ||x_0 - x_theta||^2 = alpha_t^2 ||v - v_theta||^2
+    ||eps - eps_theta||^2 = sigma_t^2 ||score - s_theta||^2 = SNR ||x_0 - x_theta||^2
+    ||v - v_theta||^2 = (SNR + 1) ||x_0 - x_theta||^2,   ||F - F_theta||^2 = ||x_0 - x_theta||^2 / c_out^2
 
-with SNR = alpha_t^2 / sigma_t^2, so one weighting gives one loss whatever is predicted. The exception is `simple`: by
-the field's custom it is 1 on the predicted quantity's own error, for x_0 and v too.
+with SNR = alpha_t^2 / sigma_t^2 and c_out of `prediction.py`, so one weighting gives one loss whatever is predicted.
+The exceptions: `simple` is by the field's custom 1 on the predicted quantity's own error, and `adaptive` learns.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffusion.chain import transition_variance
 from diffusion.config import (
+    AdaptiveWeighting,
+    EdmWeighting,
     LikelihoodWeighting,
     MinSnrWeighting,
     P2Weighting,
+    SigmoidWeighting,
     SimpleWeighting,
     SnrWeighting,
     VlbWeighting,
     WeightingConfig,
 )
-from diffusion.prediction import Prediction
-from diffusion.schedule import Schedule
+from diffusion.prediction import Reading
+from diffusion.sde import Chain, Process
 
 
-def epsilon_error_ratio(prediction: Prediction, schedule: Schedule) -> Tensor:
-    """||eps - eps_theta||^2 over the squared error of the prediction, float64 [T + 1]; entry 0 is unused.
+def x0_error_ratio(reading: Reading, process: Process, t: Tensor) -> Tensor:
+    """The squared error of the prediction over that of x_0, float64 [B].
 
-    `epsilon` 1, `score` sigma_t^2, `x0` SNR, `v` alpha_t^2.
+    `epsilon` SNR, `score` SNR / sigma_t^2, `x0` 1, `v` SNR + 1, `edm` 1 / c_out^2.
     """
-    match prediction:
+    log_snr = process.log_snr(t)
+    snr = torch.exp(log_snr)
+    match reading.kind:
         case "epsilon":
-            return torch.ones_like(schedule.sigma)
+            return snr
         case "score":
-            return schedule.sigma**2
+            return snr / process.sigma_at(log_snr) ** 2
         case "x0":
-            return torch.exp(schedule.log_snr)
+            return torch.ones_like(snr)
         case "v":
-            return schedule.alpha**2
+            return snr + 1
+        case "edm":
+            return snr + reading.sigma_data**-2
 
 
-def weights(config: WeightingConfig, schedule: Schedule, prediction: Prediction) -> Tensor:
-    """lambda(t) on the squared error of the prediction as a table, float64 [T + 1]; entry 0 is unused and zero."""
-    if isinstance(config, SimpleWeighting) and prediction in ("x0", "v"):
-        table = torch.ones_like(schedule.sigma)
-    else:
-        table = epsilon_weights(config, schedule) * epsilon_error_ratio(prediction, schedule)
-    table[0] = 0
-    return table
+def weights(config: WeightingConfig, reading: Reading, process: Process, t: Tensor) -> Tensor:
+    """lambda(t) on the squared error of the prediction, float64 [B]; `adaptive` starts from 1."""
+    if isinstance(config, SimpleWeighting | AdaptiveWeighting):
+        unit = torch.ones_like(process.log_snr(t))
+        return unit * process.sigma(t) ** 2 if reading.kind == "score" else unit
+    return x0_weights(config, reading.sigma_data, process, t) / x0_error_ratio(reading, process, t)
 
 
-def epsilon_weights(config: WeightingConfig, schedule: Schedule) -> Tensor:
-    """lambda(t) of equation (8) as a table, float64 [T + 1]; entry 0 is unused and zero.
+def x0_weights(config: WeightingConfig, sigma_data: float, process: Process, t: Tensor) -> Tensor:
+    """lambda(t) on the squared error of x_0, float64 [B].
 
-    - `simple`: 1.
-    - `vlb`: T beta_t / (2 (1 - beta_t) sigma_t^2), so that the mean over t of the weighted squared error is, in nats,
-      the part of equation (7) that depends on theta when Sigma_theta = beta_t (Ho et al. 2020, equation 12).
-    - `likelihood`: T beta_t / (2 sigma_t^2) = g(t)^2 / (2 sigma_t^2), g^2 = beta(t / T) = T beta_t being that of
-      equation (12): half of lambda = g^2 in (11), the bound on the SDE's likelihood (Song et al. 2021, theorem 1).
-    - `snr`: SNR on the x_0 error (Salimans & Ho, 2022), which is 1 here.
-    - `min_snr`: min(SNR, gamma) on the x_0 error, min(SNR, gamma) / SNR here (Hang et al. 2023).
-    - `p2`: (k + SNR)^-gamma (Choi et al. 2022).
+    - `vlb`: the mean over t of the weighted squared error of eps is, in nats, the part of the bound that depends on
+      theta. In a chain T beta_t / (2 (1 - beta_t) sigma_t^2) on eps, equation (7) with Sigma_theta = beta_t (Ho et al.
+      2020, equation 12), which is T (SNR_{t-1} - SNR_t) / 2 on x_0; in continuous time its limit, -dSNR/dt / 2.
+    - `likelihood`: lambda = g^2 in (11), halved: the bound on the reverse SDE's likelihood (Song et al. 2021, theorem
+      1), with g^2 = beta(t / T) = T beta_t in a chain; in continuous time it is `vlb`.
+    - `snr`: SNR, which is 1 on eps (Salimans & Ho, 2022).
+    - `min_snr`: min(SNR, gamma) (Hang et al. 2023).
+    - `p2`: (k + SNR)^-gamma on eps (Choi et al. 2022).
+    - `edm`: (s^2 + sigma_data^2) / (s sigma_data)^2 with s = edm_sigma (Karras et al. 2022).
+    - `sigmoid`: sigmoid(bias - log_snr) on eps (Hoogeboom et al. 2024).
     """
-    t = torch.arange(1, schedule.num_steps + 1)
-    beta = schedule.transition_variance(t - 1, t)
-    variance, snr = schedule.sigma[t] ** 2, torch.exp(schedule.log_snr[t])
+    log_snr = process.log_snr(t)
+    snr = torch.exp(log_snr)
     match config:
-        case SimpleWeighting() | SnrWeighting():
-            table = torch.ones_like(beta)
-        case VlbWeighting():
-            table = schedule.num_steps * beta / (2 * (1 - beta) * variance)
-        case LikelihoodWeighting():
-            table = schedule.num_steps * beta / (2 * variance)
+        case VlbWeighting() | LikelihoodWeighting():
+            return snr * _bound_rate(config, process, t)
         case MinSnrWeighting(gamma=gamma):
-            table = torch.clamp(gamma / snr, max=1)
+            return torch.clamp(snr, max=gamma)
         case P2Weighting(k=k, gamma=gamma):
-            table = (k + snr) ** -gamma
-    return torch.cat([torch.zeros(1, dtype=torch.float64), table])
+            return snr * (k + snr) ** -gamma
+        case EdmWeighting():
+            return snr + sigma_data**-2
+        case SigmoidWeighting(bias=bias):
+            return snr * torch.sigmoid(bias - log_snr)
+        case SnrWeighting() | SimpleWeighting() | AdaptiveWeighting():
+            return snr
+
+
+def _bound_rate(config: VlbWeighting | LikelihoodWeighting, process: Process, t: Tensor) -> Tensor:
+    """The two bounds' weight on eps: what the bound loses in nats per unit of the share of [t_min, t_max] passed."""
+    if not isinstance(process, Chain):
+        return -(process.t_max - process.t_min) * process.slope(t) / 2
+    beta = transition_variance(process, t - 1, t)
+    rate = process.num_steps * beta / (2 * process.sigma(t) ** 2)
+    return rate / (1 - beta) if isinstance(config, VlbWeighting) else rate
+
+
+class LogVariance(nn.Module):
+    """u(log_snr) of the adaptive weighting: loss = error exp(-u) + u (Karras et al. 2024, equation 21).
+
+    Its minimum is u = log E[error | log_snr], where every noise level weighs the same.
+
+    Args:
+        config: number of knots.
+        process: u is linear between even knots over its log-SNR range, and constant beyond.
+    """
+
+    def __init__(self, config: AdaptiveWeighting, process: Process) -> None:
+        super().__init__()
+        ends = process.log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
+        self.low, self.high = (float(end) for end in ends.clamp(-20, 20))
+        self.values = nn.Parameter(torch.zeros(config.knots))
+
+    def forward(self, log_snr: Tensor) -> Tensor:
+        """u, float32 [B], for log_snr float64 [B]."""
+        last = len(self.values) - 1
+        place = ((log_snr - self.low) / (self.high - self.low)).clamp(0, 1) * last
+        left = torch.floor(place).long().clamp(max=last - 1).to(self.values.device)
+        share = place.to(self.values) - left
+        return self.values[left] * (1 - share) + self.values[left + 1] * share

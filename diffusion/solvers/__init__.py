@@ -1,44 +1,136 @@
 """Samplers of the reverse process, one algorithm a file, all state machines (see `base.py`)."""
 
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
 from torch import Tensor
 
-from diffusion.chain import ReverseVariance
-from diffusion.config import Ancestral, Ddim, Dpmpp2M, SolverConfig
+from diffusion import config as configs
+from diffusion.config import ClassifierFree, SolverConfig, SolverOptions
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import Schedule
 from diffusion.solvers.ancestral import AncestralSolver
-from diffusion.solvers.base import ImageNoise, Query, Solver
+from diffusion.solvers.base import ImageNoise, Noise, Query, Solver
 from diffusion.solvers.ddim import DdimSolver
 from diffusion.solvers.dpmpp_2m import Dpmpp2MSolver
+from diffusion.solvers.dpmpp_2m_sde import Dpmpp2MSdeSolver
+from diffusion.solvers.dpmpp_3m import Dpmpp3MSolver
+from diffusion.solvers.edm_stochastic import EdmStochasticSolver
+from diffusion.solvers.euler import EulerSolver
+from diffusion.solvers.euler_maruyama import EulerMaruyamaSolver
+from diffusion.solvers.guidance import AutoguidedDenoiser, ClassifierFreeSolver, autoguided, guided
+from diffusion.solvers.heun import HeunSolver
+from diffusion.solvers.predictor_corrector import PredictorCorrectorSolver
+from diffusion.solvers.rk45 import Rk45Solver
+from diffusion.solvers.unipc import UniPCSolver
 
-__all__ = ["ImageNoise", "Query", "Solver", "make_solver", "solve"]
+__all__ = [
+    "AutoguidedDenoiser",
+    "ClassifierFreeSolver",
+    "ImageNoise",
+    "Noise",
+    "Query",
+    "Sampler",
+    "Solver",
+    "autoguided",
+    "drive",
+    "guided",
+    "make_solver",
+    "solve",
+]
+
+SOLVERS: dict[type[SolverOptions], Callable[..., Solver]] = {
+    configs.Ancestral: AncestralSolver,
+    configs.Ddim: DdimSolver,
+    configs.EulerMaruyama: EulerMaruyamaSolver,
+    configs.PredictorCorrector: PredictorCorrectorSolver,
+    configs.Euler: EulerSolver,
+    configs.Heun: HeunSolver,
+    configs.Rk45: Rk45Solver,
+    configs.EdmStochastic: EdmStochasticSolver,
+    configs.Dpmpp2M: Dpmpp2MSolver,
+    configs.Dpmpp3M: Dpmpp3MSolver,
+    configs.Dpmpp2MSde: Dpmpp2MSdeSolver,
+    configs.UniPC: UniPCSolver,
+}
+FROM_PURE_NOISE = ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")
+
+
+class Sampler(Protocol):
+    """What drives like a solver: a `Solver`, or one in classifier-free guidance."""
+
+    @property
+    def x(self) -> Tensor:
+        """Current rows; the result once `want()` is None."""
+        ...
+
+    def want(self) -> Query | None:
+        """The next rows to evaluate, or None at the end."""
+        ...
+
+    def feed(self, output: Tensor) -> None:
+        """Take the network's raw output for them."""
+        ...
 
 
 def make_solver(
-    config: SolverConfig, schedule: Schedule, noise: ImageNoise, variance: ReverseVariance = "beta"
-) -> Solver:
+    config: SolverConfig,
+    denoiser: Denoiser,
+    noise: Noise,
+    label: Tensor | None = None,
+    guidance: ClassifierFree | None = None,
+) -> Sampler:
     """A solver at its start, for the images of `noise`.
 
     Args:
         config: which algorithm, and its settings.
-        schedule: the chain to run in reverse.
+        denoiser: says how outputs are read and of which process; its network is not called.
         noise: the images' own noise; draw 0 is x_T.
-        variance: Sigma_theta of equation (6), used by `ancestral` alone.
+        label: int64 [B], or None.
+        guidance: classifier-free, or None; autoguidance is the denoiser's (`autoguided`).
 
     Raises:
-        ValueError: more steps than the chain has.
+        ValueError: more steps than the chain has, a solver that cannot start from a terminal SNR of zero, or labels
+            and guidance that the network does not have.
     """
-    match config:
-        case Ancestral():
-            return AncestralSolver(config, schedule, noise, variance)
-        case Ddim():
-            return DdimSolver(config, schedule, noise)
-        case Dpmpp2M():
-            return Dpmpp2MSolver(config, schedule, noise)
+    _check(config, denoiser, label, guidance)
+    solver = SOLVERS[type(config)](config, denoiser, noise, label)
+    if guidance is None:
+        return solver
+    assert denoiser.null_label is not None, "checked above"
+    return ClassifierFreeSolver(solver, guidance.scale, denoiser.null_label)
 
 
-def solve(denoiser: Denoiser, solver: Solver) -> Tensor:
-    """Drive a solver to its end with one denoiser; returns the images, float32 [B, C, H, W]."""
+def _check(config: SolverConfig, denoiser: Denoiser, label: Tensor | None, guidance: ClassifierFree | None) -> None:
+    process = denoiser.process
+    end = process.log_snr(torch.tensor(process.t_max, dtype=torch.float64))
+    if math.isinf(float(end)) and (
+        config.kind not in FROM_PURE_NOISE or getattr(config, "spacing", "uniform") != "uniform"
+    ):
+        raise ValueError(
+            f"solver.kind = {config.kind}: cannot start where the SNR is zero; allowed: "
+            f"{', '.join(FROM_PURE_NOISE)}, with spacing = uniform"
+        )
+    if label is not None and denoiser.null_label is None:
+        raise ValueError("labels: this network has none (network.classes = 0)")
+    if guidance is not None and label is None:
+        raise ValueError("guidance.kind = classifier_free: needs labels, and a network that has them")
+
+
+def drive(denoiser: Denoiser, solver: Sampler) -> Tensor:
+    """Take a solver to its end with one denoiser; returns the images, [B, C, H, W]."""
     while (query := solver.want()) is not None:
-        solver.feed(denoiser.epsilon(query.x, query.t))
+        solver.feed(denoiser.output(query.x, query.t, query.label))
     return solver.x
+
+
+def solve(
+    denoiser: Denoiser,
+    noise: Noise,
+    solver: SolverConfig,
+    label: Tensor | None = None,
+    guidance: ClassifierFree | None = None,
+) -> Tensor:
+    """Sample the images of `noise`; arguments and errors are those of `make_solver`."""
+    return drive(denoiser, make_solver(solver, denoiser, noise, label, guidance))

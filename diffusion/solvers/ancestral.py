@@ -1,27 +1,40 @@
 """Ancestral sampling: the reverse chain p_theta(x_s | x_t) of equations (5)-(6), exact for any s < t."""
 
-import torch
 from torch import Tensor
 
-from diffusion.chain import ReverseVariance, posterior, reverse_variance
+from diffusion.chain import learned_reverse_variance, posterior, reverse_variance
 from diffusion.config import Ancestral
-from diffusion.schedule import Schedule
-from diffusion.solvers.base import ImageNoise, Solver
+from diffusion.denoiser import Denoiser
+from diffusion.schedule import numbers
+from diffusion.solvers.base import Noise, Steps
+from diffusion.solvers.grid import GridSolver
 
 
-class AncestralSolver(Solver):
-    """x_s = mu_theta(x_t, t) + sqrt(Sigma_theta) z, with z = 0 on the last step to s = 0."""
+class AncestralSolver(GridSolver):
+    """x_s = mu_theta(x_t, t) + sqrt(Sigma_theta) z, with z = 0 on the last step to data.
 
-    def __init__(self, config: Ancestral, schedule: Schedule, noise: ImageNoise, variance: ReverseVariance) -> None:
-        """Start at x_T; `variance` chooses Sigma_theta."""
-        super().__init__(schedule, noise, config.num_steps, config.clip_x0)
-        self.variance: ReverseVariance = variance
+    Sigma_theta is the process's `reverse_variance`.
+    """
 
-    def step(self, x_0: Tensor, epsilon: Tensor, t: int, s: int) -> Tensor:  # noqa: ARG002 - the solvers' common form
-        """One draw from p_theta(x_s | x_t)."""
-        at_s, at_t = torch.tensor([s]), torch.tensor([t])
-        mean = posterior(self.schedule, at_s, at_t).mean(self.x, x_0)
-        if s == 0:
-            return mean
-        std = reverse_variance(self.schedule, at_s, at_t, self.variance).sqrt().to(mean)
-        return mean + std * self.noise.draw(self.position + 1).to(mean)
+    def __init__(self, config: Ancestral, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
+        super().__init__(config, config.num_steps, denoiser, noise, label)
+
+    def steps(self) -> Steps:
+        """One draw from p_theta(x_s | x_t) after another."""
+        s, t, kind = self.times[1:], self.times[:-1], self.process.reverse_variance
+        q = posterior(self.process, s, t)
+        means = list(zip(numbers(q.coef_x_t), numbers(q.coef_x_0), strict=True))
+        stds = None if kind == "learned" else numbers(reverse_variance(self.process, s, t, kind).sqrt())
+        for i, (at_t, at_s) in enumerate(self.intervals()):
+            estimate = yield self.wanted(at_t)
+            coef_x_t, coef_x_0 = means[i]
+            self.x = coef_x_t * self.x + coef_x_0 * estimate.x_0
+            if at_s.t == 0:
+                return
+            if stds is None:
+                assert estimate.interpolation is not None, "a learned variance comes with the output"
+                at = slice(i, i + 1)
+                std = learned_reverse_variance(self.process, s[at], t[at], estimate.interpolation).sqrt().to(self.x)
+            else:
+                std = stds[i]
+            self.x = self.x + std * self.noise.draw(i + 1).to(self.x)

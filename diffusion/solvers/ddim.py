@@ -5,26 +5,34 @@ from torch import Tensor
 
 from diffusion.chain import posterior
 from diffusion.config import Ddim
-from diffusion.schedule import Schedule
-from diffusion.solvers.base import ImageNoise, Solver
+from diffusion.denoiser import Denoiser
+from diffusion.schedule import numbers
+from diffusion.solvers.base import Noise, Steps
+from diffusion.solvers.grid import GridSolver
 
 
-class DdimSolver(Solver):
+class DdimSolver(GridSolver):
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z, with v = eta^2 beta_tilde.
 
-    eta = 0 is deterministic (first-order probability-flow ODE); eta = 1 is `ancestral` with beta_tilde.
+    eta = 0 is deterministic (Euler on the probability-flow ODE in edm_sigma); eta = 1 is `ancestral` with beta_tilde.
     """
 
-    def __init__(self, config: Ddim, schedule: Schedule, noise: ImageNoise) -> None:
-        """Start at x_T."""
-        super().__init__(schedule, noise, config.num_steps, config.clip_x0)
+    def __init__(self, config: Ddim, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
+        super().__init__(config, config.num_steps, denoiser, noise, label)
         self.eta = config.eta
 
-    def step(self, x_0: Tensor, epsilon: Tensor, t: int, s: int) -> Tensor:
-        """One DDIM step from t to s."""
-        alpha, sigma = self.schedule.alpha[s], self.schedule.sigma[s]
-        variance = self.eta**2 * posterior(self.schedule, torch.tensor([s]), torch.tensor([t])).variance[0]
-        mean = alpha.to(x_0) * x_0 + torch.sqrt(sigma**2 - variance).to(x_0) * epsilon
-        if variance == 0:
-            return mean
-        return mean + variance.sqrt().to(x_0) * self.noise.draw(self.position + 1).to(x_0)
+    def steps(self) -> Steps:
+        """One step after another."""
+        variances = step_variances(self)
+        kept = numbers(torch.sqrt(self.process.sigma(self.times[1:]) ** 2 - variances))
+        added = numbers(variances.sqrt())
+        for i, (at_t, at_s) in enumerate(self.intervals()):
+            x_0, epsilon, _ = yield self.wanted(at_t)
+            self.x = at_s.alpha * x_0 + kept[i] * epsilon
+            if added[i] > 0:
+                self.x = self.x + added[i] * self.noise.draw(i + 1).to(self.x)
+
+
+def step_variances(solver: DdimSolver) -> Tensor:
+    """v = eta^2 beta_tilde of every step, float64 [num_steps]; 0 on the step to data."""
+    return solver.eta**2 * posterior(solver.process, solver.times[1:], solver.times[:-1]).variance

@@ -1,0 +1,55 @@
+"""EDM's stochastic sampler (Karras et al. 2022, algorithm 2): add a little noise, then Heun from the raised level."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusion.config import EdmStochastic
+from diffusion.denoiser import Denoiser
+from diffusion.solvers.base import Noise, Point, Steps, Wanted
+from diffusion.solvers.grid import GridSolver, points
+
+
+class EdmStochasticSolver(GridSolver):
+    """At edm_sigma s within [s_min, s_max] noise is raised to s (1 + gamma), gamma = min(s_churn / N, sqrt(2) - 1).
+
+    Never beyond the most noise of the process, so the first step adds none. The step to data is Euler's.
+    """
+
+    def __init__(self, config: EdmStochastic, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
+        super().__init__(config, config.num_steps, denoiser, noise, label)
+        self.config = config
+
+    def steps(self) -> Steps:
+        """Raise the noise, then two evaluations a step."""
+        raised = raised_points(self)
+        for i, ((at_t, at_s), at_hat) in enumerate(zip(self.intervals(), raised, strict=True)):
+            x_hat = self._raise(at_t, at_hat, i + 1)
+            x_0, epsilon, _ = yield Wanted(x_hat, at_hat)
+            self.x = at_s.alpha * x_0 + at_s.sigma * epsilon
+            if at_s.t == 0:
+                return
+            epsilon_s = (yield self.wanted(at_s)).epsilon
+            ratio = at_s.alpha / at_hat.alpha
+            self.x = ratio * x_hat + (at_s.sigma - ratio * at_hat.sigma) * (epsilon + epsilon_s) / 2
+
+    def _raise(self, at_t: Point, at_hat: Point, draw: int) -> Tensor:
+        """alpha_hat (y + sqrt(s_hat^2 - s^2) s_noise z)."""
+        ratio = at_hat.alpha / at_t.alpha
+        added = at_hat.sigma**2 - (ratio * at_t.sigma) ** 2
+        if added <= 0:
+            return self.x
+        return ratio * self.x + self.config.s_noise * added**0.5 * self.noise.draw(draw).to(self.x)
+
+
+def raised_points(solver: EdmStochasticSolver) -> list[Point]:
+    """Where each step starts once noise has been added."""
+    config, process = solver.config, solver.process
+    log_snr = process.log_snr(solver.times[:-1])
+    edm_sigma = torch.exp(-log_snr / 2)
+    gamma = min(config.s_churn / config.num_steps, math.sqrt(2) - 1)
+    within = (edm_sigma >= config.s_min) & (edm_sigma <= config.s_max)
+    raised = log_snr - 2 * math.log1p(gamma) * within
+    t = torch.where(within, process.time(raised), solver.times[:-1])
+    return points(t, process.alpha(t), process.sigma(t))

@@ -1,0 +1,50 @@
+"""Euler's method on the probability-flow ODE (Song et al. 2021, equation 13), in the process's own time."""
+
+import torch
+from torch import Tensor
+
+from diffusion.config import Euler
+from diffusion.denoiser import Denoiser
+from diffusion.schedule import numbers
+from diffusion.sde import Process
+from diffusion.solvers.base import Noise, Steps
+from diffusion.solvers.grid import GridSolver
+
+
+class EulerSolver(GridSolver):
+    """x_s = x_t + (s - t) (f x - g^2 score / 2); the step to data is x = x_0."""
+
+    def __init__(self, config: Euler, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
+        super().__init__(config, config.num_steps, denoiser, noise, label)
+
+    def steps(self) -> Steps:
+        """One step after another."""
+        on_x, on_epsilon = (numbers(c) for c in ode_coefficients(self.process, self.times[:-1]))
+        lengths = numbers(self.times.diff())
+        for i, (at_t, at_s) in enumerate(self.intervals()):
+            x_0, epsilon, _ = yield self.wanted(at_t)
+            if at_s.t == 0:
+                self.x = x_0
+            else:
+                self.x = (1 + lengths[i] * on_x[i]) * self.x + (lengths[i] * on_epsilon[i]) * epsilon
+
+
+def log_snr_coefficients(process: Process, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """The probability-flow ODE over log-SNR as dx / d log_snr = a x + b eps; float64, the shape of log_snr.
+
+    a = d log(alpha) / d log_snr and b = -sigma / 2, whatever the schedule.
+    """
+    return process.log_alpha_slope_at(log_snr), -process.sigma_at(log_snr) / 2
+
+
+def ode_coefficients(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The probability-flow ODE dx / dt = f x - g^2 score / 2 as a x + b eps, t > 0: a = f, b = g^2 / (2 sigma_t)."""
+    on_x, on_epsilon = log_snr_coefficients(process, process.log_snr(t))
+    slope = process.slope(t)
+    return on_x * slope, on_epsilon * slope
+
+
+def reverse_sde_coefficients(process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Equation (10), dx = [f x - g^2 score] dt + g dw, as (a x + b eps) dt + g dw, for t > 0: a, b and g."""
+    on_x, on_epsilon = ode_coefficients(process, t)
+    return on_x, 2 * on_epsilon, torch.sqrt(process.squared_diffusion(t))

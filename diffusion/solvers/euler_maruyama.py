@@ -1,0 +1,29 @@
+"""Euler-Maruyama on the reverse SDE, equation (10), in the process's own time."""
+
+from torch import Tensor
+
+from diffusion.config import EulerMaruyama
+from diffusion.denoiser import Denoiser
+from diffusion.schedule import numbers
+from diffusion.solvers.base import Noise, Steps
+from diffusion.solvers.euler import reverse_sde_coefficients
+from diffusion.solvers.grid import GridSolver
+
+
+class EulerMaruyamaSolver(GridSolver):
+    """x_s = x_t + (s - t) (f x - g^2 score) + g sqrt(t - s) z; the step to data is x = x_0."""
+
+    def __init__(self, config: EulerMaruyama, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
+        super().__init__(config, config.num_steps, denoiser, noise, label)
+
+    def steps(self) -> Steps:
+        """One step after another."""
+        on_x, on_epsilon, g = (numbers(c) for c in reverse_sde_coefficients(self.process, self.times[:-1]))
+        lengths = numbers(self.times.diff())
+        for i, (at_t, at_s) in enumerate(self.intervals()):
+            x_0, epsilon, _ = yield self.wanted(at_t)
+            if at_s.t == 0:
+                self.x = x_0
+                return
+            mean = (1 + lengths[i] * on_x[i]) * self.x + (lengths[i] * on_epsilon[i]) * epsilon
+            self.x = mean + g[i] * (-lengths[i]) ** 0.5 * self.noise.draw(i + 1).to(mean)

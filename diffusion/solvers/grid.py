@@ -1,0 +1,88 @@
+"""The times that a solver of fixed steps visits, and what the process is there."""
+
+from abc import ABC
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from diffusion.config import GridOptions
+from diffusion.denoiser import Denoiser
+from diffusion.schedule import numbers
+from diffusion.sde import Chain, Process
+from diffusion.solvers.base import Noise, Point, Solver, Wanted
+
+KARRAS_RHO = 7.0
+
+
+def time_grid(process: Process, num_steps: int, options: GridOptions) -> Tensor:
+    """The times visited, from t_max down: float64 [num_steps + 1].
+
+    With `options.denoise` the last is 0, data, where x is the estimate of x_0; without, it is t_min. `uniform` spacing
+    rounds to whole steps of a chain and is t_max (1 - i / num_steps) with `denoise`, as DDPM's samplers are.
+
+    Raises:
+        ValueError: more steps than a chain has, where they are spaced uniformly.
+    """
+    whole = isinstance(process, Chain) and options.spacing == "uniform"
+    most = process.num_steps - (0 if options.denoise else 1)
+    if whole and not 1 <= num_steps <= most:
+        raise ValueError(f"solver.num_steps = {num_steps}; allowed: 1 to num_train_timesteps = {most}")
+    if options.spacing == "uniform" and options.denoise:
+        times = (process.t_max * (1 - torch.arange(num_steps, dtype=torch.float64) / num_steps)).clamp(process.t_min)
+    else:
+        times = _spaced(process, num_steps - 1 if options.denoise else num_steps, options.spacing)
+    if whole:
+        times = times.round()
+    return torch.cat([times, torch.zeros(1, dtype=torch.float64)]) if options.denoise else times
+
+
+def _spaced(process: Process, intervals: int, spacing: str) -> Tensor:
+    """`intervals` + 1 times from t_max to t_min."""
+    share = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
+    ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+    if spacing == "uniform":
+        return ends[0] + share * (ends[1] - ends[0])
+    if spacing == "log_snr":
+        low, high = process.log_snr(ends)
+        inner = process.time(low + share * (high - low))
+    else:
+        first, last = torch.exp(-process.log_snr(ends) / (2 * KARRAS_RHO))
+        inner = process.time(-2 * KARRAS_RHO * torch.log(first + share * (last - first)))
+    inner[0], inner[-1] = ends[0], process.t_min if intervals else ends[0]
+    return inner
+
+
+def points(t: Tensor, alpha: Tensor, sigma: Tensor) -> list[Point]:
+    """Points from tables [N] of times and coefficients."""
+    return [Point(*values) for values in zip(numbers(t), numbers(alpha), numbers(sigma), strict=True)]
+
+
+class GridSolver(Solver, ABC):
+    """A solver of `num_steps` fixed steps.
+
+    Attributes:
+        times: float64 [num_steps + 1], from t_max down.
+        points: time, alpha and sigma there, as numbers.
+        log_snrs: and log-SNR; +inf at data.
+    """
+
+    options: GridOptions
+
+    def __init__(
+        self, options: GridOptions, num_steps: int, denoiser: Denoiser, noise: Noise, label: Tensor | None = None
+    ) -> None:
+        super().__init__(options, denoiser, noise, label)
+        self.times = time_grid(self.process, num_steps, options)
+        log_snr = self.process.log_snr(self.times)
+        alpha, sigma = self.process.alpha_at(log_snr), self.process.sigma_at(log_snr)
+        self.log_snrs = numbers(log_snr)
+        self.points = points(self.times, alpha, sigma)
+
+    def intervals(self) -> list[tuple[Point, Point]]:
+        """The steps from one point to the next."""
+        return list(pairwise(self.points))
+
+    def wanted(self, at: Point) -> Wanted:
+        """An estimate for all rows where they are."""
+        return Wanted(self.x, at)

@@ -1,0 +1,30 @@
+"""Heun's method on the probability-flow ODE in edm_sigma (Karras et al. 2022, algorithm 1).
+
+With y = x / alpha and s = sigma / alpha the ODE of every process is dy / ds = eps.
+"""
+
+from torch import Tensor
+
+from diffusion.config import Heun
+from diffusion.denoiser import Denoiser
+from diffusion.solvers.base import Noise, Steps
+from diffusion.solvers.grid import GridSolver
+
+
+class HeunSolver(GridSolver):
+    """y_next = y + (s_next - s) (eps + eps_next) / 2, eps_next at Euler's prediction; the step to data is Euler's."""
+
+    def __init__(self, config: Heun, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
+        super().__init__(config, config.num_steps, denoiser, noise, label)
+
+    def steps(self) -> Steps:
+        """Two evaluations a step, one for the step to data."""
+        for at_t, at_s in self.intervals():
+            x_t = self.x
+            x_0, epsilon, _ = yield self.wanted(at_t)
+            self.x = at_s.alpha * x_0 + at_s.sigma * epsilon
+            if at_s.t == 0:
+                return
+            epsilon_s = (yield self.wanted(at_s)).epsilon
+            ratio = at_s.alpha / at_t.alpha
+            self.x = ratio * x_t + (at_s.sigma - ratio * at_t.sigma) * (epsilon + epsilon_s) / 2

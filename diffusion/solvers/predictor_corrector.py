@@ -1,0 +1,60 @@
+"""Predictor-corrector sampling (Song et al. 2021, algorithms 1, 4, 5): a step of the reverse SDE, then Langevin steps.
+
+The predictor is the ancestral kernel with Sigma_theta = beta: to first order their reverse diffusion predictor, and exact
+however far apart t and s are.
+"""
+
+import torch
+from torch import Tensor
+
+from diffusion.chain import posterior, transition_variance
+from diffusion.config import PredictorCorrector
+from diffusion.denoiser import Denoiser
+from diffusion.schedule import numbers
+from diffusion.solvers.base import Noise, Steps
+from diffusion.solvers.grid import GridSolver
+
+
+class PredictorCorrectorSolver(GridSolver):
+    """Each step but the one to data is followed by `corrector_steps` Langevin steps at its end."""
+
+    def __init__(
+        self, config: PredictorCorrector, denoiser: Denoiser, noise: Noise, label: Tensor | None = None
+    ) -> None:
+        super().__init__(config, config.num_steps, denoiser, noise, label)
+        self.corrector_steps, self.corrector_snr = config.corrector_steps, config.corrector_snr
+
+    def steps(self) -> Steps:
+        """Predict, then correct."""
+        s, t = self.times[1:], self.times[:-1]
+        q, stds = posterior(self.process, s, t), numbers(transition_variance(self.process, s, t).sqrt())
+        means, draws = list(zip(numbers(q.coef_x_t), numbers(q.coef_x_0), strict=True)), 0
+        for i, (at_t, at_s) in enumerate(self.intervals()):
+            estimate = yield self.wanted(at_t)
+            coef_x_t, coef_x_0 = means[i]
+            self.x = coef_x_t * self.x + coef_x_0 * estimate.x_0
+            if at_s.t == 0:
+                return
+            draws += 1
+            self.x = self.x + stds[i] * self.noise.draw(draws).to(self.x)
+            for _ in range(self.corrector_steps):
+                estimate = yield self.wanted(at_s)
+                draws += 1
+                z = self.noise.draw(draws).to(self.x)
+                score = -estimate.epsilon / at_s.sigma
+                self.x = langevin_step(self.x, score, z, step_sizes(score, z, self.corrector_snr))
+
+
+def step_sizes(score: Tensor, z: Tensor, snr: float) -> Tensor:
+    """tau = 2 (snr ||z|| / ||score||)^2 of each row by itself, [B]."""
+    ratio = z.flatten(1).square().sum(1) / score.flatten(1).square().sum(1)
+    return 2 * snr**2 * ratio
+
+
+def langevin_step(x: Tensor, score: Tensor, z: Tensor, tau: Tensor) -> Tensor:
+    """x + tau score + sqrt(2 tau) z, tau [B].
+
+    On a Gaussian of variance v its stationary variance is v / (1 - tau / (2 v)).
+    """
+    tau = tau.reshape(-1, *[1] * (x.ndim - 1))
+    return x + tau * score + torch.sqrt(2 * tau) * z

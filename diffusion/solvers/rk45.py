@@ -1,0 +1,40 @@
+"""Dormand-Prince 5(4) on the probability-flow ODE over log-SNR, where every process has the same, smooth ODE."""
+
+import torch
+from torch import Tensor
+
+from diffusion.config import Rk45
+from diffusion.denoiser import Denoiser
+from diffusion.schedule import numbers, rows
+from diffusion.solvers.base import Noise, Point, Solver, Steps, Wanted
+from diffusion.solvers.dormand_prince import DormandPrince
+from diffusion.solvers.euler import log_snr_coefficients
+
+
+class Rk45Solver(Solver):
+    """Every row has its own step size and error estimate; rows that are done are not evaluated again."""
+
+    def __init__(self, config: Rk45, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
+        super().__init__(config, denoiser, noise, label)
+        self.config = config
+
+    def steps(self) -> Steps:
+        """From the most noise to the least, then the estimate of x_0 there."""
+        process, config = self.process, self.config
+        ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+        start, end = numbers(process.log_snr(ends))
+        stepper = DormandPrince(self.x, start, end, config.rtol, config.atol)
+        while (wanted := stepper.want()) is not None:
+            index, log_snr, x = wanted
+            estimate = yield Wanted(x, self._point(log_snr, x), index)
+            on_x, on_epsilon = log_snr_coefficients(process, log_snr)
+            stepper.feed(rows(on_x, x) * x + rows(on_epsilon, x) * estimate.epsilon)
+        self.x = stepper.y
+        if config.denoise:
+            last = torch.full((len(self.x),), end, dtype=torch.float64)
+            self.x = (yield Wanted(self.x, self._point(last, self.x))).x_0
+
+    def _point(self, log_snr: Tensor, x: Tensor) -> Point:
+        process = self.process
+        alpha, sigma = process.alpha_at(log_snr), process.sigma_at(log_snr)
+        return Point(process.time(log_snr), rows(alpha, x), rows(sigma, x))
