@@ -29,6 +29,9 @@ from diffusion.config import (
     TableSchedule,
 )
 
+BetaSchedules = (
+    LinearSchedule | QuadraticSchedule | ScaledLinearSchedule | SigmoidSchedule | CosineSchedule | TableSchedule
+)
 FIRST_TIME = 1e-3  # where a schedule that has its least noise at a finite log-SNR begins; t = 0 is data
 
 
@@ -72,7 +75,7 @@ class IntegratedBeta(Schedule):
 
     @abstractmethod
     def beta(self, t: Tensor) -> Tensor:
-        """The rate beta(t) of equation (12)."""
+        """The rate in equation (12)."""
 
     @abstractmethod
     def integral(self, t: Tensor) -> Tensor:
@@ -309,14 +312,6 @@ def make_schedule(config: ScheduleConfig, highest: float, lowest: float) -> Sche
         lowest: at its end.
     """
     match config:
-        case LinearSchedule(beta_start=start, beta_end=end):
-            return LinearBeta(1000 * start, 1000 * end)
-        case QuadraticSchedule(beta_start=start, beta_end=end) | ScaledLinearSchedule(beta_start=start, beta_end=end):
-            return QuadraticBeta(1000 * start, 1000 * end)
-        case SigmoidSchedule(beta_start=start, beta_end=end):
-            return SigmoidBeta(1000 * start, 1000 * end)
-        case CosineSchedule(s=s):
-            return Cosine(s)
         case LaplaceSchedule(mean=mean, scale=scale):
             return LaplaceQuantile(mean, scale)
         case EdmSchedule(p_mean=p_mean, p_std=p_std):
@@ -327,6 +322,21 @@ def make_schedule(config: ScheduleConfig, highest: float, lowest: float) -> Sche
             from diffusion.learned_schedule import LearnedLogSnr
 
             return LearnedLogSnr(width, highest, lowest)
+        case _:
+            return _schedule_of_betas(config)
+
+
+def _schedule_of_betas(config: BetaSchedules) -> Schedule:
+    """What DDPM's betas go to as T grows; a table keeps its steps."""
+    match config:
+        case LinearSchedule(beta_start=start, beta_end=end):
+            return LinearBeta(1000 * start, 1000 * end)
+        case QuadraticSchedule(beta_start=start, beta_end=end) | ScaledLinearSchedule(beta_start=start, beta_end=end):
+            return QuadraticBeta(1000 * start, 1000 * end)
+        case SigmoidSchedule(beta_start=start, beta_end=end):
+            return SigmoidBeta(1000 * start, 1000 * end)
+        case CosineSchedule(s=s):
+            return Cosine(s)
         case TableSchedule(betas=table):
             log_a = torch.log1p(-torch.tensor(table, dtype=torch.float64)).cumsum(0)
             return Table(torch.cat([torch.zeros(1, dtype=torch.float64), log_a]))

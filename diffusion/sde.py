@@ -4,8 +4,8 @@
 
 All are linear, so with log_snr = log(alpha_t^2 / sigma_t^2) the drift is f = d log(alpha) / dt and, for every one of
 them, g^2 = -sigma_t^2 d log_snr / dt. A process is a schedule (log-SNR over time, `schedule.py`) and a rule that makes
-alpha and sigma of log-SNR; solvers and likelihoods need no more. Time t is a float64 or int64 tensor on the CPU; t = 0 is
-data.
+alpha and sigma of log-SNR; solvers and likelihoods need no more. Time t is a float64 or int64 tensor on the CPU; t = 0
+is data.
 """
 
 import math
@@ -181,8 +181,8 @@ class Continuous(Process):
         log_snr = self.log_snr(self.step_times()[1:])
         if not bool((log_snr.diff() < 0).all()):
             raise ValueError(
-                f"log-SNR must fall from t = {self.t_min:.4g} to {self.t_max:.4g}; it goes from {float(log_snr[0]):.4g} "
-                f"to {float(log_snr[-1]):.4g}: check process.schedule, log_snr_max and log_snr_min"
+                f"log-SNR must fall from t = {self.t_min:.4g} to {self.t_max:.4g}; it goes from "
+                f"{float(log_snr[0]):.4g} to {float(log_snr[-1]):.4g}: check process.schedule and its log_snr ends"
             )
 
     def _own_log_snr(self, log_snr: Tensor) -> Tensor:

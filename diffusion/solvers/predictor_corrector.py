@@ -1,7 +1,7 @@
 """Predictor-corrector sampling (Song et al. 2021, algorithms 1, 4, 5): a step of the reverse SDE, then Langevin steps.
 
-The predictor is the ancestral kernel with Sigma_theta = beta: to first order their reverse diffusion predictor, and exact
-however far apart t and s are.
+The predictor is the ancestral kernel with Sigma_theta = beta: to first order their reverse diffusion predictor, and
+exact however far apart t and s are.
 """
 
 import torch
