@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from diffusion.betas import betas
 from diffusion.config import (
     DdpmProcess,
     ProcessConfig,
@@ -23,7 +24,7 @@ from diffusion.config import (
     VeProcess,
     VpProcess,
 )
-from diffusion.schedule import Schedule, Table, betas, make_schedule, numbers
+from diffusion.schedule import Schedule, Table, make_schedule, numbers
 
 
 class Process(ABC):

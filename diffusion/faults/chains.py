@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diffusion import chain, likelihood, schedule, sde
+from diffusion import betas, chain, likelihood, sde
 from diffusion.faults.fault import Fault
 from diffusion.solvers import ancestral, ddim, predictor_corrector
 
@@ -44,8 +44,8 @@ def _sum_under_root(right: Callable[..., Tensor]) -> Callable[..., Tensor]:  # n
 
 
 def _off_by_one(right: Callable[..., None]) -> Callable[..., None]:
-    def wrong(self: sde.Chain, betas: Tensor, reverse_variance: str = "beta") -> None:
-        right(self, torch.cat([betas[:1], betas[:-1]]), reverse_variance)
+    def wrong(self: sde.Chain, table: Tensor, reverse_variance: str = "beta") -> None:
+        right(self, torch.cat([table[:1], table[:-1]]), reverse_variance)
 
     return wrong
 
@@ -86,7 +86,7 @@ FAULTS = {
     ),
     "alphas-cumprod-off-by-one": Fault("tables shifted by one step", 3, (sde.Chain,), "__init__", _off_by_one),
     "nats-for-bits": Fault("bits/dim without the factor ln 2", 3, (likelihood,), "bits_per_dim", _bits_of_nats),
-    "betas-not-scaled": Fault("betas for T = 1000 used at any T", 4, (schedule, sde), "betas", _without_scale),
+    "betas-not-scaled": Fault("betas for T = 1000 used at any T", 4, (betas, sde), "betas", _without_scale),
     "closed-end-bins": Fault(
         "the decoder's end bins are closed", 12, (likelihood,), "discretised_gaussian_log_prob", _closed_ends
     ),
