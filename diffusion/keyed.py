@@ -25,6 +25,7 @@ class Stream(IntEnum):
     LIKELIHOOD_NOISE = 6
     BASELINES = 7
     DROPOUT = 8
+    LABEL_DROPOUT = 9
 
 
 def keyed_generator(seed: int, stream: Stream, a: int = 0, b: int = 0) -> np.random.Generator:

@@ -133,7 +133,7 @@ class Vlb:
         return self.prior + self.diffusion + self.reconstruction
 
 
-def estimate_vlb(kernel: ReverseKernel, x_0: Tensor, t: Tensor, eps: Tensor) -> Vlb:
+def estimate_vlb(kernel: ReverseKernel, x_0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None) -> Vlb:
     """An unbiased estimate of the bound of each row of x_0 [B, C, H, W].
 
     Args:
@@ -141,12 +141,14 @@ def estimate_vlb(kernel: ReverseKernel, x_0: Tensor, t: Tensor, eps: Tensor) -> 
         x_0: data on the 256-level grid of [-1, 1].
         t: steps in 2..T, int64 [B, K]; an image's diffusion term is (T - 1) times the mean over its K steps.
         eps: noise [B, K + 1, C, H, W]; the last draw is for the reconstruction term.
+        label: int64 [B], or None.
     """
     draws = t.shape[1]
     repeated = x_0.repeat_interleave(draws, dim=0)
-    kl = kernel.diffusion_kl(repeated, t.flatten(), eps[:, :-1].flatten(0, 1)).reshape(t.shape)
+    labels = None if label is None else label.repeat_interleave(draws)
+    kl = kernel.diffusion_kl(repeated, t.flatten(), eps[:, :-1].flatten(0, 1), labels).reshape(t.shape)
     return Vlb(
         prior=prior_kl(kernel.process, x_0),
         diffusion=(kernel.process.num_steps - 1) * kl.mean(1),
-        reconstruction=kernel.reconstruction_nll(x_0, eps[:, -1]),
+        reconstruction=kernel.reconstruction_nll(x_0, eps[:, -1], label),
     )

@@ -7,13 +7,14 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, get_args
 
 from pydantic import TypeAdapter
 
-from diffusion.config import SolverConfig
-from sampler.models import ModelError, load, resolve
+from diffusion.config import ClassifierFree, SolverConfig, evaluations
+from sampler.models import Model, ModelError, load, resolve
 
 SOLVERS = tuple(str(member.model_fields["kind"].default) for member in get_args(get_args(SolverConfig)[0]))
 
@@ -35,6 +36,7 @@ examples:
   python -m sampler generate digits@champion -n 64 --seed 0 --out grid.png
   python -m sampler generate digits@champion -n 1000 --solver ancestral --steps 250 --out samples.npy
   python -m sampler generate path/to/package --out grid.png
+  python -m sampler generate emoji@champion --label 3 --guidance 2 --out grid.png
 
 Image i of a seed is the same image whatever -n is, and the same as the service gives.
 """
@@ -118,7 +120,11 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add("-n", "--count", type=whole(1, 10**6), default=64, metavar="N", help="number of images (default: %(default)s)")
     add("--seed", type=whole(0, 2**63 - 1), default=0, help="images are keyed by it (default: %(default)s)")
     add("--solver", choices=SOLVERS, help="default: the package's own")
-    add("--steps", type=whole(1, 10**6), metavar="N", help="evaluations per image (default: the solver's own)")
+    add("--steps", type=whole(1, 10**6), metavar="N", help="steps per image (default: the solver's own)")
+    add("--label", type=whole(0, 10**6), metavar="CLASS", help="the class of all images, for models with classes")
+    scale = "of guidance: classifier-free towards --label, or away from --guide"
+    add("--guidance", type=positive, metavar="SCALE", help=scale)
+    add("--guide", metavar="MODEL", help="a weaker model of the same kind to be guided away from (autoguidance)")
     add("--out", type=out_path, required=True, help="a .png (one grid) or .npy (uint8 [N, H, W, C]) file")
     add("--tracking-uri", metavar="URI", help=TRACKING_HELP)
     parser.set_defaults(run=run_generate)
@@ -161,16 +167,40 @@ def run_generate(arguments: argparse.Namespace) -> None:
         format_ = arguments.out.suffix.removeprefix(".")
         check_format(format_, model.config.image_shape[0])
         config = solver_config(model.config.solver, arguments.solver, arguments.steps)
-        total = arguments.count * config.num_steps
+        model, guidance = guided_model(model, arguments)
+        each = evaluations(config)
+        total = arguments.count * each * (2 if guidance else 1) if each else None
         progress.update(task, description=f"sampling {arguments.count} images", total=total)
-        pixels = generate(model, config, arguments.seed, arguments.count, lambda rows: progress.advance(task, rows))
+        pixels = generate(
+            model,
+            config,
+            arguments.seed,
+            arguments.count,
+            lambda rows: progress.advance(task, rows),
+            arguments.label,
+            guidance,
+        )
     arguments.out.write_bytes(ENCODERS[format_](pixels))
-    print(f"{arguments.out}: {arguments.count} images of {arguments.model} ({config.kind}, {config.num_steps} steps)")
+    how = f"{config.kind}, {each} evaluations" if each else config.kind
+    print(f"{arguments.out}: {arguments.count} images of {arguments.model} ({how})")
+
+
+def guided_model(model: Model, arguments: argparse.Namespace) -> tuple[Model, ClassifierFree | None]:
+    """The model, autoguided where --guide names another, and the classifier-free guidance asked for."""
+    if arguments.guide is not None:
+        from diffusion.solvers import autoguided
+
+        guide = load(resolve(arguments.guide, arguments.tracking_uri))
+        scale = 1.5 if arguments.guidance is None else arguments.guidance
+        return replace(model, denoiser=autoguided(model.denoiser, guide.denoiser, scale)), None
+    return model, None if arguments.guidance is None else ClassifierFree(scale=arguments.guidance)
 
 
 def solver_config(default: SolverConfig, kind: str | None, steps: int | None) -> SolverConfig:
     """The package's solver, or the defaults of another kind, with the number of steps if given."""
     values: dict[str, object] = default.model_dump() if kind in (None, default.kind) else {"kind": kind}
+    if steps is not None and values["kind"] == "rk45":
+        raise ValueError("--steps: rk45 chooses its steps by itself; allowed: without --steps")
     if steps is not None:
         values["num_steps"] = steps
     return TypeAdapter(SolverConfig).validate_python(values)

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from diffusion.config import Config, SolverConfig
+from diffusion.config import ClassifierFree, Config, SolverConfig
 from diffusion.images import to_pixels
 from sampler.batcher import Batcher, Busy
 from sampler.encode import ENCODERS, Pixels, check_format
@@ -37,6 +37,8 @@ class ImageRequest(Config):
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     solver: SolverConfig | None = None
+    label: Annotated[int, Field(ge=0)] | None = None
+    guidance: ClassifierFree | None = None
     format: Literal["png", "npy"] = "png"
 
 
@@ -68,7 +70,7 @@ class Service:
 
     def __init__(self, models: Sequence[Model], max_rows: int = 64, max_images: int = 4 * MAX_IMAGES) -> None:
         """Start the engines."""
-        self.engines = [Engine(model, Batcher(model.denoiser.epsilon, max_rows, max_images)) for model in models]
+        self.engines = [Engine(model, Batcher(model.denoiser.output, max_rows, max_images)) for model in models]
 
     def close(self) -> None:
         """Stop the engines; unfinished requests are cancelled."""
@@ -98,7 +100,9 @@ class Service:
         Raises:
             ApiError: 422, 503, or 500 where the model itself fails.
         """
-        start = partial(engine.model.solver, request.solver, request.seed)
+        start = partial(
+            engine.model.solver, request.solver, request.seed, label=request.label, guidance=request.guidance
+        )
         try:
             check_format(request.format, engine.model.config.image_shape[0])
             start(())
@@ -149,6 +153,7 @@ def describe(model: Model) -> dict[str, Any]:
         "version": model.source.version,
         "package_sha256": model.package_sha256,
         "image_shape": model.config.image_shape,
+        "classes": model.config.network.classes,
         "solver": model.config.solver.model_dump(),
     }
 
@@ -177,10 +182,17 @@ def _explain(problem: dict[str, Any]) -> str:
         case "missing":
             return f"{field}: missing"
         case "extra_forbidden":
-            owner = SOLVER_MODELS[path[1]] if len(path) > 1 else ImageRequest
+            owner = _owner(path)
             return f"{field}: unknown key; allowed: {', '.join(owner.model_fields)}"
         case _:
             return f"{field}: {_shown(problem['input'])}: {problem['msg']}"
+
+
+def _owner(path: Sequence[str]) -> type[Config]:
+    """The model that an unknown key was given to: the request itself, its guidance, or a kind of solver."""
+    if path[0] == "guidance":
+        return ClassifierFree
+    return SOLVER_MODELS[path[1]] if len(path) > 1 else ImageRequest
 
 
 def _shown(value: object) -> str:

@@ -16,9 +16,10 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
+from diffusion.solvers import Query
 from sampler.parts import Part, Request, Start, choose
 
-Evaluate = Callable[[Tensor, Tensor], Tensor]
+Evaluate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 PARTS_AT_ONCE = 4
 
@@ -31,7 +32,7 @@ class Batcher:
     """Runs the engine on a thread of its own.
 
     Args:
-        evaluate: eps_theta(x float32 [B, C, H, W], t int64 [B]) -> float32 [B, C, H, W].
+        evaluate: the network's raw output for x [B, C, H, W], t [B] and labels [B], or None where no row has one.
         max_rows: rows of one evaluation.
         max_images: unfinished images held at once; beyond them `submit` raises Busy.
     """
@@ -123,17 +124,17 @@ class Batcher:
         if not turn:
             return
         try:
-            epsilon = self._evaluate(torch.cat([p.query.x for p in turn]), torch.cat([p.query.t for p in turn]))
+            output = self._evaluate(*joined([part.query for part in turn]))
         except Exception as error:  # noqa: BLE001 - whatever the network raises is for those who asked
             for part in turn:
                 part.request.fail(error)
             return
-        for part, rows in zip(turn, epsilon.split([len(p.query.x) for p in turn]), strict=True):
+        for part, rows in zip(turn, output.split([len(p.query.x) for p in turn]), strict=True):
             self._feed(part, rows)
 
-    def _feed(self, part: Part, epsilon: Tensor) -> None:
+    def _feed(self, part: Part, output: Tensor) -> None:
         try:
-            more = part.feed(epsilon)
+            more = part.feed(output)
         except Exception as error:  # noqa: BLE001 - NonFinite, or whatever a solver raises
             part.request.fail(error)
             return
@@ -141,3 +142,13 @@ class Batcher:
             self._active.append(part)
         else:
             self._start_part(part.request)
+
+
+def joined(queries: Sequence[Query]) -> Query:
+    """The rows of several queries to one model, whose rows all have labels or all have none."""
+    labels = [query.label for query in queries if query.label is not None]
+    return Query(
+        torch.cat([query.x for query in queries]),
+        torch.cat([query.t for query in queries]),
+        torch.cat(labels) if labels else None,
+    )

@@ -4,14 +4,22 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from diffusion.config import SolverConfig
+from diffusion.config import ClassifierFree, SolverConfig
 from diffusion.images import to_pixels
 from sampler.batcher import Batcher
 from sampler.encode import Pixels
 from sampler.models import Model
 
 
-def generate(model: Model, config: SolverConfig, seed: int, count: int, report: Callable[[int], None]) -> Pixels:
+def generate(
+    model: Model,
+    config: SolverConfig,
+    seed: int,
+    count: int,
+    report: Callable[[int], None],
+    label: int | None = None,
+    guidance: ClassifierFree | None = None,
+) -> Pixels:
     """Images 0..count-1 of a seed.
 
     Args:
@@ -20,6 +28,8 @@ def generate(model: Model, config: SolverConfig, seed: int, count: int, report: 
         seed: 0..2^63 - 1.
         count: number of images.
         report: called after each evaluation with its number of rows.
+        label: the class of all images, or None.
+        guidance: classifier-free, or None.
 
     Returns:
         uint8 [count, H, W, C].
@@ -29,14 +39,14 @@ def generate(model: Model, config: SolverConfig, seed: int, count: int, report: 
         NonFinite: the network answered NaN or infinity.
     """
 
-    def evaluate(x: Tensor, t: Tensor) -> Tensor:
-        epsilon = model.denoiser.epsilon(x, t)
+    def evaluate(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        output = model.denoiser.output(x, t, labels)
         report(len(x))
-        return epsilon
+        return output
 
     batcher = Batcher(evaluate, max_images=count)
     try:
-        x = batcher.submit(lambda images: model.solver(config, seed, images), range(count)).result()
+        x = batcher.submit(lambda images: model.solver(config, seed, images, label, guidance), range(count)).result()
     finally:
         batcher.close()
     return to_pixels(x)

@@ -14,12 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from diffusion.config import SolverConfig
+from diffusion.config import ClassifierFree, SolverConfig
 
 if TYPE_CHECKING:
     from diffusion.denoiser import Denoiser
     from diffusion.package import PackageConfig
-    from diffusion.solvers import Solver
+    from diffusion.solvers import Sampler
 
 PACKAGE_PATH = "artifacts/package"
 
@@ -62,17 +62,40 @@ class Model:
     denoiser: "Denoiser"
     config: "PackageConfig"
 
-    def solver(self, config: SolverConfig | None, seed: int, images: Sequence[int]) -> "Solver":
-        """A solver for some images of a seed, on this model's chain; `config` None is the package's default.
+    def solver(
+        self,
+        config: SolverConfig | None,
+        seed: int,
+        images: Sequence[int],
+        label: int | None = None,
+        guidance: ClassifierFree | None = None,
+    ) -> "Sampler":
+        """A solver for some images of a seed, on this model's process.
+
+        Args:
+            config: None is the package's default.
+            seed: of the images' noise.
+            images: their numbers; none are needed to find out whether the settings will do.
+            label: the class of all of them; None is no class in particular.
+            guidance: classifier-free, for models with classes.
 
         Raises:
-            ValueError: settings that the chain cannot take; no images are needed to find out.
+            ValueError: settings that the process or the network cannot take.
         """
+        import torch
+
         from diffusion.solvers import ImageNoise, make_solver
 
+        classes = self.config.network.classes
+        if label is not None and not 0 <= label < classes:
+            allowed = f"0 to {classes - 1}" if classes else "none, this model was trained without classes"
+            raise ValueError(f"label = {label}: allowed: {allowed}")
+        if guidance is not None and label is None:
+            raise ValueError("guidance.kind = classifier_free: needs a label to guide towards")
+        shown = self.denoiser.null_label if label is None else label
+        labels = None if shown is None else torch.full((len(images),), shown, dtype=torch.int64)
         noise = ImageNoise(seed, images, self.config.image_shape)
-        variance = self.config.process.reverse_variance
-        return make_solver(config or self.config.solver, self.denoiser.schedule, noise, variance)
+        return make_solver(config or self.config.solver, self.denoiser, noise, labels, guidance)
 
 
 def default_tracking_uri() -> str:

@@ -11,9 +11,9 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from diffusion.solvers import Query, Solver
+from diffusion.solvers import Query, Sampler
 
-Start = Callable[[Sequence[int]], Solver]
+Start = Callable[[Sequence[int]], Sampler]
 
 
 class NonFinite(ArithmeticError):
@@ -71,7 +71,7 @@ class Request:
 class Part:
     """Some of a request's images in progress: a solver, and the rows it wants evaluated next."""
 
-    def __init__(self, request: Request, index: int, solver: Solver) -> None:
+    def __init__(self, request: Request, index: int, solver: Sampler) -> None:
         """Ask the solver for its first rows."""
         query = solver.want()
         assert query is not None, "a solver takes at least one step"
@@ -80,18 +80,18 @@ class Part:
         self._index = index
         self._solver = solver
 
-    def feed(self, epsilon: Tensor) -> bool:
+    def feed(self, output: Tensor) -> bool:
         """Advance by one evaluation; the last one hands the images to the request.
 
         Returns:
             Whether there is more to evaluate.
 
         Raises:
-            NonFinite: epsilon holds NaN or infinity.
+            NonFinite: the output holds NaN or infinity.
         """
-        if not bool(torch.isfinite(epsilon).all()):
+        if not bool(torch.isfinite(output).all()):
             raise NonFinite("the model produced NaN or infinity for these images")
-        self._solver.feed(epsilon)
+        self._solver.feed(output)
         query = self._solver.want()
         if query is None:
             self.request.finish(self._index, self._solver.x)
@@ -101,13 +101,16 @@ class Part:
 
 
 def choose(parts: Sequence[Part], max_rows: int) -> tuple[list[Part], list[Part]]:
-    """The parts of the next evaluation, in order while they fit, and the others; no part is larger than max_rows."""
+    """The parts of the next evaluation, in order while they fit, and the others.
+
+    The first one always goes: in classifier-free guidance a part asks for twice its rows.
+    """
     turn: list[Part] = []
     others: list[Part] = []
     room = max_rows
     for part in parts:
         rows = len(part.query.x)
-        if rows <= room:
+        if rows <= room or not turn:
             turn.append(part)
             room -= rows
         else:

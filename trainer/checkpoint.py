@@ -29,7 +29,7 @@ from trainer.sharded_ema import ShardedEma
 from trainer.zero import MOMENTS, Masters
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class CheckpointError(ValueError):
@@ -64,11 +64,19 @@ def begin_attempt(attempt_file: Path, attempt: str) -> None:
     os.replace(temporary, attempt_file)
 
 
-def save(checkpoints: Path, step: int, config: RunConfig, masters: Masters, ema: ShardedEma, fence: Fence) -> Path:
+def save(
+    checkpoints: Path,
+    step: int,
+    config: RunConfig,
+    masters: Masters,
+    ema: ShardedEma,
+    fence: Fence,
+    loss_moments: dict[str, list[float]] | None = None,
+) -> Path:
     """Write the checkpoint of `step`; collective, returns once it is complete.
 
     The manifest also states what needs no tensor: draws are keyed by (seed, step), so RNG and data position are
-    numbers.
+    numbers, and so are the `loss_moments` that importance sampling of t goes by, the same on every rank.
 
     Raises:
         SupersededError: on every rank, when the fence is down; nothing is written.
@@ -96,6 +104,7 @@ def save(checkpoints: Path, step: int, config: RunConfig, masters: Masters, ema:
             "method_sha256": config.method_sha256,
             "config": config.model_dump(mode="json"),
             "shapes": masters.shapes(),
+            "loss_moments": loss_moments,
             "files": dict(entries),
         }
         if not fence.holds():
@@ -198,6 +207,7 @@ class Checkpoint:
     Attributes:
         step: optimizer steps taken.
         shapes: full shape of every parameter.
+        loss_moments: what importance sampling of t goes by; empty where t is drawn otherwise.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -210,6 +220,7 @@ class Checkpoint:
         self.manifest = _read_manifest(folder)
         self.step: int = self.manifest["step"]
         self.shapes = {name: tuple(shape) for name, shape in self.manifest["shapes"].items()}
+        self.loss_moments: dict[str, list[float]] = self.manifest["loss_moments"] or {}
         self._files: dict[Path, Any] = {}
         self._index: dict[tuple[str, str], list[tuple[int, str, Path]]] | None = None
 

@@ -15,13 +15,18 @@ from pydantic import Field, field_validator, model_validator
 from diffusion.config import (
     Config,
     Count,
+    DdpmProcess,
     Dpmpp2M,
+    GuidanceConfig,
     NetworkConfig,
     ObjectiveConfig,
     Positive,
     ProcessConfig,
     SolverConfig,
     UNetConfig,
+    check_guidance,
+    check_objective,
+    check_solver,
 )
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -70,6 +75,7 @@ class EvaluationConfig(Config):
     samples: Annotated[int, Field(ge=65)] = 1437
     seed: Seed = 0
     solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
+    guidance: GuidanceConfig | None = None
     vlb_draws: Annotated[int, Field(ge=1)] = 128
     classifier_seed: Seed = 0
 
@@ -132,7 +138,7 @@ class RunConfig(Config):
     """One training run."""
 
     data: DataConfig = DataConfig()
-    process: ProcessConfig = ProcessConfig()
+    process: ProcessConfig = DdpmProcess()
     objective: ObjectiveConfig = ObjectiveConfig()
     network: NetworkConfig = Field(default=UNetConfig(), discriminator="kind")
     optim: OptimConfig = OptimConfig()
@@ -145,11 +151,9 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "RunConfig":
-        if self.evaluation.solver.num_steps > self.process.num_train_timesteps:
-            raise ValueError(
-                f"evaluation.solver.num_steps = {self.evaluation.solver.num_steps}; allowed: at most "
-                f"process.num_train_timesteps = {self.process.num_train_timesteps}"
-            )
+        check_objective(self.process, self.objective)
+        check_solver(self.process, self.evaluation.solver, "evaluation.solver")
+        check_guidance(self.evaluation.guidance, self.network.classes, "evaluation.guidance")
         if self.parallel.workers > self.training.global_batch_size:
             raise ValueError(
                 f"parallel.workers = {self.parallel.workers}; allowed: at most training.global_batch_size = "

@@ -1,5 +1,7 @@
 """Which images, which t and which noise a training step uses: functions of (seed, step, row) alone.
 
+Importance sampling of t is the exception: it also depends on the losses so far, which checkpoints therefore hold.
+
 Rows are numbered within the global batch. A rank takes a range of rows, so the draws of a step are the same on any
 number of workers, with any accumulation and after any restart; the position in the data is the step itself.
 """
@@ -12,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusion.config import TimeSamplingConfig
+from diffusion.config import ObjectiveConfig
 from diffusion.keyed import Stream, keyed_generator, keyed_normal
-from diffusion.time_sampling import draw_timesteps
+from diffusion.sde import Process
+from diffusion.time_sampling import LossMoments, draw_shares
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,19 @@ class Rows:
 
     Attributes:
         images: row numbers in the data set, int64 [R].
-        t: steps, int64 [R].
+        t: times, float64 [R].
         eps: noise, float32 [R, C, H, W].
         weight: 1 for a real row, 0 for padding, float32 [R].
+        importance: what a row's loss counts for having been drawn more or less often, float32 [R]; 1 on average.
+        hidden: whether the row's label is hidden from the network, bool [R].
     """
 
     images: NDArray[np.int64]
     t: Tensor
     eps: Tensor
     weight: Tensor
+    importance: Tensor
+    hidden: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,32 +49,42 @@ class Draws:
         seed: the run's seed.
         dataset_size: number of training images N.
         batch_size: rows in the global batch B; training reads the epochs' permutations end to end, B at a time.
-        num_steps: T.
-        time_sampling: how t is drawn.
+        process: whose times are drawn.
+        objective: how they are, and how often labels are hidden.
         image_shape: (C, H, W).
+        moments: of the losses so far, where t is drawn by importance.
     """
 
     seed: int
     dataset_size: int
     batch_size: int
-    num_steps: int
-    time_sampling: TimeSamplingConfig
+    process: Process
+    objective: ObjectiveConfig
     image_shape: tuple[int, int, int]
+    moments: LossMoments | None = None
 
     def rows(self, step: int, first: int, count: int) -> Rows:
         """Rows [first, first + count) of global step `step` >= 1; rows beyond the batch are padding of weight 0."""
         numbers = np.arange(first, first + count)
         real = numbers < self.batch_size
         numbers = np.where(real, numbers, 0)
-        generator = keyed_generator(self.seed, Stream.TIMESTEPS, step)
-        t = draw_timesteps(self.time_sampling, generator, self.batch_size, self.num_steps)[numbers]
+        shares, importance = self.shares(step)
+        hidden = keyed_generator(self.seed, Stream.LABEL_DROPOUT, step).random(self.batch_size)
         keys = [(step, int(number)) for number in numbers]
         return Rows(
             images=self._images((step - 1) * self.batch_size + numbers),
-            t=torch.from_numpy(t),
+            t=self.process.time_at(torch.from_numpy(shares[numbers])),
             eps=keyed_normal(self.seed, Stream.TRAINING_NOISE, keys, self.image_shape),
             weight=torch.from_numpy(real.astype(np.float32)),
+            importance=torch.from_numpy(importance[numbers].astype(np.float32)),
+            hidden=torch.from_numpy(hidden[numbers] < self.objective.label_dropout),
         )
+
+    def shares(self, step: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How far the t of each row of the global batch is on its way, and its importance weight; [batch_size] each."""
+        generator = keyed_generator(self.seed, Stream.TIMESTEPS, step)
+        shares = draw_shares(self.objective.time_sampling, generator, self.batch_size)
+        return self.moments.draw(shares) if self.moments else (shares, np.ones(self.batch_size))
 
     def _images(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         epochs, places = np.divmod(positions, self.dataset_size)

@@ -102,6 +102,11 @@ def check_data(config: RunConfig, dataset: Dataset) -> None:
     """
     from trainer.evaluate.sizes import MINIMUM_IMAGES
 
+    if config.network.classes not in (0, dataset.info.classes):
+        raise InputError(
+            f"network.classes = {config.network.classes}: data.source = {config.data.source!r} has "
+            f"{dataset.info.classes or 'no'} classes; allowed: that number, or 0 for a model without"
+        )
     try:
         config.network.check_image(*dataset.info.image_shape[1:])
     except ValueError as error:

@@ -1,9 +1,10 @@
 """The training loop that every Ray Train worker runs.
 
-    draws -> objective(denoiser) -> engine.backward -> all ranks agree the loss is finite -> engine.step -> ema
+    draws -> engine(objective) -> engine.backward -> all ranks agree the loss is finite -> engine.step -> ema
 
-Everything a step depends on is a function of (config, step), so resuming is loading the newest complete checkpoint and
-going on. Rank 0 reports to the run's journal and to nothing else.
+The engine's module is the objective, so whatever is trained beside the network (a learned schedule, an adaptive
+lambda(t)) is sharded, averaged and checkpointed like it. Everything a step depends on is a function of (config, step)
+or in the checkpoint, so resuming is loading the newest complete one and going on. Rank 0 reports to the journal alone.
 """
 
 import math
@@ -12,20 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diffusion.config import ImportanceTime
 from diffusion.denoiser import Denoiser
 from diffusion.images import to_model_range
 from diffusion.keyed import Stream, keyed_generator
 from diffusion.network import build_network
 from diffusion.objective import Objective, total_loss
-from diffusion.schedule import Schedule
+from diffusion.sde import make_process
+from diffusion.time_sampling import LossMoments
 from trainer import checkpoint
 from trainer.config import RunConfig
 from trainer.data.dataset import open_dataset
-from trainer.draws import Draws
+from trainer.draws import Draws, Rows
 from trainer.journal import Journal
 from trainer.meters import Meters
 from trainer.paths import RunPaths
@@ -48,11 +52,11 @@ class Worker:
     paths: RunPaths
     device: torch.device
     engine: Any
-    objective: Objective
     masters: Masters
     ema: ShardedEma
     draws: Draws
     images: Any
+    labels: Tensor | None
     journal: Journal | None
     fence: checkpoint.Fence
     step: int = 0
@@ -69,7 +73,7 @@ class Worker:
             NonFiniteError: some rank's loss, or the gradient, is NaN or infinite; no weight has changed.
         """
         self.step += 1
-        local_loss = self._accumulate(meters)
+        local_loss, row_losses = self._accumulate(meters)
         losses = [torch.zeros_like(local_loss) for _ in range(dist.get_world_size())]
         dist.all_gather(losses, local_loss)
         require_finite([float(loss) for loss in losses], self.step)
@@ -81,29 +85,55 @@ class Worker:
                 f"step {self.step}: the gradient's norm over all ranks is {norm} though the loss is finite; "
                 f"stopped before the optimizer step. {HINT}"
             )
+        if self.draws.moments:
+            self._update_moments(self.draws.moments, row_losses)
         self.ema.update(self.step)
         meters.add_step(float(sum(losses)) / len(losses), norm)
 
-    def _accumulate(self, meters: Meters) -> Tensor:
-        """Forward and backward over this rank's micro-batches; this rank's share of the loss, fp32 [1]."""
+    def _update_moments(self, moments: LossMoments, row_losses: Tensor) -> None:
+        """Take in the losses of the global batch, the same on every rank."""
+        gathered = [torch.zeros_like(row_losses) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, row_losses)
+        batch = self.config.training.global_batch_size
+        losses = torch.cat(gathered)[:batch].double().cpu().numpy()
+        moments.update(self.draws.shares(self.step)[0], losses)
+
+    def _accumulate(self, meters: Meters) -> tuple[Tensor, Tensor]:
+        """Forward and backward over this rank's micro-batches.
+
+        Returns:
+            This rank's share of the loss, fp32 [1], and the weighted loss of each of its rows, fp32 [R].
+        """
         shape, batch = batch_shape(self.config), self.config.training.global_batch_size
         rank, world = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(int(keyed_generator(self.config.seed, Stream.DROPOUT, self.step, rank).integers(2**63)))
         rows = self.draws.rows(self.step, rank * shape.rows, shape.rows)
         x_0 = to_model_range(self.images[rows.images])
-        local_loss = torch.zeros(1, device=self.device)
+        labels = self._shown_labels(rows)
+        local_loss, row_losses = torch.zeros(1, device=self.device), list[Tensor]()
         for first in range(0, shape.rows, shape.micro_rows):
             part = slice(first, first + shape.micro_rows)
             t, weight = rows.t[part], rows.weight[part].to(self.device)
-            losses = self.objective(x_0[part].to(self.device), t.to(self.device), rows.eps[part].to(self.device))
-            loss = total_loss(losses, weight, batch, world)
+            label = None if labels is None else labels[part].to(self.device)
+            losses, epsilon_mse = self.engine(x_0[part].to(self.device), t, rows.eps[part].to(self.device), label)
+            loss = total_loss(losses, weight * rows.importance[part].to(self.device), batch, world)
             # DeepSpeed divides by the number of micro-batches; total_loss is a share of the sum already
             self.engine.backward(loss * shape.micro_batches)
             local_loss += loss.detach()
-            meters.add_rows(self.objective.denoiser.schedule.log_snr[t], losses.epsilon_mse, weight)
+            row_losses.append(losses.detach())
+            with torch.no_grad():
+                log_snr = self.draws.process.log_snr(t).cpu()
+            meters.add_rows(log_snr, epsilon_mse, weight)
             if first + shape.micro_rows < shape.rows:
                 self.engine.step()  # counts the micro-batch; weights move on the last one only
-        return local_loss
+        return local_loss, torch.cat(row_losses)
+
+    def _shown_labels(self, rows: Rows) -> Tensor | None:
+        """The labels that the network is told, int64 [R]; None for a network without classes."""
+        if self.labels is None:
+            return None
+        hidden = torch.full_like(rows.hidden, self.config.network.classes, dtype=torch.int64)
+        return torch.where(rows.hidden, hidden, self.labels[rows.images])
 
     def record(self, kind: str, **values: Any) -> None:  # noqa: ANN401 - any JSON value
         """Add to the journal from rank 0, unless a newer attempt is in charge of it."""
@@ -119,7 +149,9 @@ class Worker:
         if not finite:
             raise NonFiniteError(f"step {self.step}: a weight is NaN or infinite; no checkpoint was written")
         started = time.monotonic()
-        checkpoint.save(self.paths.checkpoints, self.step, self.config, self.masters, self.ema, self.fence)
+        moments = self.draws.moments
+        state = {"sums": moments.sums.tolist(), "counts": moments.counts.tolist()} if moments else None
+        checkpoint.save(self.paths.checkpoints, self.step, self.config, self.masters, self.ema, self.fence, state)
         if self.journal:
             checkpoint.prune(self.paths.checkpoints, self.config.run.keep_checkpoints)
         self.record("checkpoint", seconds=round(time.monotonic() - started, 3))
@@ -149,13 +181,13 @@ def start_worker(
     """Build this rank's state, at the newest complete checkpoint if there is one; collective."""
     journal = Journal(paths.journal) if dist.get_rank() == 0 else None
     dataset = open_dataset(dataset_folder)
-    schedule = Schedule.from_config(config.process)
     torch.manual_seed(config.seed)
-    network = build_network(config.network, dataset.info.image_shape)
+    objective = build_objective(config, dataset.info.image_shape)
+    process = objective.denoiser.process
     resumed = _agree_on_checkpoint(paths, journal)
     if resumed:
-        network.load_state_dict(resumed.tensors("param"))
-    engine = initialize(network.to(device), config, device)
+        objective.load_state_dict(resumed.tensors("param"))
+    engine = initialize(objective.to(device), config, device)
     masters = Masters(engine, config.parallel.zero_stage)
     ema = ShardedEma(masters.flats, config.ema.sigma_rel)
     if resumed:
@@ -167,22 +199,42 @@ def start_worker(
         paths=paths,
         device=device,
         engine=engine,
-        objective=Objective(config.objective, Denoiser(engine, schedule, config.objective.prediction)),
         masters=masters,
         ema=ema,
         draws=Draws(
             config.seed,
             dataset.info.train,
             config.training.global_batch_size,
-            schedule.num_steps,
-            config.objective.time_sampling,
+            process,
+            config.objective,
             dataset.info.image_shape,
+            restored_moments(config, resumed),
         ),
         images=dataset.images("train"),
+        labels=torch.from_numpy(dataset.labels("train")) if config.network.classes else None,
         journal=journal,
         fence=checkpoint.Fence(paths.attempt, attempt),
         step=resumed.step if resumed else 0,
     )
+
+
+def build_objective(config: RunConfig, image_shape: tuple[int, int, int]) -> Objective:
+    """The objective around a freshly initialised network, with all that is trained as its children."""
+    process = make_process(config.process)
+    network = build_network(config.network, image_shape, process.reverse_variance == "learned")
+    settings = config.objective
+    null_label = config.network.classes or None
+    return Objective(settings, Denoiser(network, process, settings.prediction, settings.sigma_data, null_label))
+
+
+def restored_moments(config: RunConfig, resumed: checkpoint.Checkpoint | None) -> LossMoments | None:
+    """The second moments that t is drawn by, as the checkpoint has them; None for other ways to draw t."""
+    if not isinstance(config.objective.time_sampling, ImportanceTime):
+        return None
+    moments = LossMoments(config.objective.time_sampling)
+    if resumed:
+        moments.sums, moments.counts = (np.array(resumed.loss_moments[name]) for name in ("sums", "counts"))
+    return moments
 
 
 def _agree_on_checkpoint(paths: RunPaths, journal: Journal | None) -> checkpoint.Checkpoint | None:

@@ -1,12 +1,15 @@
 """What a run would do, without doing it: the checks before any worker starts, and `--dry-run`. No torch, no Ray."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from diffusion.config import Autoguidance
 from trainer.config import RunConfig
 from trainer.data.sources import check_source
 from trainer.paths import RunPaths
+from trainer.settings import InputError
 from trainer.state import State, inspect
 
 
@@ -14,9 +17,15 @@ def check(config: RunConfig) -> tuple[RunPaths, State]:
     """Everything that can be refused from here.
 
     Raises:
-        trainer.settings.InputError: data that is not there, or a run name taken by another method.
+        InputError: data or a guide that is not there, or a run name taken by another method.
     """
     check_source(config.data.source)
+    guidance = config.evaluation.guidance
+    if isinstance(guidance, Autoguidance) and not Path(guidance.guide).is_dir():
+        raise InputError(
+            f"evaluation.guidance.guide = {guidance.guide!r}: no such folder; allowed: a package folder that every "
+            "node sees"
+        )
     paths = RunPaths.of(config)
     return paths, inspect(config, paths)
 

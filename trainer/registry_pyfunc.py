@@ -26,7 +26,7 @@ class SampledImages(PythonModel):
         import torch
 
         from diffusion.images import to_pixels
-        from diffusion.solvers import ImageNoise, make_solver, solve
+        from diffusion.solvers import ImageNoise, solve
 
         pixels = np.empty((len(model_input), *self.config.image_shape[1:], self.config.image_shape[0]), dtype=np.uint8)
         seeds = model_input["seed"].to_numpy()
@@ -35,11 +35,8 @@ class SampledImages(PythonModel):
             noise = ImageNoise(
                 int(seed), [int(i) for i in model_input["image"].to_numpy()[rows]], self.config.image_shape
             )
-            solver = make_solver(
-                self.config.solver, self.denoiser.schedule, noise, self.config.process.reverse_variance
-            )
             with torch.inference_mode():
-                pixels[rows] = to_pixels(solve(self.denoiser, solver))
+                pixels[rows] = to_pixels(solve(self.denoiser, noise, self.config.solver))
         return pixels
 
 

@@ -43,7 +43,9 @@ def import_stack(network: str, device: str) -> None:
         import trainer.loop  # noqa: F401
 
         if network == "unet":
-            import diffusers.models.unets.unet_2d  # noqa: F401
+            import diffusers.models.unets.unet_2d
+        elif network == "dit":
+            import diffusers.models.transformers.dit_transformer_2d  # noqa: F401
         import deepspeed  # noqa: F401
     if not gc.get_freeze_count():
         gc.freeze()  # what was just imported stays: the collector need not look at it again

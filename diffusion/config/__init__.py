@@ -57,6 +57,7 @@ from diffusion.config.process import (
     VpProcess,
 )
 from diffusion.config.solver import (
+    FROM_PURE_NOISE,
     Ancestral,
     Autoguidance,
     ClassifierFree,
@@ -75,9 +76,14 @@ from diffusion.config.solver import (
     SolverConfig,
     SolverOptions,
     UniPC,
+    check_guidance,
+    check_solver,
+    evaluations,
+    starts_from_pure_noise,
 )
 
 __all__ = [
+    "FROM_PURE_NOISE",
     "AdaptiveWeighting",
     "Ancestral",
     "Autoguidance",
@@ -139,5 +145,9 @@ __all__ = [
     "VlbWeighting",
     "VpProcess",
     "WeightingConfig",
+    "check_guidance",
     "check_objective",
+    "check_solver",
+    "evaluations",
+    "starts_from_pure_noise",
 ]

@@ -1,4 +1,6 @@
 """The networks that a configuration may name."""
+# `kind` comes first wherever a model is shown, so it is declared first; frozen models may narrow it:
+# pyright: reportIncompatibleVariableOverride=false
 
 from typing import Annotated, Literal
 
@@ -10,6 +12,7 @@ from diffusion.config.base import Config, Count
 class NetworkOptions(Config):
     """What every network has: `classes` labels to be conditioned on, 0 for none."""
 
+    kind: str
     classes: Annotated[int, Field(ge=0)] = 0
 
 

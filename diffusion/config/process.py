@@ -1,4 +1,6 @@
 """The forward process: its noise schedule, its kind, and the variance of its reverse kernel."""
+# `kind` comes first wherever a model is shown, so it is declared first; frozen models may narrow it:
+# pyright: reportIncompatibleVariableOverride=false
 
 from typing import Annotated, Literal
 
@@ -13,6 +15,7 @@ class ScheduleOptions(Config):
     `zero_terminal_snr` shifts and scales alpha_t of a chain so that x_T is pure noise (Lin et al., 2024).
     """
 
+    kind: str
     zero_terminal_snr: bool = False
 
 
@@ -115,6 +118,7 @@ class ProcessOptions(Config):
     continuous time, and `laplace`, `edm` and `geometric` in a chain.
     """
 
+    kind: str
     num_train_timesteps: Annotated[int, Field(ge=2)] = 1000
     log_snr_max: float = 13.3
     log_snr_min: float = -13.3

@@ -1,10 +1,13 @@
 """The solvers, and guidance."""
+# `kind` comes first wherever a model is shown, so it is declared first; frozen models may narrow it:
+# pyright: reportIncompatibleVariableOverride=false
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from diffusion.config.base import Config, Count, Positive
+from diffusion.config.process import ProcessConfig
 
 
 class SolverOptions(Config):
@@ -14,6 +17,7 @@ class SolverOptions(Config):
     without it the result is x at the least noise of the process.
     """
 
+    kind: str
     clip_x0: bool = True
     denoise: bool = True
 
@@ -135,6 +139,46 @@ SolverConfig = Annotated[
 ]
 
 
+FROM_PURE_NOISE = ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")
+
+
+def check_solver(process: ProcessConfig, solver: SolverConfig, field: str = "solver") -> None:
+    """Refuse more steps than a chain has, and a solver that cannot start where the SNR is zero.
+
+    Raises:
+        ValueError: naming the field, beneath `field`, and what is allowed.
+    """
+    if process.schedule.zero_terminal_snr and not starts_from_pure_noise(solver):
+        raise ValueError(
+            f"{field}.kind = {solver.kind}: cannot start where the SNR is zero; allowed: {', '.join(FROM_PURE_NOISE)}, "
+            "with spacing = uniform"
+        )
+    if isinstance(solver, Rk45) or process.kind != "ddpm" or solver.spacing != "uniform":
+        return
+    most = process.num_train_timesteps - (0 if solver.denoise else 1)
+    if solver.num_steps > most:
+        raise ValueError(
+            f"{field}.num_steps = {solver.num_steps}; allowed: at most {most}, the chain's process.num_train_timesteps"
+        )
+
+
+def starts_from_pure_noise(solver: SolverConfig) -> bool:
+    """Whether a solver needs no finite log-SNR at its start."""
+    return solver.kind in FROM_PURE_NOISE and getattr(solver, "spacing", "uniform") == "uniform"
+
+
+def evaluations(config: SolverConfig) -> int | None:
+    """Network evaluations per image; None where the solver decides as it goes."""
+    if isinstance(config, Rk45):
+        return None
+    between = config.num_steps - 1 if config.denoise else config.num_steps
+    if isinstance(config, Heun | EdmStochastic):
+        return config.num_steps + between
+    if isinstance(config, PredictorCorrector):
+        return config.num_steps + between * config.corrector_steps
+    return config.num_steps
+
+
 class ClassifierFree(Config):
     """Classifier-free guidance: away from what the network says without the label (Ho & Salimans, 2022)."""
 
@@ -151,3 +195,13 @@ class Autoguidance(Config):
 
 
 GuidanceConfig = Annotated[ClassifierFree | Autoguidance, Field(discriminator="kind")]
+
+
+def check_guidance(guidance: GuidanceConfig | None, classes: int, field: str = "guidance") -> None:
+    """Refuse classifier-free guidance for a network without classes.
+
+    Raises:
+        ValueError: naming the field and what is allowed.
+    """
+    if isinstance(guidance, ClassifierFree) and not classes:
+        raise ValueError(f"{field}.kind = classifier_free: needs network.classes > 0; allowed: none, or autoguidance")

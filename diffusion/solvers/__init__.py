@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion import config as configs
-from diffusion.config import ClassifierFree, SolverConfig, SolverOptions
+from diffusion.config import FROM_PURE_NOISE, ClassifierFree, SolverConfig, SolverOptions, starts_from_pure_noise
 from diffusion.denoiser import Denoiser
 from diffusion.solvers.ancestral import AncestralSolver
 from diffusion.solvers.base import ImageNoise, Noise, Query, Solver
@@ -54,7 +54,6 @@ SOLVERS: dict[type[SolverOptions], Callable[..., Solver]] = {
     configs.Dpmpp2MSde: Dpmpp2MSdeSolver,
     configs.UniPC: UniPCSolver,
 }
-FROM_PURE_NOISE = ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")
 
 
 class Sampler(Protocol):
@@ -105,9 +104,7 @@ def make_solver(
 def _check(config: SolverConfig, denoiser: Denoiser, label: Tensor | None, guidance: ClassifierFree | None) -> None:
     process = denoiser.process
     end = process.log_snr(torch.tensor(process.t_max, dtype=torch.float64))
-    if math.isinf(float(end)) and (
-        config.kind not in FROM_PURE_NOISE or getattr(config, "spacing", "uniform") != "uniform"
-    ):
+    if math.isinf(float(end)) and not starts_from_pure_noise(config):
         raise ValueError(
             f"solver.kind = {config.kind}: cannot start where the SNR is zero; allowed: "
             f"{', '.join(FROM_PURE_NOISE)}, with spacing = uniform"

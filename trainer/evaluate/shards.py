@@ -4,20 +4,24 @@ A block is always the same images in the same batches, whoever computes it, so r
 evaluation workers. All draws are keyed by (seed, image).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from diffusion.config import Autoguidance, ClassifierFree
+from diffusion.denoiser import Denoiser
 from diffusion.images import to_model_range, to_pixels
 from diffusion.keyed import Stream, keyed_generator, keyed_normal
 from diffusion.likelihood import ReverseKernel, Vlb, estimate_vlb
 from diffusion.package import load_package
-from diffusion.solvers import ImageNoise, make_solver, solve
+from diffusion.solvers import ImageNoise, autoguided, solve
 from trainer.config import EvaluationConfig
+from trainer.data.dataset import SPLITS, Dataset
 
 SAMPLE_BLOCK = 128
 LIKELIHOOD_BLOCK = 8
@@ -48,9 +52,10 @@ class ShardResult:
     vlb: dict[range, Vlb]
 
 
-def evaluate_shard(package: Path, heldout: NDArray[np.uint8], config: EvaluationConfig, shard: Shard) -> ShardResult:
-    """Sample and score one share in this process, from the package alone."""
-    evaluator = BlockEvaluator(package, config)
+def evaluate_shard(package: Path, data: Dataset, config: EvaluationConfig, shard: Shard) -> ShardResult:
+    """Sample and score one share in this process, from the package and the data alone."""
+    heldout = data.images("heldout")
+    evaluator = BlockEvaluator(package, config, {split: data.labels(split) for split in SPLITS})
     with torch.inference_mode():
         return ShardResult(
             samples={block: evaluator.samples(block) for block in shard.blocks(config.samples, SAMPLE_BLOCK)},
@@ -62,19 +67,38 @@ def evaluate_shard(package: Path, heldout: NDArray[np.uint8], config: Evaluation
 
 
 class BlockEvaluator:
-    """Computes blocks with one loaded package."""
+    """Computes blocks with one loaded package.
 
-    def __init__(self, package: Path, config: EvaluationConfig) -> None:
-        """Verify and load the package."""
+    A model with classes is given labels: sample i has that of training image i, so that samples have the classes of the
+    data, and the bound of a held-out image is that given its own.
+    """
+
+    def __init__(self, package: Path, config: EvaluationConfig, labels: Mapping[str, NDArray[np.int64]]) -> None:
+        """Verify and load the package; `labels` are those of the splits."""
         self.denoiser, self.package = load_package(package)
         self.config = config
-        self.kernel = ReverseKernel(self.denoiser, self.package.process.reverse_variance)
+        self.labels = labels
+        self.kernel = ReverseKernel(self.denoiser)
 
     def samples(self, block: Sequence[int]) -> NDArray[np.uint8]:
         """The samples with these numbers, quantised to 8 bits, [n, H, W, C]."""
         noise = ImageNoise(self.config.seed, block, self.package.image_shape)
-        solver = make_solver(self.config.solver, self.denoiser.schedule, noise, self.kernel.variance)
-        return to_pixels(solve(self.denoiser, solver))
+        denoiser, guidance = self._guided()
+        label = self._labels("train", block)
+        return to_pixels(solve(denoiser, noise, self.config.solver, label, guidance))
+
+    def _guided(self) -> tuple[Denoiser, ClassifierFree | None]:
+        """The denoiser, autoguided where the configuration says so, and its classifier-free guidance."""
+        guidance = self.config.guidance
+        if isinstance(guidance, Autoguidance):
+            return autoguided(self.denoiser, load_package(Path(guidance.guide))[0], guidance.scale), None
+        return self.denoiser, guidance
+
+    def _labels(self, split: str, block: Sequence[int]) -> Tensor | None:
+        if not self.package.network.classes:
+            return None
+        labels = self.labels[split]
+        return torch.from_numpy(labels[np.asarray(block) % len(labels)])
 
     def vlb(self, pixels: NDArray[np.uint8], block: Sequence[int]) -> Vlb:
         """The bound's terms for these held-out images, each at `vlb_draws` steps stratified over 2..T."""
@@ -82,7 +106,8 @@ class BlockEvaluator:
         keys = [(image, draw) for image in block for draw in range(draws + 1)]
         eps = keyed_normal(seed, Stream.LIKELIHOOD_NOISE, keys, self.package.image_shape)
         u = np.stack([keyed_generator(seed, Stream.LIKELIHOOD_TIMESTEPS, image).random(draws) for image in block])
-        steps = self.denoiser.schedule.num_steps - 1
+        steps = self.denoiser.process.num_steps - 1
         strata = np.floor((np.arange(draws) + u) / draws * steps).astype(np.int64)
         t = torch.from_numpy(2 + np.minimum(strata, steps - 1))
-        return estimate_vlb(self.kernel, to_model_range(pixels), t, eps.unflatten(0, (len(block), draws + 1)))
+        eps = eps.unflatten(0, (len(block), draws + 1))
+        return estimate_vlb(self.kernel, to_model_range(pixels), t, eps, self._labels("heldout", block))

@@ -21,7 +21,7 @@ def shard(config_json: str, package: Path, dataset_folder: Path, which: "Shard")
     from trainer.evaluate.shards import evaluate_shard
 
     torch.set_num_threads(max(1, int(config.parallel.cpus_per_worker)))
-    return evaluate_shard(package, open_dataset(dataset_folder).images("heldout"), config.evaluation, which)
+    return evaluate_shard(package, open_dataset(dataset_folder), config.evaluation, which)
 
 
 def extractor(config_json: str, dataset_folder: Path) -> "Extractor":
