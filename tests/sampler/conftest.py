@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.config import Dpmpp2M, MLPConfig, ProcessConfig
+from diffusion.config import DdpmProcess, Dpmpp2M, MLPConfig
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, save_package, verify_package
 from sampler.models import Model, load, resolve
@@ -17,7 +17,7 @@ def write_package(folder: Path, seed: int = 0) -> str:
     """A package of a small random network; returns its SHA-256."""
     network = MLPConfig(width=16, depth=1)
     config = PackageConfig(
-        process=ProcessConfig(num_train_timesteps=100),
+        process=DdpmProcess(num_train_timesteps=100),
         prediction="epsilon",
         network=network,
         image_shape=SHAPE,

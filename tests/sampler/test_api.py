@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from diffusion.config import Ddim
-from diffusion.denoiser import Denoiser
+from diffusion.config import Ddim, Dpmpp2M
+from diffusion.denoiser import Network
 from diffusion.images import grid, to_pixels
-from diffusion.solvers import solve
+from diffusion.solvers import drive
 from sampler.api import ImageRequest, Service, create_app
 from sampler.models import Model
 
@@ -36,7 +36,7 @@ def client(service: Service) -> Iterator[TestClient]:
 
 def expected(model: Model, n: int, seed: int, solver: Ddim | None = None) -> np.ndarray:
     with torch.no_grad():
-        return to_pixels(solve(model.denoiser, model.solver(solver, seed, range(n))))
+        return to_pixels(drive(model.denoiser, model.solver(solver, seed, range(n))))
 
 
 def test_npy_holds_the_images_of_the_seed(client: TestClient, model: Model) -> None:
@@ -66,7 +66,8 @@ def test_models_says_what_is_served(client: TestClient, model: Model) -> None:
             "version": "local",
             "package_sha256": model.package_sha256,
             "image_shape": [1, 8, 8],
-            "solver": {"kind": "dpmpp_2m", "num_steps": 5, "clip_x0": True},
+            "classes": 0,
+            "solver": Dpmpp2M(num_steps=5).model_dump(),
         }
     ]
 
@@ -80,15 +81,22 @@ def test_models_says_what_is_served(client: TestClient, model: Model) -> None:
         ({"seed": 2**63}, 422, "seed: 9223372036854775808: "),
         ({"seed": -1}, 422, "seed: -1: "),
         ({"seed": None}, 422, "seed: None: "),
-        ({"stepz": 3}, 422, "stepz: unknown key; allowed: model, n, seed, solver, format"),
+        ({"stepz": 3}, 422, "stepz: unknown key; allowed: model, n, seed, solver, label, guidance, format"),
         ({"format": "jpg"}, 422, "format: 'jpg': "),
         ({"solver": {"kind": "magic"}}, 422, "solver: {'kind': 'magic'}: "),
         (
             {"solver": {"kind": "ddim", "stepz": 3}},
             422,
-            "solver.ddim.stepz: unknown key; allowed: kind, num_steps, eta",
+            "solver.ddim.stepz: unknown key; allowed: kind, clip_x0, denoise, spacing, num_steps, eta",
         ),
         ({"solver": {"kind": "ddim", "num_steps": 101}}, 422, "solver.num_steps = 101; allowed: 1 to "),
+        ({"label": 3}, 422, "label = 3: allowed: none, this model was trained without classes"),
+        ({"guidance": {"kind": "classifier_free"}}, 422, "guidance.kind = classifier_free: needs a label"),
+        (
+            {"guidance": {"kind": "classifier_free", "scael": 3}},
+            422,
+            "guidance.scael: unknown key; allowed: kind, scale",
+        ),
         ({"model": "huge@champion"}, 404, "model: 'huge@champion': not served here; allowed: tiny"),
     ],
 )
@@ -120,16 +128,16 @@ def test_busy_is_503_with_retry_after(model: Model) -> None:
     assert answer.json()["detail"].startswith("busy: ")
 
 
-def with_epsilon(model: Model, epsilon: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Model:
+def with_network(model: Model, network: Network) -> Model:
     """The model with another network."""
-    return dataclasses.replace(model, denoiser=Denoiser(epsilon, model.denoiser.schedule, "epsilon"))
+    return dataclasses.replace(model, denoiser=dataclasses.replace(model.denoiser, network=network))
 
 
 def test_an_unexpected_error_says_nothing_of_its_cause(model: Model) -> None:
-    def leaky(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def leaky(x: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
         raise RuntimeError("/secret/path")
 
-    service = Service([with_epsilon(model, leaky)])
+    service = Service([with_network(model, leaky)])
     client = TestClient(create_app(service), raise_server_exceptions=False)
     answer = client.post("/v1/images", json={"n": 1, "seed": 0})
     service.close()
@@ -137,7 +145,7 @@ def test_an_unexpected_error_says_nothing_of_its_cause(model: Model) -> None:
 
 
 def test_a_model_that_answers_nan_says_so(model: Model) -> None:
-    service = Service([with_epsilon(model, lambda x, t: x * torch.nan)])
+    service = Service([with_network(model, lambda x, time, label: x * torch.nan)])
     answer = TestClient(create_app(service)).post("/v1/images", json={"n": 1, "seed": 0})
     service.close()
     assert (answer.status_code, answer.json()["detail"][:22]) == (500, "the model produced NaN")
@@ -154,11 +162,11 @@ def test_health_follows_the_engines(model: Model) -> None:
 def test_a_client_that_goes_away_takes_its_rows_along(model: Model) -> None:
     entered, go_on, rows = threading.Event(), threading.Event(), []
 
-    def held(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def held(x: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
         entered.set()
         assert go_on.wait(30)
         rows.append(len(x))
-        return model.denoiser.network(x, t)
+        return model.denoiser.network(x, time, label)
 
     async def scenario(service: Service) -> None:
         gone = asyncio.create_task(service.sample(service.engines[0], ImageRequest(n=4, seed=0)))
@@ -169,7 +177,7 @@ def test_a_client_that_goes_away_takes_its_rows_along(model: Model) -> None:
         go_on.set()
         await service.sample(service.engines[0], ImageRequest(n=1, seed=0))
 
-    service = Service([with_epsilon(model, held)])
+    service = Service([with_network(model, held)])
     asyncio.run(scenario(service))
     service.close()
     assert rows == [4] + [1] * model.config.solver.num_steps

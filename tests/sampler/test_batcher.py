@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.config import Ancestral, Ddim, Dpmpp2M, SolverConfig
-from diffusion.solvers import Solver, solve
+from diffusion.solvers import Sampler, Solver, drive
 from sampler.batcher import PARTS_AT_ONCE, Batcher, Busy
 from sampler.models import Model
 from sampler.parts import NonFinite, Start
@@ -27,12 +27,12 @@ class Gate:
         self.passes = threading.Semaphore(0)
         self.open = False
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         self.entered.release()
         if not self.open:
             assert self.passes.acquire(timeout=30)
         self.calls.append(len(x))
-        return self.model.denoiser.epsilon(x, t)
+        return self.model.denoiser.output(x, t, label)
 
     def wait(self) -> None:
         """Until the next evaluation has been entered."""
@@ -55,7 +55,7 @@ def assert_same(images: Tensor, expected: Tensor) -> None:
 
 def alone(model: Model, config: SolverConfig, seed: int, images: Sequence[int]) -> Tensor:
     with torch.no_grad():
-        return solve(model.denoiser, model.solver(config, seed, images))
+        return drive(model.denoiser, model.solver(config, seed, images))
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_failing_request_leaves_the_others(model: Model, gate: Gate, batcher: 
         def __getattr__(self, name: str) -> object:
             return getattr(self.solver, name)
 
-    def refuse(images: Sequence[int]) -> Solver:
+    def refuse(images: Sequence[int]) -> Sampler:
         raise KeyError(len(images))
 
     good = batcher.submit(start(model, CONFIGS[0], 0), range(3))
@@ -153,10 +153,10 @@ def test_a_failing_request_leaves_the_others(model: Model, gate: Gate, batcher: 
 def test_a_failing_network_fails_the_request_and_not_the_engine(model: Model) -> None:
     answers = iter([RuntimeError("out of memory")])
 
-    def evaluate(x: Tensor, t: Tensor) -> Tensor:
+    def evaluate(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         for error in answers:
             raise error
-        return model.denoiser.epsilon(x, t)
+        return model.denoiser.output(x, t, label)
 
     batcher = Batcher(evaluate)
     with pytest.raises(RuntimeError, match="out of memory"):

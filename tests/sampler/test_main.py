@@ -58,7 +58,15 @@ def test_more_steps_than_the_chain_has_is_bad_input(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+def test_rk45_takes_no_number_of_steps(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "a.npy"
+    assert main(["generate", str(package), "--solver", "rk45", "--steps", "4", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == "error: --steps: rk45 chooses its steps by itself; allowed: without --steps\n"
+    assert main(["generate", str(package), "-n", "3", "--solver", "rk45", "--out", str(out)]) == 0
+    assert np.load(out).shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize("solver", [solver for solver in SOLVERS if solver != "rk45"])
 def test_generate_writes_the_array(package: Path, tmp_path: Path, solver: str) -> None:
     out = tmp_path / "a.npy"
     assert main(["generate", str(package), "-n", "3", "--solver", solver, "--steps", "4", "--out", str(out)]) == 0

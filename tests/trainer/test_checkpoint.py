@@ -71,7 +71,7 @@ def handwritten(folder, files: dict[str, dict[str, torch.Tensor]], shapes, step=
     for name, fragments in files.items():
         save_file(fragments, folder / name)
     digests = {name: {"sha256": file_sha256(folder / name)} for name in files}
-    manifest = sealed({"format_version": 1, "step": step, "shapes": shapes, "files": digests})
+    manifest = sealed({"format_version": 2, "step": step, "shapes": shapes, "loss_moments": None, "files": digests})
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return Checkpoint(folder)
 
@@ -223,8 +223,8 @@ FAULTS = {
     ),
     "empty manifest": (lambda f: (f / MANIFEST).write_text(""), r"manifest\.json: not readable"),
     "other format": (
-        lambda f: (f / MANIFEST).write_text('{"format_version": 2}'),
-        "format version 2; this code reads 1",
+        lambda f: (f / MANIFEST).write_text('{"format_version": 1}'),
+        "format version 1; this code reads 2",
     ),
 }
 
@@ -250,7 +250,7 @@ def edit(folder, **changes):
 MANIFEST_FAULTS = {
     "byte that is no UTF-8": lambda f: flip_high_bit(f / MANIFEST),
     "not an object": lambda f: (f / MANIFEST).write_text("[]"),
-    "no step": lambda f: (f / MANIFEST).write_text('{"format_version": 1}'),
+    "no step": lambda f: (f / MANIFEST).write_text('{"format_version": 2}'),
     "another step than its folder": lambda f: edit(f, step=99),
     "no files": lambda f: edit(f, files={}),
 }
@@ -326,7 +326,8 @@ def test_the_package_holds_the_ema_of_the_newest_good_checkpoint(tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build_network(CONFIG.network, INFO.image_shape)
-    parameters = {name: p.detach() for name, p in network.named_parameters()}
+    parameters = {f"network.{name}": p.detach() for name, p in network.named_parameters()}
+    parameters["log_variance.values"] = torch.zeros(3)  # trained beside the network, and no part of the model
     paths = RunPaths(tmp_path)
     write(paths.checkpoints, 3, 2, parameters)
     flip(write(paths.checkpoints, 6, 2, {name: p * 2 for name, p in parameters.items()}) / "rank-00000.safetensors")
@@ -337,7 +338,7 @@ def test_the_package_holds_the_ema_of_the_newest_good_checkpoint(tmp_path):
     assert (config.process, config.network, config.solver) == (CONFIG.process, CONFIG.network, CONFIG.evaluation.solver)
     assert isinstance(denoiser.network, torch.nn.Module)
     for name, parameter in denoiser.network.named_parameters():
-        assert torch.equal(parameter, parameters[name] * 0.5)
+        assert torch.equal(parameter, parameters[f"network.{name}"] * 0.5)
 
 
 def test_without_a_good_checkpoint_there_is_no_package_and_the_reason_is_told(tmp_path):

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.config import StratifiedTime, UniformTime
+from diffusion.config import DdpmProcess, ImportanceTime, ObjectiveConfig, StratifiedTime, UniformTime, VpProcess
+from diffusion.sde import make_process
+from diffusion.time_sampling import LossMoments
 from trainer.config import ParallelConfig, RunConfig, TrainingConfig
 from trainer.draws import Draws, Rows, _epoch_order
 from trainer.zero_config import batch_shape, deepspeed_config
@@ -17,19 +19,23 @@ SHAPE = (1, 2, 2)
 STRATIFIED = StratifiedTime()
 
 
-def make(seed=3, size=50, batch=12, sampling=STRATIFIED, steps=100) -> Draws:
-    return Draws(seed, size, batch, steps, sampling, SHAPE)
+FIELDS = ("t", "eps", "weight", "importance", "hidden")
+
+
+def make(seed=3, size=50, batch=12, sampling=STRATIFIED, steps=100, process=None, dropout=0.1) -> Draws:
+    process = make_process(process or DdpmProcess(num_train_timesteps=steps))
+    objective = ObjectiveConfig(time_sampling=sampling, label_dropout=dropout)
+    moments = LossMoments(sampling) if isinstance(sampling, ImportanceTime) else None
+    return Draws(seed, size, batch, process, objective, SHAPE, moments)
 
 
 def same(a: Rows, b: Rows) -> bool:
-    return np.array_equal(a.images, b.images) and all(
-        torch.equal(getattr(a, f), getattr(b, f)) for f in ("t", "eps", "weight")
-    )
+    return np.array_equal(a.images, b.images) and all(torch.equal(getattr(a, f), getattr(b, f)) for f in FIELDS)
 
 
 def joined(parts: list[Rows], count: int) -> Rows:
     """The first `count` rows of consecutive parts."""
-    tensors = (torch.cat([getattr(part, field) for part in parts])[:count] for field in ("t", "eps", "weight"))
+    tensors = (torch.cat([getattr(part, field) for part in parts])[:count] for field in FIELDS)
     return Rows(np.concatenate([part.images for part in parts])[:count], *tensors)
 
 
@@ -38,7 +44,7 @@ def joined(parts: list[Rows], count: int) -> Rows:
     st.integers(1, 10**6),
     st.integers(1, 33),
     st.lists(st.integers(1, 9), min_size=1, max_size=6),
-    st.sampled_from([StratifiedTime(), UniformTime()]),
+    st.sampled_from([StratifiedTime(), UniformTime(), ImportanceTime(bins=4)]),
 )
 @settings(deadline=None, max_examples=60)
 def test_any_split_into_ranks_and_micro_batches_gives_the_same_rows_bitwise(seed, step, batch, sizes, sampling):
@@ -105,6 +111,35 @@ def test_stratification_is_over_the_global_batch_and_not_per_rank():
     draws = make(batch=100, steps=100)
     t = torch.cat([draws.rows(5, rank * 25, 25).t for rank in range(4)])
     assert sorted(t.tolist()) == list(range(1, 101))
+
+
+def test_continuous_times_cover_the_process_evenly():
+    draws = make(batch=100, process=VpProcess())
+    process = draws.process
+    share = (draws.rows(5, 0, 100).t - process.t_min) / (process.t_max - process.t_min)
+    assert sorted((share * 100).long().tolist()) == list(range(100))
+
+
+def test_importance_moves_times_to_large_losses_and_weighs_them_down():
+    draws = make(batch=200, sampling=ImportanceTime(bins=4, uniform=0.2))
+    assert draws.moments is not None
+    assert draws.rows(1, 0, 200).importance.unique().tolist() == [1.0]
+    shares = draws.shares(1)[0]
+    draws.moments.update(shares, np.where(shares < 0.25, 8.0, 1.0))
+    rows = draws.rows(2, 0, 200)
+    early = rows.t <= 25
+    chance = 0.2 / 4 + 0.8 * 8 / 11
+    assert int(early.sum()) == pytest.approx(200 * chance, abs=1)
+    assert rows.importance[early].unique().tolist() == pytest.approx([0.25 / chance])
+
+
+@pytest.mark.parametrize(("dropout", "low", "high"), [(0.0, 0, 0), (0.25, 200, 300)])
+def test_labels_are_hidden_as_often_as_asked_and_by_key(dropout, low, high):
+    draws = make(batch=1000, dropout=dropout)
+    hidden = draws.rows(1, 0, 1000).hidden
+    assert low <= int(hidden.sum()) <= high
+    assert bool((hidden == draws.rows(1, 0, 1000).hidden).all())
+    assert dropout == 0 or not torch.equal(hidden, draws.rows(2, 0, 1000).hidden)
 
 
 def test_padding_has_no_weight_and_is_made_of_valid_rows():

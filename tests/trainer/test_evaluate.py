@@ -6,13 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.config import Ancestral, MLPConfig, ProcessConfig
+from diffusion.config import Ancestral, DdpmProcess, MLPConfig
 from diffusion.images import to_model_range
 from diffusion.keyed import Stream, keyed_normal
 from diffusion.likelihood import ReverseKernel, Vlb
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, save_package
 from trainer.config import EvaluationConfig
+from trainer.data.dataset import Dataset, DatasetInfo
 from trainer.data.sources import load_source
 from trainer.evaluate import classifier, shards
 from trainer.evaluate.classifier import train_extractor
@@ -28,7 +29,7 @@ EVALUATION = EvaluationConfig(samples=70, solver=Ancestral(num_steps=5), vlb_dra
 def package(tmp_path_factory):
     folder = tmp_path_factory.mktemp("package")
     config = PackageConfig(
-        process=ProcessConfig(num_train_timesteps=40),
+        process=DdpmProcess(num_train_timesteps=40),
         prediction="epsilon",
         network=MLPConfig(width=16, depth=1),
         image_shape=SHAPE,
@@ -39,9 +40,21 @@ def package(tmp_path_factory):
     return folder
 
 
+NO_LABELS = {"train": np.full(50, -1), "heldout": np.full(21, -1)}
+
+
 @pytest.fixture(scope="module")
 def heldout():
     return np.random.default_rng(0).integers(0, 256, (21, 4, 4, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, heldout):
+    folder = tmp_path_factory.mktemp("dataset")
+    for split, labels in NO_LABELS.items():
+        np.save(folder / f"{split}_labels.npy", labels)
+    np.save(folder / "heldout_images.npy", heldout)
+    return Dataset(folder, DatasetInfo("test", "0" * 64, SHAPE, 50, 21, 0))
 
 
 @given(st.integers(0, 500), st.integers(1, 50), st.integers(1, 12))
@@ -56,10 +69,10 @@ def test_shards_partition_the_blocks_exactly(total, size, count):
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_results_do_not_depend_on_the_number_of_shards_bitwise(package, heldout, monkeypatch, count):
+def test_results_do_not_depend_on_the_number_of_shards_bitwise(package, dataset, monkeypatch, count):
     monkeypatch.setattr(shards, "SAMPLE_BLOCK", 16)
-    whole = evaluate_shard(package, heldout, EVALUATION, Shard(0, 1))
-    parts = [evaluate_shard(package, heldout, EVALUATION, Shard(index, count)) for index in range(count)]
+    whole = evaluate_shard(package, dataset, EVALUATION, Shard(0, 1))
+    parts = [evaluate_shard(package, dataset, EVALUATION, Shard(index, count)) for index in range(count)]
     samples = {block: pixels for part in parts for block, pixels in part.samples.items()}
     assert np.array_equal(_in_order(samples), _in_order(whole.samples))
     assert len(_in_order(samples)) == 70
@@ -68,8 +81,8 @@ def test_results_do_not_depend_on_the_number_of_shards_bitwise(package, heldout,
 
 
 def test_samples_are_the_images_of_the_seed(package):
-    evaluator = BlockEvaluator(package, EVALUATION)
-    other = BlockEvaluator(package, EVALUATION.model_copy(update={"seed": 4}))
+    evaluator = BlockEvaluator(package, EVALUATION, NO_LABELS)
+    other = BlockEvaluator(package, EVALUATION.model_copy(update={"seed": 4}), NO_LABELS)
     with torch.inference_mode():
         assert np.array_equal(evaluator.samples([8, 9, 10, 11])[2], evaluator.samples([10, 8, 11, 9])[0])
         assert not np.array_equal(evaluator.samples(range(4)), other.samples(range(4)))
@@ -78,8 +91,8 @@ def test_samples_are_the_images_of_the_seed(package):
 def test_every_image_is_scored_once_in_each_stratum_of_the_steps(package, heldout, monkeypatch):
     """6 draws over the 39 steps 2..40: draw k falls into the k-th sixth, for every image on its own."""
     seen = []
-    monkeypatch.setattr(shards, "estimate_vlb", lambda kernel, x_0, t, eps: seen.append((x_0, t, eps)))
-    BlockEvaluator(package, EVALUATION).vlb(heldout[:8], range(8))
+    monkeypatch.setattr(shards, "estimate_vlb", lambda kernel, x_0, t, eps, label: seen.append((x_0, t, eps)))
+    BlockEvaluator(package, EVALUATION, NO_LABELS).vlb(heldout[:8], range(8))
     ((x_0, t, eps),) = seen
     assert torch.equal(x_0, to_model_range(heldout[:8]))
     assert eps.shape == (8, 7, *SHAPE)
@@ -94,10 +107,10 @@ def test_every_image_is_scored_once_in_each_stratum_of_the_steps(package, heldou
 def test_the_estimate_over_many_draws_is_the_exact_bound(package, heldout):
     """As many draws as steps 2..T: each stratum is one step, so all of the sum is there, with these draws' noise."""
     config = EVALUATION.model_copy(update={"vlb_draws": 39})
-    evaluator = BlockEvaluator(package, config)
+    evaluator = BlockEvaluator(package, config, NO_LABELS)
     with torch.inference_mode():
         vlb = evaluator.vlb(heldout[:2], range(2))
-        kernel = ReverseKernel(evaluator.denoiser, "beta")
+        kernel = ReverseKernel(evaluator.denoiser)
         eps = keyed_normal(3, Stream.LIKELIHOOD_NOISE, [(1, draw) for draw in range(40)], SHAPE)
         x_0 = to_model_range(heldout[1:2])
         total = sum(float(kernel.diffusion_kl(x_0, torch.tensor([t]), eps[t - 2 : t - 1])) for t in range(2, 41))

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffusion.config import Ddim, LinearSchedule
 from trainer.config import RunConfig, check_tracking_uri
 from trainer.settings import InputError, apply_sets, load_config, read_yaml, resolve, validate
 
@@ -43,10 +44,10 @@ def refusal(values: dict, *sets: str) -> str:
         ("optim.betas=[0.9]", "optim.betas.1", "", "required"),
         ("ema.sigma_rel=0.3", "ema.sigma_rel", "0.3", "less than or equal to 0.28"),
         ("training.precision=fp8", "training.precision", "'fp8'", "'fp32' or 'bf16'"),
-        ("objective.prediction=u", "objective.prediction", "'u'", "'epsilon', 'score', 'x0' or 'v'"),
+        ("objective.prediction=u", "objective.prediction", "'u'", "'epsilon', 'score', 'x0', 'v' or 'edm'"),
         ("process.schedule.kind=logistic", "process.schedule.kind", "logistic", "'linear', 'quadratic', "),
         ("objective.weighting.kind=p3", "objective.weighting.kind", "p3", "'simple', 'vlb', 'likelihood'"),
-        ("network.kind=dit", "network.kind", "dit", "'unet', 'mlp'"),
+        ("network.kind=vit", "network.kind", "vit", "'unet', 'dit', 'mlp'"),
         ("network.channels=[32, 0]", "network.channels.1", "0", "greater than or equal to 1"),
         ("network.channels=[12, 8]", "network", "12", "norm_groups = 8 does not divide"),
         ("run.name=a b", "run.name", "'a b'", "pattern"),
@@ -59,7 +60,7 @@ def refusal(values: dict, *sets: str) -> str:
             "evaluation.solver.num_steps=1001",
             "evaluation.solver.num_steps",
             "1001",
-            "at most process.num_train_timesteps = 1000",
+            "at most 1000, the chain's process.num_train_timesteps",
         ),
         ("parallel.workers=129", "parallel.workers", "129", "at most training.global_batch_size = 128"),
         ("training=5", "training", "5", "an object"),
@@ -106,12 +107,12 @@ def test_an_unknown_key_gets_the_nearest_one(setting, suggestion):
 
 def test_an_unknown_key_like_no_other_gets_the_list():
     line = refusal({"network": {"kind": "mlp"}}, "network.zzzz=1")
-    assert line == "network.zzzz: unknown key; allowed here: kind, width, depth"
+    assert line == "network.zzzz: unknown key; allowed here: kind, classes, width, depth"
 
 
 def test_keys_of_another_kind_are_unknown_to_this_one():
     assert refusal({"network": {"kind": "mlp", "channels": [8, 8]}}).startswith(
-        "network.channels: unknown key; allowed here: kind, width, depth"
+        "network.channels: unknown key; allowed here: kind, classes, width, depth"
     )
 
 
@@ -211,10 +212,10 @@ START = {
 def test_kinds_go_first_whatever_the_order(sets):
     config = validate(apply_sets(START, list(sets)))
     assert config == validate(apply_sets(START, KIND_SETS))
-    assert config.network.model_dump() == {"kind": "mlp", "width": 48, "depth": 3}
-    assert config.process.schedule.model_dump() == {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.015}
+    assert config.network.model_dump() == {"kind": "mlp", "classes": 0, "width": 48, "depth": 3}
+    assert config.process.schedule == LinearSchedule(beta_start=1e-4, beta_end=0.015)
     assert config.process.num_train_timesteps == 500
-    assert config.evaluation.solver.model_dump() == {"kind": "ddim", "eta": 0.5, "num_steps": 7, "clip_x0": True}
+    assert config.evaluation.solver == Ddim(eta=0.5, num_steps=7, clip_x0=True)
 
 
 def test_a_new_kind_replaces_its_group_by_that_kinds_defaults():

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from diffusion.sde import make_process
 from tests.conftest import ROOT
 from tests.tuning.conftest import SCHEDULES, SPACE, made, written
 from trainer.draws import Draws
@@ -158,8 +159,8 @@ def test_trials_share_their_random_numbers(tmp_path):
             seed=trial.config.seed,
             dataset_size=1437,
             batch_size=trial.config.training.global_batch_size,
-            num_steps=trial.config.process.num_train_timesteps,
-            time_sampling=trial.config.objective.time_sampling,
+            process=make_process(trial.config.process),
+            objective=trial.config.objective,
             image_shape=(1, 8, 8),
         ).rows(step=13, first=3, count=9)
         for trial in (made(tmp_path).trials[0], made(tmp_path).trials[-1])
