@@ -106,7 +106,8 @@ class LinearBeta(IntegratedBeta):
     def time(self, log_snr: Tensor) -> Tensor:
         """The root of B(t) = -log a, in the form that does not cancel."""
         total = softplus(-log_snr)
-        return (2 * total / (self.first + torch.sqrt(self.first**2 + 2 * self.rise * total))).clamp(0, 1)
+        square = (self.first**2 + 2 * self.rise * total).clamp(min=0)  # below 0 where falling betas never get there
+        return (2 * total / (self.first + torch.sqrt(square))).clamp(0, 1)
 
 
 class QuadraticBeta(IntegratedBeta):

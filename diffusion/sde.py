@@ -122,8 +122,9 @@ class Chain(Process):
         betas = betas.to(torch.float64)
         if not bool(((betas[:-1] > 0) & (betas[:-1] < 1)).all() and 0 < betas[-1] <= 1):
             raise ValueError(
-                f"betas must lie in (0, 1), so that log-SNR falls; got {float(betas.min()):.4g} to "
-                f"{float(betas.max()):.4g}"
+                f"process.schedule: betas must lie in (0, 1), so that log-SNR falls; got {float(betas.min()):.4g} to "
+                f"{float(betas.max()):.4g}: change the schedule's ends, or bring process.log_snr_max and log_snr_min "
+                "closer together"
             )
         self.num_steps = len(betas)
         self.t_min, self.t_max = 1.0, float(self.num_steps)
@@ -180,10 +181,11 @@ class Continuous(Process):
 
     def _check_falling(self) -> None:
         log_snr = self.log_snr(self.step_times()[1:])
-        if not bool((log_snr.diff() < 0).all()):
+        if not bool(log_snr.isfinite().all() and (log_snr.diff() < 0).all()):
             raise ValueError(
-                f"log-SNR must fall from t = {self.t_min:.4g} to {self.t_max:.4g}; it goes from "
-                f"{float(log_snr[0]):.4g} to {float(log_snr[-1]):.4g}: check process.schedule and its log_snr ends"
+                f"process.schedule: log-SNR must fall and stay finite; over t = {self.t_min:.4g} to {self.t_max:.4g} it "
+                f"goes from {float(log_snr[0]):.4g} to {float(log_snr[-1]):.4g}: bring process.log_snr_max and "
+                "log_snr_min closer together, or widen the schedule"
             )
 
     def _own_log_snr(self, log_snr: Tensor) -> Tensor:
