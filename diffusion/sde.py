@@ -183,7 +183,7 @@ class Continuous(Process):
         log_snr = self.log_snr(self.step_times()[1:])
         if not bool(log_snr.isfinite().all() and (log_snr.diff() < 0).all()):
             raise ValueError(
-                f"process.schedule: log-SNR must fall and stay finite; over t = {self.t_min:.4g} to {self.t_max:.4g} it "
+                f"process.schedule: log-SNR must fall, finite; over t = {self.t_min:.4g} to {self.t_max:.4g} it "
                 f"goes from {float(log_snr[0]):.4g} to {float(log_snr[-1]):.4g}: bring process.log_snr_max and "
                 "log_snr_min closer together, or widen the schedule"
             )
