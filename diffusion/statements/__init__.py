@@ -4,7 +4,7 @@ They are numbered as in docs/theory.md. A check compares one measured number wit
 diffusion.verify` prints them, and the tests run the same functions.
 """
 
-from diffusion.statements import chains, distances, sampling, training
+from diffusion.statements import averages, chains, distances, sampling, training
 from diffusion.statements.check import Check, Statement
 
 __all__ = ["STATEMENTS", "Check", "Statement"]
@@ -22,4 +22,5 @@ STATEMENTS = (
     Statement(12, "the discretised decoder is a distribution", chains.decoder_mass),
     Statement(13, "stratified t, over the global batch", training.stratified_steps),
     Statement(15, "Frechet distance: bias and shards", distances.frechet_moments),
+    Statement(16, "two EMA tracks stand for other widths", averages.posthoc_ema),
 )
