@@ -1,14 +1,14 @@
 """Adaptive Dormand-Prince: step for step SciPy's RK45 on each row, the same bits in any company, order, failures."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from diffusion.solvers.dormand_prince import DormandPrince
+from diffusion.solvers.dormand_prince import DormandPrince, _rms
 
 Slope = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # F(rows, t, y)
 
@@ -40,8 +40,8 @@ def doubles(*values: float) -> torch.Tensor:
 
 
 def spread(rows: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """y' = rate y (1 - y^2) + t with a rate for each row; exactly rounded elementwise operations alone."""
-    rate, t = (v.to(y).reshape(-1, *[1] * (y.ndim - 1)) for v in (1.0 + 20 * rows, t))
+    """y' = rate y (1 - y^2) + t with the row's rate; exactly rounded elementwise operations alone."""
+    rate, t = (v.to(y).reshape(-1, *[1] * (y.ndim - 1)) for v in (1.0 + 20 * (rows % 5), t))
     return rate * (y * (1 - y * y)) + t
 
 
@@ -87,6 +87,11 @@ def test_each_row_takes_the_steps_of_scipys_rk45(problem, start, end, tol):
     assert_takes_the_steps_of_scipys_rk45(problem, y, start, end, tol)
 
 
+@pytest.mark.parametrize("problem", [at_rest, forced])
+def test_first_steps_that_float64_does_not_resolve_are_lengthened_as_scipys_are(problem):
+    assert_takes_the_steps_of_scipys_rk45(problem, torch.ones(2, 2).double(), 1e10, 1e10 + 3, 1e-4)
+
+
 def test_steps_over_the_edge_of_a_slope_are_taken_back_as_scipys_are():
     met: list[bool] = []
 
@@ -99,17 +104,37 @@ def test_steps_over_the_edge_of_a_slope_are_taken_back_as_scipys_are():
     assert any(met)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5, 5), (70_001,)])
+def assert_same_bits_in_any_company(y: torch.Tensor, companies: Sequence[Sequence[int]]) -> None:
+    together = DormandPrince(y, 0.5, 1.0, 1e-4, 1e-4)
+    visited = drive(together, spread)
+    assert len(set(together.evaluations.tolist())) >= min(3, len(y)), "easy rows do not wait for stiff ones"
+    for members in companies:
+        index = torch.tensor(members)
+        apart = DormandPrince(y[index], 0.5, 1.0, 1e-4, 1e-4)
+        assert drive(apart, lambda rows, t, y, index=index: spread(index[rows], t, y)) == [visited[i] for i in members]
+        assert torch.equal(apart.y, together.y[index])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_row_is_the_same_bits_alone_and_among_others(shape, dtype):
-    y = torch.randn(5, *shape, generator=torch.Generator().manual_seed(3)).to(dtype)
-    together = solve(spread, y, 0.5, 1.0, 1e-4)
-    assert len(set(together.evaluations.tolist())) > 3, "easy rows do not wait for stiff ones"
-    for members in ([0], [4], [2, 0], [4, 3, 1]):
-        index = torch.tensor(members)
-        apart = solve(lambda rows, t, y, index=index: spread(index[rows], t, y), y[index], 0.5, 1.0, 1e-4)
-        assert torch.equal(apart.y, together.y[index])
-        assert torch.equal(apart.evaluations, together.evaluations[index])
+    """With rows enough for vector instructions, whose powers differ from a single one's in one of 70."""
+    y = torch.randn(35, *shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    assert_same_bits_in_any_company(y, [[0], [34], [2, 0], [4, 3, 1], range(9), [17], [22]])
+
+
+def test_the_size_of_a_large_row_is_the_same_bits_alone_and_among_others():
+    """With two threads, which torch's own mean puts to one row if it is alone, and to a row each if it is not."""
+    x = torch.rand(6, 70_001, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = _rms(x)
+        apart = torch.cat([_rms(row[None]) for row in x])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(together, apart)
+    np.testing.assert_allclose(together, np.sqrt(np.mean(x.numpy() ** 2, axis=1)), rtol=1e-14)
 
 
 def test_a_finished_row_is_asked_for_no_more():
@@ -228,15 +253,16 @@ def test_a_slope_not_finite_at_the_probe_shortens_the_first_step():
     assert float(solver.y) == pytest.approx(math.exp(-1), abs=1e-5)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("stage", range(7))
-def test_a_slope_not_finite_at_any_stage_rejects_the_step(stage):
+def test_a_slope_not_finite_at_any_stage_rejects_the_step(stage, bad):
     """Also at the second, whose weights b and b^ are 0, and with stages that forget what they are given."""
     solver = DormandPrince(doubles(0.0), 0.0, 1.0, 1e-3, 1e-3)
     ends = []
     for evaluation in range(2 + 6 + 6):
         if evaluation in (7, 13):
             ends.append(float(wanted(solver)[1]))
-        solver.feed(doubles(math.inf if evaluation == 1 + stage and stage > 0 else 1.0))
+        solver.feed(doubles(bad if evaluation == 1 + stage and stage > 0 else 1.0))
     first, second = ends
     assert second == (0.2 * first if stage > 0 else min(1.0, first + 10 * first))
 
