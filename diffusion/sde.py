@@ -129,23 +129,19 @@ class Chain(Process):
         self.t_min, self.t_max = 1.0, float(self.num_steps)
         self.reverse_variance = reverse_variance
         table = Table(torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)]))
-        self.schedule = table
-        self._log_snr = table.log_snr(torch.arange(self.num_steps + 1, dtype=torch.float64) / self.num_steps)
+        self.schedule = self._table = table
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """From the table where t is whole, interpolated elsewhere."""
-        index = t.long()
-        if bool((index == t).all()):
-            return self._log_snr[index]
-        return self.schedule.log_snr(t / self.num_steps)
+        """Of the table, interpolated."""
+        return self._table.log_snr_at(t)
 
     def slope(self, t: Tensor) -> Tensor:
         """Per step."""
-        return self.schedule.slope(t / self.num_steps) / self.num_steps
+        return self._table.slope_at(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """In steps."""
-        return (self.schedule.time(log_snr) * self.num_steps).clamp(self.t_min, self.t_max)
+        return self._table.step(log_snr).clamp(self.t_min, self.t_max)
 
     def network_time(self, t: Tensor) -> Tensor:
         """The index of step t in DDPM's arrays, t - 1."""
