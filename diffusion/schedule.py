@@ -64,6 +64,11 @@ def invert(falling: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
     return high
 
 
+def inside(t: Tensor) -> Tensor:
+    """The nearest float64 in (0, 1), where a schedule that goes on for ever is finite."""
+    return t.clamp(1e-300, 1 - 2**-53)
+
+
 def log_snr_of(log_a: Tensor) -> Tensor:
     """log(a / (1 - a)) from log a <= 0."""
     return log_a - torch.log(-torch.expm1(log_a))
@@ -178,7 +183,7 @@ class LaplaceQuantile(Schedule):
         """The share of the distribution above."""
         distance = (log_snr - self.mean) / self.scale
         tail = torch.exp(-distance.abs()) / 2
-        return torch.where(distance > 0, tail, 1 - tail)
+        return inside(torch.where(distance > 0, tail, 1 - tail))
 
 
 class LogNormalQuantile(Schedule):
@@ -198,7 +203,8 @@ class LogNormalQuantile(Schedule):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The share of the distribution of edm_sigma below."""
-        return torch.special.ndtr((-log_snr / 2 - self.p_mean) / self.p_std)
+        quantile = (-log_snr / 2 - self.p_mean) / self.p_std
+        return inside(torch.special.erfc(-quantile / math.sqrt(2)) / 2)  # torch's ndtr is (1 + erf) / 2: 0 below -8.3
 
 
 class LinearLogSnr(Schedule):
