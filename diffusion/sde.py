@@ -192,11 +192,12 @@ class Continuous(Process):
 
     def log_snr(self, t: Tensor) -> Tensor:
         """From the schedule; +inf at t = 0."""
+        t = t.double()
         return torch.where(t > 0, self._own_log_snr(self.schedule.log_snr(t.clamp(min=1e-300))), math.inf)
 
     def slope(self, t: Tensor) -> Tensor:
         """From the schedule."""
-        return self.schedule.slope(t)
+        return self.schedule.slope(t.double())
 
     def time(self, log_snr: Tensor) -> Tensor:
         """From the schedule."""
@@ -222,7 +223,7 @@ class SubVp(Continuous):
 
     def slope(self, t: Tensor) -> Tensor:
         """(1 + a) times the schedule's."""
-        return self.schedule.slope(t) * (1 + torch.sigmoid(self.schedule.log_snr(t)))
+        return super().slope(t) * (1 + torch.sigmoid(self.schedule.log_snr(t.double())))
 
     def log_alpha_at(self, log_snr: Tensor) -> Tensor:
         """Half of log(a), a the smaller root of a / (1 - a)^2 = SNR."""
