@@ -110,8 +110,8 @@ class LinearBeta(IntegratedBeta):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The root of B(t) = -log a, in the form that does not cancel."""
-        total = softplus(-log_snr)
-        return (2 * total / (self.first + torch.sqrt(self.first**2 + 2 * self.rise * total))).clamp(0, 1)
+        total = softplus(-log_snr).clamp(max=self.first + self.rise / 2)  # beyond B(1) falling betas have no root
+        return 2 * total / (self.first + torch.sqrt(self.first**2 + 2 * self.rise * total))
 
 
 class QuadraticBeta(IntegratedBeta):
