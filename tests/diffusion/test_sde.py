@@ -236,9 +236,10 @@ def test_a_chains_slope_is_the_derivative_and_at_whole_steps_that_of_the_step(st
 
 
 ends = st.tuples(st.floats(-15, 15), st.floats(-15, 15)).filter(lambda two: two[0] - two[1] > 1)
+# densities wide enough that 1 - t has digits at the ends; the narrow ones have a test of their own
 log_snr_schedules = st.one_of(
-    st.builds(LaplaceSchedule, mean=st.floats(-4, 4), scale=st.floats(0.4, 5)),
-    st.builds(EdmSchedule, p_mean=st.floats(-2, 2), p_std=st.floats(1, 3)),
+    st.builds(LaplaceSchedule, mean=st.floats(-4, 4), scale=st.floats(0.7, 5)),
+    st.builds(EdmSchedule, p_mean=st.floats(-2, 2), p_std=st.floats(1.4, 3)),
     st.just(GeometricSchedule()),
     st.builds(LearnedSchedule, width=st.integers(1, 64)),
     st.builds(CosineSchedule, s=st.floats(1e-3, 1)),
