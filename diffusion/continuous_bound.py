@@ -1,4 +1,4 @@
-"""The continuous-time variational bound (Kingma et al. 2021), of any process: a chain is interpolated between its steps.
+"""The continuous-time variational bound (Kingma et al. 2021) of any process; a chain is interpolated between steps.
 
     -log P(x_0) <= KL(q(x_1 | x_0) || N(0, p^2 I))                                               prior, at t_max
                    + 1/2 integral of E ||eps - eps_theta(x_t, t)||^2 d log_snr                    diffusion

@@ -1,7 +1,8 @@
 """The 256 levels of 8-bit data in [-1, 1], continuous data made of them, and what a likelihood refuses to score.
 
-Level p in 0..255 is x_0 = 2 p / 255 - 1. The two variational bounds are on the probability P(p) of the levels; a density
-needs continuous data, y = 2 (p + u) / 256 - 1 with u uniform on [0, 1), whose bins are 2 / 256 wide (Theis et al. 2016):
+Level p in 0..255 is x_0 = 2 p / 255 - 1. The two variational bounds are on the probability P(p) of the levels; a
+density needs continuous data, y = 2 (p + u) / 256 - 1 with u uniform on [0, 1), whose bins are 2 / 256 wide (Theis et
+al. 2016):
 
     -log P(p) <= E_u[-log p(y)] + D log(256 / 2), and so bits/dim = E_u[-log p(y)] / (D ln 2) + 7.
 """
@@ -47,7 +48,7 @@ def require_levels(x_0: Tensor) -> None:
     off = ~_on_levels(x_0)
     if off.any():
         raise ValueError(
-            f"data hold {float(x_0[off][0]):.6g}, which is between two of the 256 levels of [-1, 1]; allowed: the levels, "
+            f"data hold {float(x_0[off][0]):.6g}, between two of the 256 levels of [-1, 1]; allowed: the levels: "
             f"{FIX}; continuous data have a density instead (diffusion.ode_likelihood)"
         )
 

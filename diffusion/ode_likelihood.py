@@ -9,8 +9,8 @@ would be no function of (x, log_snr), and no step size would be small enough. Fe
 unit vectors' terms add up to the divergence.
 
 The result is a density of continuous data, so images are dequantised first, and bits/dim carry the offset of 7 of
-`diffusion.levels`: the metric is `nll_bpd`. It is the density of the ODE's samples, not a bound, and not comparable with
-the two variational bounds of `likelihood.py` and `continuous_bound.py`.
+`diffusion.levels`: the metric is `nll_bpd`. It is the density of the ODE's samples, not a bound, and not comparable
+with the two variational bounds of `likelihood.py` and `continuous_bound.py`.
 """
 
 import math
@@ -58,7 +58,7 @@ def log_density(
     *,
     label: Tensor | None = None,
     rtol: float = 1e-5,
-    atol: float = 1e-5,
+    atol: float = 1e-6,
     max_evaluations: int = 10_000,
 ) -> OdeDensity:
     """The log density of each row of continuous data of any range, at the least noise of the process.
@@ -74,7 +74,7 @@ def log_density(
         max_evaluations: of one row, before it is given up.
 
     Raises:
-        ValueError: data that are not finite, a probe of another shape, a terminal SNR of zero, or a tolerance not above 0.
+        ValueError: data that are not finite, a probe of another shape, a terminal SNR of zero, a tolerance of 0 or less.
         ArithmeticError: a row that cannot go on: its network gives NaN, or its step is too small for float64.
     """
     start, end = log_snr_ends(denoiser.process)
@@ -100,7 +100,7 @@ def dequantised_nll(
     *,
     label: Tensor | None = None,
     rtol: float = 1e-5,
-    atol: float = 1e-5,
+    atol: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """-log p(x) of dequantised images [B, C, H, W], nats float64 [B], and each one's evaluations.
 
@@ -125,9 +125,7 @@ def standard_normal_log_prob(x: Tensor, std: float) -> Tensor:
     return log_p.flatten(1).sum(1)
 
 
-def divergence(
-    function: Callable[[Tensor], Tensor], x: Tensor, probes: Iterable[Tensor]
-) -> tuple[Tensor, Tensor]:
+def divergence(function: Callable[[Tensor], Tensor], x: Tensor, probes: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """f(x), and the sum over the probes v of v^T (df / dx) v of each row, float64 [B]; f acts on rows one by one."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()

@@ -43,7 +43,7 @@ def pilot_steps(process: Process, count: int) -> Tensor:
     """At most `count` steps in 2..T for a pilot, close to even in log-SNR and each once; int64."""
     log_snr = _step_log_snr(process)
     at = torch.searchsorted(-log_snr, -even_log_snr(process, count)).clamp(max=len(log_snr) - 1)
-    return torch.unique(at) + 2
+    return torch.tensor(np.unique(at.numpy())) + 2
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TimeProposal:
 
     @classmethod
     def from_pilot(cls, process: Process, log_snr: Tensor, errors: Tensor, parts: int = 256) -> Self:
-        """In proportion to the root mean square of ||eps - eps_theta||^2, linear in logarithms between a pilot's points.
+        """In proportion to the root mean square of ||eps - eps_theta||^2, its logarithm linear between a pilot's points.
 
         Args:
             process: with a finite log-SNR range.
