@@ -14,12 +14,12 @@ from torch import Tensor
 
 LEVELS = 256
 OFFSET = math.log2(LEVELS) - 1  # bits/dim: the data span 2, not 256
-ON_A_LEVEL = 1e-3  # of the distance between two; float32 puts a level within 1e-5 of it
+ON_A_LEVEL = 1e-3  # of the distance between two; float32 puts a level within 2e-5 of it
 FIX = "scale 8-bit pixels p as 2 p / 255 - 1 (diffusion.images.to_model_range)"
 
 
 def dequantise(x_0: Tensor, u: Tensor) -> Tensor:
-    """y = 2 (p + u) / 256 - 1 in [-1, 1) of the levels p of x_0, for u uniform on [0, 1); float64, the shape of x_0.
+    """y = 2 (p + u) / 256 - 1 of the levels p of x_0, for u uniform on [0, 1); float64, the shape of x_0.
 
     Raises:
         ValueError: data that are not on the levels.

@@ -138,6 +138,7 @@ def estimate_vlb(
     x_0: Tensor,
     steps: Tensor,
     eps: Tensor,
+    *,
     weights: Tensor | None = None,
     label: Tensor | None = None,
 ) -> Vlb:

@@ -74,7 +74,7 @@ def log_density(
         max_evaluations: of one row, before it is given up.
 
     Raises:
-        ValueError: data that are not finite, a probe of another shape, a terminal SNR of zero, a tolerance of 0 or less.
+        ValueError: data that are not finite, a probe of another shape, a terminal SNR of zero, a tolerance of 0.
         ArithmeticError: a row that cannot go on: its network gives NaN, or its step is too small for float64.
     """
     start, end = log_snr_ends(denoiser.process)

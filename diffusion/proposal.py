@@ -105,7 +105,7 @@ class TimeProposal:
 
     @classmethod
     def from_pilot(cls, process: Process, log_snr: Tensor, errors: Tensor, parts: int = 256) -> Self:
-        """In proportion to the root mean square of ||eps - eps_theta||^2, its logarithm linear between a pilot's points.
+        """In proportion to the root mean square of ||eps - eps_theta||^2, its logarithm linear between pilot points.
 
         Args:
             process: with a finite log-SNR range.

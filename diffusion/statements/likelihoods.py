@@ -155,7 +155,7 @@ def what_is_bounded(quick: bool) -> Iterator[Check]:
 
 
 def _generated(process: Process, factor: float, tolerance: float) -> list[float]:
-    """Variances at t_min from N(0, 1) at t_max by the reverse SDE and by the ODE; eps_theta = factor x the right one."""
+    """Variances at t_min from N(0, 1) at t_max by the reverse SDE and by the ODE; eps_theta = factor x the right."""
     denoiser, one = DATA.denoiser(process), torch.ones(1, 1, dtype=torch.float64)
     stepper = DormandPrince(torch.ones(1, 2, dtype=torch.float64), process.t_max, process.t_min, tolerance, tolerance)
     while (wanted := stepper.want()) is not None:
