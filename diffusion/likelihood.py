@@ -8,8 +8,6 @@
 The bound is on the probability of the 8-bit data themselves, so no dequantisation enters. Results are float64 nats per
 image; `bits_per_dim` converts.
 """
-# torch.special has no type hints:
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import math
 from dataclasses import dataclass
@@ -18,7 +16,9 @@ import torch
 from torch import Tensor
 
 from diffusion.chain import diffuse, learned_reverse_variance, posterior, reverse_variance
+from diffusion.decoder import discretised_gaussian_log_prob
 from diffusion.denoiser import Denoiser
+from diffusion.levels import require_levels
 from diffusion.schedule import rows
 from diffusion.sde import Process
 
@@ -104,21 +104,6 @@ def reverse_kernel_loss(process: Process, x_0: Tensor, x_theta: Tensor, t: Tenso
     return process.num_steps * loss.index_copy(0, first, nll.flatten(1).mean(1))
 
 
-def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log of N(mean, std^2) integrated over the bin of each x on the 256-level grid of [-1, 1]; float64, shape of x.
-
-    Bins are 2 / 255 wide around their level; the first and last are open, so the 256 bins sum to one.
-    """
-    x, mean = x.to(torch.float64), mean.to(torch.float64)
-    half_bin = 1 / 255
-    upper = torch.where(x > 1 - half_bin, math.inf, (x + half_bin - mean) / std)
-    lower = torch.where(x < -1 + half_bin, -math.inf, (x - half_bin - mean) / std)
-    mirrored = lower > 0  # work in the lower tail, where log_ndtr keeps its precision
-    low, high = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
-    log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
-    return log_high + torch.log(-torch.expm1(log_low - log_high))
-
-
 @dataclass(frozen=True)
 class Vlb:
     """The three terms of the bound per image, float64 nats [B]."""
@@ -132,23 +117,59 @@ class Vlb:
         """prior + diffusion + reconstruction."""
         return self.prior + self.diffusion + self.reconstruction
 
+    def checked(self) -> "Vlb":
+        """Itself, once all terms are numbers.
 
-def estimate_vlb(kernel: ReverseKernel, x_0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None) -> Vlb:
+        Raises:
+            ArithmeticError: a term that is not finite.
+        """
+        for name in ("prior", "diffusion", "reconstruction"):
+            bad = (~getattr(self, name).isfinite()).nonzero().flatten().tolist()
+            if bad:
+                raise ArithmeticError(
+                    f"the bound's {name} term is not finite for rows {bad[:8]}: the network gives NaN, or it predicts "
+                    "epsilon or the score where the terminal SNR is zero (v and x0 survive that)"
+                )
+        return self
+
+
+def estimate_vlb(
+    kernel: ReverseKernel,
+    x_0: Tensor,
+    steps: Tensor,
+    eps: Tensor,
+    *,
+    weights: Tensor | None = None,
+    label: Tensor | None = None,
+) -> Vlb:
     """An unbiased estimate of the bound of each row of x_0 [B, C, H, W].
 
     Args:
         kernel: the model.
         x_0: data on the 256-level grid of [-1, 1].
-        t: steps in 2..T, int64 [B, K]; an image's diffusion term is (T - 1) times the mean over its K steps.
+        steps: in 2..T, int64 [B, K]; an image's diffusion term is the mean over its K steps of weight times L_{t-1}.
         eps: noise [B, K + 1, C, H, W]; the last draw is for the reconstruction term.
+        weights: 1 / probability of each step, float64 [B, K] (`StepProposal.draw`); None where all T - 1 are as likely.
         label: int64 [B], or None.
+
+    Raises:
+        ValueError: data that are not on the levels.
+        ArithmeticError: a term that is not finite.
     """
-    draws = t.shape[1]
+    require_levels(x_0)
+    draws = steps.shape[1]
     repeated = x_0.repeat_interleave(draws, dim=0)
     labels = None if label is None else label.repeat_interleave(draws)
-    kl = kernel.diffusion_kl(repeated, t.flatten(), eps[:, :-1].flatten(0, 1), labels).reshape(t.shape)
-    return Vlb(
+    kl = kernel.diffusion_kl(repeated, steps.flatten(), eps[:, :-1].flatten(0, 1), labels).reshape(steps.shape)
+    vlb = Vlb(
         prior=prior_kl(kernel.process, x_0),
-        diffusion=(kernel.process.num_steps - 1) * kl.mean(1),
+        diffusion=weighted_mean(kl, kernel.process.num_steps - 1 if weights is None else weights),
         reconstruction=kernel.reconstruction_nll(x_0, eps[:, -1], label),
     )
+    return vlb.checked()
+
+
+def weighted_mean(terms: Tensor, weights: Tensor | float) -> Tensor:
+    """The mean over each row's draws of weight times term, float64 [B]; terms [B, K]."""
+    weighted = terms * (weights.to(terms) if isinstance(weights, Tensor) else weights)
+    return weighted.mean(1)

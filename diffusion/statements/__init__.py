@@ -4,7 +4,7 @@ They are numbered as in docs/theory.md. A check compares one measured number wit
 diffusion.verify` prints them, and the tests run the same functions.
 """
 
-from diffusion.statements import averages, chains, distances, sampling, training
+from diffusion.statements import averages, chains, distances, likelihoods, sampling, training
 from diffusion.statements.check import Check, Statement
 
 __all__ = ["STATEMENTS", "Check", "Statement"]
@@ -16,6 +16,10 @@ STATEMENTS = (
     Statement(2, "Sigma = beta costs c / T, Sigma = beta-tilde a constant", chains.fixed_reverse_variance),
     Statement(3, "linear-1000 ends where it is published to end", chains.published_end),
     Statement(4, "DDPM's chain goes to the VP SDE as 1 / N", chains.continuous_limit),
+    Statement(5, "the continuous bound depends on the schedule through its ends", likelihoods.schedule_independence),
+    Statement(6, "the chain's diffusion term goes to its limit from above, as 1 / T", likelihoods.limit_of_the_chain),
+    Statement(7, "lambda = g^2 bounds the SDE's KL, and not the ODE's", likelihoods.what_is_bounded),
+    Statement(8, "probability-flow log-likelihood: the solver's error and the prior's", likelihoods.ode_log_likelihood),
     Statement(9, "solvers have their order", sampling.solver_order),
     Statement(10, "epsilon, x_0, v and F have one error; min-SNR its factor for each", training.error_identities),
     Statement(11, "samplers that are the same are the same", sampling.equal_samplers),

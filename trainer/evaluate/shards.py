@@ -110,4 +110,4 @@ class BlockEvaluator:
         strata = np.floor((np.arange(draws) + u) / draws * steps).astype(np.int64)
         t = torch.from_numpy(2 + np.minimum(strata, steps - 1))
         eps = eps.unflatten(0, (len(block), draws + 1))
-        return estimate_vlb(self.kernel, to_model_range(pixels), t, eps, self._labels("heldout", block))
+        return estimate_vlb(self.kernel, to_model_range(pixels), t, eps, label=self._labels("heldout", block))
