@@ -94,8 +94,8 @@ def scheduler_fields(folder: Path) -> dict[str, Any]:
 def save_diffusers(denoiser: Denoiser, folder: Path) -> None:
     """Write a DDPMPipeline folder that samples as `ancestral` here does, and with a DDIMScheduler as `ddim`.
 
-    A `score` network is written with its last convolution's sign changed, which makes it an epsilon network exactly. The
-    null label of a class-conditional network is written nowhere: it is the last of `num_class_embeds`.
+    A `score` network is written with its last convolution's sign changed, which makes it an epsilon network exactly.
+    diffusers has no field for the null label of a class-conditional network; it is the last of `num_class_embeds`.
 
     Raises:
         ValueError: a network that is no UNet, or a process or prediction that diffusers has not.
@@ -139,8 +139,9 @@ def unet_config(model: "UNet2DModel") -> tuple[UNetConfig, tuple[int, int, int]]
     return config, shape
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _plain(value: object) -> object:
+    """JSON's own form of a value, which has no tuples."""
+    return json.loads(json.dumps(value))
 
 
 def _load_unet(folder: Path) -> UNet:
@@ -150,12 +151,12 @@ def _load_unet(folder: Path) -> UNet:
     _check_unet(_read_json(folder / CONFIG), UNet2DModel)
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder}: no {WEIGHTS}; allowed: safetensors only, since other formats are pickles")
+    options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     try:
-        model, report = UNet2DModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
+        loaded: Any = UNet2DModel.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not a UNet2DModel's folder: {error}") from error
+    model, report = loaded
     if wrong := {name: keys for name, keys in report.items() if keys}:
         raise ValueError(f"{folder / WEIGHTS}: weights do not fit the network of {CONFIG}: {wrong}")
     return UNet(model.eval())
@@ -183,6 +184,7 @@ def _negated(model: "UNet2DModel") -> "UNet2DModel":
     channels = model.config["in_channels"]
     with torch.no_grad():
         model.conv_out.weight[:channels].neg_()
+        assert model.conv_out.bias is not None, "UNet2DModel's last convolution has one"
         model.conv_out.bias[:channels].neg_()
     return model
 

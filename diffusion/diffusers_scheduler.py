@@ -2,13 +2,13 @@
 
 diffusers counts timesteps 0..T - 1 where this house counts t = 1..T, and every scheduler of its chain shares these
 fields: `num_train_timesteps`; betas by `trained_betas`, or by `beta_schedule` from `beta_start` to `beta_end`, which it
-takes as they are where this house scales them by 1000 / T; `rescale_betas_zero_snr`; `prediction_type`. DDPM's alone has
-`variance_type`, the Sigma_theta of equation (6); the others get beta-tilde, which is DDPM's own default. What else there
-is says how to sample, which is a solver's business here.
+takes as they are where this house scales them by 1000 / T; `rescale_betas_zero_snr`; `prediction_type`. DDPM's own is
+`variance_type`, the Sigma_theta of equation (6); without it the chain gets beta-tilde, which is DDPM's default. What
+else there is says how to sample, which is a solver's business here.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from pydantic import ValidationError
@@ -30,6 +30,8 @@ from diffusion.schedule import numbers
 from diffusion.sde import Chain
 
 Fields = Mapping[str, Any]
+Choice = TypeVar("Choice")
+ReverseVariance = Literal["beta", "beta_tilde", "learned"]
 
 DDPM_ENDS, KARRAS_ENDS = (1e-4, 0.02), (0.00085, 0.012)
 DEFAULT_ENDS = {  # beta_start and beta_end of a file that lacks them
@@ -50,7 +52,7 @@ DEFAULT_ENDS = {  # beta_start and beta_end of a file that lacks them
 BETA_RANGES = {"linear": LinearSchedule, "scaled_linear": ScaledLinearSchedule, "sigmoid": SigmoidSchedule}
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 PREDICTION_TYPES = {"epsilon": "epsilon", "score": "epsilon", "x0": "sample", "v": "v_prediction"}
-REVERSE_VARIANCES = {
+REVERSE_VARIANCES: dict[str, ReverseVariance] = {  # `learned` is the variance itself, not a share between two
     "fixed_small": "beta_tilde",
     "fixed_small_log": "beta_tilde",
     "fixed_large": "beta",
@@ -61,7 +63,7 @@ VARIANCE_TYPES = {"beta": "fixed_large", "beta_tilde": "fixed_small", "learned":
 
 
 def unsupported(field: str, value: object, allowed: str) -> ValueError:
-    """The error that names a field of diffusers, its value, and what is allowed."""
+    """The error that names a field, its value, and what is allowed."""
     return ValueError(f"{field} = {value}; allowed: {allowed}")
 
 
@@ -74,50 +76,38 @@ def read_scheduler(fields: Fields) -> tuple[DdpmProcess, Prediction]:
     Raises:
         ValueError: a field that has no counterpart here; it names the field, its value and what is allowed.
     """
-    kind = fields.get("_class_name")
-    if kind not in DEFAULT_ENDS:
-        raise unsupported("scheduler._class_name", kind, ", ".join(DEFAULT_ENDS))
+    ends = _choice(fields, "_class_name", "", DEFAULT_ENDS)
     if fields.get("use_flow_sigmas", False):
-        raise unsupported("scheduler.use_flow_sigmas", True, "false, since flows are not a chain of betas")
-    if fields.get("timestep_type", "discrete") != "discrete":
-        raise unsupported("scheduler.timestep_type", fields["timestep_type"], "discrete")
+        raise unsupported("scheduler.use_flow_sigmas", True, "false, since a flow is not a chain of betas")
+    if (kind := fields.get("timestep_type", "discrete")) != "discrete":
+        raise unsupported("scheduler.timestep_type", kind, "discrete")
     prediction = _choice(fields, "prediction_type", "epsilon", PREDICTIONS)
-    zero_terminal_snr = bool(fields.get("rescale_betas_zero_snr", False))
-    steps = _steps(fields)
-    try:
-        schedule = _schedule(fields, kind, steps, zero_terminal_snr)
-        process = DdpmProcess(
-            num_train_timesteps=steps, schedule=schedule, reverse_variance=_reverse_variance(fields, kind)
-        )
-    except ValidationError as error:
-        raise ValueError(f"scheduler betas: {error.errors()[0]['msg']}") from error
-    if schedule.zero_terminal_snr and prediction == "epsilon":
-        raise unsupported("scheduler.prediction_type", "epsilon", "sample, v_prediction where the terminal SNR is zero")
-    return process, prediction
-
-
-def _steps(fields: Fields) -> int:
     steps = fields.get("num_train_timesteps", 1000)
     if not isinstance(steps, int) or steps < 2:
         raise unsupported("scheduler.num_train_timesteps", steps, "a whole number from 2")
-    return steps
+    schedule = _schedule(fields, ends, steps)
+    if schedule.zero_terminal_snr and prediction == "epsilon":
+        raise unsupported("scheduler.prediction_type", "epsilon", "sample, v_prediction where the terminal SNR is zero")
+    variance = _reverse_variance(fields)
+    return DdpmProcess(num_train_timesteps=steps, schedule=schedule, reverse_variance=variance), prediction
 
 
-def _choice(fields: Fields, name: str, default: str, choices: Mapping[str, Any]) -> Any:
+def _choice(fields: Fields, name: str, default: str, choices: Mapping[str, Choice]) -> Choice:
     value = fields.get(name, default)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise unsupported(f"scheduler.{name}", value, ", ".join(choices))
     return choices[value]
 
 
-def _reverse_variance(fields: Fields, kind: str) -> Any:
-    # DPM-Solver's null says only that the network gives no variance; `learned` is a variance itself, not a share of two.
-    if kind != "DDPMScheduler" and fields.get("variance_type") is None:
+def _reverse_variance(fields: Fields) -> ReverseVariance:
+    # the null of other schedulers says only that the network gives no variance
+    if fields["_class_name"] != "DDPMScheduler" and fields.get("variance_type") is None:
         return "beta_tilde"
     return _choice(fields, "variance_type", "fixed_small", REVERSE_VARIANCES)
 
 
-def _schedule(fields: Fields, kind: str, steps: int, zero_terminal_snr: bool) -> ScheduleConfig:
+def _schedule(fields: Fields, ends: tuple[float, float], steps: int) -> ScheduleConfig:
+    zero_terminal_snr = bool(fields.get("rescale_betas_zero_snr", False))
     table = fields.get("trained_betas")
     if table is not None:
         return _table(table, steps, zero_terminal_snr)
@@ -126,31 +116,35 @@ def _schedule(fields: Fields, kind: str, steps: int, zero_terminal_snr: bool) ->
         return CosineSchedule(zero_terminal_snr=zero_terminal_snr)
     if name not in BETA_RANGES:
         raise unsupported("scheduler.beta_schedule", name, f"{', '.join(BETA_RANGES)}, squaredcos_cap_v2")
-    default_start, default_end = DEFAULT_ENDS[kind]
-    start = _beta(fields, "beta_start", default_start, steps)
-    end = _beta(fields, "beta_end", default_end, steps)
+    start = _beta(fields, "beta_start", ends[0], steps)
+    end = _beta(fields, "beta_end", ends[1], steps)
     return BETA_RANGES[name](beta_start=start, beta_end=end, zero_terminal_snr=zero_terminal_snr)
 
 
 def _beta(fields: Fields, name: str, default: float, steps: int) -> float:
     """An end of the betas, as it is given for T = 1000 here."""
     value = fields.get(name, default)
-    if not isinstance(value, int | float) or not 0 < value * max(1.0, steps / 1000) < 1:
-        below = 1000 / max(1000, steps)
+    below = 1000 / max(1000, steps)
+    if not isinstance(value, int | float) or not 0 < value < below:
         raise unsupported(f"scheduler.{name}", value, f"between 0 and {below:g} with {steps} steps, or trained_betas")
     return value * steps / 1000
 
 
-def _table(table: Any, steps: int, zero_terminal_snr: bool) -> TableSchedule:
+def _table(values: object, steps: int, zero_terminal_snr: bool) -> TableSchedule:
     """Betas as they are; a last one of 1 is a terminal SNR of zero."""
-    if not isinstance(table, list) or not all(isinstance(beta, int | float) for beta in table):
-        raise unsupported("scheduler.trained_betas", type(table).__name__, "a list of numbers")
-    if len(table) != steps:
-        raise unsupported("the length of scheduler.trained_betas", len(table), f"num_train_timesteps = {steps}")
+    table = cast(list[float], values) if isinstance(values, list) else []
+    if len(table) != steps or not all(isinstance(beta, int | float) for beta in table):
+        allowed = f"null or a list of num_train_timesteps = {steps} numbers"
+        raise unsupported("scheduler.trained_betas", f"{len(table)} entries", allowed)
     betas = torch.tensor(table, dtype=torch.float64)
     if betas[-1] == 1:
         betas, zero_terminal_snr = _with_terminal_snr(betas), True
-    return TableSchedule(betas=tuple(numbers(betas)), zero_terminal_snr=zero_terminal_snr)
+    try:
+        return TableSchedule(betas=tuple(numbers(betas)), zero_terminal_snr=zero_terminal_snr)
+    except ValidationError as error:
+        raise unsupported(
+            "scheduler.trained_betas", error.errors()[0]["input"], "between 0 and 1, the last 1"
+        ) from None
 
 
 def _with_terminal_snr(betas: Tensor) -> Tensor:
@@ -176,10 +170,11 @@ def write_scheduler(denoiser: Denoiser) -> dict[str, Any]:
     """
     process, prediction = denoiser.process, denoiser.prediction
     if not isinstance(process, Chain):
-        raise unsupported("process.kind", type(process).__name__, "ddpm, since diffusers' schedulers are chains of betas")
+        allowed = "ddpm, since diffusers' schedulers are chains of betas"
+        raise unsupported("process.kind", type(process).__name__.lower(), allowed)
     if prediction not in PREDICTION_TYPES:
-        allowed = f"{', '.join(PREDICTION_TYPES)}, since diffusers' chains show the network x_t itself, not c_in x_t / alpha_t"
-        raise unsupported("objective.prediction", prediction, allowed)
+        reason = "diffusers' chains show the network x_t itself, not c_in x_t / alpha_t"
+        raise unsupported("objective.prediction", prediction, f"{', '.join(PREDICTION_TYPES)}, since {reason}")
     times = process.step_times()
     return {
         "num_train_timesteps": process.num_steps,

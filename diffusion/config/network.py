@@ -61,8 +61,8 @@ class DiTConfig(NetworkOptions):
     def _positions_fit(self) -> "DiTConfig":
         if self.heads * self.head_width % 4:
             raise ValueError(
-                f"heads x head_width = {self.heads} x {self.head_width}; allowed: a product that 4 divides, for the sine "
-                "and cosine of two coordinates"
+                f"heads x head_width = {self.heads} x {self.head_width}; allowed: a product that 4 divides, "
+                "for the sine and cosine of two coordinates"
             )
         return self
 
