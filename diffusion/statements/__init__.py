@@ -4,7 +4,7 @@ They are numbered as in docs/theory.md. A check compares one measured number wit
 diffusion.verify` prints them, and the tests run the same functions.
 """
 
-from diffusion.statements import chains, distances, sampling, training
+from diffusion.statements import chains, distances, orders, sampling, training
 from diffusion.statements.check import Check, Statement
 
 __all__ = ["STATEMENTS", "Check", "Statement"]
@@ -16,10 +16,11 @@ STATEMENTS = (
     Statement(2, "Sigma = beta costs c / T, Sigma = beta-tilde a constant", chains.fixed_reverse_variance),
     Statement(3, "linear-1000 ends where it is published to end", chains.published_end),
     Statement(4, "DDPM's chain goes to the VP SDE as 1 / N", chains.continuous_limit),
-    Statement(9, "solvers have their order", sampling.solver_order),
+    Statement(9, "solvers have their order", orders.solver_order),
     Statement(10, "epsilon, x_0, v and F have one error; min-SNR its factor for each", training.error_identities),
     Statement(11, "samplers that are the same are the same", sampling.equal_samplers),
     Statement(12, "the discretised decoder is a distribution", chains.decoder_mass),
     Statement(13, "stratified t, over the global batch", training.stratified_steps),
+    Statement(14, "the Langevin corrector's stationary variance, and a step size per row", sampling.langevin_corrector),
     Statement(15, "Frechet distance: bias and shards", distances.frechet_moments),
 )
