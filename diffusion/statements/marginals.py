@@ -54,7 +54,7 @@ def _same_marginals(kind: str, process: Process, accuracy: float) -> Iterator[Ch
 
 
 def _integrated(
-    slope: Callable[[Tensor, Tensor], Tensor], value: float, start: float, end: float, accuracy: float
+    slope: Callable[[Tensor, Tensor], Tensor], value: float, accuracy: float, start: float, end: float
 ) -> float:
     """The solution at `end` of d value / dt = slope(t, value) from `start`."""
     stepper = DormandPrince(torch.tensor([value], dtype=torch.float64), start, end, accuracy, accuracy)
