@@ -76,7 +76,7 @@ class EvaluationConfig(Config):
     seed: Seed = 0
     solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
     guidance: GuidanceConfig | None = None
-    vlb_draws: Annotated[int, Field(ge=1)] = 128
+    vlb_draws: Annotated[int, Field(ge=1)] = 32
     classifier_seed: Seed = 0
 
 
