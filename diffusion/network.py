@@ -147,5 +147,5 @@ def build_network(config: NetworkConfig, shape: tuple[int, int, int], learned_va
             return build_unet(config, shape, out_channels)
         case DiTConfig():
             return DiT(config, shape, out_channels)
-        case MLPConfig():
+        case _:  # mlp
             return MLP(config, shape, out_channels)

@@ -56,7 +56,7 @@ class Reading:
                 return -output
             case "v":
                 return sigma * x_t + alpha * output
-            case "x0" | "edm":
+            case _:  # x0 and edm
                 return x0_to_epsilon(self.x0(output, x_t, alpha, sigma), x_t, alpha, sigma)
 
     def x0(self, output: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
@@ -68,7 +68,7 @@ class Reading:
                 return alpha * x_t - sigma * output
             case "epsilon" | "score":
                 return epsilon_to_x0(self.epsilon(output, x_t, alpha, sigma), x_t, alpha, sigma)
-            case "edm":
+            case _:  # edm
                 norm = edm_norm(alpha, sigma, self.sigma_data)
                 return (alpha * self.sigma_data**2 / norm**2) * x_t + (sigma * self.sigma_data / norm) * output
 

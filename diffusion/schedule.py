@@ -307,8 +307,8 @@ def _schedule_of_betas(config: BetaSchedules) -> Schedule:
             return SigmoidBeta(1000 * start, 1000 * end)
         case CosineSchedule(s=s):
             return Cosine(s)
-        case TableSchedule(betas=table):
-            log_a = torch.log1p(-torch.tensor(table, dtype=torch.float64)).cumsum(0)
+        case _:  # a table
+            log_a = torch.log1p(-torch.tensor(config.betas, dtype=torch.float64)).cumsum(0)
             return Table(torch.cat([torch.zeros(1, dtype=torch.float64), log_a]))
 
 

@@ -269,6 +269,9 @@ class Ve(Continuous):
         return torch.exp(-log_snr / 2)
 
 
+CONTINUOUS: dict[type[ProcessOptions], type[Continuous]] = {VpProcess: Vp, SubVpProcess: SubVp, VeProcess: Ve}
+
+
 def make_process(config: ProcessConfig) -> Process:
     """The process that a configuration names.
 
@@ -278,13 +281,8 @@ def make_process(config: ProcessConfig) -> Process:
     if isinstance(config, DdpmProcess):
         return Chain(betas(config), config.reverse_variance)
     ends = torch.tensor([config.log_snr_max, config.log_snr_min], dtype=torch.float64)
-    match config:
-        case SubVpProcess():
-            kind, ends = SubVp, sub_vp_to_vp(ends)
-        case VpProcess():
-            kind = Vp
-        case VeProcess():
-            kind = Ve
-    process = kind(config, make_schedule(config.schedule, *numbers(ends)))
+    if isinstance(config, SubVpProcess):
+        ends = sub_vp_to_vp(ends)
+    process = CONTINUOUS[type(config)](config, make_schedule(config.schedule, *numbers(ends)))
     process.reverse_variance = config.reverse_variance
     return process

@@ -21,7 +21,6 @@ from diffusion.config import (
     P2Weighting,
     SigmoidWeighting,
     SimpleWeighting,
-    SnrWeighting,
     VlbWeighting,
     WeightingConfig,
 )
@@ -45,7 +44,7 @@ def x0_error_ratio(reading: Reading, process: Process, t: Tensor) -> Tensor:
             return torch.ones_like(snr)
         case "v":
             return snr + 1
-        case "edm":
+        case _:  # edm
             return snr + reading.sigma_data**-2
 
 
@@ -85,7 +84,7 @@ def x0_weights(config: WeightingConfig, sigma_data: float, process: Process, t: 
             return snr + sigma_data**-2
         case SigmoidWeighting(bias=bias):
             return snr * torch.sigmoid(bias - log_snr)
-        case SnrWeighting() | SimpleWeighting() | AdaptiveWeighting():
+        case _:  # snr; simple and adaptive have no weight of x_0's error
             return snr
 
 

@@ -25,7 +25,7 @@ from diffusion.config import (
 )
 from diffusion.likelihood import bits_per_dim, prior_kl
 from diffusion.schedule import make_schedule
-from diffusion.sde import Chain, make_process
+from diffusion.sde import Chain, Process, make_process
 
 BETA_KINDS = (LinearSchedule, QuadraticSchedule, ScaledLinearSchedule, SigmoidSchedule)
 CONFIGS = [
@@ -42,7 +42,7 @@ def name(config: DdpmProcess) -> str:
     return f"{config.schedule.kind}-{config.num_train_timesteps}"
 
 
-def steps_of(process: Chain) -> torch.Tensor:
+def steps_of(process: Process) -> torch.Tensor:
     return torch.arange(process.num_steps + 1)
 
 

@@ -87,6 +87,7 @@ def test_with_a_learned_variance_the_first_half_of_the_channels_is_the_predictio
     x, t = batch("ddpm")
     assert denoiser.learned_variance
     prediction, interpolation = denoiser.split(denoiser.output(x, t))
+    assert interpolation is not None
     assert torch.equal(prediction, denoiser.epsilon(x, t))
     assert torch.equal(interpolation, x**2)
     plain = Denoiser(raw, PROCESSES["ddpm"], "epsilon")

@@ -69,6 +69,7 @@ def test_a_process_keeps_its_ends_while_its_schedule_learns(kind):
     process = make_process(kind(schedule=LearnedSchedule(width=8), log_snr_max=9.0, log_snr_min=-8.0))
     before = process.prior_std
     with torch.no_grad():
+        assert isinstance(process.schedule, LearnedLogSnr)
         for parameter in process.schedule.parameters():
             parameter += torch.linspace(-2, 3, 8)
         ends = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
@@ -83,6 +84,11 @@ def test_answers_are_float64_where_t_is():
     t = torch.tensor([[0.1, 0.2], [0.3, 1.0]], dtype=torch.float64)
     for found in (schedule.log_snr(t), schedule.slope(t)):
         assert (found.dtype, found.device, found.shape) == (torch.float64, t.device, t.shape)
+
+
+def gradient(parameter: torch.Tensor) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 class Network(torch.nn.Module):
@@ -106,11 +112,14 @@ def test_the_schedule_gets_the_gradient_of_the_squared_loss_and_the_network_that
 
     loss, _ = objective(x_0, t, eps)
     total_loss(loss, real, 10, 1).backward()
-    assert torch.equal(objective.schedule.row_factor, 2 * loss.detach())
-    found = {name: parameter.grad.clone() for name, parameter in objective.named_parameters()}
+    schedule = objective.schedule
+    assert schedule is not None
+    assert schedule.row_factor is not None
+    assert torch.equal(schedule.row_factor, 2 * loss.detach())
+    found = {name: gradient(parameter).clone() for name, parameter in objective.named_parameters()}
 
     loss, _ = objective(x_0, t, eps)
-    objective.schedule.row_factor = None
+    schedule.row_factor = None
     names, parameters = zip(*objective.named_parameters(), strict=True)
     of_loss = torch.autograd.grad((loss * real).sum() / 10, parameters, retain_graph=True)
     of_square = torch.autograd.grad((loss.square() * real).sum() / 10, parameters)

@@ -1,6 +1,7 @@
 """The discrete variational bound: exact on Gaussian data, a true bound on 8-bit data, and its discretised decoder."""
 
 import math
+from typing import Literal
 
 import mpmath
 import numpy as np
@@ -21,7 +22,7 @@ from diffusion.sde import Chain, Process, make_process
 LEVELS = torch.arange(256, dtype=torch.float64) * (2 / 255) - 1
 
 
-def make_chain(kind: str, steps: int, variance: str = "beta") -> Process:
+def make_chain(kind: str, steps: int, variance: Literal["beta", "beta_tilde", "learned"] = "beta") -> Process:
     config = {"linear": LinearSchedule(), "cosine": CosineSchedule()}[kind]
     return make_process(DdpmProcess(num_train_timesteps=steps, schedule=config, reverse_variance=variance))
 

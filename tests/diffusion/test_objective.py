@@ -76,6 +76,11 @@ def batch(process: Process, size: int, dtype=torch.float32) -> tuple[torch.Tenso
     return x_0, t.long() if isinstance(process, Chain) else t, eps
 
 
+def gradient(of: torch.Tensor) -> torch.Tensor:
+    assert of.grad is not None
+    return of.grad
+
+
 def noisy(process: Process, x_0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     return rows(process.alpha(t), x_0) * x_0 + rows(process.sigma(t), x_0) * eps
 
@@ -102,8 +107,7 @@ def test_both_paths_have_the_same_gradient(process, prediction):
     x_t = noisy(process, x_0, t, eps)
     output = raw(x_t, process.network_time(t).float())
     expected = (2 * (0.7 * output - eps) * output).mean()
-    assert scale.grad is not None
-    assert float(scale.grad) == pytest.approx(float(expected), rel=1e-4, abs=0)
+    assert float(gradient(scale)) == pytest.approx(float(expected), rel=1e-4, abs=0)
 
 
 @every_prediction
@@ -191,7 +195,7 @@ def test_v_trained_where_the_snr_is_zero_has_a_finite_loss(weighting):
     scale = torch.ones((), requires_grad=True)
     loss, mse = objective("v", weighting, process, lambda x, t, y: scale * raw(x, t))(x_0, t, eps)
     loss.sum().backward()
-    for found in (loss, mse, scale.grad):
+    for found in (loss, mse, gradient(scale)):
         assert bool(torch.isfinite(found).all())
 
 
@@ -241,15 +245,17 @@ def test_the_adaptive_loss_is_the_simple_one_by_its_learned_variance(process):
     simple, mse = objective("x0", SimpleWeighting(), process)(*rows_of)
     start, _ = adaptive(*rows_of)
     assert torch.equal(start, simple)
+    log_variance = adaptive.log_variance
+    assert log_variance is not None
     with torch.no_grad():
-        adaptive.log_variance.values.copy_(torch.linspace(-2, 1, 5))
-    u = adaptive.log_variance(process.log_snr(rows_of[1]))
+        log_variance.values.copy_(torch.linspace(-2, 1, 5))
+    u = log_variance(process.log_snr(rows_of[1]))
     found, found_mse = adaptive(*rows_of)
     torch.testing.assert_close(found, simple * torch.exp(-u) + u, rtol=1e-6, atol=0)
     assert torch.equal(found_mse, mse)
     found.sum().backward()
     torch.testing.assert_close(
-        adaptive.log_variance.values.grad.sum(), (1 - simple * torch.exp(-u)).sum(), rtol=1e-4, atol=1e-4
+        gradient(log_variance.values).sum(), (1 - simple * torch.exp(-u)).sum(), rtol=1e-4, atol=1e-4
     )
 
 
@@ -286,6 +292,7 @@ def test_the_variances_loss_over_all_steps_is_a_thousandth_of_the_bound(predicti
     plain = Denoiser(lambda x, time, y: Doubled()(x, time)[:, :2], PROCESSES["linear"], prediction)
     x_t = noisy(LEARNED, x_0, t, eps)
     output, interpolation = denoiser.split(denoiser.output(x_t, t))
+    assert interpolation is not None
     x_theta = plain.reading.x0(output, x_t, *denoiser.coefficients(x_t, t))
     term = VARIANCE_SHARE * reverse_kernel_loss(LEARNED, x_0, x_theta, t, interpolation)
     assert float(term.mean()) == pytest.approx(1e-3 * float(bound) / 18, rel=1e-9, abs=0)
@@ -315,7 +322,7 @@ def test_the_bound_trains_the_second_half_of_the_channels_alone(prediction):
         bound, image, noise = ReverseKernel(one, clip_x0=False), x_0[at].double(), eps[at].double()
         term = bound.diffusion_kl(image, t[at], noise) if row else bound.reconstruction_nll(image, noise)
         (term.sum() * 1e-3 * STEPS / 18).backward()
-    torch.testing.assert_close(found[:, 2:].double(), fixed.grad[:, 2:], rtol=2e-3, atol=1e-7)
+    torch.testing.assert_close(found[:, 2:].double(), gradient(fixed)[:, 2:], rtol=2e-3, atol=1e-7)
     assert float(found[:, 2:].abs().min()) > 0
 
 
@@ -336,7 +343,7 @@ def test_a_learned_variance_is_trained_where_the_snr_is_zero_too():
     loss, _ = objective("v", SimpleWeighting(), process, lambda x, time, y: output)(x_0, t, eps)
     loss.sum().backward()
     assert bool(torch.isfinite(loss).all())
-    assert bool(torch.isfinite(output.grad).all())
+    assert bool(torch.isfinite(gradient(output)).all())
 
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 2**31))

@@ -140,10 +140,12 @@ def test_coefficients_may_be_numbers(kind):
     """Solvers hold them as such."""
     x_t, output = torch.tensor([0.3, -1.0], dtype=torch.float64), torch.tensor([0.2, 0.9], dtype=torch.float64)
     reading = Reading(kind, SIGMA_DATA)
-    tensors = [torch.tensor(value, dtype=torch.float64) for value in (0.6, 0.8)]
+    alpha, sigma = (torch.tensor(value, dtype=torch.float64) for value in (0.6, 0.8))
     for function in (reading.x0, reading.epsilon, reading.score, reading.v):
-        torch.testing.assert_close(function(output, x_t, 0.6, 0.8), function(output, x_t, *tensors), rtol=1e-14, atol=0)
-    assert float(edm_norm(*tensors, SIGMA_DATA)) == pytest.approx(edm_norm(0.6, 0.8, SIGMA_DATA), rel=1e-15)
+        torch.testing.assert_close(
+            function(output, x_t, 0.6, 0.8), function(output, x_t, alpha, sigma), rtol=1e-14, atol=0
+        )
+    assert float(edm_norm(alpha, sigma, SIGMA_DATA)) == pytest.approx(edm_norm(0.6, 0.8, SIGMA_DATA), rel=1e-15)
 
 
 @pytest.mark.parametrize("kind", ["x0", "v"])

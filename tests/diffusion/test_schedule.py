@@ -17,9 +17,11 @@ from diffusion.config import (
     LinearSchedule,
     QuadraticSchedule,
     ScaledLinearSchedule,
+    ScheduleConfig,
     SigmoidSchedule,
     TableSchedule,
 )
+from diffusion.learned_schedule import LearnedLogSnr
 from diffusion.schedule import FIRST_TIME, IntegratedBeta, Schedule, Table, make_schedule, numbers, rows
 
 ENDS = (9.0, -7.0)
@@ -40,11 +42,18 @@ SCHEDULES = [
     LearnedSchedule(width=16),
     TableSchedule(betas=(0.1, 0.05, 0.3, 0.2, 0.7)),
 ]
+
+
+def built(config: ScheduleConfig) -> Schedule:
+    schedule = make_schedule(config, *ENDS)
+    return schedule.requires_grad_(False) if isinstance(schedule, LearnedLogSnr) else schedule
+
+
 every_schedule = pytest.mark.parametrize(
-    "schedule", [make_schedule(config, *ENDS).requires_grad_(False) if isinstance(config, LearnedSchedule)
-                 else make_schedule(config, *ENDS) for config in SCHEDULES],
+    "schedule",
+    [built(config) for config in SCHEDULES],
     ids=[f"{config.kind}-{i}" for i, config in enumerate(SCHEDULES)],
-)  # fmt: skip
+)
 # on both sides of 1/2, where Laplace changes branch, and off the knots of the table
 TIMES = torch.tensor([1e-3, 0.013, 0.11, 0.31, 0.4999, 0.5001, 0.77, 0.93, 0.9987], dtype=torch.float64)
 MIDDLES = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000

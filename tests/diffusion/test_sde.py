@@ -25,6 +25,7 @@ from diffusion.config import (
     VeProcess,
     VpProcess,
 )
+from diffusion.learned_schedule import LearnedLogSnr
 from diffusion.sde import Chain, Process, make_process, sub_vp_to_vp
 
 CONTINUOUS = {"vp": VpProcess, "sub_vp": SubVpProcess, "ve": VeProcess}
@@ -49,7 +50,7 @@ TIMES = torch.tensor([0.0123, 0.1017, 0.2512, 0.5003, 0.7501, 0.9876], dtype=tor
 def process_of(kind: str, schedule, **settings_) -> Process:
     steps = len(schedule.betas) if isinstance(schedule, TableSchedule) else 200
     process = make_process(CONTINUOUS[kind](schedule=schedule, num_train_timesteps=steps, **settings_))
-    if isinstance(schedule, LearnedSchedule):
+    if isinstance(process.schedule, LearnedLogSnr):
         process.schedule.requires_grad_(False)
     return process
 

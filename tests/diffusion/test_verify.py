@@ -1,6 +1,8 @@
 """`python -m diffusion.verify`: every statement holds, and every deliberate fault is caught by its own statement."""
 
 import json
+import runpy
+import sys
 
 import pytest
 
@@ -98,6 +100,14 @@ def test_bad_input(tmp_path, monkeypatch, capsys: pytest.CaptureFixture[str]):
     assert "error: --fault none: allowed: beta-for-beta-tilde" in capsys.readouterr().err
     assert main(["--quick", "--json", str(tmp_path / "missing" / "report.json")]) == 2
     assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module(monkeypatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("sys.argv", ["verify", "--list-faults"])
+    monkeypatch.delitem(sys.modules, "diffusion.verify")
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("diffusion.verify", run_name="__main__")
+    assert "beta-for-beta-tilde" in capsys.readouterr().out
 
 
 def test_faults_are_listed(capsys: pytest.CaptureFixture[str]):
