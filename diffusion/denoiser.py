@@ -26,6 +26,7 @@ class Denoiser:
         prediction: what the raw output means.
         sigma_data: the data's standard deviation that an `edm` network assumes.
         null_label: the label that stands for none, for networks that have labels.
+        needs_label: the network has labels and none of them stands for none.
     """
 
     network: Network
@@ -33,6 +34,7 @@ class Denoiser:
     prediction: Prediction
     sigma_data: float = 0.5
     null_label: int | None = None
+    needs_label: bool = False
 
     @property
     def reading(self) -> Reading:

@@ -26,6 +26,7 @@ class Stream(IntEnum):
     BASELINES = 7
     DROPOUT = 8
     LABEL_DROPOUT = 9
+    PILOT_NOISE = 10
 
 
 def keyed_generator(seed: int, stream: Stream, a: int = 0, b: int = 0) -> np.random.Generator:

@@ -65,12 +65,12 @@ class LearnedLogSnr(nn.Module, Schedule):
         return gradient if self.row_factor is None else gradient * self.row_factor.to(gradient)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """The network, on the device of its parameters."""
-        return self(t)[0]
+        """The network, evaluated on the device of its parameters."""
+        return self(t)[0].to(t.device)
 
     def slope(self, t: Tensor) -> Tensor:
         """Its derivative in t."""
-        return self(t)[1]
+        return self(t)[1].to(t.device)
 
     def progress(self, t: Tensor) -> Tensor:
         """How far log-SNR has fallen, so that the network's clock does not move under it as the schedule learns."""

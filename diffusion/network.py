@@ -1,4 +1,6 @@
-"""Builds the networks that a configuration may name; the only module of `diffusion/` that knows diffusers.
+"""Builds the networks that a configuration may name.
+
+diffusers is imported here and in `diffusers_folder.py`, nowhere else in `diffusion/`.
 
 Every network is an nn.Module mapping x [B, C, H, W], float time [B] and, where it has labels, label int64 [B] to a
 tensor of x's shape, or of twice its channels (a learned reverse variance). Labels 0..classes - 1 are the data's;
@@ -7,11 +9,15 @@ tensor of x's shape, or of twice its channels (a learned reverse variance). Labe
 
 import math
 import os
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.config import DiTConfig, MLPConfig, NetworkConfig, UNetConfig
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -19,18 +25,28 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 class UNet(nn.Module):
     """diffusers' UNet2DModel as a plain function of (x, time, label)."""
 
-    def __init__(self, config: UNetConfig, shape: tuple[int, int, int], out_channels: int) -> None:
-        """Build for images of `shape` (C, H, W); each further resolution halves H and W.
-
-        Raises:
-            ValueError: H or W cannot be halved that often.
-        """
-        from diffusers.models.unets.unet_2d import UNet2DModel
-
+    def __init__(self, model: "UNet2DModel") -> None:
+        """Wrap a model, built here or loaded from diffusers' own folder."""
         super().__init__()
-        channels, height, width = shape
-        config.check_image(height, width)
-        self.model = UNet2DModel(
+        self.model = model
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """The raw output for rows x."""
+        return self.model(x, time, class_labels=label, return_dict=False)[0]
+
+
+def build_unet(config: UNetConfig, shape: tuple[int, int, int], out_channels: int) -> UNet:
+    """A UNet for images of `shape` (C, H, W); each further resolution halves H and W.
+
+    Raises:
+        ValueError: H or W cannot be halved that often.
+    """
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    channels, height, width = shape
+    config.check_image(height, width)
+    return UNet(
+        UNet2DModel(
             sample_size=(height, width),
             in_channels=channels,
             out_channels=out_channels,
@@ -43,14 +59,15 @@ class UNet(nn.Module):
             dropout=config.dropout,
             num_class_embeds=config.classes + 1 if config.classes else None,
         )
-
-    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """The raw output for rows x."""
-        return self.model(x, time, class_labels=label, return_dict=False)[0]
+    )
 
 
 class DiT(nn.Module):
-    """diffusers' DiTTransformer2DModel as a plain function of (x, time, label); without labels every row's is 0."""
+    """diffusers' DiTTransformer2DModel as a plain function of (x, time, label).
+
+    Its table of labels has a last row for none, as DiT's own (Peebles & Xie, 2023); rows without a label take it, and
+    without classes it is the only one.
+    """
 
     def __init__(self, config: DiTConfig, shape: tuple[int, int, int], out_channels: int) -> None:
         """Build for images of `shape` (C, H, W).
@@ -72,8 +89,9 @@ class DiT(nn.Module):
             num_layers=config.layers,
             sample_size=height,
             patch_size=config.patch_size,
-            num_embeds_ada_norm=config.classes + 1,
+            num_embeds_ada_norm=config.classes,  # to which diffusers adds the row for none
         )
+        self.null_label = config.classes
         for module in self.model.modules():
             if isinstance(module, LabelEmbedding):
                 module.dropout_prob = 0.0  # labels are dropped by key in training, not at random here
@@ -81,7 +99,7 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         """The raw output for rows x."""
         if label is None:
-            label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            label = torch.full((len(x),), self.null_label, dtype=torch.int64, device=x.device)
         return self.model(x, timestep=time, class_labels=label, return_dict=False)[0]
 
 
@@ -126,7 +144,7 @@ def build_network(config: NetworkConfig, shape: tuple[int, int, int], learned_va
     out_channels = shape[0] * (2 if learned_variance else 1)
     match config:
         case UNetConfig():
-            return UNet(config, shape, out_channels)
+            return build_unet(config, shape, out_channels)
         case DiTConfig():
             return DiT(config, shape, out_channels)
         case MLPConfig():

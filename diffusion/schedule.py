@@ -64,6 +64,11 @@ def invert(falling: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
     return high
 
 
+def inside(t: Tensor) -> Tensor:
+    """The nearest float64 in (0, 1), where a schedule that goes on for ever is finite."""
+    return t.clamp(1e-300, 1 - 2**-53)
+
+
 def log_snr_of(log_a: Tensor) -> Tensor:
     """log(a / (1 - a)) from log a <= 0."""
     return log_a - torch.log(-torch.expm1(log_a))
@@ -105,8 +110,8 @@ class LinearBeta(IntegratedBeta):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The root of B(t) = -log a, in the form that does not cancel."""
-        total = softplus(-log_snr)
-        return (2 * total / (self.first + torch.sqrt(self.first**2 + 2 * self.rise * total))).clamp(0, 1)
+        total = softplus(-log_snr).clamp(max=self.first + self.rise / 2)  # beyond B(1) falling betas have no root
+        return 2 * total / (self.first + torch.sqrt(self.first**2 + 2 * self.rise * total))
 
 
 class QuadraticBeta(IntegratedBeta):
@@ -178,7 +183,7 @@ class LaplaceQuantile(Schedule):
         """The share of the distribution above."""
         distance = (log_snr - self.mean) / self.scale
         tail = torch.exp(-distance.abs()) / 2
-        return torch.where(distance > 0, tail, 1 - tail)
+        return inside(torch.where(distance > 0, tail, 1 - tail))
 
 
 class LogNormalQuantile(Schedule):
@@ -198,7 +203,8 @@ class LogNormalQuantile(Schedule):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The share of the distribution of edm_sigma below."""
-        return torch.special.ndtr((-log_snr / 2 - self.p_mean) / self.p_std)
+        quantile = (-log_snr / 2 - self.p_mean) / self.p_std
+        return inside(torch.special.erfc(-quantile / math.sqrt(2)) / 2)  # torch's ndtr is (1 + erf) / 2: 0 below -8.3
 
 
 class LinearLogSnr(Schedule):
@@ -233,24 +239,38 @@ class Table(Schedule):
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(a / (1 - a)) of the interpolated log a; 0 and less is data."""
-        position = (t * self.steps).clamp(0, self.steps)
-        index = torch.floor(position).long()
-        fraction = position - index
-        left, right = self.log_a[index], self.log_a[(index + 1).clamp(max=self.steps)]
-        return log_snr_of(torch.where(fraction > 0, left + fraction * (right - left), left))
+        return self.log_snr_at(t * self.steps)
 
     def slope(self, t: Tensor) -> Tensor:
         """-beta / (1 - a), beta that of the step that ends at or after t."""
-        index = torch.ceil(t * self.steps).long().clamp(1, self.steps)
-        beta = self.steps * (self.log_a[index - 1] - self.log_a[index])
-        return -beta * (1 + torch.exp(self.log_snr(t)))
+        return self.steps * self.slope_at(t * self.steps)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The inverse of the interpolation."""
+        return self.step(log_snr) / self.steps
+
+    def log_snr_at(self, step: Tensor) -> Tensor:
+        """log_snr where time is counted in steps, 0..T."""
+        step = step.double().clamp(0, self.steps)
+        index = torch.floor(step).long()
+        fraction = step - index
+        left, right = self.log_a[index], self.log_a[(index + 1).clamp(max=self.steps)]
+        return log_snr_of(torch.where(fraction > 0, left + fraction * (right - left), left))
+
+    def slope_at(self, step: Tensor) -> Tensor:
+        """The slope per step; whole steps are given as such, since t / T * T may round to beyond t."""
+        step = step.double()
+        index = torch.ceil(step).long().clamp(1, self.steps)
+        beta = self.log_a[index - 1] - self.log_a[index]
+        return -beta * (1 + torch.exp(self.log_snr_at(step)))
+
+    def step(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr_at`; no log-SNR lies within a last step to -inf."""
         target = softplus(-log_snr)
         right = torch.searchsorted(-self.log_a, target.contiguous()).clamp(1, self.steps)
         below, above = -self.log_a[right - 1], -self.log_a[right]
-        return ((right - 1 + (target - below) / (above - below)) / self.steps).clamp(0, 1)
+        fraction = torch.where(torch.isinf(above), torch.isinf(target).double(), (target - below) / (above - below))
+        return (right - 1 + fraction).clamp(0, self.steps)
 
 
 def make_schedule(config: ScheduleConfig, highest: float, lowest: float) -> Schedule:

@@ -122,30 +122,27 @@ class Chain(Process):
         betas = betas.to(torch.float64)
         if not bool(((betas[:-1] > 0) & (betas[:-1] < 1)).all() and 0 < betas[-1] <= 1):
             raise ValueError(
-                f"betas must lie in (0, 1), so that log-SNR falls; got {float(betas.min()):.4g} to "
-                f"{float(betas.max()):.4g}"
+                f"process.schedule: betas must lie in (0, 1), so that log-SNR falls; got {float(betas.min()):.4g} to "
+                f"{float(betas.max()):.4g}: change the schedule's ends, or bring process.log_snr_max and log_snr_min "
+                "closer together"
             )
         self.num_steps = len(betas)
         self.t_min, self.t_max = 1.0, float(self.num_steps)
         self.reverse_variance = reverse_variance
         table = Table(torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)]))
-        self.schedule = table
-        self._log_snr = table.log_snr(torch.arange(self.num_steps + 1, dtype=torch.float64) / self.num_steps)
+        self.schedule = self._table = table
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """From the table where t is whole, interpolated elsewhere."""
-        index = t.long()
-        if bool((index == t).all()):
-            return self._log_snr[index]
-        return self.schedule.log_snr(t / self.num_steps)
+        """Of the table, interpolated."""
+        return self._table.log_snr_at(t)
 
     def slope(self, t: Tensor) -> Tensor:
         """Per step."""
-        return self.schedule.slope(t / self.num_steps) / self.num_steps
+        return self._table.slope_at(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """In steps."""
-        return (self.schedule.time(log_snr) * self.num_steps).clamp(self.t_min, self.t_max)
+        return self._table.step(log_snr).clamp(self.t_min, self.t_max)
 
     def network_time(self, t: Tensor) -> Tensor:
         """The index of step t in DDPM's arrays, t - 1."""
@@ -180,10 +177,11 @@ class Continuous(Process):
 
     def _check_falling(self) -> None:
         log_snr = self.log_snr(self.step_times()[1:])
-        if not bool((log_snr.diff() < 0).all()):
+        if not bool(log_snr.isfinite().all() and (log_snr.diff() < 0).all()):
             raise ValueError(
-                f"log-SNR must fall from t = {self.t_min:.4g} to {self.t_max:.4g}; it goes from "
-                f"{float(log_snr[0]):.4g} to {float(log_snr[-1]):.4g}: check process.schedule and its log_snr ends"
+                f"process.schedule: log-SNR must fall, finite; over t = {self.t_min:.4g} to {self.t_max:.4g} it "
+                f"goes from {float(log_snr[0]):.4g} to {float(log_snr[-1]):.4g}: bring process.log_snr_max and "
+                "log_snr_min closer together, or widen the schedule"
             )
 
     def _own_log_snr(self, log_snr: Tensor) -> Tensor:
@@ -196,11 +194,12 @@ class Continuous(Process):
 
     def log_snr(self, t: Tensor) -> Tensor:
         """From the schedule; +inf at t = 0."""
+        t = t.double()
         return torch.where(t > 0, self._own_log_snr(self.schedule.log_snr(t.clamp(min=1e-300))), math.inf)
 
     def slope(self, t: Tensor) -> Tensor:
         """From the schedule."""
-        return self.schedule.slope(t)
+        return self.schedule.slope(t.double())
 
     def time(self, log_snr: Tensor) -> Tensor:
         """From the schedule."""
@@ -226,7 +225,7 @@ class SubVp(Continuous):
 
     def slope(self, t: Tensor) -> Tensor:
         """(1 + a) times the schedule's."""
-        return self.schedule.slope(t) * (1 + torch.sigmoid(self.schedule.log_snr(t)))
+        return super().slope(t) * (1 + torch.sigmoid(self.schedule.log_snr(t.double())))
 
     def log_alpha_at(self, log_snr: Tensor) -> Tensor:
         """Half of log(a), a the smaller root of a / (1 - a)^2 = SNR."""

@@ -62,7 +62,8 @@ def x0_weights(config: WeightingConfig, sigma_data: float, process: Process, t: 
 
     - `vlb`: the mean over t of the weighted squared error of eps is, in nats, the part of the bound that depends on
       theta. In a chain T beta_t / (2 (1 - beta_t) sigma_t^2) on eps, equation (7) with Sigma_theta = beta_t (Ho et al.
-      2020, equation 12), which is T (SNR_{t-1} - SNR_t) / 2 on x_0; in continuous time its limit, -dSNR/dt / 2.
+      2020, equation 12), which is T alpha_{t-1}^2 beta_t / (2 sigma_t^4) on x_0; in continuous time its limit,
+      -dSNR/dt / 2.
     - `likelihood`: lambda = g^2 in (11), halved: the bound on the reverse SDE's likelihood (Song et al. 2021, theorem
       1), with g^2 = beta(t / T) = T beta_t in a chain; in continuous time it is `vlb`.
     - `snr`: SNR, which is 1 on eps (Salimans & Ho, 2022).
@@ -75,7 +76,7 @@ def x0_weights(config: WeightingConfig, sigma_data: float, process: Process, t: 
     snr = torch.exp(log_snr)
     match config:
         case VlbWeighting() | LikelihoodWeighting():
-            return snr * _bound_rate(config, process, t)
+            return _bound_weights(config, process, t)
         case MinSnrWeighting(gamma=gamma):
             return torch.clamp(snr, max=gamma)
         case P2Weighting(k=k, gamma=gamma):
@@ -88,13 +89,14 @@ def x0_weights(config: WeightingConfig, sigma_data: float, process: Process, t: 
             return snr
 
 
-def _bound_rate(config: VlbWeighting | LikelihoodWeighting, process: Process, t: Tensor) -> Tensor:
-    """The two bounds' weight on eps: what the bound loses in nats per unit of the share of [t_min, t_max] passed."""
+def _bound_weights(config: VlbWeighting | LikelihoodWeighting, process: Process, t: Tensor) -> Tensor:
+    """The two bounds' weight on x_0: what they lose in nats per unit of the share of [t_min, t_max] passed."""
+    log_snr = process.log_snr(t)
     if not isinstance(process, Chain):
-        return -(process.t_max - process.t_min) * process.slope(t) / 2
+        return -(process.t_max - process.t_min) * torch.exp(log_snr) * process.slope(t) / 2
     beta = transition_variance(process, t - 1, t)
-    rate = process.num_steps * beta / (2 * process.sigma(t) ** 2)
-    return rate / (1 - beta) if isinstance(config, VlbWeighting) else rate
+    alpha = process.alpha(t - 1) if isinstance(config, VlbWeighting) else process.alpha_at(log_snr)
+    return process.num_steps * alpha**2 * beta / (2 * process.sigma_at(log_snr) ** 4)
 
 
 class LogVariance(nn.Module):

@@ -95,11 +95,12 @@ def complete(config: RunConfig, paths: RunPaths, patience_s: float = 0.0) -> dic
 
 
 def check_data(config: RunConfig, dataset: Dataset) -> None:
-    """Refuse a network or an evaluation that does not fit the data.
+    """Refuse a network or an evaluation that does not fit the data, and a schedule that cannot be computed.
 
     Raises:
         InputError: naming the setting.
     """
+    from diffusion.sde import make_process
     from trainer.evaluate.sizes import MINIMUM_IMAGES
 
     if config.network.classes not in (0, dataset.info.classes):
@@ -108,6 +109,7 @@ def check_data(config: RunConfig, dataset: Dataset) -> None:
             f"{dataset.info.classes or 'no'} classes; allowed: that number, or 0 for a model without"
         )
     try:
+        make_process(config.process)
         config.network.check_image(*dataset.info.image_shape[1:])
     except ValueError as error:
         raise InputError(str(error)) from None

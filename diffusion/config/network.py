@@ -58,7 +58,16 @@ class DiTConfig(NetworkOptions):
     patch_size: Count = 2
     layers: Count = 6
     heads: Count = 4
-    head_width: Annotated[int, Field(ge=2)] = 32
+    head_width: Count = 32
+
+    @model_validator(mode="after")
+    def _positions_fit(self) -> "DiTConfig":
+        if self.heads * self.head_width % 4:
+            raise ValueError(
+                f"heads x head_width = {self.heads} x {self.head_width}; allowed: a product that 4 divides, "
+                "for the sine and cosine of two coordinates"
+            )
+        return self
 
     def check_image(self, height: int, width: int) -> None:
         """Refuse images that are not squares of whole patches.

@@ -1,8 +1,14 @@
 """Faults that a tired engineer could write, applied on purpose: `python -m diffusion.verify --fault NAME` must fail."""
 
-from diffusion.faults import chains, likelihoods, sampling, training
+from diffusion.faults import averages, chains, likelihoods, sampling, training
 from diffusion.faults.fault import Fault
 
 __all__ = ["FAULTS", "Fault"]
 
-FAULTS: dict[str, Fault] = {**chains.FAULTS, **training.FAULTS, **sampling.FAULTS, **likelihoods.FAULTS}
+FAULTS: dict[str, Fault] = {
+    **chains.FAULTS,
+    **likelihoods.FAULTS,
+    **sampling.FAULTS,
+    **training.FAULTS,
+    **averages.FAULTS,
+}

@@ -37,8 +37,8 @@ def _whole_g_squared(right: Anything) -> Anything:
 
 def _half_g_squared(right: Anything) -> Anything:
     def wrong(process: Any, t: Tensor) -> Any:  # noqa: ANN401
-        on_x, on_epsilon, g = right(process, t)
-        return on_x, on_epsilon / 2, g
+        on_x, on_epsilon = right(process, t)
+        return on_x, on_epsilon / 2
 
     return wrong
 

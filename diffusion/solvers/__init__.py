@@ -109,10 +109,12 @@ def _check(config: SolverConfig, denoiser: Denoiser, label: Tensor | None, guida
             f"solver.kind = {config.kind}: cannot start where the SNR is zero; allowed: "
             f"{', '.join(FROM_PURE_NOISE)}, with spacing = uniform"
         )
-    if label is not None and denoiser.null_label is None:
+    if label is not None and denoiser.null_label is None and not denoiser.needs_label:
         raise ValueError("labels: this network has none (network.classes = 0)")
-    if guidance is not None and label is None:
-        raise ValueError("guidance.kind = classifier_free: needs labels, and a network that has them")
+    if label is None and denoiser.needs_label:
+        raise ValueError("labels: this network needs one for every row; it has no label that stands for none")
+    if guidance is not None and (label is None or denoiser.null_label is None):
+        raise ValueError("guidance.kind = classifier_free: needs labels, and a network that has them and one for none")
 
 
 def drive(denoiser: Denoiser, solver: Sampler) -> Tensor:

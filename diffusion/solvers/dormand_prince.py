@@ -108,10 +108,9 @@ class DormandPrince:
             self.query_y = y + rows(self.direction * h_0, y) * first
             return
         d_2 = _rms((self.slopes[1] - first) / scale) / h_0
-        still = (d_1 <= 1e-15) & (d_2 <= 1e-15)
-        h_1 = torch.where(still, (1e-3 * h_0).clamp(min=1e-6), _power(0.01 / torch.maximum(d_1, d_2), EXPONENT))
-        h_1 = torch.where(d_2.isfinite(), h_1, h_0)
-        self.step = torch.minimum(100 * h_0, h_1).minimum(distance)
+        change = torch.maximum(d_1, d_2)
+        h_1 = torch.where((change > 1e-15) & d_2.isfinite(), _power(0.01 / change, EXPONENT), h_0)
+        self.step = torch.minimum(100 * h_0, h_1)
         self._start_trial(self.step, first)
 
     def _start_trial(self, step: Tensor, first: Tensor) -> None:

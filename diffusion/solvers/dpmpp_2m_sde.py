@@ -27,8 +27,13 @@ class Dpmpp2MSdeSolver(GridSolver):
             x_0, _, _ = yield self.wanted(at_t)
             h = (self.log_snrs[i + 1] - self.log_snrs[i]) / 2
             target = x_0 if previous is None or math.isinf(h) else extrapolated(x_0, h, *previous)
-            gain = -math.expm1(-2 * h)
+            gain = renewed(h)
             self.x = (at_s.sigma / at_t.sigma) * math.exp(-h) * self.x + at_s.alpha * gain * target
             if at_s.t > 0:
                 self.x = self.x + at_s.sigma * gain**0.5 * self.noise.draw(i + 1).to(self.x)
             previous = (x_0, h)
+
+
+def renewed(h: float) -> float:
+    """1 - e^{-2h}: the share of the noise's variance that a step of h draws anew."""
+    return -math.expm1(-2 * h)

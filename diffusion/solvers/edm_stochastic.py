@@ -7,8 +7,10 @@ from torch import Tensor
 
 from diffusion.config import EdmStochastic
 from diffusion.denoiser import Denoiser
+from diffusion.prediction import Coefficient
 from diffusion.solvers.base import Noise, Point, Steps, Wanted
 from diffusion.solvers.grid import GridSolver, points
+from diffusion.solvers.heun import trapezium
 
 
 class EdmStochasticSolver(GridSolver):
@@ -31,16 +33,20 @@ class EdmStochasticSolver(GridSolver):
             if at_s.t == 0:
                 return
             epsilon_s = (yield self.wanted(at_s)).epsilon
-            ratio = at_s.alpha / at_hat.alpha
-            self.x = ratio * x_hat + (at_s.sigma - ratio * at_hat.sigma) * (epsilon + epsilon_s) / 2
+            self.x = trapezium(x_hat, at_hat, at_s, epsilon, epsilon_s)
 
     def _raise(self, at_t: Point, at_hat: Point, draw: int) -> Tensor:
         """alpha_hat (y + sqrt(s_hat^2 - s^2) s_noise z)."""
-        ratio = at_hat.alpha / at_t.alpha
-        added = at_hat.sigma**2 - (ratio * at_t.sigma) ** 2
+        added = added_variance(at_t, at_hat)
         if added <= 0:
             return self.x
+        ratio = at_hat.alpha / at_t.alpha
         return ratio * self.x + self.config.s_noise * added**0.5 * self.noise.draw(draw).to(self.x)
+
+
+def added_variance(at_t: Point, at_hat: Point) -> Coefficient:
+    """alpha_hat^2 (s_hat^2 - s^2): of the noise that takes x from edm_sigma s to s_hat."""
+    return at_hat.sigma**2 - (at_hat.alpha / at_t.alpha * at_t.sigma) ** 2
 
 
 def raised_points(solver: EdmStochasticSolver) -> list[Point]:
@@ -49,7 +55,7 @@ def raised_points(solver: EdmStochasticSolver) -> list[Point]:
     log_snr = process.log_snr(solver.times[:-1])
     edm_sigma = torch.exp(-log_snr / 2)
     gamma = min(config.s_churn / config.num_steps, math.sqrt(2) - 1)
-    within = (edm_sigma >= config.s_min) & (edm_sigma <= config.s_max)
+    within = (gamma > 0) & (edm_sigma >= config.s_min) & (edm_sigma <= config.s_max)
     raised = log_snr - 2 * math.log1p(gamma) * within
     t = torch.where(within, process.time(raised), solver.times[:-1])
     return points(t, process.alpha(t), process.sigma(t))

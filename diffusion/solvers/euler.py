@@ -1,6 +1,5 @@
 """Euler's method on the probability-flow ODE (Song et al. 2021, equation 13), in the process's own time."""
 
-import torch
 from torch import Tensor
 
 from diffusion.config import Euler
@@ -44,7 +43,7 @@ def ode_coefficients(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
     return on_x * slope, on_epsilon * slope
 
 
-def reverse_sde_coefficients(process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Equation (10), dx = [f x - g^2 score] dt + g dw, as (a x + b eps) dt + g dw, for t > 0: a, b and g."""
+def reverse_sde_coefficients(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The drift of equation (10), f x - g^2 score, as a x + b eps, for t > 0: the ODE's with twice its b."""
     on_x, on_epsilon = ode_coefficients(process, t)
-    return on_x, 2 * on_epsilon, torch.sqrt(process.squared_diffusion(t))
+    return on_x, 2 * on_epsilon

@@ -1,10 +1,12 @@
 """Euler-Maruyama on the reverse SDE, equation (10), in the process's own time."""
 
+import torch
 from torch import Tensor
 
 from diffusion.config import EulerMaruyama
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import numbers
+from diffusion.sde import Process
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.euler import reverse_sde_coefficients
 from diffusion.solvers.grid import GridSolver
@@ -18,12 +20,17 @@ class EulerMaruyamaSolver(GridSolver):
 
     def steps(self) -> Steps:
         """One step after another."""
-        on_x, on_epsilon, g = (numbers(c) for c in reverse_sde_coefficients(self.process, self.times[:-1]))
-        lengths = numbers(self.times.diff())
+        on_x, on_epsilon = (numbers(c) for c in reverse_sde_coefficients(self.process, self.times[:-1]))
+        lengths, stds = numbers(self.times.diff()), numbers(step_stds(self.process, self.times))
         for i, (at_t, at_s) in enumerate(self.intervals()):
             x_0, epsilon, _ = yield self.wanted(at_t)
             if at_s.t == 0:
                 self.x = x_0
                 return
             mean = (1 + lengths[i] * on_x[i]) * self.x + (lengths[i] * on_epsilon[i]) * epsilon
-            self.x = mean + g[i] * (-lengths[i]) ** 0.5 * self.noise.draw(i + 1).to(mean)
+            self.x = mean + stds[i] * self.noise.draw(i + 1).to(mean)
+
+
+def step_stds(process: Process, times: Tensor) -> Tensor:
+    """g sqrt(t - s), the standard deviation of the noise of each step from t to s; float64 [num_steps]."""
+    return torch.sqrt(process.squared_diffusion(times[:-1]) * -times.diff())

@@ -27,7 +27,10 @@ def time_grid(process: Process, num_steps: int, options: GridOptions) -> Tensor:
     whole = isinstance(process, Chain) and options.spacing == "uniform"
     most = process.num_steps - (0 if options.denoise else 1)
     if whole and not 1 <= num_steps <= most:
-        raise ValueError(f"solver.num_steps = {num_steps}; allowed: 1 to num_train_timesteps = {most}")
+        raise ValueError(
+            f"solver.num_steps = {num_steps}; allowed: 1 to {most}, whole steps of a chain of num_train_timesteps = "
+            f"{process.num_steps}; for more use solver.spacing = log_snr or karras"
+        )
     if options.spacing == "uniform" and options.denoise:
         times = (process.t_max * (1 - torch.arange(num_steps, dtype=torch.float64) / num_steps)).clamp(process.t_min)
     else:

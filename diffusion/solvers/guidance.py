@@ -92,6 +92,7 @@ def autoguided(denoiser: Denoiser, guide: Denoiser, scale: float) -> AutoguidedD
         denoiser.prediction,
         denoiser.sigma_data,
         denoiser.null_label,
+        denoiser.needs_label,
         guide,
         scale,
     )

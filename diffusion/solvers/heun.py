@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffusion.config import Heun
 from diffusion.denoiser import Denoiser
-from diffusion.solvers.base import Noise, Steps
+from diffusion.solvers.base import Noise, Point, Steps
 from diffusion.solvers.grid import GridSolver
 
 
@@ -26,5 +26,10 @@ class HeunSolver(GridSolver):
             if at_s.t == 0:
                 return
             epsilon_s = (yield self.wanted(at_s)).epsilon
-            ratio = at_s.alpha / at_t.alpha
-            self.x = ratio * x_t + (at_s.sigma - ratio * at_t.sigma) * (epsilon + epsilon_s) / 2
+            self.x = trapezium(x_t, at_t, at_s, epsilon, epsilon_s)
+
+
+def trapezium(x_t: Tensor, at_t: Point, at_s: Point, epsilon: Tensor, epsilon_s: Tensor) -> Tensor:
+    """y_s = y_t + (s - t) (eps + eps_s) / 2 with y = x / alpha and s, t as edm_sigma; returns x_s = alpha_s y_s."""
+    ratio = at_s.alpha / at_t.alpha
+    return ratio * x_t + (at_s.sigma - ratio * at_t.sigma) * (epsilon + epsilon_s) / 2

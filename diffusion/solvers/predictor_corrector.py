@@ -46,9 +46,18 @@ class PredictorCorrectorSolver(GridSolver):
 
 
 def step_sizes(score: Tensor, z: Tensor, snr: float) -> Tensor:
-    """tau = 2 (snr ||z|| / ||score||)^2 of each row by itself, [B]."""
-    ratio = z.flatten(1).square().sum(1) / score.flatten(1).square().sum(1)
-    return 2 * snr**2 * ratio
+    """tau = 2 (snr ||z|| / ||score||)^2 of each row by itself, [B]; 0 where the score is, as a new network's may."""
+    score_norms = squared_norms(score)
+    tau = 2 * snr**2 * squared_norms(z) / score_norms
+    return torch.where(score_norms > 0, tau, 0.0)
+
+
+def squared_norms(x: Tensor) -> Tensor:
+    """||x||^2 of each row, [B], added by halves: the order of a reduction may depend on how many rows there are."""
+    total = x.flatten(1).square()
+    while (half := total.shape[1] // 2) > 0:
+        total = torch.cat([total[:, :half] + total[:, half : 2 * half], total[:, 2 * half :]], dim=1)
+    return total[:, 0]
 
 
 def langevin_step(x: Tensor, score: Tensor, z: Tensor, tau: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ They are numbered as in docs/theory.md. A check compares one measured number wit
 diffusion.verify` prints them, and the tests run the same functions.
 """
 
-from diffusion.statements import chains, distances, likelihoods, sampling, training
+from diffusion.statements import averages, chains, distances, likelihoods, orders, sampling, training
 from diffusion.statements.check import Check, Statement
 
 __all__ = ["STATEMENTS", "Check", "Statement"]
@@ -20,10 +20,12 @@ STATEMENTS = (
     Statement(6, "the chain's diffusion term goes to its limit from above, as 1 / T", likelihoods.limit_of_the_chain),
     Statement(7, "lambda = g^2 bounds the SDE's KL, and not the ODE's", likelihoods.what_is_bounded),
     Statement(8, "probability-flow log-likelihood: the solver's error and the prior's", likelihoods.ode_log_likelihood),
-    Statement(9, "solvers have their order", sampling.solver_order),
+    Statement(9, "solvers have their order", orders.solver_order),
     Statement(10, "epsilon, x_0, v and F have one error; min-SNR its factor for each", training.error_identities),
     Statement(11, "samplers that are the same are the same", sampling.equal_samplers),
     Statement(12, "the discretised decoder is a distribution", chains.decoder_mass),
     Statement(13, "stratified t, over the global batch", training.stratified_steps),
+    Statement(14, "the Langevin corrector's stationary variance, and a step size per row", sampling.langevin_corrector),
     Statement(15, "Frechet distance: bias and shards", distances.frechet_moments),
+    Statement(16, "two EMA tracks stand for other widths", averages.posthoc_ema),
 )

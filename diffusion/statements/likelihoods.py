@@ -25,7 +25,7 @@ from diffusion.sde import Process, Vp, make_process
 from diffusion.solvers import euler
 from diffusion.solvers.dormand_prince import DormandPrince
 from diffusion.statements.check import DATA, Check
-from diffusion.statements.sampling import vp_from
+from diffusion.statements.orders import vp_from
 
 WRONG = GaussianData(0.1, 0.5)  # what the denoiser of statement 5 takes the data for
 LEVELS = torch.tensor([[[13.0, 190.0]]], dtype=torch.float64) * (2 / 255) - 1
@@ -161,8 +161,8 @@ def _generated(process: Process, factor: float, tolerance: float) -> list[float]
     while (wanted := stepper.want()) is not None:
         _, t, variance = wanted
         per_x = factor * denoiser.epsilon(one, t)[0]  # eps_theta is linear
-        on_x, on_epsilon, g = euler.reverse_sde_coefficients(process, t)
-        sde = 2 * (on_x + on_epsilon * per_x) * variance[:, 0] - g**2
+        on_x, on_epsilon = euler.reverse_sde_coefficients(process, t)
+        sde = 2 * (on_x + on_epsilon * per_x) * variance[:, 0] - process.squared_diffusion(t)
         on_x, on_epsilon = euler.ode_coefficients(process, t)
         ode = 2 * (on_x + on_epsilon * per_x) * variance[:, 1]
         stepper.feed(torch.stack([sde, ode], dim=1))

@@ -15,24 +15,31 @@ CASES = [
     (UNetConfig(channels=(8, 8, 16), attention=(False, True, True), norm_groups=4), (3, 8, 12)),
     (MLPConfig(width=32, depth=2), (1, 2, 1)),
     (MLPConfig(width=33, depth=1), (3, 2, 2)),
+    (UNetConfig(channels=(8, 16), norm_groups=4, classes=3), (1, 4, 4)),
+    (MLPConfig(width=16, depth=1, classes=3), (1, 2, 2)),
 ]
-every_network = pytest.mark.parametrize(("config", "shape"), CASES, ids=[f"{c.kind}-{s}" for c, s in CASES])
+every_network = pytest.mark.parametrize(("config", "shape"), CASES, ids=[f"{c.kind}-{s}-{c.classes}" for c, s in CASES])
 
 
-def build(config, shape):
+def labels(config, *values):
+    return torch.tensor(values) if config.classes else None
+
+
+def build(config, shape, learned_variance=False):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_network(config, shape).eval()
+        return build_network(config, shape, learned_variance).eval()
 
 
 @every_network
 def test_every_parameter_takes_part_and_the_output_is_of_xs_shape(config, shape):
     network = build(config, shape)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
-    output = network(x, torch.tensor([1, 500, 1000]))
+    output = network(x, torch.tensor([1.0, 500.5, 1000.0]), labels(config, 0, 3, 1))
     assert output.shape == x.shape
     (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
-    without = [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.abs().max() > 0)]
+    assert all(bool(torch.isfinite(p.grad).all()) for p in network.parameters())
+    without = [name for name, p in network.named_parameters() if not bool(p.grad.abs().max() > 0)]
     # a key's bias adds one constant to all of a softmax's logits: its true gradient is zero
     assert [name for name in without if not name.endswith("to_k.bias")] == []
 
@@ -42,9 +49,39 @@ def test_rows_do_not_mix_and_t_matters(config, shape):
     network = build(config, shape).double()
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.inference_mode():
-        together = network(torch.cat([x, x, -x]), torch.tensor([3, 900, 3]))
-        torch.testing.assert_close(network(x, torch.tensor([3])), together[:1], rtol=0, atol=1e-6)
+        together = network(torch.cat([x, x, -x]), torch.tensor([3, 900, 3]), labels(config, 1, 1, 1))
+        torch.testing.assert_close(network(x, torch.tensor([3]), labels(config, 1)), together[:1], rtol=0, atol=1e-6)
         assert float((together[0] - together[1]).abs().max()) > 1e-3
+
+
+@every_network
+def test_times_between_whole_steps_are_heard(config, shape):
+    network = build(config, shape).double()
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.inference_mode():
+        at = [network(x, torch.tensor([time]), labels(config, 2)) for time in (3.0, 3.4, 4.0)]
+    assert float((at[0] - at[1]).abs().max()) > 1e-5
+    assert float((at[1] - at[2]).abs().max()) > 1e-5
+
+
+@pytest.mark.parametrize("config", [c for c, _ in CASES if c.classes], ids=lambda config: config.kind)
+def test_labels_are_heard_and_there_is_one_more_for_none(config):
+    network, shape = build(config, (1, 4, 4)).double(), (4, 1, 4, 4)
+    x = torch.ones(shape, dtype=torch.float64)
+    with torch.inference_mode():
+        output = network(x, torch.full((4,), 7.0), torch.arange(4))
+    for first in range(4):
+        for second in range(first):
+            assert float((output[first] - output[second]).abs().max()) > 1e-4
+    with pytest.raises(IndexError):
+        network(x[:1], torch.tensor([7.0]), torch.tensor([4]))
+
+
+@every_network
+def test_a_learned_variance_doubles_the_channels_that_come_out(config, shape):
+    network = build(config, shape, learned_variance=True)
+    x = torch.zeros(2, *shape)
+    assert network(x, torch.tensor([1.0, 2.0]), labels(config, 0, 1)).shape == (2, 2 * shape[0], *shape[1:])
 
 
 def test_a_state_of_the_same_configuration_fits_and_gives_the_same_function():
@@ -73,6 +110,7 @@ def test_images_that_cannot_be_halved_are_refused_with_the_way_out(channels, sid
         ({"channels": [], "attention": []}, "at least 1"),
         ({"channels": [0, 8]}, "greater than or equal to 1"),
         ({"dropout": 1.0}, "less than 1"),
+        ({"classes": -1}, "greater than or equal to 0"),
     ],
 )
 def test_networks_that_cannot_exist_are_refused(values, message):

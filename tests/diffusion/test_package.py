@@ -8,7 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.config import Ancestral, LinearSchedule, MLPConfig, ProcessConfig, UNetConfig
+from diffusion.config import (
+    Ancestral,
+    DdpmProcess,
+    EdmSchedule,
+    LearnedSchedule,
+    LinearSchedule,
+    MLPConfig,
+    SubVpProcess,
+    UNetConfig,
+    VeProcess,
+    VpProcess,
+)
+from diffusion.learned_schedule import LearnedLogSnr
 from diffusion.network import build_network
 from diffusion.package import (
     CONFIG,
@@ -16,6 +28,7 @@ from diffusion.package import (
     WEIGHTS,
     PackageConfig,
     PackageError,
+    build_denoiser_network,
     file_sha256,
     load_package,
     package_sha256,
@@ -25,9 +38,7 @@ from diffusion.package import (
 
 SHAPE = (1, 4, 4)
 SETTINGS = PackageConfig(
-    process=ProcessConfig(
-        schedule=LinearSchedule(beta_end=0.01), num_train_timesteps=50, reverse_variance="beta_tilde"
-    ),
+    process=DdpmProcess(schedule=LinearSchedule(beta_end=0.01), num_train_timesteps=50, reverse_variance="beta_tilde"),
     prediction="score",
     network=MLPConfig(width=16, depth=2),
     image_shape=SHAPE,
@@ -60,9 +71,11 @@ def test_what_is_loaded_is_what_was_saved(package):
     assert not denoiser.network.training
     assert denoiser.prediction == "score"
     x, t = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.tensor([1, 20, 50])
-    assert torch.equal(denoiser.network(x, t), network().eval()(x, t))
-    assert torch.equal(denoiser.epsilon(x, t), -network().eval()(x, t))
-    assert denoiser.schedule.num_steps == 50
+    assert torch.equal(denoiser.network(x, t, None), network().eval()(x, t))
+    assert torch.equal(denoiser.epsilon(x, t), -network().eval()(x, t - 1.0))
+    assert denoiser.process.num_steps == 50
+    assert denoiser.process.reverse_variance == "beta_tilde"
+    assert denoiser.null_label is None
 
 
 def test_a_unet_survives_too(tmp_path):
@@ -74,7 +87,79 @@ def test_a_unet_survives_too(tmp_path):
     denoiser, loaded = load_package(tmp_path)
     x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1, 20])
     assert loaded == config
-    assert torch.equal(denoiser.network(x, t), original(x, t))
+    assert torch.equal(denoiser.network(x, t, None), original(x, t))
+
+
+def learned_package(folder, steps=30, width=12):
+    """A package with a schedule that has learned something, and that schedule."""
+    config = SETTINGS.model_copy(
+        update={"process": VpProcess(num_train_timesteps=steps, schedule=LearnedSchedule(width=width))}
+    )
+    schedule = LearnedLogSnr(width, 13.3, -13.3)
+    with torch.no_grad():
+        for number, parameter in enumerate(schedule.parameters()):
+            parameter += torch.linspace(-1, 1, len(parameter)) * (number + 1)
+    own = {f"schedule.{name}": value for name, value in schedule.state_dict().items()}
+    save_package(folder, config, {**network().state_dict(), **own})
+    return schedule
+
+
+def test_a_learned_schedule_comes_with_its_network_and_is_frozen(tmp_path):
+    schedule = learned_package(tmp_path)
+    denoiser, _ = load_package(tmp_path)
+    t = torch.linspace(0.01, 1, 9, dtype=torch.float64)
+    assert torch.equal(denoiser.process.log_snr(t), schedule.log_snr(t).detach())
+    assert not denoiser.process.log_snr(t).requires_grad
+    assert isinstance(denoiser.network, torch.nn.Module)
+    assert set(denoiser.network.state_dict()) == set(network().state_dict())
+
+
+def test_a_learned_schedule_that_is_missing_or_of_another_width_is_refused(tmp_path):
+    learned_package(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config["process"]["schedule"]["width"] = 13
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    sign(tmp_path)
+    with pytest.raises(PackageError, match="do not fit the network"):
+        load_package(tmp_path)
+    missing = SETTINGS.model_copy(update={"process": VpProcess(schedule=LearnedSchedule())})
+    save_package(tmp_path, missing, network().state_dict())
+    with pytest.raises(PackageError, match="raw_weight"):
+        load_package(tmp_path)
+
+
+@pytest.mark.parametrize("process", [VpProcess(), SubVpProcess(), VeProcess()], ids=lambda p: p.kind)
+def test_processes_predictions_and_labels_survive(tmp_path, process):
+    config = PackageConfig(
+        process=process, prediction="edm", sigma_data=0.3, network=MLPConfig(width=8, classes=4), image_shape=SHAPE
+    )
+    original = build_denoiser_network(config)
+    save_package(tmp_path, config, original.state_dict())
+    denoiser, loaded = load_package(tmp_path)
+    assert loaded == config
+    assert type(denoiser.process).__name__.lower() == process.kind.replace("_", "")
+    assert (denoiser.prediction, denoiser.sigma_data, denoiser.null_label) == ("edm", 0.3, 4)
+    x, t = torch.zeros(2, *SHAPE), torch.tensor([0.2, 0.9], dtype=torch.float64)
+    assert torch.equal(denoiser.x0(x, t), denoiser.x0(x, t, torch.tensor([4, 4])))
+
+
+def test_a_learned_variance_makes_a_network_of_twice_the_channels(tmp_path):
+    process = DdpmProcess(num_train_timesteps=20, reverse_variance="learned")
+    config = SETTINGS.model_copy(update={"process": process})
+    save_package(tmp_path, config, build_denoiser_network(config).state_dict())
+    denoiser, _ = load_package(tmp_path)
+    assert denoiser.learned_variance
+    assert denoiser.output(torch.zeros(1, *SHAPE), torch.tensor([3])).shape == (1, 2, 4, 4)
+    save_package(tmp_path, config, network().state_dict())  # of a network that gives the prediction alone
+    with pytest.raises(PackageError, match="do not fit the network"):
+        load_package(tmp_path)
+
+
+def test_a_signed_process_that_cannot_be_is_refused(tmp_path):
+    process = VpProcess(schedule=EdmSchedule(), log_snr_max=-30.0, log_snr_min=-31.0)
+    save_package(tmp_path, SETTINGS.model_copy(update={"process": process}), network().state_dict())
+    with pytest.raises(PackageError, match=r"config\.json: log-SNR must fall"):
+        load_package(tmp_path)
 
 
 def test_digest_depends_on_content_and_on_nothing_else(tmp_path):
@@ -95,7 +180,7 @@ def test_saving_again_replaces(package):
     save_package(package, SETTINGS, {name: torch.zeros_like(w) for name, w in network().state_dict().items()})
     denoiser, _ = load_package(package)
     with torch.inference_mode():
-        assert torch.equal(denoiser.network(torch.ones(1, *SHAPE), torch.tensor([1])), torch.zeros(1, *SHAPE))
+        assert torch.equal(denoiser.network(torch.ones(1, *SHAPE), torch.tensor([1]), None), torch.zeros(1, *SHAPE))
 
 
 @given(st.sampled_from([CONFIG, WEIGHTS]), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
@@ -175,7 +260,10 @@ def test_weights_with_other_names_are_refused(package, change):
     ("path", "value"),
     [
         (("network", "kind"), "os.system"),
-        (("format_version",), 2),
+        (("format_version",), 1),
+        (("format_version",), 3),
+        (("process", "kind"), "logistic"),
+        (("sigma_data",), 0),
         (("image_shape",), [1, 4]),
         (("process", "num_train_timesteps"), 1),
         (("surplus",), 1),

@@ -75,6 +75,44 @@ def test_score_view_with_a_linear_schedule_and_vlb_weighting_learns(cluster: Clu
     assert max(errors[-10:]) < 0.5
 
 
+BESIDE_THE_NETWORK = {
+    "learned-schedule": (
+        "schedule.shift",
+        ["process.kind=vp", "process.schedule.kind=learned", "objective.weighting.kind=vlb", "parallel.zero_stage=3"],
+    ),
+    "adaptive": (
+        "log_variance.values",
+        [
+            "objective.weighting.kind=adaptive",
+            "objective.time_sampling={kind: importance, bins: 8, decay: 0.9}",
+            "process.reverse_variance=learned",
+            "network.classes=10",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_THE_NETWORK)
+def test_what_is_trained_beside_the_network_survives_a_break_bitwise(cluster: Cluster, tiny: Path, name: str) -> None:
+    """A learned schedule at stage 3; an adaptive lambda(t) with importance sampling, labels and a learned variance."""
+    parameter, sets = BESIDE_THE_NETWORK[name]
+    sets = [*sets, "run.checkpoint_every=10"]
+    whole = train(cluster, tiny, f"{name}-whole", *sets, "training.steps=20")
+    train(cluster, tiny, f"{name}-broken", *sets, "training.steps=10")
+    broken = train(cluster, tiny, f"{name}-broken", *sets, "training.steps=20")
+    theirs = Checkpoint(find_latest(whole.checkpoints).folder)  # type: ignore[arg-type]
+    ours = Checkpoint(find_latest(broken.checkpoints).folder)  # type: ignore[arg-type]
+    assert ours.step == theirs.step == 20
+    assert ours.loss_moments == theirs.loss_moments
+    assert bool(theirs.loss_moments) == (name == "adaptive")
+    for kind in ("param", "exp_avg", "exp_avg_sq", "ema"):
+        for each in theirs.shapes:
+            assert torch.equal(ours.tensor(kind, each), theirs.tensor(kind, each)), (kind, each)
+    earlier = Checkpoint(whole.checkpoints / "step-00000010")
+    assert not torch.equal(earlier.tensor("param", parameter), theirs.tensor("param", parameter))
+    assert losses(broken) == losses(whole)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_an_infinite_gradient_changes_no_weight(stage: int) -> None:
     command = [sys.executable, "-m", "tests.integration.gradient", str(stage)]

@@ -4,8 +4,9 @@ A block is always the same images in the same batches, whoever computes it, so r
 evaluation workers. All draws are keyed by (seed, image).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,14 @@ from diffusion.images import to_model_range, to_pixels
 from diffusion.keyed import Stream, keyed_generator, keyed_normal
 from diffusion.likelihood import ReverseKernel, Vlb, estimate_vlb
 from diffusion.package import load_package
+from diffusion.proposal import StepProposal, pilot_steps, spread_uniforms
 from diffusion.solvers import ImageNoise, autoguided, solve
 from trainer.config import EvaluationConfig
-from trainer.data.dataset import SPLITS, Dataset
+from trainer.data.dataset import Dataset
 
 SAMPLE_BLOCK = 128
-LIKELIHOOD_BLOCK = 8
+LIKELIHOOD_BLOCK = 32
+PILOT_IMAGES, PILOT_STEPS = 16, 48
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class ShardResult:
 def evaluate_shard(package: Path, data: Dataset, config: EvaluationConfig, shard: Shard) -> ShardResult:
     """Sample and score one share in this process, from the package and the data alone."""
     heldout = data.images("heldout")
-    evaluator = BlockEvaluator(package, config, {split: data.labels(split) for split in SPLITS})
+    evaluator = BlockEvaluator(package, config, data)
     with torch.inference_mode():
         return ShardResult(
             samples={block: evaluator.samples(block) for block in shard.blocks(config.samples, SAMPLE_BLOCK)},
@@ -73,11 +76,11 @@ class BlockEvaluator:
     data, and the bound of a held-out image is that given its own.
     """
 
-    def __init__(self, package: Path, config: EvaluationConfig, labels: Mapping[str, NDArray[np.int64]]) -> None:
-        """Verify and load the package; `labels` are those of the splits."""
+    def __init__(self, package: Path, config: EvaluationConfig, data: Dataset) -> None:
+        """Verify and load the package."""
         self.denoiser, self.package = load_package(package)
         self.config = config
-        self.labels = labels
+        self.data = data
         self.kernel = ReverseKernel(self.denoiser)
 
     def samples(self, block: Sequence[int]) -> NDArray[np.uint8]:
@@ -97,17 +100,33 @@ class BlockEvaluator:
     def _labels(self, split: str, block: Sequence[int]) -> Tensor | None:
         if not self.package.network.classes:
             return None
-        labels = self.labels[split]
+        labels = self.data.labels(split)
         return torch.from_numpy(labels[np.asarray(block) % len(labels)])
 
+    @cached_property
+    def proposal(self) -> StepProposal:
+        """How often each step is evaluated: measured on a few training images, the same in every shard."""
+        process, count = self.denoiser.process, min(PILOT_IMAGES, self.data.info.train)
+        steps = pilot_steps(process, PILOT_STEPS)
+        images = to_model_range(self.data.images("train")[:count]).repeat_interleave(len(steps), dim=0)
+        labels = self._labels("train", range(count))
+        repeated = None if labels is None else labels.repeat_interleave(len(steps))
+        keys = [(image, 0) for image in range(len(images))]
+        eps = keyed_normal(self.config.seed, Stream.PILOT_NOISE, keys, self.package.image_shape)
+        steps = steps.repeat(count)
+        return StepProposal.from_pilot(process, steps, self.kernel.diffusion_kl(images, steps, eps, repeated))
+
+    @cached_property
+    def uniforms(self) -> NDArray[np.float64]:
+        """What every held-out image's steps are drawn from, spread over the whole set."""
+        generator = keyed_generator(self.config.seed, Stream.LIKELIHOOD_TIMESTEPS)
+        return spread_uniforms(generator, self.data.info.heldout, self.config.vlb_draws)
+
     def vlb(self, pixels: NDArray[np.uint8], block: Sequence[int]) -> Vlb:
-        """The bound's terms for these held-out images, each at `vlb_draws` steps stratified over 2..T."""
-        draws, seed = self.config.vlb_draws, self.config.seed
-        keys = [(image, draw) for image in block for draw in range(draws + 1)]
-        eps = keyed_normal(seed, Stream.LIKELIHOOD_NOISE, keys, self.package.image_shape)
-        u = np.stack([keyed_generator(seed, Stream.LIKELIHOOD_TIMESTEPS, image).random(draws) for image in block])
-        steps = self.denoiser.process.num_steps - 1
-        strata = np.floor((np.arange(draws) + u) / draws * steps).astype(np.int64)
-        t = torch.from_numpy(2 + np.minimum(strata, steps - 1))
-        eps = eps.unflatten(0, (len(block), draws + 1))
-        return estimate_vlb(self.kernel, to_model_range(pixels), t, eps, label=self._labels("heldout", block))
+        """The bound's terms for these held-out images, each at `vlb_draws` steps drawn by the proposal."""
+        keys = [(image, draw) for image in block for draw in range(self.config.vlb_draws + 1)]
+        eps = keyed_normal(self.config.seed, Stream.LIKELIHOOD_NOISE, keys, self.package.image_shape)
+        eps = eps.unflatten(0, (len(block), self.config.vlb_draws + 1))
+        steps, weights = self.proposal.draw(torch.from_numpy(self.uniforms[np.asarray(block)]))
+        label = self._labels("heldout", block)
+        return estimate_vlb(self.kernel, to_model_range(pixels), steps, eps, weights=weights, label=label)
