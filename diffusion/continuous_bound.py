@@ -15,11 +15,12 @@ import math
 import torch
 from torch import Tensor
 
+from diffusion.bound import Vlb, per_draw, split_noise, weighted_mean
 from diffusion.chain import diffuse
 from diffusion.decoder import channel_log_prob
 from diffusion.denoiser import Denoiser
 from diffusion.levels import require_levels
-from diffusion.likelihood import Vlb, prior_kl, weighted_mean
+from diffusion.likelihood import prior_kl
 from diffusion.sde import Process
 
 
@@ -74,23 +75,22 @@ def estimate_continuous_vlb(
         denoiser: the model.
         x_0: data on the 256-level grid of [-1, 1].
         t: times, float64 [B, K] (`TimeProposal.draw`).
-        eps: noise [B, K + 1, C, H, W]; the last draw is for the reconstruction term.
+        eps: noise [B, K + R, C, H, W], R >= 1; the last R draws are for the reconstruction term, their mean.
         weights: 1 / density of each time, float64 [B, K].
         label: int64 [B], or None.
 
     Raises:
-        ValueError: data that are not on the levels, or a terminal SNR of zero.
+        ValueError: data that are not on the levels, a terminal SNR of zero, or no noise for the reconstruction term.
         ArithmeticError: a term that is not finite.
     """
     require_levels(x_0)
     log_snr_ends(denoiser.process)
-    draws = t.shape[1]
-    labels = None if label is None else label.repeat_interleave(draws)
-    repeated = x_0.repeat_interleave(draws, dim=0)
-    rate = diffusion_rate(denoiser, repeated, t.flatten(), eps[:, :-1].flatten(0, 1), labels)
-    vlb = Vlb(
-        prior=prior_kl(denoiser.process, x_0),
-        diffusion=weighted_mean(rate.reshape(t.shape), weights),
-        reconstruction=reconstruction_nll(denoiser.process, x_0, eps[:, -1]),
-    )
-    return vlb.checked()
+    process = denoiser.process
+    inside, at_start = split_noise(eps, t.shape[1])
+    rate = per_draw(lambda x, noise, y: diffusion_rate(denoiser, x, t.flatten(), noise, y), x_0, inside, label)
+    nll = per_draw(lambda x, noise, _: reconstruction_nll(process, x, noise), x_0, at_start, None)
+    return Vlb(
+        prior=prior_kl(process, x_0),
+        diffusion=weighted_mean(rate, weights),
+        reconstruction=nll.mean(1),
+    ).checked()

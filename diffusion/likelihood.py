@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion.bound import Vlb, per_draw, split_noise, weighted_mean
 from diffusion.chain import diffuse, learned_reverse_variance, posterior, reverse_variance
 from diffusion.decoder import discretised_gaussian_log_prob
 from diffusion.denoiser import Denoiser
@@ -104,35 +105,6 @@ def reverse_kernel_loss(process: Process, x_0: Tensor, x_theta: Tensor, t: Tenso
     return process.num_steps * loss.index_copy(0, first, nll.flatten(1).mean(1))
 
 
-@dataclass(frozen=True)
-class Vlb:
-    """The three terms of the bound per image, float64 nats [B]."""
-
-    prior: Tensor
-    diffusion: Tensor
-    reconstruction: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """prior + diffusion + reconstruction."""
-        return self.prior + self.diffusion + self.reconstruction
-
-    def checked(self) -> "Vlb":
-        """Itself, once all terms are numbers.
-
-        Raises:
-            ArithmeticError: a term that is not finite.
-        """
-        for name in ("prior", "diffusion", "reconstruction"):
-            bad = (~getattr(self, name).isfinite()).nonzero().flatten().tolist()
-            if bad:
-                raise ArithmeticError(
-                    f"the bound's {name} term is not finite for rows {bad[:8]}: the network gives NaN, or it predicts "
-                    "epsilon or the score where the terminal SNR is zero (v and x0 survive that)"
-                )
-        return self
-
-
 def estimate_vlb(
     kernel: ReverseKernel,
     x_0: Tensor,
@@ -148,28 +120,20 @@ def estimate_vlb(
         kernel: the model.
         x_0: data on the 256-level grid of [-1, 1].
         steps: in 2..T, int64 [B, K]; an image's diffusion term is the mean over its K steps of weight times L_{t-1}.
-        eps: noise [B, K + 1, C, H, W]; the last draw is for the reconstruction term.
+        eps: noise [B, K + R, C, H, W], R >= 1; the last R draws are for the reconstruction term, their mean.
         weights: 1 / probability of each step, float64 [B, K] (`StepProposal.draw`); None where all T - 1 are as likely.
         label: int64 [B], or None.
 
     Raises:
-        ValueError: data that are not on the levels.
+        ValueError: data that are not on the levels, or no noise for the reconstruction term.
         ArithmeticError: a term that is not finite.
     """
     require_levels(x_0)
-    draws = steps.shape[1]
-    repeated = x_0.repeat_interleave(draws, dim=0)
-    labels = None if label is None else label.repeat_interleave(draws)
-    kl = kernel.diffusion_kl(repeated, steps.flatten(), eps[:, :-1].flatten(0, 1), labels).reshape(steps.shape)
-    vlb = Vlb(
+    at_steps, at_first = split_noise(eps, steps.shape[1])
+    kl = per_draw(lambda x, noise, y: kernel.diffusion_kl(x, steps.flatten(), noise, y), x_0, at_steps, label)
+    nll = per_draw(kernel.reconstruction_nll, x_0, at_first, label)
+    return Vlb(
         prior=prior_kl(kernel.process, x_0),
         diffusion=weighted_mean(kl, kernel.process.num_steps - 1 if weights is None else weights),
-        reconstruction=kernel.reconstruction_nll(x_0, eps[:, -1], label),
-    )
-    return vlb.checked()
-
-
-def weighted_mean(terms: Tensor, weights: Tensor | float) -> Tensor:
-    """The mean over each row's draws of weight times term, float64 [B]; terms [B, K]."""
-    weighted = terms * (weights.to(terms) if isinstance(weights, Tensor) else weights)
-    return weighted.mean(1)
+        reconstruction=nll.mean(1),
+    ).checked()

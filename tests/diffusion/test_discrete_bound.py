@@ -53,6 +53,16 @@ def test_every_step_in_its_share_of_draws_gives_the_whole_sum(proposed):
         assert float(vlb.reconstruction[i]) == pytest.approx(float(kernel.reconstruction_nll(x_0[row], eps[row, 0])))
 
 
+def test_the_reconstruction_term_is_the_mean_over_its_draws():
+    kernel = ReverseKernel(Denoiser(smooth, chain(), "epsilon", null_label=2))
+    x_0, eps, steps, label = images(2), noise(2, 5, 1, 2, 2), torch.tensor([[2, 20], [3, 5]]), torch.tensor([0, 1])
+    vlb = estimate_vlb(kernel, x_0, steps, eps, label=label)
+    expected = torch.stack([kernel.reconstruction_nll(x_0, eps[:, draw], label) for draw in (2, 3, 4)]).mean(0)
+    torch.testing.assert_close(vlb.reconstruction, expected, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="eps holds 2 draws an image; allowed: at least 3"):
+        estimate_vlb(kernel, x_0, steps, eps[:, :2])
+
+
 def test_each_row_has_its_own_label():
     kernel = ReverseKernel(Denoiser(smooth, chain(), "epsilon", null_label=2))
     x_0, eps, steps = images(2), noise(2, 4, 1, 2, 2), torch.tensor([[2, 20, 40], [3, 5, 30]])
