@@ -146,9 +146,7 @@ FAULTS = {
     ),
     "sde-2m-renewed-once": Fault("SDE-2M takes 1 - e^{-h}", 9, (dpmpp_2m_sde,), "renewed", _renewed_once),
     "unipc-places-not-relative": Fault("UniPC's places not divided by h", 9, (unipc,), "weights", _places_in_lambda),
-    "unipc-nothing-ahead": Fault(
-        "UniPC's corrector forgets its evaluation", 9, (unipc,), "weights", _nothing_ahead
-    ),
+    "unipc-nothing-ahead": Fault("UniPC's corrector forgets its evaluation", 9, (unipc,), "weights", _nothing_ahead),
     "heun-end-slope": Fault("Heun takes the end's slope, not the mean", 9, TRAPEZIUM, "trapezium", _end_slope),
     "heun-halved-twice": Fault("Heun halves its sum twice", 9, TRAPEZIUM, "trapezium", _halved_twice),
     "edm-noise-of-difference": Fault(
