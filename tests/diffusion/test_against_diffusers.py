@@ -132,14 +132,13 @@ class InDouble:
 
 
 def multistep(monkeypatch, process: Process, steps: int, solver_order: int, **options):
-    """DPM-Solver++ in float64: their `step` casts x to float32, to spare half precision."""
+    """DPM-Solver++ in float64: their `step` casts x to float32, to raise half precision."""
     from diffusers.schedulers import scheduling_dpmsolver_multistep
 
     scheduler = scheduling_dpmsolver_multistep.DPMSolverMultistepScheduler(
         num_train_timesteps=process.num_steps,
         timestep_spacing="trailing",
         solver_order=solver_order,
-        final_sigmas_type="zero",
         lower_order_final=False,
         **options,
     )
@@ -178,26 +177,26 @@ def test_heun_agrees(schedule, clip, steps):
     scheduler.set_timesteps(steps)
     t = scheduler.timesteps.double() + 1
     edm_sigma = torch.exp(-process.log_snr(t) / 2)
-    scheduler.sigmas = torch.cat([edm_sigma[:1], edm_sigma[1:], torch.zeros(1, dtype=torch.float64)])
+    scheduler.sigmas = torch.cat([edm_sigma, torch.zeros(1, dtype=torch.float64)])
     denoiser = elementwise(process) if schedule == "cosine" else exact(process)
     y = NOISE.draw(0) / process.alpha(t[0])
     for at, index in zip(t, scheduler.timesteps, strict=True):
         epsilon = denoiser.output(process.alpha(at) * y, at.expand(len(y)))
-        y = scheduler.step(epsilon, index, y).prev_sample
+        y = scheduler.step(epsilon, index, y, return_dict=False)[0]
     found = solve(denoiser, NOISE, Heun(num_steps=steps, clip_x0=clip))
     torch.testing.assert_close(found, y, **CLOSE)
 
 
-def library_ends(monkeypatch, steps: int, solver_order: int) -> torch.Tensor:
+def library_ends(monkeypatch, steps: int, solver_order: int, **options) -> torch.Tensor:
     """DPM-Solver++ of the library where statement 9 runs ours: 33 starts, steps even in log-SNR, data a mixture."""
     process = vp_from(0.05)
-    scheduler = multistep(monkeypatch, process, steps, solver_order)
+    # sigma_min: the last step is no step to data
+    scheduler = multistep(monkeypatch, process, steps, solver_order, final_sigmas_type="sigma_min", **options)
     times = time_grid(process, steps, Dpmpp3M(denoise=False, spacing="log_snr"))
     scheduler.sigmas = torch.exp(-process.log_snr(times) / 2)
-    scheduler.config.final_sigmas_type = "sigma_min"  # the last step is no step to data
     x, denoiser = STARTS[:, :, None, None], MixtureData().denoiser(process)
     for t, index in zip(times, scheduler.timesteps, strict=False):
-        x = scheduler.step(denoiser.output(x, t.expand(len(x))), index, x).prev_sample
+        x = scheduler.step(denoiser.output(x, t.expand(len(x))), index, x, return_dict=False)[0]
     return x.flatten(1)
 
 
@@ -218,6 +217,6 @@ def test_the_librarys_third_order_solver_has_order_two(monkeypatch, config, thei
 
 def test_the_librarys_third_order_solver_is_ours_with_that_fault(monkeypatch):
     config = Dpmpp3M(clip_x0=False, denoise=False, spacing="log_snr")
-    theirs = library_ends(monkeypatch, 40, solver_order=3)
+    theirs = library_ends(monkeypatch, 40, solver_order=3, solver_type="heun")  # of its second step
     with FAULTS["dpmpp-3m-half-curvature"].applied():
         torch.testing.assert_close(sampled_ends(config, 40), theirs, rtol=0, atol=1e-9)

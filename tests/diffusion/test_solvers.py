@@ -29,6 +29,7 @@ from diffusion.config import (
     LinearSchedule,
     PredictorCorrector,
     Rk45,
+    SolverConfig,
     SubVpProcess,
     UniPC,
     VeProcess,
@@ -189,7 +190,9 @@ def test_want_is_idempotent_and_solve_is_a_loop_of_want_and_feed(config):
         assert again is not None
         assert torch.equal(query.x, again.x)
         assert torch.equal(query.t, again.t)
-        assert (query.t.dtype, query.t.shape, len(query.label)) == (torch.float64, (len(query.x),), len(query.x))
+        assert query.label is not None
+        assert query.t.dtype == torch.float64
+        assert query.t.shape == query.label.shape == (len(query.x),)
         solver.feed(denoiser.output(query.x, query.t, query.label))
     assert solver.want() is None
     assert torch.equal(solver.x, solve(denoiser, noise(), config, label))
@@ -206,6 +209,7 @@ def test_feed_before_want_is_refused():
 def test_labels_go_with_all_rows(config):
     solver, label = make_solver(config, elementwise(PROCESSES["vp"]), noise(), torch.tensor([2, 0, 1, 2])), []
     while (query := solver.want()) is not None:
+        assert query.label is not None
         label.append(query.label.tolist())
         solver.feed(query.x)
     assert label == [[2, 0, 1, 2]] * len(label)
@@ -214,10 +218,15 @@ def test_labels_go_with_all_rows(config):
 def test_rk45_asks_for_unfinished_rows_alone_with_their_own_labels():
     """Row i starts at i and has the label i; labels make rows differ in difficulty."""
     process = PROCESSES["vp"]
-    denoiser = Denoiser(lambda x, time, label: torch.sin(x * rows(3.0**label, x)), process, "epsilon", null_label=9)
+
+    def network(x, time, label):
+        return torch.sin(x * rows(3.0**label, x))
+
+    denoiser = Denoiser(network, process, "epsilon", null_label=9)
     start = torch.arange(4, dtype=torch.float64).reshape(4, 1)
     solver, asked = make_solver(Rk45(denoise=False), denoiser, FixedNoise(start), torch.arange(4)), []
     while (query := solver.want()) is not None:
+        assert query.label is not None
         asked.append(query.label.tolist())
         solver.feed(denoiser.output(query.x, query.t, query.label))
     assert asked[0] == [0, 1, 2, 3]
@@ -570,7 +579,7 @@ def test_guidance_goes_from_the_unconditional_to_the_conditional_model_and_on_al
     process = PROCESSES["vp"]
     denoiser, one = conditional(process, kind), Ddim(num_steps=1, clip_x0=False)
 
-    def guided_by(scale, config=one):
+    def guided_by(scale, config: SolverConfig = one):
         return solve(denoiser, noise(), config, LABEL, ClassifierFree(scale=scale))
 
     for config in (one, Dpmpp3M(num_steps=7, clip_x0=False)):
