@@ -32,7 +32,7 @@ from diffusion.statements.sampling import DoubleNoise
 NOISE = DoubleNoise(ImageNoise(5, range(4), (1, 3, 5)))
 SCHEDULES = {"linear": LinearSchedule(), "cosine": CosineSchedule()}
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
-CLOSE = {"rtol": 0, "atol": 1e-6}
+CLOSE = {"rtol": 0, "atol": 1e-9}
 
 # DPMSolverMultistepScheduler.set_timesteps gives NumPy a torch tensor:
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
