@@ -45,8 +45,8 @@ def _spaced(process: Process, intervals: int, spacing: str) -> Tensor:
     share = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     if spacing == "uniform":
-        return ends[0] + share * (ends[1] - ends[0])
-    if spacing == "log_snr":
+        inner = ends[0] + share * (ends[1] - ends[0])
+    elif spacing == "log_snr":
         low, high = process.log_snr(ends)
         inner = process.time(low + share * (high - low))
     else:
