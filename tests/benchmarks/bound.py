@@ -20,7 +20,7 @@ from diffusion.likelihood import bits_per_dim, estimate_vlb
 from diffusion.proposal import StepProposal, spread_uniforms
 from tests.benchmarks.solver_table import dataset_of
 from trainer.config import EvaluationConfig
-from trainer.evaluate.shards import PILOT_IMAGES, PILOT_STEPS, BlockEvaluator
+from trainer.evaluate.shards import PILOT_IMAGES, PILOT_STEPS, BlockEvaluator, all_draws
 
 TARGET = 0.002
 BLOCK = 40
@@ -33,7 +33,7 @@ def repetition(evaluator: BlockEvaluator, x_0: Tensor, proposal: StepProposal, u
     total = 0.0
     for first in range(0, len(x_0), BLOCK):
         part = slice(first, first + BLOCK)
-        eps = torch.randn(len(x_0[part]), u.shape[1] + 1, *x_0.shape[1:], generator=generator)
+        eps = torch.randn(len(x_0[part]), all_draws(u.shape[1]), *x_0.shape[1:], generator=generator)
         vlb = estimate_vlb(evaluator.kernel, x_0[part], steps[part], eps, weights=weights[part])
         total += float(bits_per_dim(vlb.total, x_0[0].numel()).sum())
     return total / len(x_0)
@@ -65,7 +65,7 @@ def main() -> None:
                 found.append(repetition(evaluator, x_0, proposal, u, seed))
             error = float(np.std(found, ddof=1))
             spread = error / math.sqrt(2 * (len(found) - 1))
-            evaluations = len(x_0) * (draws + 1)
+            evaluations = len(x_0) * all_draws(draws)
             needed[name] = evaluations * (error / TARGET) ** 2
             print(
                 f"{name}: {np.mean(found):.4f} bits/dim, standard error {error:.5f} ± {spread:.5f} from {evaluations} "

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.config import DdpmProcess, ImportanceTime, ObjectiveConfig, StratifiedTime, UniformTime, VpProcess
+from diffusion.config import (
+    DdpmProcess,
+    ImportanceTime,
+    ObjectiveConfig,
+    StratifiedTime,
+    TimeSamplingConfig,
+    UniformTime,
+    VpProcess,
+)
 from diffusion.sde import make_process
 from diffusion.time_sampling import LossMoments
 from trainer.config import ParallelConfig, RunConfig, TrainingConfig
@@ -16,7 +24,7 @@ from trainer.draws import Draws, Rows, _epoch_order
 from trainer.zero_config import batch_shape, deepspeed_config
 
 SHAPE = (1, 2, 2)
-STRATIFIED = StratifiedTime()
+STRATIFIED: TimeSamplingConfig = StratifiedTime()
 
 
 FIELDS = ("t", "eps", "weight", "importance", "hidden")
