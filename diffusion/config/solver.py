@@ -77,8 +77,8 @@ class Rk45(SolverOptions):
     """Dormand-Prince 5(4) on the probability-flow ODE in log-SNR, the step size chosen for every image by itself."""
 
     kind: Literal["rk45"] = "rk45"
-    rtol: Positive = 1e-3
-    atol: Positive = 1e-3
+    rtol: Positive = 1e-4
+    atol: Positive = 1e-4
     clip_x0: bool = False
 
 

@@ -30,7 +30,9 @@ STRATIFIED: TimeSamplingConfig = StratifiedTime()
 FIELDS = ("t", "eps", "weight", "importance", "hidden")
 
 
-def make(seed=3, size=50, batch=12, sampling=STRATIFIED, steps=100, process=None, dropout=0.1) -> Draws:
+def make(
+    seed=3, size=50, batch=12, sampling: TimeSamplingConfig = STRATIFIED, steps=100, process=None, dropout=0.1
+) -> Draws:
     process = make_process(process or DdpmProcess(num_train_timesteps=steps))
     objective = ObjectiveConfig(time_sampling=sampling, label_dropout=dropout)
     moments = LossMoments(sampling) if isinstance(sampling, ImportanceTime) else None
