@@ -92,7 +92,9 @@ def scheduler_fields(folder: Path) -> dict[str, Any]:
 
 
 def save_diffusers(denoiser: Denoiser, folder: Path) -> None:
-    """Write a DDPMPipeline folder that samples as `ancestral` here does, and with a DDIMScheduler as `ddim`.
+    """Write a DDPMPipeline folder that samples as `ancestral` over all T steps does here; over fewer with beta-tilde.
+
+    A DDIMScheduler made of its configuration samples as `ddim` with timestep_spacing = trailing.
 
     A `score` network is written with its last convolution's sign changed, which makes it an epsilon network exactly.
     diffusers has no field for the null label of a class-conditional network; it is the last of `num_class_embeds`.

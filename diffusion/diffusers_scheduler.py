@@ -49,7 +49,12 @@ DEFAULT_ENDS = {  # beta_start and beta_end of a file that lacks them
     "KDPM2DiscreteScheduler": KARRAS_ENDS,
     "KDPM2AncestralDiscreteScheduler": KARRAS_ENDS,
 }
-BETA_RANGES = {"linear": LinearSchedule, "scaled_linear": ScaledLinearSchedule, "sigmoid": SigmoidSchedule}
+BETA_SCHEDULES = {
+    "linear": LinearSchedule,
+    "scaled_linear": ScaledLinearSchedule,
+    "sigmoid": SigmoidSchedule,
+    "squaredcos_cap_v2": CosineSchedule,
+}
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 PREDICTION_TYPES = {"epsilon": "epsilon", "score": "epsilon", "x0": "sample", "v": "v_prediction"}
 REVERSE_VARIANCES: dict[str, ReverseVariance] = {  # `learned` is the variance itself, not a share between two
@@ -111,14 +116,12 @@ def _schedule(fields: Fields, ends: tuple[float, float], steps: int) -> Schedule
     table = fields.get("trained_betas")
     if table is not None:
         return _table(table, steps, zero_terminal_snr)
-    name = fields.get("beta_schedule", "linear")
-    if name == "squaredcos_cap_v2":
+    kind = _choice(fields, "beta_schedule", "linear", BETA_SCHEDULES)
+    if issubclass(kind, CosineSchedule):
         return CosineSchedule(zero_terminal_snr=zero_terminal_snr)
-    if name not in BETA_RANGES:
-        raise unsupported("scheduler.beta_schedule", name, f"{', '.join(BETA_RANGES)}, squaredcos_cap_v2")
     start = _beta(fields, "beta_start", ends[0], steps)
     end = _beta(fields, "beta_end", ends[1], steps)
-    return BETA_RANGES[name](beta_start=start, beta_end=end, zero_terminal_snr=zero_terminal_snr)
+    return kind(beta_start=start, beta_end=end, zero_terminal_snr=zero_terminal_snr)
 
 
 def _beta(fields: Fields, name: str, default: float, steps: int) -> float:
@@ -132,7 +135,7 @@ def _beta(fields: Fields, name: str, default: float, steps: int) -> float:
 
 def _table(values: object, steps: int, zero_terminal_snr: bool) -> TableSchedule:
     """Betas as they are; a last one of 1 is a terminal SNR of zero."""
-    table = cast(list[float], values) if isinstance(values, list) else []
+    table = cast(list[object], values) if isinstance(values, list) else []
     if len(table) != steps or not all(isinstance(beta, int | float) for beta in table):
         allowed = f"null or a list of num_train_timesteps = {steps} numbers"
         raise unsupported("scheduler.trained_betas", f"{len(table)} entries", allowed)
@@ -142,9 +145,8 @@ def _table(values: object, steps: int, zero_terminal_snr: bool) -> TableSchedule
     try:
         return TableSchedule(betas=tuple(numbers(betas)), zero_terminal_snr=zero_terminal_snr)
     except ValidationError as error:
-        raise unsupported(
-            "scheduler.trained_betas", error.errors()[0]["input"], "between 0 and 1, the last 1"
-        ) from None
+        beta = error.errors()[0]["input"]
+        raise unsupported("a beta of scheduler.trained_betas", beta, "above 0 and below 1; the last may be 1") from None
 
 
 def _with_terminal_snr(betas: Tensor) -> Tensor:
@@ -162,8 +164,9 @@ def _with_terminal_snr(betas: Tensor) -> Tensor:
 def write_scheduler(denoiser: Denoiser) -> dict[str, Any]:
     """The arguments of a diffusers DDPMScheduler for a denoiser's chain.
 
-    Betas are written as a table. Timesteps are spaced as this house's `uniform`, and estimates of x_0 clipped to
-    [-1, 1], as every solver here does unless told otherwise.
+    Betas are written as a table, and estimates of x_0 are clipped to [-1, 1], as every solver here does unless told
+    otherwise. `trailing` timesteps are this house's `uniform`, but where they skip steps DDPMScheduler adds noise to the
+    image itself; beta-tilde's is zero there, and the other variances get `leading`, diffusers' default, instead.
 
     Raises:
         ValueError: a process or a prediction that diffusers has not.
@@ -181,7 +184,7 @@ def write_scheduler(denoiser: Denoiser) -> dict[str, Any]:
         "trained_betas": numbers(transition_variance(process, times[:-1], times[1:])),
         "prediction_type": PREDICTION_TYPES[prediction],
         "variance_type": VARIANCE_TYPES[process.reverse_variance],
-        "timestep_spacing": "trailing",
+        "timestep_spacing": "trailing" if process.reverse_variance == "beta_tilde" else "leading",
         "clip_sample": True,
         "clip_sample_range": 1.0,
     }

@@ -1,0 +1,97 @@
+"""`python -m diffusion.convert`: model packages of this house as Hugging Face diffusers' folders, and back."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLES = """\
+examples:
+  python -m diffusion.convert to-diffusers package/ ddpm-digits/
+  python -m diffusion.convert from-diffusers ddpm-digits/ package/
+  python -m diffusion.convert from-diffusers ddpm-digits/ package/ --null-label 10   # a network with 10 classes
+
+exit codes: 0 done; 2 bad input
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m diffusion.convert",
+        description="Exchange models with Hugging Face diffusers; safetensors only, and nothing is fetched.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = result.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("to-diffusers", help="write a package of a UNet as a DDPMPipeline folder")
+    command.add_argument("source", type=Path, metavar="PACKAGE")
+    command.add_argument("destination", type=Path, metavar="FOLDER")
+    command = commands.add_parser("from-diffusers", help="write a folder of a UNet2DModel as a package")
+    command.add_argument("source", type=Path, metavar="FOLDER")
+    command.add_argument("destination", type=Path, metavar="PACKAGE")
+    command.add_argument("--null-label", type=int, metavar="N", help="the label that stands for none")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.destination.exists() and (not options.destination.is_dir() or any(options.destination.iterdir())):
+            raise ValueError(f"{options.destination}: exists; allowed: a new or an empty folder")
+        if options.command == "to-diffusers":
+            to_diffusers(options.source, options.destination)
+        else:
+            from_diffusers(options.source, options.destination, options.null_label)
+    except (OSError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def to_diffusers(package: Path, folder: Path) -> None:
+    """Write a package as a DDPMPipeline folder.
+
+    Raises:
+        ValueError: the package does not verify, or diffusers has not its process, prediction or network.
+    """
+    from diffusion.diffusers_folder import save_diffusers
+    from diffusion.package import load_package
+
+    save_diffusers(load_package(package)[0], folder)
+
+
+def from_diffusers(folder: Path, package: Path, null_label: int | None = None) -> None:
+    """Write a folder of diffusers as a package, whose solver clips x_0 where the folder's scheduler does.
+
+    Args:
+        folder: a DDPMPipeline's or a UNet2DModel's.
+        package: where to.
+        null_label: the label that stands for none; a package's network has none or its last label for that.
+
+    Raises:
+        ValueError: as `load_diffusers`, or an architecture that `network.kind = unet` has not.
+    """
+    from diffusion.config import Dpmpp2M
+    from diffusion.diffusers_folder import load_diffusers, read_process, scheduler_fields, unet_config
+    from diffusion.network import UNet
+    from diffusion.package import PackageConfig, save_package
+
+    denoiser = load_diffusers(folder, null_label)
+    assert isinstance(denoiser.network, UNet), "what load_diffusers makes"
+    network, shape = unet_config(denoiser.network.model)
+    if null_label != (network.classes or None):
+        raise ValueError(
+            f"--null-label = {null_label}; allowed: {network.classes}, the last of unet.num_class_embeds, "
+            "which stands for none in a package"
+        )
+    process, prediction = read_process(folder)
+    clips = scheduler_fields(folder).get("clip_sample", True)
+    solver = Dpmpp2M(num_steps=min(30, process.num_train_timesteps), clip_x0=bool(clips))
+    config = PackageConfig(process=process, prediction=prediction, network=network, image_shape=shape, solver=solver)
+    save_package(package, config, denoiser.network.state_dict())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
