@@ -15,7 +15,7 @@ from diffusion.sde import Chain, Process
 
 
 def exact_denoiser(process: Process, epsilon: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
-    """A denoiser whose "network" is the function eps(x_t, t) of the process's own time."""
+    """A denoiser whose "network" is the function eps(x_t, t) of the process's own time; not for a learned schedule."""
 
     def network(x_t: Tensor, time: Tensor, label: Tensor | None) -> Tensor:  # noqa: ARG001 - a network's form
         return epsilon(x_t, time + 1 if isinstance(process, Chain) else time / process.num_steps)

@@ -73,6 +73,7 @@ class Sampler(Protocol):
         ...
 
 
+@torch.no_grad()
 def make_solver(
     config: SolverConfig,
     denoiser: Denoiser,
