@@ -161,7 +161,8 @@ def _load_unet(folder: Path) -> UNet:
     model, report = loaded
     if wrong := {name: keys for name, keys in report.items() if keys}:
         raise ValueError(f"{folder / WEIGHTS}: weights do not fit the network of {CONFIG}: {wrong}")
-    return UNet(model.eval())
+    # tensors mapped from a file need not be aligned in memory, and some kernels round otherwise where they are not
+    return UNet(copy.deepcopy(model)).eval()
 
 
 def _check_unet(fields: dict[str, Any], model_type: "type[UNet2DModel]") -> None:

@@ -165,8 +165,8 @@ def write_scheduler(denoiser: Denoiser) -> dict[str, Any]:
     """The arguments of a diffusers DDPMScheduler for a denoiser's chain.
 
     Betas are written as a table, and estimates of x_0 are clipped to [-1, 1], as every solver here does unless told
-    otherwise. `trailing` timesteps are this house's `uniform`, but where they skip steps DDPMScheduler adds noise to the
-    image itself; beta-tilde's is zero there, and the other variances get `leading`, diffusers' default, instead.
+    otherwise. `trailing` timesteps are this house's `uniform`, but where they skip steps DDPMScheduler adds noise to
+    the image itself; beta-tilde's is zero there, and the other variances get `leading`, diffusers' default, instead.
 
     Raises:
         ValueError: a process or a prediction that diffusers has not.

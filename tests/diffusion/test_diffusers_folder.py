@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from diffusion import convert
 from diffusion.config import (
@@ -130,11 +130,10 @@ def test_the_real_pipeline_samples_what_ancestral_samples_from_the_same_noise(tm
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0", "score"])
 @pytest.mark.parametrize(
-    ("variance", "num_steps"), [("beta", 50), ("beta_tilde", 50), ("beta_tilde", 7), ("learned", 50)]
+    ("variance", "num_steps"), [("beta", 20), ("beta_tilde", 20), ("beta_tilde", 7), ("learned", 20)]
 )
-@pytest.mark.parametrize("schedule", [CosineSchedule(), ScaledLinearSchedule(beta_end=0.02)], ids=lambda s: s.kind)
-def test_in_float64_the_two_are_one_algorithm(tmp_path, prediction, variance, num_steps, schedule):
-    denoiser = make_denoiser(prediction, variance, schedule, steps=50)
+def test_in_float64_the_two_are_one_algorithm(tmp_path, prediction, variance, num_steps):
+    denoiser = make_denoiser(prediction, variance, CosineSchedule())
     save_diffusers(denoiser, tmp_path)
     pipeline = load_pipeline(tmp_path)
     in_float64(pipeline, denoiser)
@@ -143,10 +142,10 @@ def test_in_float64_the_two_are_one_algorithm(tmp_path, prediction, variance, nu
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.6])
-@pytest.mark.parametrize("num_steps", [50, 10])
+@pytest.mark.parametrize("num_steps", [20, 10])
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0", "score"])
 def test_a_ddim_scheduler_made_of_the_folder_samples_what_ddim_samples(tmp_path, prediction, num_steps, eta):
-    denoiser = make_denoiser(prediction, "beta", CosineSchedule(), steps=50)
+    denoiser = make_denoiser(prediction, "beta", CosineSchedule())
     save_diffusers(denoiser, tmp_path)
     pipeline = load_pipeline(tmp_path)
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
@@ -262,8 +261,8 @@ def test_networks_and_chains_of_diffusers_are_the_same_here(tmp_path, name, sett
     with torch.inference_mode():
         ours = denoiser.output(x, some)
         for row, time in enumerate(some):
-            assert torch.equal(denoiser.output(x[row : row + 1], some[row : row + 1]),
-                               model(x[row : row + 1], time - 1).sample)  # fmt: skip
+            at = slice(row, row + 1)
+            assert torch.equal(denoiser.output(x[at], some[at]), model(x[at], time - 1).sample)
         assert torch.equal(ours, model(x, some - 1).sample)
 
 
@@ -307,7 +306,7 @@ def test_reverse_variances(kind, ours):
 
 
 def test_a_learned_range_is_read_as_diffusers_reads_it(tmp_path):
-    write_folder(tmp_path, DDPMScheduler(num_train_timesteps=20, beta_end=0.3, variance_type="learned_range"),
+    write_folder(tmp_path, DDPMScheduler(num_train_timesteps=20, beta_end=0.015, variance_type="learned_range"),
                  out_channels=2)  # fmt: skip
     denoiser = load_diffusers(tmp_path)
     theirs = pipeline_images(load_pipeline(tmp_path), 20)
@@ -399,7 +398,6 @@ def test_schedulers_without_a_counterpart_are_refused(tmp_path, fields, message)
         ({"time_embedding_type": "fourier"}, "unet.time_embedding_type = fourier; allowed: positional"),
         ({"class_embed_type": "timestep"}, "unet.class_embed_type = timestep; allowed: null"),
         ({"out_channels": 2}, "not a UNet2DModel's folder|do not fit"),
-        ({"layers_per_block": 2}, "weights do not fit the network of config.json: .*missing_keys"),
         ({"down_block_types": ["NoBlock", "NoBlock"]}, "not a UNet2DModel's folder"),
     ],
 )
@@ -424,6 +422,9 @@ def test_pickles_and_broken_folders_are_refused(tmp_path):
     whole = weights.read_bytes()
     weights.write_bytes(whole[:1000])
     with pytest.raises(ValueError, match="not a UNet2DModel's folder"):
+        load_diffusers(tmp_path)
+    save_file({name: tensor for name, tensor in load(whole).items() if name != "conv_out.bias"}, weights)
+    with pytest.raises(ValueError, match=r"do not fit the network of config\.json: .*missing_keys.*conv_out\.bias"):
         load_diffusers(tmp_path)
     weights.unlink()
     with pytest.raises(ValueError, match=r"no diffusion_pytorch_model\.safetensors; allowed: safetensors only"):
