@@ -142,10 +142,8 @@ def build_network(config: NetworkConfig, shape: tuple[int, int, int], learned_va
         ValueError: the network does not fit the shape.
     """
     out_channels = shape[0] * (2 if learned_variance else 1)
-    match config:
-        case UNetConfig():
-            return build_unet(config, shape, out_channels)
-        case DiTConfig():
-            return DiT(config, shape, out_channels)
-        case _:  # mlp
-            return MLP(config, shape, out_channels)
+    if isinstance(config, UNetConfig):
+        return build_unet(config, shape, out_channels)
+    if isinstance(config, DiTConfig):
+        return DiT(config, shape, out_channels)
+    return MLP(config, shape, out_channels)

@@ -1,8 +1,12 @@
 """Folders of diffusers as denoisers and back: the same outputs bit for bit, the same chain, the same samples."""
+# diffusers is partly typed, and a denoiser's network is typed as a function:
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportFunctionMemberAccess=false
 
 import inspect
 import json
 import math
+import runpy
 
 import diffusers
 import pytest
@@ -306,11 +310,13 @@ def test_reverse_variances(kind, ours):
 
 
 def test_a_learned_range_is_read_as_diffusers_reads_it(tmp_path):
-    write_folder(tmp_path, DDPMScheduler(num_train_timesteps=20, beta_end=0.015, variance_type="learned_range"),
-                 out_channels=2)  # fmt: skip
-    denoiser = load_diffusers(tmp_path)
-    theirs = pipeline_images(load_pipeline(tmp_path), 20)
-    torch.testing.assert_close(theirs, our_images(denoiser, Ancestral(num_steps=20)), rtol=0, atol=1e-6)
+    betas = torch.linspace(0.001, 0.3, 20, dtype=torch.float64).tolist()
+    scheduler = DDPMScheduler(num_train_timesteps=20, trained_betas=betas, variance_type="learned_range")
+    write_folder(tmp_path, scheduler, out_channels=2)
+    denoiser, pipeline = load_diffusers(tmp_path), load_pipeline(tmp_path)
+    in_float64(pipeline, denoiser)
+    ours = our_images(denoiser, Ancestral(num_steps=20), torch.float64)
+    torch.testing.assert_close(pipeline_images(pipeline, 20), ours, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("layout", ["flat", "inside", "beside"])
@@ -503,6 +509,13 @@ def test_an_architecture_without_a_configuration_is_refused(tmp_path, unet, mess
     with pytest.raises(ValueError, match=message.split(";")[0]):
         unet_config(load_diffusers(tmp_path / "folder").network.model)
     assert read_process(tmp_path / "folder")[0].num_train_timesteps == 50
+
+
+def test_help_has_examples(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["convert", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(convert.__file__, run_name="__main__")
+    assert "python -m diffusion.convert from-diffusers ddpm-digits/ package/" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):

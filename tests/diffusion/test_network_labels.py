@@ -26,6 +26,7 @@ def images(rows):
 
 
 @every_network
+@torch.no_grad()
 def test_every_label_and_none_is_another_function(config):
     network = build(config)
     x = images(1).expand(CLASSES + 1, -1, -1, -1)
@@ -36,6 +37,7 @@ def test_every_label_and_none_is_another_function(config):
 
 
 @every_network
+@torch.no_grad()
 def test_a_rows_label_changes_that_row_alone(config):
     network = build(config).double()
     x, t = images(3).double(), torch.tensor([5.0, 6.0, 7.0], dtype=torch.float64)
@@ -58,7 +60,9 @@ def test_every_label_learns(config):
     network(x, torch.full((CLASSES + 1,), 7.0), label).square().sum().backward()
     tables = [m.weight for m in network.modules() if isinstance(m, torch.nn.Embedding)]
     assert [table.shape[0] for table in tables] == [CLASSES + 1]
-    assert bool((tables[0].grad.abs().amax(1) > 0).all())
+    gradient = tables[0].grad
+    assert gradient is not None
+    assert bool((gradient.abs().amax(1) > 0).all())
 
 
 @every_network
@@ -78,6 +82,7 @@ def test_whole_float_times_are_int_times_bitwise(config):
 
 
 @every_network
+@torch.no_grad()
 def test_times_between_whole_ones_are_told_apart(config):
     network = build(config).double()
     x, label = images(1).double(), torch.tensor([0])
