@@ -57,10 +57,17 @@ from diffusion.config import (
     VeProcess,
     VlbWeighting,
     VpProcess,
+    check_guidance,
     check_objective,
+    check_solver,
+    evaluations,
 )
+from diffusion.gaussian import GaussianData
+from diffusion.sde import make_process
+from diffusion.solvers import ImageNoise, make_solver
 
 PROCESSES = TypeAdapter(ProcessConfig)
+ZERO_SNR = DdpmProcess(schedule=CosineSchedule(zero_terminal_snr=True))
 betas = st.floats(1e-9, 0.9)
 positive = st.floats(1e-6, 1e6)
 beta_schedules = st.sampled_from([LinearSchedule, QuadraticSchedule, ScaledLinearSchedule, SigmoidSchedule]).flatmap(
@@ -126,7 +133,9 @@ solvers = st.one_of(
 )
 networks = st.one_of(
     st.builds(MLPConfig, width=st.integers(2, 10**6), depth=steps, classes=st.integers(0, 999)),
-    st.builds(DiTConfig, patch_size=steps, layers=steps, heads=steps, head_width=st.integers(2, 999)),
+    st.builds(
+        DiTConfig, patch_size=steps, layers=steps, heads=steps, head_width=st.integers(1, 99).map(lambda n: 4 * n)
+    ),
     st.integers(1, 5).flatmap(
         lambda n: st.builds(
             UNetConfig,
@@ -298,3 +307,61 @@ def test_configuration_loads_no_torch(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'diffusers', 'ray'}} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("process", "solver", "message"),
+    [
+        (DdpmProcess(num_train_timesteps=50), Ddim(num_steps=51), r"^here\.num_steps = 51; allowed: at most 50"),
+        (DdpmProcess(num_train_timesteps=50), Ddim(num_steps=50, denoise=False), "= 50; allowed: at most 49"),
+        (ZERO_SNR, Heun(), r"^here\.kind = heun: cannot start where the SNR is zero; allowed: ancestral, ddim"),
+        (ZERO_SNR, Rk45(), "kind = rk45: cannot start"),
+        (ZERO_SNR, Ddim(spacing="log_snr"), "with spacing = uniform"),
+    ],
+)
+def test_a_solver_that_the_process_cannot_take_is_refused(process, solver, message):
+    with pytest.raises(ValueError, match=message):
+        check_solver(process, solver, "here")
+
+
+@pytest.mark.parametrize(
+    ("process", "solver"),
+    [
+        (DdpmProcess(num_train_timesteps=50), Ddim(num_steps=50)),
+        (DdpmProcess(num_train_timesteps=50), Ddim(num_steps=51, spacing="karras")),
+        (DdpmProcess(num_train_timesteps=50), Rk45()),
+        (VpProcess(num_train_timesteps=50), Ddim(num_steps=51)),
+        (ZERO_SNR, Ddim()),
+    ],
+)
+def test_a_solver_that_the_process_can_take_passes(process, solver):
+    assert check_solver(process, solver) is None
+
+
+def test_classifier_free_guidance_needs_classes():
+    with pytest.raises(ValueError, match=r"^here\.kind = classifier_free: needs network\.classes > 0"):
+        check_guidance(ClassifierFree(), 0, "here")
+    for guidance, classes in ((None, 0), (Autoguidance(guide="/weak"), 0), (ClassifierFree(), 3)):
+        assert check_guidance(guidance, classes) is None
+
+
+@pytest.mark.parametrize(
+    ("solver", "count"),
+    [
+        (Ddim(num_steps=7), 7),
+        (Heun(num_steps=7), 13),
+        (Heun(num_steps=7, denoise=False), 14),
+        (EdmStochastic(num_steps=7), 13),
+        (PredictorCorrector(num_steps=7, corrector_steps=2), 19),
+        (Rk45(), None),
+    ],
+)
+def test_evaluations_are_counted_as_the_solver_asks_for_them(solver, count):
+    assert evaluations(solver) == count
+    if count is not None:
+        denoiser = GaussianData(0.0, 0.25).denoiser(make_process(VpProcess()))
+        sampler, asked = make_solver(solver, denoiser, ImageNoise(0, [0], (1, 1, 1))), 0
+        while (query := sampler.want()) is not None:
+            sampler.feed(denoiser.output(*query))
+            asked += 1
+        assert asked == count

@@ -158,7 +158,7 @@ def test_a_learned_variance_makes_a_network_of_twice_the_channels(tmp_path):
 def test_a_signed_process_that_cannot_be_is_refused(tmp_path):
     process = VpProcess(schedule=EdmSchedule(), log_snr_max=-30.0, log_snr_min=-31.0)
     save_package(tmp_path, SETTINGS.model_copy(update={"process": process}), network().state_dict())
-    with pytest.raises(PackageError, match=r"config\.json: log-SNR must fall"):
+    with pytest.raises(PackageError, match=r"config\.json: process\.schedule: log-SNR must fall"):
         load_package(tmp_path)
 
 

@@ -278,7 +278,7 @@ def test_a_density_too_narrow_for_float64_stops_where_it_is_finite(config, sched
 
 
 def test_ends_beyond_a_schedule_are_refused():
-    message = r"log-SNR must fall from t = 1 to 1; .* check process\.schedule and its log_snr ends"
+    message = r"process\.schedule: log-SNR must fall, finite; over t = 1 to 1 .* bring process\.log_snr_max"
     with pytest.raises(ValueError, match=message):
         make_process(VpProcess(log_snr_max=-20.0, log_snr_min=-21.0))
 
