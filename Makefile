@@ -14,7 +14,7 @@ BIN := .venv/bin
 RUNTIME := .venv/installed-requirements.lock
 DEV := .venv/installed-requirements-dev.lock
 
-.PHONY: help run up stop status test test-all lint lock clean FORCE
+.PHONY: help run up stop status test test-all coverage lint lock clean FORCE
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -36,6 +36,9 @@ test: $(DEV)  ## the suite that CI runs (ARGS='-k name' to select)
 
 test-all: $(DEV)  ## every test, the long ones included
 	@$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(DEV)  ## that the theory's tests take every branch of diffusion/
+	@$(BIN)/python -m pytest tests/diffusion --cov=diffusion --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(DEV)  ## ruff, pyright and the import contracts
 	@$(BIN)/ruff check --quiet .

@@ -11,7 +11,6 @@ from torch import Tensor
 from diffusion import continuous_bound, objective, ode_likelihood, weighting
 from diffusion.config import LikelihoodWeighting
 from diffusion.faults.fault import Fault
-from diffusion.solvers import euler
 
 Anything = Callable[..., Any]
 
@@ -25,22 +24,6 @@ def _without_slope(right: Anything) -> Anything:
 
 def _without_half(right: Anything) -> Anything:
     return lambda *arguments: 2 * right(*arguments)
-
-
-def _whole_g_squared(right: Anything) -> Anything:
-    def wrong(process: Any, t: Tensor) -> Any:  # noqa: ANN401
-        on_x, on_epsilon = right(process, t)
-        return on_x, 2 * on_epsilon
-
-    return wrong
-
-
-def _half_g_squared(right: Anything) -> Anything:
-    def wrong(process: Any, t: Tensor) -> Any:  # noqa: ANN401
-        on_x, on_epsilon = right(process, t)
-        return on_x, on_epsilon / 2
-
-    return wrong
 
 
 def _likelihood_without_half(right: Anything) -> Anything:
@@ -84,12 +67,6 @@ FAULTS = {
     ),
     "diffusion-term-without-half": Fault(
         "the continuous bound's 1/2 is missing", 6, (continuous_bound,), "diffusion_rate", _without_half
-    ),
-    "ode-with-whole-g-squared": Fault(
-        "the ODE has g^2 score, not g^2 score / 2", 7, (euler,), "ode_coefficients", _whole_g_squared
-    ),
-    "sde-with-half-g-squared": Fault(
-        "the reverse SDE has g^2 score / 2", 7, (euler,), "reverse_sde_coefficients", _half_g_squared
     ),
     "likelihood-weight-without-half": Fault(
         "lambda = g^2 without its 1/2", 7, (weighting, objective), "weights", _likelihood_without_half

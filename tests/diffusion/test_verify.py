@@ -38,12 +38,16 @@ def caught(statement: Statement) -> bool:
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_is_caught_by_its_own_statement_and_leaves_nothing_behind(name: str):
     fault = FAULTS[name]
-    before = [getattr(holder, fault.name) for holder in fault.holders]
-    assert all(right is before[0] for right in before)
+    right, before = getattr(fault.holders[0], fault.name), [dict(vars(holder)) for holder in fault.holders]
+    assert all(getattr(holder, fault.name) is right for holder in fault.holders)
     with fault.applied():
-        assert all(getattr(holder, fault.name) is not before[0] for holder in fault.holders)
+        assert all(getattr(holder, fault.name) is not right for holder in fault.holders)
         assert caught(BY_NUMBER[fault.statement])
-    assert [getattr(holder, fault.name) for holder in fault.holders] == before
+    assert [dict(vars(holder)) for holder in fault.holders] == before
+
+
+def test_every_statement_has_a_fault_that_it_catches():
+    assert {fault.statement for fault in FAULTS.values()} == set(BY_NUMBER)
 
 
 def test_a_fault_is_taken_back_when_its_checks_raise():
