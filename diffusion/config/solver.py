@@ -22,10 +22,13 @@ class SolverOptions(Config):
     denoise: bool = True
 
 
+Spacing = Literal["uniform", "log_snr", "karras"]
+
+
 class GridOptions(SolverOptions):
     """What every solver on a fixed grid of times has: even in t, in log-SNR, or in edm_sigma^(1/7) (`karras`)."""
 
-    spacing: Literal["uniform", "log_snr", "karras"] = "uniform"
+    spacing: Spacing = "uniform"
 
 
 class Ancestral(GridOptions):
@@ -70,6 +73,7 @@ class Heun(GridOptions):
     """Heun's method on the probability-flow ODE in edm_sigma (Karras et al., 2022): two evaluations a step."""
 
     kind: Literal["heun"] = "heun"
+    spacing: Spacing = "log_snr"  # even in t, the first step of a schedule that ends in pure noise spans decades
     num_steps: Count = 25
 
 
@@ -79,13 +83,13 @@ class Rk45(SolverOptions):
     kind: Literal["rk45"] = "rk45"
     rtol: Positive = 1e-4
     atol: Positive = 1e-4
-    clip_x0: bool = False
 
 
 class EdmStochastic(GridOptions):
     """Heun's method with added noise, algorithm 2 of Karras et al. (2022)."""
 
     kind: Literal["edm_stochastic"] = "edm_stochastic"
+    spacing: Spacing = "log_snr"
     num_steps: Count = 50
     s_churn: Annotated[float, Field(ge=0)] = 30.0
     s_min: Annotated[float, Field(ge=0)] = 0.01
