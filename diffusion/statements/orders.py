@@ -73,7 +73,8 @@ def vp_from(t_min: float) -> Process:
 def solver_order(quick: bool) -> Iterator[Check]:
     """Statement 9: errors at t = 0.05 from t = 1 against the ODE's exact solution and the SDE's exact moments.
 
-    Multistep solvers take steps even in log-SNR, in which they are polynomials; UniPC's corrector adds one order.
+    Heun and the multistep solvers take steps even in log-SNR, in which the latter are polynomials; UniPC's corrector
+    adds one order.
     """
     steps = (40, 80, 160) if quick else (40, 80, 160, 320)
     exact = exact_ends()
