@@ -32,7 +32,7 @@ from trainer.data.dataset import Dataset, prepare
 from trainer.evaluate.classifier import Extractor, train_extractor
 
 NFE = (5, 10, 20, 50, 100, 1000)
-AT_1000 = ("ancestral", "ddim", "euler_maruyama")  # the others have converged by then, or are these
+AT_1000 = ("ancestral", "ddim")  # the ODE solvers have converged by then
 BATCH = 125
 Cell = tuple[str, int, int]
 
