@@ -66,3 +66,13 @@ def test_an_images_noise_does_not_depend_on_its_batch():
     whole = ImageNoise(1, [5, 6, 2**63], (1, 2, 2))
     assert torch.equal(ImageNoise(1, [2**63], (1, 2, 2)).draw(3)[0], whole.draw(3)[2])
     assert not torch.equal(whole.draw(3), whole.draw(4))
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 3), (2,), (1,)])
+def test_every_row_is_that_of_a_generator_of_its_own(shape):
+    """One generator is moved from key to key: nothing of the row before may be left in it."""
+    keys = [(7, 2**64 - 1), (7, 3), (8, 3), (2**64 - 1, 0)]
+    noise = keyed_normal(2**63 + 5, Stream.SAMPLING_NOISE, keys, shape)
+    for row, key in zip(noise, keys, strict=True):
+        own = keyed_generator(2**63 + 5, Stream.SAMPLING_NOISE, *key).standard_normal(shape, dtype=np.float32)
+        assert np.array_equal(row.numpy(), own)
