@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from diffusion.config import (
     CosineSchedule,
@@ -15,7 +14,7 @@ from diffusion.config import (
     SigmoidSchedule,
     TableSchedule,
 )
-from diffusion.schedule import make_schedule
+from diffusion.schedule import make_schedule, softplus
 
 
 def betas(config: DdpmProcess) -> Tensor:

@@ -9,9 +9,8 @@ loss, the variance of the bound's estimate, while the network gets that of the l
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
-from diffusion.schedule import FIRST_TIME, Schedule
+from diffusion.schedule import FIRST_TIME, Schedule, softplus
 
 
 class LearnedLogSnr(nn.Module, Schedule):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from diffusion.config import (
     CosineSchedule,
@@ -67,6 +67,11 @@ def invert(falling: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
 def inside(t: Tensor) -> Tensor:
     """The nearest float64 in (0, 1), where a schedule that goes on for ever is finite."""
     return t.clamp(1e-300, 1 - 2**-53)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x) in full precision; torch's own is x from 20 on, 2e-9 off there."""
+    return -logsigmoid(-x)
 
 
 def log_snr_of(log_a: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
 from diffusion.betas import betas
 from diffusion.config import (
@@ -24,7 +24,7 @@ from diffusion.config import (
     VeProcess,
     VpProcess,
 )
-from diffusion.schedule import Schedule, Table, make_schedule, numbers
+from diffusion.schedule import Schedule, Table, make_schedule, numbers, softplus
 
 
 class Process(ABC):

@@ -96,10 +96,7 @@ def make_solver(
     """
     _check(config, denoiser, label, guidance)
     solver = SOLVERS[type(config)](config, denoiser, noise, label)
-    if guidance is None:
-        return solver
-    assert denoiser.null_label is not None, "checked above"
-    return ClassifierFreeSolver(solver, guidance.scale, denoiser.null_label)
+    return solver if guidance is None else ClassifierFreeSolver(solver, denoiser, guidance.scale)
 
 
 def _check(config: SolverConfig, denoiser: Denoiser, label: Tensor | None, guidance: ClassifierFree | None) -> None:

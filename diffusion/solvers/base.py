@@ -111,6 +111,7 @@ class Solver(ABC):
     def steps(self) -> Steps:
         """The algorithm: yields what to estimate, is sent the estimate, leaves its result in `x`."""
 
+    @torch.no_grad()
     def want(self) -> Query | None:
         """The next rows to evaluate, or None at the end."""
         if self._running is None:
@@ -122,6 +123,7 @@ class Solver(ABC):
         t = at.t.flatten() if isinstance(at.t, Tensor) else torch.full((len(x),), at.t, dtype=torch.float64)
         return Query(x, t, self._label if rows is None or self._label is None else self._label[rows])
 
+    @torch.no_grad()
     def feed(self, output: Tensor) -> None:
         """Take the network's raw output for the rows that `want()` gave, and go on to the next question."""
         assert self._running is not None, "want() comes before feed()"

@@ -24,7 +24,8 @@ class DdimSolver(GridSolver):
     def steps(self) -> Steps:
         """One step after another."""
         variances = step_variances(self)
-        kept = numbers(torch.sqrt(self.process.sigma(self.times[1:]) ** 2 - variances))
+        # a posterior variance that is all of sigma_s^2 may be rounded to beyond it
+        kept = numbers(torch.sqrt((self.process.sigma(self.times[1:]) ** 2 - variances).clamp(min=0)))
         added = numbers(variances.sqrt())
         for i, (at_t, at_s) in enumerate(self.intervals()):
             x_0, epsilon, _ = yield self.wanted(at_t)

@@ -19,7 +19,8 @@ def time_grid(process: Process, num_steps: int, options: GridOptions) -> Tensor:
     """The times visited, from t_max down: float64 [num_steps + 1].
 
     With `options.denoise` the last is 0, data, where x is the estimate of x_0; without, it is t_min. `uniform` spacing
-    rounds to whole steps of a chain and is t_max (1 - i / num_steps) with `denoise`, as DDPM's samplers are.
+    rounds to whole steps of a chain and is t_max (1 - i / num_steps) with `denoise`, as DDPM's samplers are, unless
+    that would pass t_min before its last step: then the steps to t_min are even.
 
     Raises:
         ValueError: more steps than a chain has, where they are spaced uniformly.
@@ -31,8 +32,8 @@ def time_grid(process: Process, num_steps: int, options: GridOptions) -> Tensor:
             f"solver.num_steps = {num_steps}; allowed: 1 to {most}, whole steps of a chain of num_train_timesteps = "
             f"{process.num_steps}; for more use solver.spacing = log_snr or karras"
         )
-    if options.spacing == "uniform" and options.denoise:
-        times = (process.t_max * (1 - torch.arange(num_steps, dtype=torch.float64) / num_steps)).clamp(process.t_min)
+    if options.spacing == "uniform" and options.denoise and process.t_max / num_steps >= process.t_min:
+        times = process.t_max * (1 - torch.arange(num_steps, dtype=torch.float64) / num_steps)
     else:
         times = _spaced(process, num_steps - 1 if options.denoise else num_steps, options.spacing)
     if whole:

@@ -1,7 +1,9 @@
 """Guidance: away from what a weaker view of the data says.
 
-Both kinds are one formula on the networks' outputs, `guided`. For a given x_t all predictions are affine in one another
-with the same offset, so weights that sum to one mean the same whatever is predicted.
+Both kinds are one formula on the networks' predictions, `guided`. For a given x_t all predictions are affine in one
+another with the same offset, so weights that sum to one mean the same whatever is predicted. A learned reverse variance
+is not guided but the strong view's, as in DiT (Peebles & Xie, 2023): it is an interpolation, and beyond the two views
+there may be nothing to interpolate.
 
 - Classifier-free (Ho & Salimans, 2022): the weak view is the same network without the label. It costs rows, so it wraps
   a solver: each of its rows is asked for twice.
@@ -22,19 +24,28 @@ def guided(strong: Tensor, weak: Tensor, scale: float) -> Tensor:
     return weak + scale * (strong - weak)
 
 
+def guided_output(denoiser: Denoiser, strong: Tensor, weak: Tensor, scale: float) -> Tensor:
+    """The raw output of `guided` predictions, with the strong view's learned variance if there is one."""
+    (strong, variance), (weak, _) = denoiser.split(strong), denoiser.split(weak)
+    prediction = guided(strong, weak, scale)
+    return prediction if variance is None else torch.cat([prediction, variance], dim=1)
+
+
 class ClassifierFreeSolver:
     """A solver whose every row is evaluated with its label and without.
 
     Args:
         solver: of conditional rows.
+        denoiser: the solver's, with a label that stands for none.
         scale: of the guidance.
-        null_label: the label that stands for none.
     """
 
-    def __init__(self, solver: Solver, scale: float, null_label: int) -> None:
+    def __init__(self, solver: Solver, denoiser: Denoiser, scale: float) -> None:
+        assert denoiser.null_label is not None, "make_solver refuses guidance without a label for none"
         self._solver = solver
+        self._denoiser = denoiser
         self._scale = scale
-        self._null_label = null_label
+        self._null_label = denoiser.null_label
 
     @property
     def x(self) -> Tensor:
@@ -53,7 +64,7 @@ class ClassifierFreeSolver:
     def feed(self, output: Tensor) -> None:
         """Combine the two halves."""
         half = len(output) // 2
-        self._solver.feed(guided(output[:half], output[half:], self._scale))
+        self._solver.feed(guided_output(self._denoiser, output[:half], output[half:], self._scale))
 
 
 @dataclass(frozen=True)
@@ -71,18 +82,24 @@ class AutoguidedDenoiser(Denoiser):
     def output(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The guided output, as this denoiser's network would have given it."""
         assert self.guide is not None, "made by `autoguided`"
-        return guided(super().output(x_t, t, label), self.guide.output(x_t, t, label), self.scale)
+        strong, weak = super().output(x_t, t, label), self.guide.output(x_t, t, label)
+        return guided_output(self, strong, weak, self.scale)
 
 
 def autoguided(denoiser: Denoiser, guide: Denoiser, scale: float) -> AutoguidedDenoiser:
     """The denoiser, guided away from `guide`.
 
     Raises:
-        ValueError: the two do not predict the same thing of the same process.
+        ValueError: the two do not predict the same thing of the same process, or have other labels for none.
     """
     own, other = _meaning(denoiser), _meaning(guide)
     if own != other:
         raise ValueError(f"guidance.guide: predicts {other}, the model {own}; allowed: a guide of the same kind")
+    if (denoiser.null_label, denoiser.needs_label) != (guide.null_label, guide.needs_label):
+        raise ValueError(
+            f"guidance.guide: its label for none is {guide.null_label}, the model's {denoiser.null_label}; allowed: a "
+            "guide with the same labels"
+        )
     log_snr, guide_log_snr = (d.process.log_snr(d.process.step_times()) for d in (denoiser, guide))
     if not torch.allclose(log_snr, guide_log_snr):
         raise ValueError("guidance.guide: has another noise schedule than the model; allowed: a guide with the same")

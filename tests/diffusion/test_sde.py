@@ -304,3 +304,10 @@ def test_the_last_beta_alone_may_be_one():
     process = Chain(torch.tensor([0.1, 0.2, 1.0]))
     t = torch.tensor([3])
     assert (float(process.log_snr(t)), float(process.alpha(t)), float(process.sigma(t))) == (-math.inf, 0, 1)
+
+
+@pytest.mark.parametrize("log_snr", [19.0, 20.5, 25.0, 30.0])
+def test_sub_vp_keeps_its_precision_where_hardly_any_noise_is_left(log_snr):
+    vp, sub_vp = make_process(VpProcess(log_snr_max=31)), make_process(SubVpProcess(log_snr_max=62))
+    t = vp.time(torch.tensor([log_snr], dtype=torch.float64))
+    torch.testing.assert_close(sub_vp.sigma(t), vp.sigma(t) ** 2, rtol=1e-13, atol=0)

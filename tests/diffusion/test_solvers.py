@@ -25,7 +25,9 @@ from diffusion.config import (
     EdmStochastic,
     Euler,
     EulerMaruyama,
+    GeometricSchedule,
     Heun,
+    LearnedSchedule,
     LinearSchedule,
     PredictorCorrector,
     Rk45,
@@ -485,6 +487,28 @@ def test_more_steps_than_a_chain_has_are_refused_and_other_spacings_named(denois
     assert make_solver(Ddim(num_steps=150, denoise=denoise, spacing="karras"), denoiser, noise()).want() is not None
 
 
+@pytest.mark.parametrize("config", GRID, ids=named)
+def test_a_grid_finer_than_the_first_time_has_no_empty_steps(config):
+    process = PROCESSES["ve"]
+    config = changed(config, num_steps=2500)
+    assert bool((time_grid(process, 2500, config).diff() < 0).all())
+    assert solve(GaussianData(0.0, 0.25).denoiser(process), noise(range(1), (1, 1, 1)), config).isfinite().all()
+
+
+def test_ddim_takes_no_root_of_a_rounding_error():
+    """Where x_t holds nothing of x_s, sigma_s^2 - beta_tilde is zero, or a last bit less."""
+    for start in torch.linspace(-3, 3, 50).tolist():
+        config = VpProcess(log_snr_max=start + 40, log_snr_min=start, schedule=GeometricSchedule())
+        denoiser = GaussianData(0.0, 0.25).denoiser(make_process(config))
+        assert solve(denoiser, noise(), Ddim(num_steps=1, eta=1.0, denoise=False)).isfinite().all()
+
+
+@every_solver
+def test_a_learned_schedule_that_is_still_trained_gives_samples_without_gradients(config):
+    process = make_process(VpProcess(schedule=LearnedSchedule(width=4)))
+    assert not solve(elementwise(process), noise(), config, LABEL).requires_grad
+
+
 PURE = make_process(DdpmProcess(num_train_timesteps=200, schedule=LinearSchedule(zero_terminal_snr=True)))
 FROM_PURE_NOISE = [c for c in GRID if c.kind in ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")]
 
@@ -631,13 +655,33 @@ def test_autoguidance_goes_away_from_the_weaker_model():
         (lambda own: replace(own, process=PROCESSES["ddpm"]), "over 100 steps"),
         (lambda own: replace(own, process=learned()), "with a learned variance"),
         (lambda own: replace(own, process=PROCESSES["sub_vp"]), "another noise schedule than the model"),
+        (lambda own: replace(own, null_label=None), "its label for none is None, the model's 2"),
     ],
-    ids=["prediction", "sigma_data", "steps", "variance", "schedule"],
+    ids=["prediction", "sigma_data", "steps", "variance", "schedule", "labels"],
 )
 def test_a_guide_of_another_kind_is_refused(guide, message):
     own = conditional(PROCESSES["vp"], "edm")
     with pytest.raises(ValueError, match=f"guidance.guide: .*{message}.*; allowed: a guide"):
         autoguided(own, guide(own), 2.0)
+
+
+@pytest.mark.parametrize("kind", ["classifier_free", "autoguidance"])
+def test_guidance_leaves_a_learned_variance_as_the_strong_view_has_it(kind):
+    def network(bias, interpolation):
+        return lambda x, time, label: torch.cat([0.4 * x + bias, torch.full_like(x, interpolation)], dim=1)
+
+    def by_label(x, time, label):
+        strong, weak = network(0.1, 0.5)(x, time, label), network(-0.2, -0.9)(x, time, label)
+        return torch.where(rows(label == 0, x).bool(), strong, weak)
+
+    alone = Denoiser(network(-0.2 + 3 * 0.3, 0.5), learned(), "x0", null_label=1)  # the prediction is guided by hand
+    config, label = Ancestral(num_steps=5), torch.zeros(4, dtype=torch.int64)
+    if kind == "classifier_free":
+        found = solve(replace(alone, network=by_label), noise(), config, label, ClassifierFree(scale=3.0))
+    else:
+        strong, weak = (replace(alone, network=network(*values)) for values in ((0.1, 0.5), (-0.2, -0.9)))
+        found = solve(autoguided(strong, weak, 3.0), noise(), config, label)
+    torch.testing.assert_close(found, solve(alone, noise(), config, label), rtol=0, atol=1e-12)
 
 
 def learned():
