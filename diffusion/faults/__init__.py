@@ -1,6 +1,6 @@
 """Faults that a tired engineer could write, applied on purpose: `python -m diffusion.verify --fault NAME` must fail."""
 
-from diffusion.faults import averages, chains, likelihoods, sampling, training
+from diffusion.faults import averages, chains, distances, likelihoods, sampling, training
 from diffusion.faults.fault import Fault
 
 __all__ = ["FAULTS", "Fault"]
@@ -10,5 +10,6 @@ FAULTS: dict[str, Fault] = {
     **likelihoods.FAULTS,
     **sampling.FAULTS,
     **training.FAULTS,
+    **distances.FAULTS,
     **averages.FAULTS,
 }
