@@ -7,6 +7,7 @@ the steps are stratified too, and an estimate stays unbiased whatever the propos
 weights alone, so the pilot's images and noise must be drawn apart from those scored.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,7 +20,7 @@ from diffusion.sde import Process
 
 Floats = NDArray[np.float64]
 DEFENSIVE = 0.05  # share of draws that stays uniform: no weight is beyond 20 times the uniform one
-FINITE = 30.0  # beyond this log-SNR there is nothing to tell apart
+FINITE = 30.0  # beyond this log-SNR a chain's steps are not told apart
 
 
 def spread_uniforms(generator: np.random.Generator, images: int, draws: int) -> Floats:
@@ -33,16 +34,16 @@ def spread_uniforms(generator: np.random.Generator, images: int, draws: int) -> 
     return np.minimum((np.arange(draws) + part) / draws, np.nextafter(1, 0))
 
 
-def even_log_snr(process: Process, count: int) -> Tensor:
-    """`count` log-SNRs from that at t_min down to that at t_max, evenly; float64 [count]."""
-    ends = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).clamp(-FINITE, FINITE)
+def even_log_snr(process: Process, count: int, bound: float = math.inf) -> Tensor:
+    """`count` log-SNRs from that at t_min down to that at t_max, none beyond +-`bound`, evenly; float64 [count]."""
+    ends = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).clamp(-bound, bound)
     return torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64)
 
 
 def pilot_steps(process: Process, count: int) -> Tensor:
     """At most `count` steps in 2..T for a pilot, close to even in log-SNR and each once; int64."""
     log_snr = _step_log_snr(process)
-    at = torch.searchsorted(-log_snr, -even_log_snr(process, count)).clamp(max=len(log_snr) - 1)
+    at = torch.searchsorted(-log_snr, -even_log_snr(process, count, FINITE)).clamp(max=len(log_snr) - 1)
     return torch.tensor(np.unique(at.numpy())) + 2
 
 

@@ -6,6 +6,7 @@ deliberate fault first, to show that these checks can fail.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -75,13 +76,16 @@ def measure(quick: bool) -> list[dict[str, Any]]:
         print(f"{statement.number:>2}  {statement.text}")
         try:
             for check in statement.checks(quick):
-                rows.append({"statement": statement.number, **asdict(check), "passed": check.passed})
+                measured = check.measured if math.isfinite(check.measured) else None  # JSON has no NaN
+                row = {**asdict(check), "measured": measured, "passed": check.passed}
+                rows.append({"statement": statement.number, **row})
                 print(
                     f"    {'ok  ' if check.passed else 'FAIL'} {check.what:<68} {check.measured:>11.5g}"
                     f"  expected {check.expected:g} ± {check.tolerance:.2g}"
                 )
-        except (ValueError, ArithmeticError) as error:
-            rows.append({"statement": statement.number, "what": str(error), "passed": False})
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            none = dict.fromkeys(("measured", "expected", "tolerance"))
+            rows.append({"statement": statement.number, "what": str(error), **none, "passed": False})
             print(f"    FAIL {error}")
     return rows
 

@@ -29,7 +29,23 @@ def _root_once(right: Callable[..., float]) -> Callable[..., float]:
     return wrong
 
 
+def _mean_of_covariances(right: Callable[..., frechet.Moments]) -> Callable[..., frechet.Moments]:
+    def wrong(a: frechet.Moments, b: frechet.Moments) -> frechet.Moments:
+        both = right(a, b)
+        within = sum((part.count - 1) * part.mean_and_covariance()[1] for part in (a, b))
+        return frechet.Moments(both.count, both.total, within + torch.outer(both.total, both.total) / both.count)
+
+    return wrong
+
+
 FAULTS = {
+    "shards-about-their-own-means": Fault(
+        "shards' covariances are averaged, each about its own mean",
+        15,
+        (frechet.Moments,),
+        "__add__",
+        _mean_of_covariances,
+    ),
     "shards-in-float32": Fault(
         "shards' moments are added in float32", 15, (frechet.Moments,), "__add__", _added_in_float32
     ),
