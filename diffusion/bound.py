@@ -33,8 +33,7 @@ class Vlb:
             bad = (~getattr(self, name).isfinite()).nonzero().flatten().tolist()
             if bad:
                 raise ArithmeticError(
-                    f"the bound's {name} term is not finite for rows {bad[:8]}: the network gives NaN, or it predicts "
-                    "epsilon or the score where the terminal SNR is zero (v and x0 survive that)"
+                    f"the bound's {name} term is not finite for rows {bad[:8]}: the network gives NaN or infinity"
                 )
         return self
 

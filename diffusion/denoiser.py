@@ -1,5 +1,6 @@
 """Denoiser = network + process + prediction: the one object that training, evaluation and sampling pass around."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ class Denoiser:
         sigma_data: the data's standard deviation that an `edm` network assumes.
         null_label: the label that stands for none, for networks that have labels.
         needs_label: the network has labels and none of them stands for none.
+
+    Raises:
+        ValueError: a prediction that says nothing of x_0 at a terminal SNR of zero.
     """
 
     network: Network
@@ -35,6 +39,15 @@ class Denoiser:
     sigma_data: float = 0.5
     null_label: int | None = None
     needs_label: bool = False
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            end = float(self.process.log_snr(torch.tensor(self.process.t_max, dtype=torch.float64)))
+        if math.isinf(end) and self.prediction not in ("x0", "v"):
+            raise ValueError(
+                f"objective.prediction = {self.prediction} says nothing of x_0 where the terminal SNR is zero; use v "
+                "or x0, or process.schedule.zero_terminal_snr = false"
+            )
 
     @property
     def reading(self) -> Reading:

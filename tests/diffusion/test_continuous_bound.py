@@ -146,7 +146,7 @@ def test_what_it_refuses():
     with pytest.raises(
         ValueError, match=r"zero_terminal_snr = true: .*allowed: a schedule without it, or the discrete"
     ):
-        estimate_continuous_vlb(GaussianData(0, 1).denoiser(process), x_0, t, eps, t)
+        estimate_continuous_vlb(Denoiser(lambda x, time, label: x, process, "v"), x_0, t, eps, t)
     vp = make_process(VpProcess())
     with pytest.raises(ValueError, match="between two of the 256 levels"):
         estimate_continuous_vlb(GaussianData(0, 1).denoiser(vp), 0.3 * x_0, t / 10, eps, t)

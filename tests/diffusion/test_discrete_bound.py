@@ -133,8 +133,9 @@ def test_a_terminal_snr_of_zero_is_fine_for_v_and_named_for_epsilon():
     vlb = estimate_vlb(ReverseKernel(Denoiser(smooth, process, "v")), x_0, steps, eps)
     assert vlb.prior.tolist() == [0, 0]
     assert bool(vlb.total.isfinite().all())
-    with pytest.raises(ArithmeticError, match=r"diffusion term is not finite for rows \[0, 1\]: .*v and x0 survive"):
-        estimate_vlb(ReverseKernel(Denoiser(smooth, process, "epsilon"), clip_x0=False), x_0, steps, eps)
+    for prediction in ("epsilon", "score", "edm"):
+        with pytest.raises(ValueError, match=f"prediction = {prediction} says nothing of x_0 .*; use v or x0"):
+            Denoiser(smooth, process, prediction)
 
 
 @pytest.mark.parametrize("scale", [127.5, 0.9])

@@ -529,13 +529,17 @@ def test_solvers_that_can_start_from_pure_noise_sample_the_data(config, predicti
 @pytest.mark.parametrize("config", [c for c in EVERY if c not in FROM_PURE_NOISE], ids=named)
 def test_solvers_that_cannot_start_from_pure_noise_say_which_can(config):
     with pytest.raises(ValueError, match=f"solver.kind = {config.kind}: .*SNR is zero; allowed: ancestral, ddim"):
-        make_solver(config, elementwise(PURE), noise())
+        make_solver(config, replace(elementwise(PROCESSES["vp"]), process=PURE, prediction="v"), noise())
 
 
 @pytest.mark.parametrize("config", FROM_PURE_NOISE, ids=named)
 def test_no_grid_in_log_snr_starts_at_minus_infinity(config):
     with pytest.raises(ValueError, match=r"allowed: .*spacing = uniform"):
-        make_solver(changed(config, spacing="log_snr"), elementwise(PURE), noise())
+        make_solver(
+            changed(config, spacing="log_snr"),
+            replace(elementwise(PROCESSES["vp"]), process=PURE, prediction="v"),
+            noise(),
+        )
 
 
 # Guidance
