@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.prediction import Prediction, Reading
 from diffusion.schedule import rows
-from diffusion.sde import Process
+from diffusion.sde import Process, SubVp, Ve
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -30,7 +30,8 @@ class Denoiser:
         needs_label: the network has labels and none of them stands for none.
 
     Raises:
-        ValueError: a prediction that says nothing of x_0 at a terminal SNR of zero.
+        ValueError: a prediction that says nothing of x_0 at a terminal SNR of zero, or v where alpha^2 + sigma^2 is
+            not 1.
     """
 
     network: Network
@@ -47,6 +48,11 @@ class Denoiser:
             raise ValueError(
                 f"objective.prediction = {self.prediction} says nothing of x_0 where the terminal SNR is zero; use v "
                 "or x0, or process.schedule.zero_terminal_snr = false"
+            )
+        if self.prediction == "v" and isinstance(self.process, SubVp | Ve):
+            raise ValueError(
+                "objective.prediction = v needs alpha^2 + sigma^2 = 1, which sub_vp and ve do not keep; use epsilon, "
+                "score, x0 or edm"
             )
 
     @property

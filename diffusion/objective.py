@@ -15,7 +15,8 @@ from diffusion.prediction import edm_target, velocity
 from diffusion.schedule import rows
 from diffusion.weighting import LogVariance, weights, x0_error_ratio
 
-VARIANCE_SHARE = 1e-3  # of the bound in the loss, where the reverse variance is learned (Nichol & Dhariwal 2021)
+# of the bound in the loss, where the reverse variance is learned (Nichol & Dhariwal 2021, in nats and not in bits)
+VARIANCE_SHARE = 1e-3
 
 
 class Objective(nn.Module):
@@ -26,8 +27,17 @@ class Objective(nn.Module):
     """
 
     def __init__(self, config: ObjectiveConfig, denoiser: Denoiser) -> None:
-        """Tie objective and denoiser together; config.prediction must be the denoiser's."""
+        """Tie objective and denoiser together.
+
+        Raises:
+            ValueError: the two do not predict the same.
+        """
         super().__init__()
+        if (config.prediction, config.sigma_data) != (denoiser.prediction, denoiser.sigma_data):
+            raise ValueError(
+                f"objective.prediction = {config.prediction}, sigma_data = {config.sigma_data:g}: the denoiser's are "
+                f"{denoiser.prediction} and {denoiser.sigma_data:g}; allowed: the same"
+            )
         self.config = config
         self.denoiser = denoiser
         self._error = {

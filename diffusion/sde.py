@@ -162,6 +162,7 @@ class Continuous(Process):
 
     Args:
         config: the process.
+        schedule: log-SNR of the variance-preserving process.
 
     Raises:
         ValueError: log-SNR does not fall between the two ends.

@@ -15,7 +15,7 @@ class SimpleWeighting(Config):
 
 
 class VlbWeighting(Config):
-    """lambda(t) that makes equation (8) the diffusion terms of the variational bound, equation (7)."""
+    """lambda(t) that makes equation (8) the diffusion terms of the bound, equation (7), with Sigma_theta = beta."""
 
     kind: Literal["vlb"] = "vlb"
 

@@ -95,3 +95,9 @@ def test_with_a_learned_variance_the_first_half_of_the_channels_is_the_predictio
     assert plain.split(x) == (x, None)
     for function in ("epsilon", "x0", "score", "v"):
         assert torch.equal(getattr(denoiser, function)(x, t), getattr(plain, function)(x, t))
+
+
+@pytest.mark.parametrize("process", [SubVpProcess(), VeProcess()], ids=lambda process: process.kind)
+def test_v_is_refused_where_variance_is_not_preserved(process):
+    with pytest.raises(ValueError, match=r"v needs alpha\^2 \+ sigma\^2 = 1.*use epsilon"):
+        Denoiser(lambda x, time, label: x, make_process(process), "v")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
@@ -20,6 +20,7 @@ from diffusion.ema import (
 
 
 @given(st.floats(1e-3, 0.28))
+@settings(deadline=None)
 def test_gamma_and_sigma_rel_are_one_parameter(sigma_rel):
     gamma = gamma_from_sigma_rel(sigma_rel)
     assert gamma > -0.5
@@ -89,6 +90,7 @@ TIMES = st.floats(1, 50)
 
 
 @given(TIMES, GAMMAS, TIMES, GAMMAS)
+@settings(deadline=None)
 def test_the_inner_product_is_the_integral(t_a, gamma_a, t_b, gamma_b):
     end = min(t_a, t_b)
     constant = (gamma_a + 1) / t_a * (end / t_a) ** gamma_a * (gamma_b + 1) / t_b * (end / t_b) ** gamma_b
@@ -98,6 +100,7 @@ def test_the_inner_product_is_the_integral(t_a, gamma_a, t_b, gamma_b):
 
 
 @given(TIMES, GAMMAS, TIMES, GAMMAS, st.floats(1e-3, 1e12))
+@settings(deadline=None)
 def test_the_inner_product_is_symmetric_and_one_over_time(t_a, gamma_a, t_b, gamma_b, unit):
     one = profile_inner_product(t_a, gamma_a, t_b, gamma_b)
     assert profile_inner_product(t_b, gamma_b, t_a, gamma_a) == pytest.approx(one, rel=1e-12)
@@ -164,6 +167,7 @@ def test_the_error_with_no_weight_is_all_of_the_profile():
 
 
 @given(st.integers(0, 31), st.integers(0, 31), st.sampled_from([-1e-3, 1e-3]))
+@settings(deadline=None)
 def test_no_weights_of_sum_one_are_much_better(add, remove, by):
     snapshots, gamma = layout(16), gamma_from_sigma_rel(0.15)
     weights = posthoc_weights(*snapshots, 4000, gamma)
@@ -174,6 +178,7 @@ def test_no_weights_of_sum_one_are_much_better(add, remove, by):
 
 
 @given(st.permutations(range(32)), st.integers(1, 10**9))
+@settings(deadline=None)
 def test_neither_the_order_of_snapshots_nor_the_unit_of_time_matters(order, unit):
     (steps, gammas), gamma = layout(16), gamma_from_sigma_rel(0.075)
     weights = posthoc_weights(steps, gammas, 4000, gamma)

@@ -366,3 +366,10 @@ def test_weights_of_rows_are_those_of_their_times():
     loss, mse = objective("epsilon", VlbWeighting(), process)(x_0, t, eps)
     expected = weights(VlbWeighting(), Denoiser(raw, process, "epsilon").reading, process, t)
     torch.testing.assert_close(loss, expected.float() * mse, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("change", [{"prediction": "x0"}, {"sigma_data": 0.4}])
+def test_an_objective_of_another_prediction_than_the_denoisers_is_refused(change):
+    denoiser = Denoiser(lambda x, time, label: x, make_process(DdpmProcess()), "epsilon")
+    with pytest.raises(ValueError, match=r"the denoiser's are epsilon and 0\.5; allowed: the same"):
+        Objective(ObjectiveConfig(**change), denoiser)
