@@ -642,6 +642,22 @@ def test_a_guide_of_another_kind_is_refused(guide, message):
         autoguided(own, guide(own), 2.0)
 
 
+def test_a_guide_without_labels_is_told_none():
+    process = PROCESSES["vp"]
+    strong, weak = conditional(process, "v"), as_prediction(process, "v", lambda x, t: 0.5 * x)
+    x, t = noise().draw(0), torch.full((4,), 0.4, dtype=torch.float64)
+    found = autoguided(strong, weak, 2.5).output(x, t, LABEL)
+    expected = weak.output(x, t) + 2.5 * (strong.output(x, t, LABEL) - weak.output(x, t))
+    assert torch.equal(found, expected)
+
+
+def test_a_guide_with_other_classes_is_refused():
+    own = conditional(PROCESSES["vp"], "edm")
+    guide = replace(own, null_label=own.null_label + 1)
+    with pytest.raises(ValueError, match=r"guidance\.guide: has 3 classes, the model 2; allowed: a guide with"):
+        autoguided(own, guide, 2.0)
+
+
 def learned():
     return make_process(DdpmProcess(num_train_timesteps=1000, reverse_variance="learned"))
 
