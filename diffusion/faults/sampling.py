@@ -118,7 +118,7 @@ def _from_zero_to_one(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _one_more(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda strong, weak, scale: right(strong, weak, scale + 1)
+    return lambda strong, weak, scale, channels: right(strong, weak, scale + 1, channels)
 
 
 def _batch_mean(right: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,7 +1,8 @@
 """Guidance: away from what a weaker view of the data says.
 
 Both kinds are one formula on the networks' outputs, `guided`. For a given x_t all predictions are affine in one another
-with the same offset, so weights that sum to one mean the same whatever is predicted.
+with the same offset, so weights that sum to one mean the same whatever is predicted. A learned reverse variance is not
+one of them and stays the strong view's: its interpolation means nothing beyond its two ends.
 
 - Classifier-free (Ho & Salimans, 2022): the weak view is the same network without the label. It costs rows, so it wraps
   a solver: each of its rows is asked for twice.
@@ -17,9 +18,17 @@ from diffusion.denoiser import Denoiser
 from diffusion.solvers.base import Query, Solver
 
 
-def guided(strong: Tensor, weak: Tensor, scale: float) -> Tensor:
-    """Weak + scale (strong - weak): 0 is the weak view, 1 the strong one, more goes beyond it."""
-    return weak + scale * (strong - weak)
+def guided(strong: Tensor, weak: Tensor, scale: float, channels: int) -> Tensor:
+    """Weak + scale (strong - weak): 0 is the weak view, 1 the strong one, more goes beyond it.
+
+    Args:
+        strong: raw output [B, C or 2 C, ...].
+        weak: of the same shape.
+        scale: of the guidance.
+        channels: C, of the prediction; what follows is a learned variance's.
+    """
+    prediction = weak[:, :channels] + scale * (strong[:, :channels] - weak[:, :channels])
+    return torch.cat([prediction, strong[:, channels:]], dim=1)
 
 
 class ClassifierFreeSolver:
@@ -53,7 +62,7 @@ class ClassifierFreeSolver:
     def feed(self, output: Tensor) -> None:
         """Combine the two halves."""
         half = len(output) // 2
-        self._solver.feed(guided(output[:half], output[half:], self._scale))
+        self._solver.feed(guided(output[:half], output[half:], self._scale, self.x.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class AutoguidedDenoiser(Denoiser):
         assert self.guide is not None, "made by `autoguided`"
         has_labels = self.guide.null_label is not None or self.guide.needs_label
         weak = self.guide.output(x_t, t, label if has_labels else None)
-        return guided(super().output(x_t, t, label), weak, self.scale)
+        return guided(super().output(x_t, t, label), weak, self.scale, x_t.shape[1])
 
 
 def autoguided(denoiser: Denoiser, guide: Denoiser, scale: float) -> AutoguidedDenoiser:

@@ -651,9 +651,24 @@ def test_a_guide_without_labels_is_told_none():
     assert torch.equal(found, expected)
 
 
+def test_guidance_leaves_a_learned_variance_to_the_strong_view():
+    """Two views that differ in their variance alone: guided images are the strong view's, however large the scale."""
+
+    def network(x, time, label):
+        return torch.cat([0.5 * x, rows(torch.where(label == 2, 1.0, -1.0), x).expand_as(x)], dim=1)
+
+    strong = Denoiser(network, learned(), "epsilon", null_label=2)
+    weak = replace(strong, network=lambda x, time, label: network(x, time, torch.full_like(label, 2)))
+    config = Ancestral(num_steps=7)
+    alone, without = solve(strong, noise(), config, LABEL), solve(strong, noise(), config)
+    assert not torch.allclose(alone, without, atol=1e-3)
+    torch.testing.assert_close(solve(strong, noise(), config, LABEL, ClassifierFree(scale=9.0)), alone)
+    torch.testing.assert_close(solve(autoguided(strong, weak, 9.0), noise(), config, LABEL), alone)
+
+
 def test_a_guide_with_other_classes_is_refused():
     own = conditional(PROCESSES["vp"], "edm")
-    guide = replace(own, null_label=own.null_label + 1)
+    guide = replace(own, null_label=3)
     with pytest.raises(ValueError, match=r"guidance\.guide: has 3 classes, the model 2; allowed: a guide with"):
         autoguided(own, guide, 2.0)
 
