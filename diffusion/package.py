@@ -117,6 +117,12 @@ def load_package(folder: Path) -> tuple[Denoiser, PackageConfig]:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
+        if where == "format_version":
+            version = problem["input"]
+            raise PackageError(
+                f"{folder / CONFIG}: format_version = {version}; allowed: 2; networks of format 1 were told "
+                "other times and must be trained again"
+            ) from error
         raise PackageError(f"{folder / CONFIG}: {where}: {problem['msg']}") from error
     try:
         process, network = make_process(config.process), build_denoiser_network(config)

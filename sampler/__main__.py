@@ -191,6 +191,11 @@ def guided_model(model: Model, arguments: argparse.Namespace) -> tuple[Model, Cl
         from diffusion.solvers import autoguided
 
         guide = load(resolve(arguments.guide, arguments.tracking_uri))
+        if guide.config.image_shape != model.config.image_shape:
+            raise ValueError(
+                f"--guide: {arguments.guide} makes images of {guide.config.image_shape}; allowed: a model of "
+                f"{model.config.image_shape}, as {arguments.model} is"
+            )
         scale = 1.5 if arguments.guidance is None else arguments.guidance
         return replace(model, denoiser=autoguided(model.denoiser, guide.denoiser, scale)), None
     return model, None if arguments.guidance is None else ClassifierFree(scale=arguments.guidance)

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from diffusion.config import ClassifierFree, Config, SolverConfig
+from diffusion.config import ClassifierFree, Config, SolverConfig, evaluations
 from diffusion.images import to_pixels
 from sampler.batcher import Batcher, Busy
 from sampler.encode import ENCODERS, Pixels, check_format
@@ -24,6 +24,7 @@ from sampler.models import Model
 from sampler.parts import NonFinite
 
 MAX_IMAGES = 1024
+MAX_EVALUATIONS = 10_000  # of one image, which is also where rk45 gives up
 SOLVER_MODELS: dict[str, type[Config]] = {
     m.model_fields["kind"].default: m for m in get_args(get_args(SolverConfig)[0])
 }
@@ -105,6 +106,7 @@ class Service:
         )
         try:
             check_format(request.format, engine.model.config.image_shape[0])
+            _check_evaluations(request.solver)
             start(())
         except ValueError as error:
             raise ApiError(422, str(error)) from error
@@ -115,6 +117,13 @@ class Service:
         except NonFinite as error:
             raise ApiError(500, str(error)) from error
         return to_pixels(x)
+
+
+def _check_evaluations(solver: SolverConfig | None) -> None:
+    """Refuse a request that would hold the engine for good, or fill the memory with its grid of times."""
+    each = evaluations(solver) if solver else None
+    if each and each > MAX_EVALUATIONS:
+        raise ValueError(f"solver: {each} evaluations of an image; allowed: at most {MAX_EVALUATIONS}")
 
 
 def create_app(service: Service) -> FastAPI:

@@ -9,10 +9,11 @@ import socket
 import threading
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from diffusion.config import Autoguidance
 from trainer import state
 from trainer.config import RunConfig
 from trainer.data.dataset import Dataset, prepare
@@ -113,11 +114,44 @@ def check_data(config: RunConfig, dataset: Dataset) -> None:
         config.network.check_image(*dataset.info.image_shape[1:])
     except ValueError as error:
         raise InputError(str(error)) from None
+    check_guide(config, dataset.info.image_shape)
     if dataset.info.classes and min(dataset.info.heldout, dataset.info.train) < MINIMUM_IMAGES:
         raise InputError(
             f"data.source = {config.data.source!r}: {dataset.info.train} training and {dataset.info.heldout} held-out "
             "images; "
             f"allowed: at least {MINIMUM_IMAGES} each, one more than frechet_classifier has dimensions"
+        )
+
+
+def check_guide(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
+    """Refuse a guide that is no package or of another kind than the model will be: evaluation would find out last.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    from diffusion.package import load_package
+    from diffusion.sde import make_process
+    from diffusion.solvers import autoguided
+
+    guidance, objective = config.evaluation.guidance, config.objective
+    if not isinstance(guidance, Autoguidance):
+        return
+    try:
+        guide, package = load_package(Path(guidance.guide))
+        model = replace(
+            guide,  # whose network stands in for one that is not trained yet
+            process=make_process(config.process),
+            prediction=objective.prediction,
+            sigma_data=objective.sigma_data,
+            null_label=config.network.classes or None,
+        )
+        autoguided(model, guide, guidance.scale)
+    except ValueError as error:
+        raise InputError(f"evaluation.guidance.guide: {str(error).removeprefix('guidance.guide: ')}") from None
+    if package.image_shape != image_shape:
+        raise InputError(
+            f"evaluation.guidance.guide: makes images of {package.image_shape}; allowed: a guide for those of "
+            f"data.source = {config.data.source!r}, {image_shape}"
         )
 
 

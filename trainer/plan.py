@@ -21,10 +21,10 @@ def check(config: RunConfig) -> tuple[RunPaths, State]:
     """
     check_source(config.data.source)
     guidance = config.evaluation.guidance
-    if isinstance(guidance, Autoguidance) and not Path(guidance.guide).is_dir():
+    if isinstance(guidance, Autoguidance) and not (guidance.guide.startswith("/") and Path(guidance.guide).is_dir()):
         raise InputError(
-            f"evaluation.guidance.guide = {guidance.guide!r}: no such folder; allowed: a package folder that every "
-            "node sees"
+            f"evaluation.guidance.guide = {guidance.guide!r}: not the absolute path of a folder; allowed: that of a "
+            "package folder that every node sees"
         )
     paths = RunPaths.of(config)
     return paths, inspect(config, paths)

@@ -74,7 +74,9 @@ def apply_sets(values: dict[str, Any], sets: list[str]) -> dict[str, Any]:
         *parents, leaf = path
         node = result
         for depth, key in enumerate(parents):
-            node = node.setdefault(key, {})
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
             if not isinstance(node, dict):
                 where = ".".join(parents[: depth + 1])
                 raise InputError(f"--set {'.'.join(path)}: {where} is a value, not a group of settings")
@@ -158,12 +160,17 @@ def _describe_one(problem: ErrorDetails) -> str:
         near = difflib.get_close_matches(fields[-1], allowed, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*fields[:-1], near[0]])}?" if near else f"allowed here: {', '.join(allowed)}"
         return f"{path}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{path}: missing; it is required here"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{path}: {message}" if path else message
-    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+    if problem["type"] == "union_tag_invalid":
         context = problem.get("ctx", {})
-        return f"{path}.kind = {context.get('tag', 'missing')}: allowed: {context.get('expected_tags', 'a kind')}"
+        return f"{path}.kind = {context.get('tag')}: allowed: {context.get('expected_tags')}"
+    if problem["type"] == "union_tag_not_found":
+        kinds = _models(_walk(problem["loc"][:-1])[0].model_fields[fields[-1]].annotation)
+        return f"{path}.kind: missing; allowed: {', '.join(model.model_fields['kind'].default for model in kinds)}"
     return f"{path} = {_masked(repr(problem['input']))}: {message[0].lower()}{message[1:]}"
 
 

@@ -80,9 +80,11 @@ class AutoguidedDenoiser(Denoiser):
     scale: float = 1.0
 
     def output(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The guided output, as this denoiser's network would have given it."""
+        """The guided output, as this denoiser's network would have given it; a guide without labels is told none."""
         assert self.guide is not None, "made by `autoguided`"
-        strong, weak = super().output(x_t, t, label), self.guide.output(x_t, t, label)
+        has_labels = self.guide.null_label is not None or self.guide.needs_label
+        strong = super().output(x_t, t, label)
+        weak = self.guide.output(x_t, t, label if has_labels else None)
         return guided_output(self, strong, weak, self.scale)
 
 
@@ -90,15 +92,15 @@ def autoguided(denoiser: Denoiser, guide: Denoiser, scale: float) -> AutoguidedD
     """The denoiser, guided away from `guide`.
 
     Raises:
-        ValueError: the two do not predict the same thing of the same process, or have other labels for none.
+        ValueError: the two do not predict the same thing of the same process, or their labels mean different classes.
     """
     own, other = _meaning(denoiser), _meaning(guide)
     if own != other:
         raise ValueError(f"guidance.guide: predicts {other}, the model {own}; allowed: a guide of the same kind")
-    if (denoiser.null_label, denoiser.needs_label) != (guide.null_label, guide.needs_label):
+    if None not in (denoiser.null_label, guide.null_label) and denoiser.null_label != guide.null_label:
         raise ValueError(
-            f"guidance.guide: its label for none is {guide.null_label}, the model's {denoiser.null_label}; allowed: a "
-            "guide with the same labels"
+            f"guidance.guide: has {guide.null_label} classes, the model {denoiser.null_label}; allowed: a guide with "
+            "the same classes, or without"
         )
     log_snr, guide_log_snr = (d.process.log_snr(d.process.step_times()) for d in (denoiser, guide))
     if not torch.allclose(log_snr, guide_log_snr):

@@ -659,7 +659,7 @@ def test_autoguidance_goes_away_from_the_weaker_model():
         (lambda own: replace(own, process=PROCESSES["ddpm"]), "over 100 steps"),
         (lambda own: replace(own, process=learned()), "with a learned variance"),
         (lambda own: replace(own, process=PROCESSES["sub_vp"]), "another noise schedule than the model"),
-        (lambda own: replace(own, null_label=None), "its label for none is None, the model's 2"),
+        (lambda own: replace(own, null_label=3), "has 3 classes, the model 2"),
     ],
     ids=["prediction", "sigma_data", "steps", "variance", "schedule", "labels"],
 )
@@ -686,6 +686,15 @@ def test_guidance_leaves_a_learned_variance_as_the_strong_view_has_it(kind):
         strong, weak = (replace(alone, network=network(*values)) for values in ((0.1, 0.5), (-0.2, -0.9)))
         found = solve(autoguided(strong, weak, 3.0), noise(), config, label)
     torch.testing.assert_close(found, solve(alone, noise(), config, label), rtol=0, atol=1e-12)
+
+
+def test_a_guide_without_labels_is_told_none():
+    process = PROCESSES["vp"]
+    strong, weak = conditional(process, "v"), as_prediction(process, "v", lambda x, t: 0.5 * x)
+    x, t = noise().draw(0), torch.full((4,), 0.4, dtype=torch.float64)
+    found = autoguided(strong, weak, 2.5).output(x, t, LABEL)
+    expected = weak.output(x, t) + 2.5 * (strong.output(x, t, LABEL) - weak.output(x, t))
+    assert torch.equal(found, expected)
 
 
 def learned():

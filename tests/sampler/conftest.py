@@ -13,18 +13,18 @@ from sampler.models import Model, load, resolve
 SHAPE = (1, 8, 8)
 
 
-def write_package(folder: Path, seed: int = 0) -> str:
+def write_package(folder: Path, seed: int = 0, classes: int = 0, shape: tuple[int, int, int] = SHAPE) -> str:
     """A package of a small random network; returns its SHA-256."""
-    network = MLPConfig(width=16, depth=1)
+    network = MLPConfig(width=16, depth=1, classes=classes)
     config = PackageConfig(
         process=DdpmProcess(num_train_timesteps=100),
         prediction="epsilon",
         network=network,
-        image_shape=SHAPE,
+        image_shape=shape,
         solver=Dpmpp2M(num_steps=5),
     )
     torch.manual_seed(seed)
-    return save_package(folder, config, build_network(network, SHAPE).state_dict())
+    return save_package(folder, config, build_network(network, shape).state_dict())
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +37,14 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(package: Path) -> Model:
     return load(resolve(str(package)))
+
+
+@pytest.fixture(scope="session")
+def classed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of a model with three classes."""
+    folder = tmp_path_factory.mktemp("packages") / "classed"
+    write_package(folder, classes=3)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,11 @@ def test_models_says_what_is_served(client: TestClient, model: Model) -> None:
             "solver.ddim.stepz: unknown key; allowed: kind, clip_x0, denoise, spacing, num_steps, eta",
         ),
         ({"solver": {"kind": "ddim", "num_steps": 101}}, 422, "solver.num_steps = 101; allowed: 1 to "),
+        (
+            {"solver": {"kind": "ddim", "spacing": "karras", "num_steps": 10**12}},
+            422,
+            "solver: 1000000000000 evaluations of an image; allowed: at most 10000",
+        ),
         ({"label": 3}, 422, "label = 3: allowed: none, this model was trained without classes"),
         ({"guidance": {"kind": "classifier_free"}}, 422, "guidance.kind = classifier_free: needs a label"),
         (

@@ -3,15 +3,17 @@
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffusion.config import Ancestral, Ddim, Dpmpp2M, SolverConfig
+from diffusion.config import Ancestral, ClassifierFree, Ddim, Dpmpp2M, SolverConfig
 from diffusion.solvers import Sampler, Solver, drive
 from sampler.batcher import PARTS_AT_ONCE, Batcher, Busy
-from sampler.models import Model
+from sampler.models import Model, load, resolve
 from sampler.parts import NonFinite, Start
 
 CONFIGS = (Ancestral(num_steps=12), Ddim(num_steps=7, eta=0.5), Dpmpp2M(num_steps=9))
@@ -80,6 +82,25 @@ def test_requests_share_evaluations_and_get_what_they_get_alone(model: Model, ga
         assert_same(future.result(30), alone(model, config, seed, range(3)))
     # The first step of the first request goes alone; the two late joiners then share its other 11 evaluations.
     assert gate.calls == [3] + [9] * 7 + [6] * 2 + [3] * 2
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 16])
+def test_requests_with_labels_with_guidance_and_with_neither_share_evaluations(classed: Path, max_rows: int) -> None:
+    model = load(resolve(str(classed)))
+    asked = [(None, None), (2, None), (1, ClassifierFree(scale=3.0)), (1, ClassifierFree(scale=0.0))]
+    gate = Gate(model)
+    batcher = Batcher(gate, max_rows=max_rows)
+    solvers = [partial(model.solver, CONFIGS[0], 4, label=label, guidance=guidance) for label, guidance in asked]
+    futures = [batcher.submit(solver, range(2)) for solver in solvers]
+    gate.release()
+    images = [future.result(30) for future in futures]
+    batcher.close()
+    for found, solver in zip(images, solvers, strict=True):
+        with torch.no_grad():
+            assert_same(found, drive(model.denoiser, solver(range(2))))
+    assert_same(images[3], images[0])  # guided by 0: the model without a label
+    assert sum(gate.calls) == CONFIGS[0].num_steps * 2 * (1 + 1 + 2 + 2)
+    assert max(gate.calls) <= max(max_rows, 2)
 
 
 def test_an_image_is_the_same_in_any_request(model: Model, gate: Gate, batcher: Batcher) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sampler.__main__ import SOLVERS, main
+from tests.sampler.conftest import write_package
 
 MLFLOW_WARNING = "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 
@@ -56,6 +57,43 @@ def test_more_steps_than_the_chain_has_is_bad_input(
     assert main(["generate", str(package), "--steps", "101", "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith("error: solver.num_steps = 101; allowed: 1 to ")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", "3"], "error: label = 3: allowed: 0 to 2\n"),
+        (["--guidance", "2"], "error: guidance.kind = classifier_free: needs a label to guide towards\n"),
+        (["--guide", "five"], "error: guidance.guide: has 5 classes, the model 3; allowed: a guide with the same"),
+        (["--guide", "large"], "error: --guide: large makes images of (1, 4, 4); allowed: a model of (1, 8, 8), as "),
+    ],
+)
+def test_a_label_or_guide_that_the_model_cannot_take_is_bad_input(
+    classed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_package(Path("five"), classes=5)
+    write_package(Path("large"), shape=(1, 4, 4))
+    assert main(["generate", str(classed), *arguments, "--out", "a.npy"]) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_model_is_guided_by_its_labels_or_by_another_model(classed: Path, tmp_path: Path, package: Path) -> None:
+    def images(*arguments: str) -> np.ndarray:
+        out = tmp_path / "a.npy"
+        assert main(["generate", str(classed), "-n", "2", *arguments, "--out", str(out)]) == 0
+        return np.load(out)
+
+    plain = images("--label", "1")
+    assert np.array_equal(images("--label", "1", "--guidance", "1"), plain)
+    assert np.array_equal(images("--label", "1", "--guide", str(package), "--guidance", "1"), plain)
+    for guided in (("--guidance", "4"), ("--guide", str(package))):
+        assert not np.array_equal(images("--label", "1", *guided), plain)
 
 
 def test_rk45_takes_no_number_of_steps(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -100,6 +100,14 @@ def test_dry_run_knows_how_far_a_run_got(run_file, capsys, summary_step, state, 
             "data.source=/no/such.npy",
             "error: data.source = '/no/such.npy': no such data; allowed: digits, or the path of a .npy file",
         ),
+        (
+            "evaluation.guidance={kind: autoguidance, guide: tests}",
+            "error: evaluation.guidance.guide = 'tests': not the absolute path of a folder; allowed: that of a package",
+        ),
+        (
+            "evaluation.guidance={kind: autoguidance, guide: /no/such}",
+            "error: evaluation.guidance.guide = '/no/such': not the absolute path of a folder",
+        ),
         ("nonsense", "error: --set 'nonsense': allowed: dotted.path=value\n"),
     ],
 )

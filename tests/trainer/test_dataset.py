@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from trainer.config import DataConfig, RunConfig
+from diffusion.config import Autoguidance, DdpmProcess, MLPConfig, UNetConfig
+from diffusion.network import build_network
+from diffusion.package import PackageConfig, save_package
+from trainer.config import DataConfig, EvaluationConfig, RunConfig
 from trainer.data.dataset import open_dataset, prepare, split_images
 from trainer.data.sources import Images, check_source, load_source
 from trainer.driver import check_data
@@ -218,4 +221,49 @@ def test_data_that_the_network_cannot_take_is_refused(tmp_path, shape, labelled,
 def test_too_few_heldout_images_for_the_frechet_distance_are_refused(tmp_path):
     config = RunConfig(data=DataConfig(heldout_fraction=0.03))
     with pytest.raises(InputError, match="1743 training and 54 held-out images; allowed: at least 65 each"):
+        check_data(config, prepare(config.data, tmp_path))
+
+
+DEFAULT_PROCESS = DdpmProcess()
+
+
+def guide(folder, process=DEFAULT_PROCESS, shape=(1, 8, 8), classes=0):
+    network = MLPConfig(width=16, depth=1, classes=classes)
+    config = PackageConfig(process=process, prediction="epsilon", network=network, image_shape=shape)
+    save_package(folder, config, build_network(network, shape).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, None),
+        ({"classes": 10}, None),
+        ({"classes": 5}, "has 5 classes, the model 10; allowed: a guide with the same classes"),
+        ({"shape": (1, 4, 4)}, r"makes images of \(1, 4, 4\); allowed: .* 'digits', \(1, 8, 8\)"),
+        (
+            {"process": DdpmProcess(num_train_timesteps=50)},
+            "predicts epsilon over 50 steps, the model epsilon over 1000",
+        ),
+        (None, "no manifest.json; this is not a complete package"),
+    ],
+    ids=["without-classes", "with-classes", "other-classes", "shape", "process", "no-package"],
+)
+def test_a_guide_of_another_kind_is_refused_before_training(tmp_path, settings, message):
+    if settings is not None:
+        guide(tmp_path / "guide", **settings)
+    evaluation = EvaluationConfig(guidance=Autoguidance(guide=str(tmp_path / "guide")))
+    config = RunConfig(network=UNetConfig(classes=10), evaluation=evaluation)
+    dataset = prepare(config.data, tmp_path)
+    if message is None:
+        check_data(config, dataset)
+    else:
+        with pytest.raises(InputError, match=rf"^evaluation\.guidance\.guide: .*{message}"):
+            check_data(config, dataset)
+
+
+def test_another_number_of_classes_than_the_data_have_is_refused(tmp_path):
+    config = RunConfig(network=UNetConfig(classes=7))
+    with pytest.raises(
+        InputError, match=r"network\.classes = 7: data\.source = 'digits' has 10 classes; allowed: that"
+    ):
         check_data(config, prepare(config.data, tmp_path))

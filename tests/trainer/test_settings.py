@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.config import Ddim, LinearSchedule
+from diffusion.config import ClassifierFree, Ddim, LinearSchedule
 from trainer.config import RunConfig, check_tracking_uri
 from trainer.settings import InputError, apply_sets, load_config, read_yaml, resolve, validate
 
@@ -42,6 +42,8 @@ def refusal(values: dict, *sets: str) -> str:
         ("optim.lr=.nan", "optim.lr", "nan", "finite"),
         ("optim.lr=true", "optim.lr", "True", "valid number"),
         ("optim.betas=[0.9]", "optim.betas.1", "", "required"),
+        ("process.schedule.kind=table", "process.schedule.betas", "missing", "required"),
+        ("evaluation.guidance.scale=2", "evaluation.guidance.kind", "missing", "classifier_free, autoguidance"),
         ("ema.sigma_rel=0.3", "ema.sigma_rel", "0.3", "less than or equal to 0.28"),
         ("training.precision=fp8", "training.precision", "'fp8'", "'fp32' or 'bf16'"),
         ("objective.prediction=u", "objective.prediction", "'u'", "'epsilon', 'score', 'x0', 'v' or 'edm'"),
@@ -180,6 +182,13 @@ def test_a_set_that_is_no_assignment_is_refused(item):
 def test_a_set_below_a_value_is_refused():
     with pytest.raises(InputError, match=r"--set seed\.deeper\.still: seed is a value, not a group of settings"):
         apply_sets({"seed": 3}, ["seed.deeper.still=1"])
+
+
+def test_a_group_that_is_null_so_far_can_be_set():
+    values = validate({"network": {"classes": 10}}).model_dump(mode="json")
+    assert values["evaluation"]["guidance"] is None
+    config = validate(apply_sets(values, ["evaluation.guidance.kind=classifier_free", "evaluation.guidance.scale=3"]))
+    assert config.evaluation.guidance == ClassifierFree(scale=3)
 
 
 def test_a_value_may_hold_equals_signs_and_lists():

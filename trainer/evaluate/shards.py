@@ -86,11 +86,12 @@ class BlockEvaluator:
     def samples(self, block: Sequence[int]) -> NDArray[np.uint8]:
         """The samples with these numbers, quantised to 8 bits, [n, H, W, C]."""
         noise = ImageNoise(self.config.seed, block, self.package.image_shape)
-        denoiser, guidance = self._guided()
+        denoiser, guidance = self.guided
         label = self._labels("train", block)
         return to_pixels(solve(denoiser, noise, self.config.solver, label, guidance))
 
-    def _guided(self) -> tuple[Denoiser, ClassifierFree | None]:
+    @cached_property
+    def guided(self) -> tuple[Denoiser, ClassifierFree | None]:
         """The denoiser, autoguided where the configuration says so, and its classifier-free guidance."""
         guidance = self.config.guidance
         if isinstance(guidance, Autoguidance):
