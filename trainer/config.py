@@ -61,12 +61,17 @@ class EmaConfig(Config):
 
 
 class TrainingConfig(Config):
-    """How long, with how large a global batch and in which precision."""
+    """How long, with how large a global batch, in which precision, and what is done about NaN and infinity.
+
+    `skip` leaves a step with a non-finite loss or gradient out on all ranks; after `max_skips` in a row the weights of
+    the last good checkpoint are taken up again, once for each checkpoint.
+    """
 
     steps: Count = 1500
     global_batch_size: Count = 128
     precision: Literal["fp32", "bf16"] = "fp32"
-    on_nonfinite: Literal["stop"] = "stop"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skips: Count = 5
 
 
 class EvaluationConfig(Config):

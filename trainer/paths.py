@@ -39,6 +39,11 @@ class RunPaths:
         return self.root / "attempt"
 
     @property
+    def preempt(self) -> Path:
+        """Asks the workers of an attempt for a checkpoint and an end."""
+        return self.root / "preempt.json"
+
+    @property
     def journal(self) -> Path:
         """What happened, one JSON record a line."""
         return self.root / "journal.jsonl"

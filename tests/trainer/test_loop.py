@@ -1,6 +1,7 @@
 """Parts of the training loop that need no engine: finiteness, EMA, meters, the rate."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from diffusion.ema import decay, gamma_from_sigma_rel
 from tests.oracles.world import FlatMasters
 from trainer import meters
 from trainer.config import OptimConfig, RunConfig
-from trainer.loop import NonFiniteError, Worker, require_finite
+from trainer.loop import NonFiniteError, Place, Worker, require_finite
 from trainer.meters import EDGES, Meters, bucket_names
+from trainer.paths import RunPaths
 from trainer.sharded_ema import ShardedEma
 
 
@@ -131,6 +133,17 @@ def test_images_per_second_counts_the_steps_since_the_last_flush(alone, monkeypa
     assert rates == [20.0, 5.0]
 
 
+def test_a_window_of_skipped_steps_has_a_rate_and_no_loss(alone):
+    meter = Meters(torch.device("cpu"))
+    meter.add_skip()
+    meter.add_skip()
+    found = meter.flush(4)
+    assert found.pop("images_per_second") > 0
+    assert found == {"skipped_steps": 2.0}
+    meter.add_step(1.0, 1.0)
+    assert "skipped_steps" not in meter.flush(4)
+
+
 def test_a_flush_starts_afresh(alone):
     meter = Meters(torch.device("cpu"))
     meter.add_rows(torch.tensor([0.5]).double(), torch.tensor([9.0]), torch.ones(1))
@@ -147,5 +160,5 @@ def test_the_rate_rises_to_a_constant_that_does_not_depend_on_the_length(warmup,
     config = RunConfig(optim=OptimConfig(lr=0.125, warmup_steps=warmup))
     for step, share in rates.items():
         worker = Worker.__new__(Worker)
-        worker.config, worker.step = config, step
+        worker.place, worker.step = Place(config, RunPaths(Path()), Path(), torch.device("cpu"), "a"), step
         assert worker.lr == 0.125 * share

@@ -1,0 +1,97 @@
+"""`training.on_nonfinite: skip` on real ranks and engines: the same step on all of them, then back to a checkpoint."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT
+from tests.integration.conftest import TINY, losses
+from trainer.checkpoint import Checkpoint, step_folder
+from trainer.journal import Journal, Record
+from trainer.paths import RunPaths
+from trainer.settings import load_config
+
+pytestmark = pytest.mark.integration
+
+SKIP = ["training.on_nonfinite=skip", "training.max_skips=3", "training.steps=12", "run.checkpoint_every=2"]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """The run file of these tests, with storage of its own."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "run": {**TINY["run"], "storage": str(tmp_path), "keep_checkpoints": 20}}))
+    return path
+
+
+def train(config_file: Path, name: str, bad: list[int], *sets: str, world: int = 2) -> RunPaths:
+    """Train on `world` ranks; the noise of the steps in `bad` is NaN on the last of them."""
+    sets = (f"run.name={name}", f"parallel.workers={world}", *SKIP, *sets)
+    arguments = [str(config_file), str(world), ",".join(map(str, bad)), *sets]
+    command = [sys.executable, "-m", "tests.integration.ranks", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunPaths.of(load_config(config_file, list(sets)))
+
+
+def records(paths: RunPaths, kind: str) -> list[Record]:
+    return [record for record, _ in Journal(paths.journal).read() if record["kind"] == kind]
+
+
+def kept(paths: RunPaths, step: int) -> Checkpoint:
+    return Checkpoint(step_folder(paths.checkpoints, step))
+
+
+def same(ours: Checkpoint, theirs: Checkpoint, kinds: tuple[str, ...] = ("param", "exp_avg", "exp_avg_sq")) -> bool:
+    return all(
+        torch.equal(ours.tensor(kind, name), theirs.tensor(kind, name)) for kind in kinds for name in theirs.shapes
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_skipped_step_moves_nothing_and_the_next_one_is_taken(config_file: Path, stage: int) -> None:
+    """Micro-batches of 5, so that the bad row is not in the first; the checkpoint around the bad step shows it."""
+    sets = [f"parallel.zero_stage={stage}", "parallel.micro_batch_size=5", "training.steps=4", "run.checkpoint_every=1"]
+    paths = train(config_file, f"stage{stage}", [3], *sets)
+    before, skipped, after = (kept(paths, step) for step in (2, 3, 4))
+    assert [c.optimizer_steps for c in (before, skipped, after)] == [2, 2, 3]
+    assert same(before, skipped)
+    assert not same(skipped, after)
+    assert all(torch.isfinite(tensor).all() for kind in ("param", "ema") for tensor in after.tensors(kind).values())
+    assert len(losses(paths)) == 3
+    assert [r["text"] for r in records(paths, "warning")] == [
+        "step 3 skipped: the loss on rank 1 is not finite; 1 skipped so far"
+    ]
+
+
+def test_a_run_with_skipped_steps_resumes_bitwise(config_file: Path) -> None:
+    whole = train(config_file, "whole", [2, 5])
+    train(config_file, "broken", [2, 5], "training.steps=6")
+    broken = train(config_file, "broken", [2, 5])
+    assert kept(whole, 12).optimizer_steps == kept(broken, 12).optimizer_steps == 10
+    assert same(kept(broken, 12), kept(whole, 12), ("param", "exp_avg", "exp_avg_sq", "ema"))
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_after_too_many_in_a_row_the_last_good_weights_are_taken_up_again(config_file: Path, stage: int) -> None:
+    paths = train(config_file, f"back{stage}", [6, 7, 8], f"parallel.zero_stage={stage}")
+    good, back = kept(paths, 4), kept(paths, 8)
+    assert records(paths, "warning")[-1]["text"] == "step 8: 3 skipped in a row; going on with the weights of step 4"
+    assert same(good, back)
+    assert back.optimizer_steps == good.optimizer_steps == 4
+    assert kept(paths, 12).optimizer_steps == 8
+    assert all(torch.isfinite(tensor).all() for tensor in kept(paths, 12).tensors("param").values())
+
+
+def test_where_going_back_does_not_help_it_gives_up_and_says_so(config_file: Path) -> None:
+    paths = train(config_file, "hopeless", [5, 6, 7, 8, 9, 10])
+    [record] = records(paths, "nonfinite")
+    assert "step 10: 3 steps in a row were not finite, again, with the weights of step 4; gave up" in record["text"]
+    early = train(config_file, "early", [1, 2, 3])
+    [record] = records(early, "nonfinite")
+    assert "step 3: 3 steps in a row were not finite, before the first checkpoint; gave up" in record["text"]
+    assert not list(early.checkpoints.glob("*"))
