@@ -230,9 +230,13 @@ class Worker:
             self.journal.append(kind, step=self.step, **values)
 
     def save_checkpoint(self) -> None:
-        """Begin a checkpoint on all ranks, never one with a non-finite weight; returns once the state is copied."""
-        if self.skipped == self.step:
-            return  # nothing has been learned, and Adam has no state yet
+        """Begin a checkpoint on all ranks, never one with a non-finite weight; returns once the state is copied.
+
+        There is none of weights that steps are being skipped with, which may be the reason, unless they are the last.
+        """
+        ending = self.step == self.config.training.steps
+        if self.skipped == self.step or (self.skips_in_a_row and not ending):
+            return
         finite = torch.tensor(
             [float(all(bool(torch.isfinite(flat).all()) for flat in self.masters.flats))], device=self.place.device
         )
