@@ -1,6 +1,6 @@
 """Sharded checkpoints of named fragments: written by every rank, complete only once the manifest is there.
 
-    checkpoints/step-00000250/rank-00000.safetensors   "kind|parameter|offset", kind: param, exp_avg, exp_avg_sq, ema
+    checkpoints/step-00000250/rank-00000.safetensors   "kind|parameter|offset"; kinds param, exp_avg, exp_avg_sq, ema_*
                               manifest.json            step, data and RNG position, config, shapes, SHA-256 of each file
 
 Fragments say which elements of which parameter they are, so a checkpoint is read at any number of ranks and any ZeRO
@@ -78,12 +78,20 @@ def fragments_of(fragments: list[Fragment], aligned: dict[str, list[Tensor]]) ->
     }
 
 
-def facts(config: RunConfig, masters: Masters, step: int, skipped: int, loss: float | None) -> dict[str, Any]:
+def facts(
+    config: RunConfig,
+    masters: Masters,
+    image_shape: tuple[int, int, int],
+    step: int,
+    skipped: int = 0,
+    loss: float | None = None,
+) -> dict[str, Any]:
     """What a manifest states that needs no tensor; draws are keyed by (seed, step), so RNG and data are numbers.
 
     Args:
         config: of the run.
-        masters: for the shapes.
+        masters: for the shapes of parameters.
+        image_shape: (C, H, W).
         step: batches used.
         skipped: of these, how many moved no weight.
         loss: the mean over the steps since the checkpoint before, which tells the best one; None where there is none.
@@ -98,6 +106,7 @@ def facts(config: RunConfig, masters: Masters, step: int, skipped: int, loss: fl
         "method_sha256": config.method_sha256,
         "config": config.model_dump(mode="json"),
         "shapes": masters.shapes(),
+        "image_shape": image_shape,
     }
 
 
@@ -141,7 +150,7 @@ def save(
 
 
 class Writer:
-    """Saves in a thread, one at a time, with a process group of its own so that training's collectives go on."""
+    """Saves in a thread, in order, with a process group of its own so that training's collectives go on."""
 
     def __init__(self) -> None:
         """Make the group; collective."""
@@ -149,7 +158,7 @@ class Writer:
         assert not isinstance(group, int), "every rank is in it"
         self._group = group
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: list[Future[None]] = []
 
     def save(
         self,
@@ -159,18 +168,19 @@ class Writer:
         fence: Fence,
         done: Callable[[], None],
     ) -> None:
-        """Begin to `save`, once the one before is complete; `done` is called in the thread when this one is.
+        """Begin to `save`, at most two at a time; `done` is called in the thread when this one is complete.
 
         Raises:
-            Exception: whatever went wrong with the one before.
+            Exception: whatever went wrong with one before.
         """
-        self.wait()
+        while len(self._pending) > 1 or (self._pending and self._pending[0].done()):
+            self._pending.pop(0).result()
 
         def work() -> None:
             save(checkpoints, fragments, stated, fence, self._group)
             done()
 
-        self._pending = self._thread.submit(work)
+        self._pending.append(self._thread.submit(work))
 
     def close(self) -> None:
         """Wait, and let the thread go.
@@ -189,9 +199,8 @@ class Writer:
         Raises:
             Exception: whatever went wrong with it.
         """
-        pending, self._pending = self._pending, None
-        if pending:
-            pending.result()
+        while self._pending:
+            self._pending.pop(0).result()
 
 
 def _pass_or_stop(fence: Fence, group: dist.ProcessGroup | None) -> None:
@@ -296,6 +305,7 @@ class Checkpoint:
         step: batches used.
         optimizer_steps: of these, how many moved the weights.
         shapes: full shape of every parameter.
+        image_shape: (C, H, W).
         loss_moments: what importance sampling of t goes by; empty where t is drawn otherwise.
     """
 
@@ -310,6 +320,8 @@ class Checkpoint:
         self.step: int = self.manifest["step"]
         self.optimizer_steps: int = self.step - self.manifest["skipped"]
         self.shapes = {name: tuple(shape) for name, shape in self.manifest["shapes"].items()}
+        channels, height, width = self.manifest["image_shape"]
+        self.image_shape: tuple[int, int, int] = (channels, height, width)
         self.loss_moments: dict[str, list[float]] = self.manifest.get("loss_moments") or {}
         self._files: dict[Path, Any] = {}
         self._index: dict[tuple[str, str], list[tuple[int, str, Path]]] | None = None

@@ -25,7 +25,7 @@ from diffusion.network import build_network
 from diffusion.objective import Objective, total_loss
 from diffusion.sde import make_process
 from diffusion.time_sampling import LossMoments
-from trainer import checkpoint
+from trainer import checkpoint, snapshots
 from trainer.config import RunConfig
 from trainer.data.dataset import open_dataset
 from trainer.draws import Draws
@@ -135,6 +135,7 @@ class Worker:
         else:
             self._take_in(passed, norm, meters)
         self.ema.update(self.step)
+        self.save_snapshot()
 
     def _take_in(self, passed: Passed, norm: float, meters: Meters) -> None:
         """What a finite step leaves in the meters and in the statistics that t is drawn by."""
@@ -244,26 +245,37 @@ class Worker:
         if not finite:
             raise NonFiniteError(f"step {self.step}: a weight is NaN or infinite; no checkpoint was written")
         began, at, folder = time.monotonic(), self.step, self.place.paths.checkpoints
-        aligned = {"param": self.masters.flats, "ema": self.ema.flats}
+        aligned = {"param": self.masters.flats, **self.ema.tracks}
         aligned |= {kind: self.masters.moments(kind) for kind in MOMENTS}
         moments = self.feed.draws.moments
         loss = sum(self.window) / len(self.window) if self.window else None
         self.window.clear()
-        stated = checkpoint.facts(self.config, self.masters, at, self.skipped, loss) | {
+        shape = self.feed.draws.image_shape
+        stated = checkpoint.facts(self.config, self.masters, shape, at, self.skipped, loss) | {
             "loss_moments": {"sums": moments.sums.tolist(), "counts": moments.counts.tolist()} if moments else None
         }
         fragments = checkpoint.fragments_of(self.masters.fragments, aligned)
-        copied = time.monotonic()
 
         def done() -> None:
             if self.journal and self.fence.holds():
                 checkpoint.prune(folder, self.config.run.keep_checkpoints)
-                spent = {"seconds": round(time.monotonic() - began, 3), "stalled": round(waited + copied - began, 3)}
-                self.journal.append("checkpoint", step=at, **spent)
+                self.journal.append("checkpoint", step=at, stalled=stalled, seconds=round(time.monotonic() - began, 3))
 
-        before = time.monotonic()
-        self.writer.wait()
-        waited = time.monotonic() - before
+        stalled = round(time.monotonic() - began, 3)
+        self.writer.save(folder, fragments, stated, self.fence, done)
+
+    def save_snapshot(self) -> None:
+        """Begin a snapshot of the EMA's tracks on all ranks, where one is due."""
+        at, folder, every = self.step, self.place.paths.ema, self.config.ema.snapshot_every
+        if at % snapshots.interval(at, every):
+            return
+
+        def done() -> None:
+            if self.journal and self.fence.holds():
+                snapshots.prune(folder, at, every)
+
+        fragments = checkpoint.fragments_of(self.masters.fragments, self.ema.tracks)
+        stated = checkpoint.facts(self.config, self.masters, self.feed.draws.image_shape, at, self.skipped)
         self.writer.save(folder, fragments, stated, self.fence, done)
 
     def close(self) -> None:
@@ -307,11 +319,12 @@ def start_worker(place: Place) -> Worker:
         objective.load_state_dict(resumed.tensors("param"))
     engine = initialize(objective.to(place.device), config, place.device)
     masters = Masters(engine, config.parallel.zero_stage)
-    ema = ShardedEma(masters.flats, config.ema.sigma_rel)
+    ema = ShardedEma(masters.flats, config.ema.tracks)
     if resumed:
         masters.restore_moments(resumed.optimizer_steps, resumed.read)
-        for fragment in masters.fragments:
-            fragment.of(ema.flats).copy_(resumed.read("ema", fragment.name, fragment.offset, fragment.numel))
+        for kind, flats in ema.tracks.items():
+            for fragment in masters.fragments:
+                fragment.of(flats).copy_(resumed.read(kind, fragment.name, fragment.offset, fragment.numel))
     draws = Draws(
         config.seed,
         dataset.info.train,
@@ -421,6 +434,10 @@ def rolled_back(worker: Worker, returned_to: int | None) -> tuple[Worker, int]:
         fresh.close()
         since = f"again, with the weights of step {found}" if found else "before the first checkpoint"
         raise NonFiniteError(f"step {worker.step}: {skips} steps in a row were not finite, {since}; gave up. {HINT}")
+    for left_out in range(found + 1, worker.step + 1):
+        fresh.ema.update(left_out)  # the weights stood still
+    if fresh.journal:
+        snapshots.forget(worker.place.paths.ema, found)
     fresh.skipped += worker.step - found
     fresh.step = worker.step
     fresh.record(

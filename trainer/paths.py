@@ -59,6 +59,11 @@ class RunPaths:
         return self.root / "checkpoints"
 
     @property
+    def ema(self) -> Path:
+        """Snapshots of the EMA's tracks, one folder per step."""
+        return self.root / "ema"
+
+    @property
     def package(self) -> Path:
         """The model package, from the EMA weights of the last step."""
         return self.root / "package"

@@ -53,7 +53,7 @@ def goes_on_bitwise(cluster: Cluster, tiny: Path, name: str, paths: RunPaths, fi
     assert f"resuming after step {stopped.step} of" in output
     assert losses(paths) == finished.losses()
     ours, theirs = (Checkpoint(find_latest(p.checkpoints).folder) for p in (paths, finished.paths))  # type: ignore[arg-type]
-    for kind in ("param", "exp_avg", "exp_avg_sq", "ema"):
+    for kind in ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"):
         for each in theirs.shapes:
             assert torch.equal(ours.tensor(kind, each), theirs.tensor(kind, each)), (kind, each)
 

@@ -64,7 +64,7 @@ def test_a_skipped_step_is_left_out_on_all_ranks_and_the_next_one_is_taken(confi
     assert [kept(paths, step).optimizer_steps for step in (1, 2, 4, 5)] == [1, 2, 3, 3]
     assert not same(kept(paths, 2), kept(paths, 4))
     assert same(kept(paths, 4), kept(paths, 5))
-    assert all(torch.isfinite(tensor).all() for tensor in kept(paths, 5).tensors("ema").values())
+    assert all(torch.isfinite(tensor).all() for tensor in kept(paths, 5).tensors("ema_0").values())
     assert ["loss" in record for record in records(paths, "metrics")] == [True, True, False, True, False]
     assert [r["text"] for r in records(paths, "warning")] == [
         f"step {step} skipped: the loss on rank 1 is not finite; {count} skipped so far"
@@ -78,7 +78,7 @@ def test_a_run_with_skipped_steps_resumes_bitwise(config_file: Path) -> None:
     train(config_file, "broken", [2, 5], "training.steps=6")
     broken = train(config_file, "broken", [2, 5])
     assert kept(whole, 12).optimizer_steps == kept(broken, 12).optimizer_steps == 10
-    assert same(kept(broken, 12), kept(whole, 12), ("param", "exp_avg", "exp_avg_sq", "ema"))
+    assert same(kept(broken, 12), kept(whole, 12), ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"))
 
 
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
