@@ -20,7 +20,9 @@ examples:
 The same command again resumes from the newest complete checkpoint. Results are in
 <run.storage>/<run.experiment>/<run.name>/results; --dry-run shows the place.
 
-exit codes: 0 done; 2 bad input, before any worker starts; 1 anything else
+SIGTERM, or a heartbeat to DUALVIEW_QUEUE_URL answered with "preempt", makes a checkpoint after the step at hand.
+
+exit codes: 0 done; 2 bad input, before any worker starts; 75 preempted, run me again; 1 anything else
 """
 
 

@@ -1,10 +1,10 @@
 """Sharded checkpoints of named fragments: written by every rank, complete only once the manifest is there.
 
-    checkpoints/step-00000250/rank-00000.safetensors   "kind|parameter|offset", kind: param, exp_avg, exp_avg_sq, ema
+    checkpoints/step-00000250/rank-00000.safetensors   "kind|parameter|offset"; kinds param, exp_avg, exp_avg_sq, ema_*
                               manifest.json            step, data and RNG position, config, shapes, SHA-256 of each file
 
 Fragments say which elements of which parameter they are, so a checkpoint is read at any number of ranks and any ZeRO
-stage. Nothing is ever unpickled.
+stage. Nothing is ever unpickled. Training waits for the copy to memory alone: a thread of each rank does the rest.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,10 @@ from torch import Tensor
 
 from diffusion.package import file_sha256
 from trainer.config import RunConfig, canonical
-from trainer.sharded_ema import ShardedEma
-from trainer.zero import MOMENTS, Masters
+from trainer.zero import Fragment, Masters
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class CheckpointError(ValueError):
@@ -64,71 +64,151 @@ def begin_attempt(attempt_file: Path, attempt: str) -> None:
     os.replace(temporary, attempt_file)
 
 
-def save(
-    checkpoints: Path,
-    step: int,
+def fragments_of(fragments: list[Fragment], aligned: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Copies in memory of this rank's fragments, by "kind|parameter|offset".
+
+    Args:
+        fragments: of the masters.
+        aligned: kind -> tensors aligned with `Masters.flats`.
+    """
+    return {
+        f"{kind}|{fragment.name}|{fragment.offset}": fragment.of(flats).detach().to("cpu", copy=True)
+        for kind, flats in aligned.items()
+        for fragment in fragments
+    }
+
+
+def facts(
     config: RunConfig,
     masters: Masters,
-    ema: ShardedEma,
-    fence: Fence,
-    loss_moments: dict[str, list[float]] | None = None,
-) -> Path:
-    """Write the checkpoint of `step`; collective, returns once it is complete.
+    image_shape: tuple[int, int, int],
+    step: int,
+    skipped: int = 0,
+    loss: float | None = None,
+) -> dict[str, Any]:
+    """What a manifest states that needs no tensor; draws are keyed by (seed, step), so RNG and data are numbers.
 
-    The manifest also states what needs no tensor: draws are keyed by (seed, step), so RNG and data position are
-    numbers, and so are the `loss_moments` that importance sampling of t goes by, the same on every rank.
+    Args:
+        config: of the run.
+        masters: for the shapes of parameters.
+        image_shape: (C, H, W).
+        step: batches used.
+        skipped: of these, how many moved no weight.
+        loss: the mean over the steps since the checkpoint before, which tells the best one; None where there is none.
+    """
+    return {
+        "step": step,
+        "skipped": skipped,
+        "loss": loss,
+        "data": {"images_seen": step * config.training.global_batch_size},
+        "rng": {"kind": "keyed", "seed": config.seed, "next_step": step + 1},
+        "zero_stage": config.parallel.zero_stage,
+        "method_sha256": config.method_sha256,
+        "config": config.model_dump(mode="json"),
+        "shapes": masters.shapes(),
+        "image_shape": image_shape,
+    }
+
+
+def save(
+    checkpoints: Path,
+    fragments: dict[str, Tensor],
+    stated: dict[str, Any],
+    fence: Fence,
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Write a checkpoint; collective, returns once it is complete.
+
+    Args:
+        checkpoints: the folder that gets one folder a step.
+        fragments: this rank's, from `fragments_of`.
+        stated: for the manifest, from `facts`; all that rank 0 says.
+        fence: of this attempt.
+        group: whose ranks write.
 
     Raises:
         SupersededError: on every rank, when the fence is down; nothing is written.
     """
-    folder, rank = step_folder(checkpoints, step), dist.get_rank()
-    _pass_or_stop(fence)
+    folder, rank = step_folder(checkpoints, stated["step"]), dist.get_rank()
+    _pass_or_stop(fence, group)
     if rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    dist.barrier()
+    dist.barrier(group=group)
     name = f"rank-{rank:05d}.safetensors"
-    save_file(_fragments(masters, ema), folder / name)
+    save_file(fragments, folder / name)
     entries: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(
-        entries, (name, {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size})
-    )
+    entry = {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
+    dist.all_gather_object(entries, (name, entry), group=group)
     if rank == 0:
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "data": {"images_seen": step * config.training.global_batch_size},
-            "rng": {"kind": "keyed", "seed": config.seed, "next_step": step + 1},
-            "world_size": dist.get_world_size(),
-            "zero_stage": config.parallel.zero_stage,
-            "method_sha256": config.method_sha256,
-            "config": config.model_dump(mode="json"),
-            "shapes": masters.shapes(),
-            "loss_moments": loss_moments,
-            "files": dict(entries),
-        }
         if not fence.holds():
             raise SupersededError(f"attempt {fence.attempt} was superseded while it wrote {folder}")
-        _write_json(folder / MANIFEST, sealed(manifest))
-    dist.barrier()
+        whole = {**stated, "format_version": FORMAT_VERSION, "world_size": len(entries), "files": dict(entries)}
+        _write_json(folder / MANIFEST, sealed(whole))
+    dist.barrier(group=group)
     return folder
 
 
-def _pass_or_stop(fence: Fence) -> None:
+class Writer:
+    """Saves in a thread, in order, with a process group of its own so that training's collectives go on."""
+
+    def __init__(self) -> None:
+        """Make the group; collective."""
+        group = dist.new_group(backend="gloo")
+        assert not isinstance(group, int), "every rank is in it"
+        self._group = group
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: list[Future[None]] = []
+
+    def save(
+        self,
+        checkpoints: Path,
+        fragments: dict[str, Tensor],
+        stated: dict[str, Any],
+        fence: Fence,
+        done: Callable[[], None],
+    ) -> None:
+        """Begin to `save`, at most two at a time; `done` is called in the thread when this one is complete.
+
+        Raises:
+            Exception: whatever went wrong with one before.
+        """
+        while len(self._pending) > 1 or (self._pending and self._pending[0].done()):
+            self._pending.pop(0).result()
+
+        def work() -> None:
+            save(checkpoints, fragments, stated, fence, self._group)
+            done()
+
+        self._pending.append(self._thread.submit(work))
+
+    def close(self) -> None:
+        """Wait, and let the thread go.
+
+        Raises:
+            Exception: whatever went wrong.
+        """
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def wait(self) -> None:
+        """Return once what was begun is complete.
+
+        Raises:
+            Exception: whatever went wrong with it.
+        """
+        while self._pending:
+            self._pending.pop(0).result()
+
+
+def _pass_or_stop(fence: Fence, group: dist.ProcessGroup | None) -> None:
     """Rank 0 looks at the fence, all ranks act alike."""
     holds = [dist.get_rank() != 0 or fence.holds()]
-    dist.broadcast_object_list(holds, src=0)
+    dist.broadcast_object_list(holds, src=0, group=group)
     if not holds[0]:
         raise SupersededError(f"attempt {fence.attempt} was superseded by {fence.file.read_text()}")
-
-
-def _fragments(masters: Masters, ema: ShardedEma) -> dict[str, Tensor]:
-    aligned = {"param": masters.flats, "ema": ema.flats, **{kind: masters.moments(kind) for kind in MOMENTS}}
-    return {
-        f"{kind}|{fragment.name}|{fragment.offset}": fragment.of(flats).cpu().clone()
-        for kind, flats in aligned.items()
-        for fragment in masters.fragments
-    }
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -166,8 +246,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints, each manifest first."""
-    for step in complete_steps(checkpoints)[:-keep]:
+    """Remove all but the newest `keep` complete checkpoints and the best one, each manifest first."""
+    steps = complete_steps(checkpoints)
+    best = best_step(checkpoints)
+    for step in steps[:-keep]:
+        if step == best:
+            continue
         folder = step_folder(checkpoints, step)
         (folder / MANIFEST).unlink()
         shutil.rmtree(folder, ignore_errors=True)
@@ -177,6 +261,19 @@ def complete_steps(checkpoints: Path) -> list[int]:
     """Steps that have a manifest, oldest first; nothing is verified."""
     names = [re.fullmatch(r"step-(\d{8})", path.parent.name) for path in checkpoints.glob(f"step-*/{MANIFEST}")]
     return sorted(int(name[1]) for name in names if name)
+
+
+def best_step(checkpoints: Path) -> int | None:
+    """The step of the lowest mean training loss since the checkpoint before; one that cannot be read is none."""
+    losses: dict[int, float] = {}
+    for step in complete_steps(checkpoints):
+        try:
+            loss = _read_manifest(step_folder(checkpoints, step)).get("loss")
+        except CheckpointError:
+            continue
+        if loss is not None:
+            losses[step] = loss
+    return min(losses, key=lambda step: losses[step], default=None)
 
 
 @dataclass(frozen=True)
@@ -205,8 +302,10 @@ class Checkpoint:
     """A complete checkpoint, for reading.
 
     Attributes:
-        step: optimizer steps taken.
+        step: batches used.
+        optimizer_steps: of these, how many moved the weights.
         shapes: full shape of every parameter.
+        image_shape: (C, H, W).
         loss_moments: what importance sampling of t goes by; empty where t is drawn otherwise.
     """
 
@@ -219,8 +318,11 @@ class Checkpoint:
         self.folder = folder
         self.manifest = _read_manifest(folder)
         self.step: int = self.manifest["step"]
+        self.optimizer_steps: int = self.step - self.manifest["skipped"]
         self.shapes = {name: tuple(shape) for name, shape in self.manifest["shapes"].items()}
-        self.loss_moments: dict[str, list[float]] = self.manifest["loss_moments"] or {}
+        channels, height, width = self.manifest["image_shape"]
+        self.image_shape: tuple[int, int, int] = (channels, height, width)
+        self.loss_moments: dict[str, list[float]] = self.manifest.get("loss_moments") or {}
         self._files: dict[Path, Any] = {}
         self._index: dict[tuple[str, str], list[tuple[int, str, Path]]] | None = None
 

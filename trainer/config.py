@@ -32,6 +32,7 @@ from diffusion.config import (
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
+Width = Annotated[float, Field(gt=0, le=0.28)]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -55,18 +56,43 @@ class OptimConfig(Config):
 
 
 class EmaConfig(Config):
-    """Power-function EMA; sigma_rel is the profile's width relative to the training so far."""
+    """Power-function EMA: widths of profiles relative to the training so far.
 
-    sigma_rel: Annotated[float, Field(gt=0, le=0.28)] = 0.1
+    Two tracks are kept, with snapshots each `snapshot_every` steps that are thinned out as training goes on. The model
+    has the width `sigma_rel`: a track's own, or one made of the snapshots, which the tracks must span.
+    """
+
+    sigma_rel: Width = 0.1
+    tracks: tuple[Width, Width] = (0.05, 0.1)
+    snapshot_every: Count = 8
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The widths that can be made of the tracks with an error of about one percent."""
+        return self.tracks[0], min(0.28, 1.5 * self.tracks[1])
+
+    @model_validator(mode="after")
+    def _spanned(self) -> "EmaConfig":
+        if not self.tracks[0] < self.tracks[1]:
+            raise ValueError(f"tracks = {list(self.tracks)}; allowed: two widths, the smaller first")
+        low, high = self.span
+        if not low <= self.sigma_rel <= high:
+            raise ValueError(f"sigma_rel = {self.sigma_rel}; allowed: {low:g} to {high:g}, which the tracks span")
+        return self
 
 
 class TrainingConfig(Config):
-    """How long, with how large a global batch and in which precision."""
+    """How long, with how large a global batch, in which precision, and what is done about NaN and infinity.
+
+    `skip` leaves a step with a non-finite loss or gradient out on all ranks; after `max_skips` in a row the weights of
+    the last good checkpoint are taken up again, once for each checkpoint.
+    """
 
     steps: Count = 1500
     global_batch_size: Count = 128
     precision: Literal["fp32", "bf16"] = "fp32"
-    on_nonfinite: Literal["stop"] = "stop"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skips: Count = 5
 
 
 class EvaluationConfig(Config):

@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,16 @@ from diffusion.config import Autoguidance
 from trainer import state
 from trainer.config import RunConfig
 from trainer.data.dataset import Dataset, prepare
+from trainer.heartbeat import Heartbeat, queue_url
 from trainer.journal import Journal
 from trainer.paths import RunPaths
+from trainer.preemption import EXIT_CODE, Preempted, Preemption, listening
 from trainer.progress import ProgressView
 from trainer.settings import InputError
 from trainer.startup import RAY_TRAIN_SETTINGS
 
 TRACKING_DEADLINE_S = 30.0
+PREEMPTED_DEADLINE_S = 5.0
 WAITING_NOTICE_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 NOT_RECORDED = {
@@ -50,26 +55,44 @@ def execute(config: RunConfig, paths: RunPaths) -> int:
         print(f"{config.run.name} is done: {paths.results}")
         print("to start another: change the configuration, e.g. --set seed=1, or name it with --set run.name=…")
         return 0
+    queue, preemption = queue_url(), Preemption(paths)
     try:
-        complete(config, paths, state.patience())
+        with listening(preemption):
+            complete(config, paths, state.patience(), preemption, queue)
     except RunFailed as error:
         print(f"failed: {error}")
         return 1
+    except Preempted as reason:
+        from trainer.checkpoint import complete_steps
+
+        steps = complete_steps(paths.checkpoints)
+        kept = f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+        print(f"preempted ({reason}): {kept}; the same command goes on")
+        return EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint")
         return 1
     return 0
 
 
-def complete(config: RunConfig, paths: RunPaths, patience_s: float = 0.0) -> dict[str, Any]:
+def complete(
+    config: RunConfig,
+    paths: RunPaths,
+    patience_s: float = 0.0,
+    preemption: Preemption | None = None,
+    queue: str | None = None,
+) -> dict[str, Any]:
     """Bring the run to its end, from wherever it stands; returns its summary.
 
     Args:
         config: resolved.
         paths: of the run.
         patience_s: how long to wait for another process that is working on the run.
+        preemption: which may ask to stop; without it, SIGTERM is as Ray leaves it.
+        queue: where heartbeats go.
 
     Raises:
+        Preempted: it was asked to stop.
         InputError: found only now, such as an unreadable data file; nothing has been started.
         RunFailed: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
     """
@@ -86,13 +109,29 @@ def complete(config: RunConfig, paths: RunPaths, patience_s: float = 0.0) -> dic
             info = dataset.info
             view.say(f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})")
             try:
-                return Driver(config, paths, dataset, journal, view).run()
+                with beating(queue, config, journal, view, preemption):
+                    return Driver(config, paths, dataset, journal, view, preemption).run()
             except RunFailed:
                 raise
             except Exception as error:
                 paths.error.write_text(traceback.format_exc())
                 reason = f"{type(error).__name__}: {last_line(error)}  (all of it: {paths.error})"
                 raise RunFailed(reason) from error
+
+
+@contextmanager
+def beating(
+    queue: str | None, config: RunConfig, journal: Journal, view: ProgressView, preemption: Preemption | None
+) -> Iterator[None]:
+    """Heartbeats to `queue`, where there is one that can ask this process to stop."""
+    if queue is None or preemption is None:
+        yield
+        return
+    heartbeat = Heartbeat(queue, config, journal, preemption.ask, view.say)
+    try:
+        yield
+    finally:
+        heartbeat.close()
 
 
 def check_data(config: RunConfig, dataset: Dataset) -> None:
@@ -168,6 +207,7 @@ class Driver:
     dataset: Dataset
     journal: Journal
     view: ProgressView
+    preemption: Preemption | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
@@ -175,15 +215,21 @@ class Driver:
 
         Raises:
             RunFailed: training stopped.
+            Preempted: it was asked to stop.
         """
         from trainer.tracking import Tracker
 
         connect_ray()
+        if self.preemption:
+            self.preemption.listen()
         tracker = Tracker(self.config, self.paths, self.dataset.info, self.journal)
         tracker.start()
         try:
             self._train()
             summary = self._evaluate()
+        except Preempted:
+            tracker.finish("KILLED", PREEMPTED_DEADLINE_S)
+            raise
         except BaseException:
             tracker.finish("FAILED", TRACKING_DEADLINE_S)
             raise
@@ -208,7 +254,8 @@ class Driver:
         reminder.daemon = True
         reminder.start()
         try:
-            fit(self.config, self.paths, self.dataset.folder, device)
+            with self.preemption.training(self.journal) if self.preemption else nullcontext():
+                fit(self.config, self.paths, self.dataset.folder, device)
         except Exception as error:  # whatever Ray raises, the user gets one line and the place of the rest
             raise RunFailed(f"training: {last_line(error)}; the workers' logs are in Ray's session folder") from error
         finally:

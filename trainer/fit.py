@@ -62,10 +62,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     import_stack(config.network.kind, get_device().type)
     import torch
 
-    from trainer.loop import run, start_worker
+    from trainer.loop import Place, run
 
     torch.set_num_threads(max(1, int(config.parallel.cpus_per_worker)))
-    worker = start_worker(
-        config, RunPaths(Path(payload["root"])), Path(payload["dataset"]), get_device(), payload["attempt"]
-    )
-    run(worker, ray.train.report)
+    place = Place(config, RunPaths(Path(payload["root"])), Path(payload["dataset"]), get_device(), payload["attempt"])
+    run(place, ray.train.report)

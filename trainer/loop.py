@@ -1,6 +1,6 @@
 """The training loop that every Ray Train worker runs.
 
-    draws -> engine(objective) -> engine.backward -> all ranks agree the loss is finite -> engine.step -> ema
+    draws -> engine(objective) -> all ranks agree the loss is finite -> engine.backward -> engine.step -> ema
 
 The engine's module is the objective, so whatever is trained beside the network (a learned schedule, an adaptive
 lambda(t)) is sharded, averaged and checkpointed like it. Everything a step depends on is a function of (config, step)
@@ -9,7 +9,7 @@ or in the checkpoint, so resuming is loading the newest complete one and going o
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,22 @@ from torch import Tensor
 
 from diffusion.config import ImportanceTime
 from diffusion.denoiser import Denoiser
-from diffusion.images import to_model_range
 from diffusion.keyed import Stream, keyed_generator
 from diffusion.network import build_network
 from diffusion.objective import Objective, total_loss
 from diffusion.sde import make_process
 from diffusion.time_sampling import LossMoments
-from trainer import checkpoint
+from trainer import checkpoint, snapshots
 from trainer.config import RunConfig
 from trainer.data.dataset import open_dataset
-from trainer.draws import Draws, Rows
+from trainer.draws import Draws
+from trainer.feed import Feed
 from trainer.journal import Journal
 from trainer.meters import Meters
 from trainer.paths import RunPaths
 from trainer.sharded_ema import ShardedEma
-from trainer.zero import Masters, initialize, step
+from trainer.stop_sign import StopSign
+from trainer.zero import MOMENTS, Masters, initialize, step
 from trainer.zero_config import batch_shape
 
 HINT = "A lower optim.lr or optim.max_grad_norm usually helps"
@@ -44,22 +45,72 @@ class NonFiniteError(RuntimeError):
     """A loss or weight that is NaN or infinite; raised on every rank alike, before anything is spoiled."""
 
 
-@dataclass
-class Worker:
-    """One rank's training state."""
+@dataclass(frozen=True)
+class Place:
+    """Where a worker is: what to train, where its files are, on which device, and for which attempt."""
 
     config: RunConfig
     paths: RunPaths
+    dataset: Path
     device: torch.device
+    attempt: str
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What the forward passes of one step leave behind, on this rank.
+
+    Attributes:
+        losses: every rank's share of the loss.
+        row_losses: the weighted loss of each of this rank's rows, float32 [R].
+        observed: for the meters: log-SNR, squared error and weight of the rows of each micro-batch.
+    """
+
+    losses: list[float]
+    row_losses: Tensor
+    observed: list[tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass
+class Worker:
+    """One rank's training state.
+
+    Attributes:
+        place: what it trains and where.
+        engine: DeepSpeed's.
+        masters: this rank's part of the weights.
+        ema: their average.
+        feed: this rank's batches.
+        writer: of checkpoints.
+        journal: on rank 0.
+        fence: of this attempt.
+        stop_sign: on rank 0.
+        step: batches used.
+        skipped: of these, how many moved no weight.
+        skips_in_a_row: how many of the latest did not.
+        stopping: whether all ranks are to stop, as of the last step.
+        window: losses since the last checkpoint.
+    """
+
+    place: Place
     engine: Any
     masters: Masters
     ema: ShardedEma
-    draws: Draws
-    images: Any
-    labels: Tensor | None
+    feed: Feed
+    writer: checkpoint.Writer
     journal: Journal | None
     fence: checkpoint.Fence
+    stop_sign: StopSign | None
     step: int = 0
+    skipped: int = 0
+    skips_in_a_row: int = 0
+    stopping: bool = False
+    window: list[float] = field(default_factory=list)
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's."""
+        return self.place.config
 
     @property
     def lr(self) -> float:
@@ -67,28 +118,53 @@ class Worker:
         return self.config.optim.lr * min(1.0, self.step / max(1, self.config.optim.warmup_steps))
 
     def train_step(self, meters: Meters) -> None:
-        """One optimizer step on the next global batch.
+        """One optimizer step on the next global batch, or none where it is not finite and may be skipped.
 
         Raises:
             NonFiniteError: some rank's loss, or the gradient, is NaN or infinite; no weight has changed.
         """
         self.step += 1
-        local_loss, row_losses = self._accumulate(meters)
-        losses = [torch.zeros_like(local_loss) for _ in range(dist.get_world_size())]
-        dist.all_gather(losses, local_loss)
-        require_finite([float(loss) for loss in losses], self.step)
+        passed = self._pass()
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self.lr
         norm = step(self.engine, self.config.parallel.zero_stage)
-        if not math.isfinite(norm):
+        taken = math.isfinite(norm)
+        if not taken:
+            self._skip(passed.losses, norm)
+            meters.add_skip()
+        else:
+            self._take_in(passed, norm, meters)
+        self.ema.update(self.step)
+        self.save_snapshot()
+
+    def _take_in(self, passed: Passed, norm: float, meters: Meters) -> None:
+        """What a finite step leaves in the meters and in the statistics that t is drawn by."""
+        self.skips_in_a_row = 0
+        for rows in passed.observed:
+            meters.add_rows(*rows)
+        if self.feed.draws.moments:
+            self._update_moments(self.feed.draws.moments, passed.row_losses)
+        loss = float(sum(passed.losses)) / len(passed.losses)
+        self.window.append(loss)
+        meters.add_step(loss, norm)
+
+    def _skip(self, losses: list[float], norm: float) -> None:
+        """Count a step that moved no weight.
+
+        Raises:
+            NonFiniteError: where a step may not be skipped.
+        """
+        if self.config.training.on_nonfinite == "stop":
+            require_finite(losses, self.step)
             raise NonFiniteError(
                 f"step {self.step}: the gradient's norm over all ranks is {norm} though the loss is finite; "
                 f"stopped before the optimizer step. {HINT}"
             )
-        if self.draws.moments:
-            self._update_moments(self.draws.moments, row_losses)
-        self.ema.update(self.step)
-        meters.add_step(float(sum(losses)) / len(losses), norm)
+        self.skipped += 1
+        self.skips_in_a_row += 1
+        bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        what = f"the loss on rank {', '.join(map(str, bad))}" if bad else "the gradient"
+        self.record("warning", text=f"step {self.step} skipped: {what} is not finite; {self.skipped} skipped so far")
 
     def _update_moments(self, moments: LossMoments, row_losses: Tensor) -> None:
         """Take in the losses of the global batch, the same on every rank."""
@@ -96,44 +172,58 @@ class Worker:
         dist.all_gather(gathered, row_losses)
         batch = self.config.training.global_batch_size
         losses = torch.cat(gathered)[:batch].double().cpu().numpy()
-        moments.update(self.draws.shares(self.step)[0], losses)
+        moments.update(self.feed.draws.shares(self.step)[0], losses)
 
-    def _accumulate(self, meters: Meters) -> tuple[Tensor, Tensor]:
-        """Forward and backward over this rank's micro-batches.
+    def _pass(self) -> Passed:
+        """Forward and backward over this rank's micro-batches, after the last of which the engine may step.
 
-        Returns:
-            This rank's share of the loss, fp32 [1], and the weighted loss of each of its rows, fp32 [R].
+        Raises:
+            NonFiniteError: some rank's loss is NaN or infinite, and it may not be skipped.
         """
         shape, batch = batch_shape(self.config), self.config.training.global_batch_size
-        rank, world = dist.get_rank(), dist.get_world_size()
+        rank, world, device = dist.get_rank(), dist.get_world_size(), self.place.device
         torch.manual_seed(int(keyed_generator(self.config.seed, Stream.DROPOUT, self.step, rank).integers(2**63)))
-        rows = self.draws.rows(self.step, rank * shape.rows, shape.rows)
-        x_0 = to_model_range(self.images[rows.images])
-        labels = self._shown_labels(rows)
-        local_loss, row_losses = torch.zeros(1, device=self.device), list[Tensor]()
+        made = self.feed.batch(self.step, rank * shape.rows, shape.rows)
+        rows, x_0 = made.rows, made.x_0
+        local_loss, row_losses = torch.zeros(1, device=device), list[Tensor]()
+        observed, agreed = list[tuple[Tensor, Tensor, Tensor]](), list[float]()
         for first in range(0, shape.rows, shape.micro_rows):
             part = slice(first, first + shape.micro_rows)
-            t, weight = rows.t[part], rows.weight[part].to(self.device)
-            label = None if labels is None else labels[part].to(self.device)
-            losses, epsilon_mse = self.engine(x_0[part].to(self.device), t, rows.eps[part].to(self.device), label)
-            loss = total_loss(losses, weight * rows.importance[part].to(self.device), batch, world)
+            t, weight = rows.t[part], rows.weight[part].to(device)
+            label = None if made.label is None else made.label[part].to(device)
+            losses, epsilon_mse = self.engine(x_0[part].to(device), t, rows.eps[part].to(device), label)
+            loss = total_loss(losses, weight * rows.importance[part].to(device), batch, world)
+            local_loss += loss.detach()
+            last = first + shape.micro_rows >= shape.rows
+            if last:
+                agreed = self._agree(local_loss)
+                if not all(map(math.isfinite, agreed)):
+                    loss = loss * math.nan  # on every rank, so that the gradient of none is finite and no step is taken
             # DeepSpeed divides by the number of micro-batches; total_loss is a share of the sum already
             self.engine.backward(loss * shape.micro_batches)
-            local_loss += loss.detach()
             row_losses.append(losses.detach())
             with torch.no_grad():
-                log_snr = self.draws.process.log_snr(t).cpu()
-            meters.add_rows(log_snr, epsilon_mse, weight)
-            if first + shape.micro_rows < shape.rows:
+                log_snr = self.feed.draws.process.log_snr(t).cpu()
+            observed.append((log_snr, epsilon_mse, weight))
+            if not last:
                 self.engine.step()  # counts the micro-batch; weights move on the last one only
-        return local_loss, torch.cat(row_losses)
+        return Passed(agreed, torch.cat(row_losses), observed)
 
-    def _shown_labels(self, rows: Rows) -> Tensor | None:
-        """The labels that the network is told, int64 [R]; None for a network without classes."""
-        if self.labels is None:
-            return None
-        hidden = torch.full_like(rows.hidden, self.config.network.classes, dtype=torch.int64)
-        return torch.where(rows.hidden, hidden, self.labels[rows.images])
+    def _agree(self, local_loss: Tensor) -> list[float]:
+        """Every rank's loss; with it goes rank 0's word on whether to stop after this step.
+
+        Raises:
+            NonFiniteError: one is NaN or infinite, and such a step may not be skipped.
+        """
+        asked = float(self.stop_sign is not None and self.stop_sign.reason is not None)
+        mine = torch.cat([local_loss, local_loss.new_tensor([asked])])
+        told = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(told, mine)
+        self.stopping = bool(told[0][1])
+        losses = [float(loss) for loss, _ in told]
+        if self.config.training.on_nonfinite == "stop":
+            require_finite(losses, self.step)
+        return losses
 
     def record(self, kind: str, **values: Any) -> None:  # noqa: ANN401 - any JSON value
         """Add to the journal from rank 0, unless a newer attempt is in charge of it."""
@@ -141,20 +231,61 @@ class Worker:
             self.journal.append(kind, step=self.step, **values)
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint on all ranks, never one with a non-finite weight."""
+        """Begin a checkpoint on all ranks, never one with a non-finite weight; returns once the state is copied.
+
+        There is none of weights that steps are being skipped with, which may be the reason, unless they are the last.
+        """
+        ending = self.step == self.config.training.steps
+        if self.skipped == self.step or (self.skips_in_a_row and not ending):
+            return
         finite = torch.tensor(
-            [float(all(bool(torch.isfinite(flat).all()) for flat in self.masters.flats))], device=self.device
+            [float(all(bool(torch.isfinite(flat).all()) for flat in self.masters.flats))], device=self.place.device
         )
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         if not finite:
             raise NonFiniteError(f"step {self.step}: a weight is NaN or infinite; no checkpoint was written")
-        started = time.monotonic()
-        moments = self.draws.moments
-        state = {"sums": moments.sums.tolist(), "counts": moments.counts.tolist()} if moments else None
-        checkpoint.save(self.paths.checkpoints, self.step, self.config, self.masters, self.ema, self.fence, state)
-        if self.journal:
-            checkpoint.prune(self.paths.checkpoints, self.config.run.keep_checkpoints)
-        self.record("checkpoint", seconds=round(time.monotonic() - started, 3))
+        began, at, folder = time.monotonic(), self.step, self.place.paths.checkpoints
+        aligned = {"param": self.masters.flats, **self.ema.tracks}
+        aligned |= {kind: self.masters.moments(kind) for kind in MOMENTS}
+        moments = self.feed.draws.moments
+        loss = sum(self.window) / len(self.window) if self.window else None
+        self.window.clear()
+        shape = self.feed.draws.image_shape
+        stated = checkpoint.facts(self.config, self.masters, shape, at, self.skipped, loss) | {
+            "loss_moments": {"sums": moments.sums.tolist(), "counts": moments.counts.tolist()} if moments else None
+        }
+        fragments = checkpoint.fragments_of(self.masters.fragments, aligned)
+
+        def done() -> None:
+            if self.journal and self.fence.holds():
+                checkpoint.prune(folder, self.config.run.keep_checkpoints)
+                self.journal.append("checkpoint", step=at, stalled=stalled, seconds=round(time.monotonic() - began, 3))
+
+        stalled = round(time.monotonic() - began, 3)
+        self.writer.save(folder, fragments, stated, self.fence, done)
+
+    def save_snapshot(self) -> None:
+        """Begin a snapshot of the EMA's tracks on all ranks, where one is due."""
+        at, folder, every = self.step, self.place.paths.ema, self.config.ema.snapshot_every
+        if at % snapshots.interval(at, every):
+            return
+
+        def done() -> None:
+            if self.journal and self.fence.holds():
+                snapshots.prune(folder, at, every)
+
+        fragments = checkpoint.fragments_of(self.masters.fragments, self.ema.tracks)
+        stated = checkpoint.facts(self.config, self.masters, self.feed.draws.image_shape, at, self.skipped)
+        self.writer.save(folder, fragments, stated, self.fence, done)
+
+    def close(self) -> None:
+        """Finish what is being written, and let the threads go."""
+        try:
+            self.writer.close()
+        finally:
+            self.feed.close()
+            if self.stop_sign:
+                self.stop_sign.close()
 
 
 def require_finite(losses: list[float], step: int) -> None:
@@ -175,46 +306,47 @@ def require_finite(losses: list[float], step: int) -> None:
         )
 
 
-def start_worker(
-    config: RunConfig, paths: RunPaths, dataset_folder: Path, device: torch.device, attempt: str
-) -> Worker:
+def start_worker(place: Place) -> Worker:
     """Build this rank's state, at the newest complete checkpoint if there is one; collective."""
+    config, paths = place.config, place.paths
     journal = Journal(paths.journal) if dist.get_rank() == 0 else None
-    dataset = open_dataset(dataset_folder)
+    dataset = open_dataset(place.dataset)
     torch.manual_seed(config.seed)
     objective = build_objective(config, dataset.info.image_shape)
     process = objective.denoiser.process
     resumed = _agree_on_checkpoint(paths, journal)
     if resumed:
         objective.load_state_dict(resumed.tensors("param"))
-    engine = initialize(objective.to(device), config, device)
+    engine = initialize(objective.to(place.device), config, place.device)
     masters = Masters(engine, config.parallel.zero_stage)
-    ema = ShardedEma(masters.flats, config.ema.sigma_rel)
+    ema = ShardedEma(masters.flats, config.ema.tracks)
     if resumed:
-        masters.restore_moments(resumed.step, resumed.read)
-        for fragment in masters.fragments:
-            fragment.of(ema.flats).copy_(resumed.read("ema", fragment.name, fragment.offset, fragment.numel))
+        masters.restore_moments(resumed.optimizer_steps, resumed.read)
+        for kind, flats in ema.tracks.items():
+            for fragment in masters.fragments:
+                fragment.of(flats).copy_(resumed.read(kind, fragment.name, fragment.offset, fragment.numel))
+    draws = Draws(
+        config.seed,
+        dataset.info.train,
+        config.training.global_batch_size,
+        process,
+        config.objective,
+        dataset.info.image_shape,
+        restored_moments(config, resumed),
+    )
+    labels = torch.from_numpy(dataset.labels("train")) if config.network.classes else None
     return Worker(
-        config=config,
-        paths=paths,
-        device=device,
+        place=place,
         engine=engine,
         masters=masters,
         ema=ema,
-        draws=Draws(
-            config.seed,
-            dataset.info.train,
-            config.training.global_batch_size,
-            process,
-            config.objective,
-            dataset.info.image_shape,
-            restored_moments(config, resumed),
-        ),
-        images=dataset.images("train"),
-        labels=torch.from_numpy(dataset.labels("train")) if config.network.classes else None,
+        feed=Feed(draws, dataset.images("train"), labels, config.network.classes),
+        writer=checkpoint.Writer(),
         journal=journal,
-        fence=checkpoint.Fence(paths.attempt, attempt),
+        fence=checkpoint.Fence(paths.attempt, place.attempt),
+        stop_sign=StopSign(paths.preempt, place.attempt) if journal else None,
         step=resumed.step if resumed else 0,
+        skipped=resumed.step - resumed.optimizer_steps if resumed else 0,
     )
 
 
@@ -249,24 +381,66 @@ def _agree_on_checkpoint(paths: RunPaths, journal: Journal | None) -> checkpoint
     return checkpoint.Checkpoint(choice[0]) if choice[0] else None
 
 
-def run(worker: Worker, report: Any) -> None:  # noqa: ANN401 - ray.train.report
-    """Train to `training.steps`; a non-finite loss ends it with a record in the journal.
+def run(place: Place, report: Any) -> None:  # noqa: ANN401 - ray.train.report
+    """Train to `training.steps`, to a stop sign or to a non-finite loss; the journal says which.
 
     Args:
-        worker: from `start_worker`.
+        place: of this worker.
         report: called with metrics on every rank at every checkpoint.
     """
-    settings, last = worker.config.run, worker.config.training.steps
-    meters = Meters(worker.device)
+    worker = start_worker(place)
+    settings, last = place.config.run, place.config.training.steps
+    meters = Meters(place.device)
     worker.record("start", steps=last, world_size=dist.get_world_size())
+    returned_to: int | None = None
     try:
-        while worker.step < last:
+        while worker.step < last and not worker.stopping:
             worker.train_step(meters)
-            if worker.step % settings.log_every == 0 or worker.step == last:
-                metrics = meters.flush(worker.config.training.global_batch_size)
+            if worker.skips_in_a_row == place.config.training.max_skips:
+                worker, returned_to = rolled_back(worker, returned_to)
+            ending = worker.step == last or worker.stopping
+            if worker.step % settings.log_every == 0 or ending:
+                metrics = meters.flush(place.config.training.global_batch_size)
                 worker.record("metrics", lr=worker.lr, **metrics)
-            if worker.step % settings.checkpoint_every == 0 or worker.step == last:
+            if worker.step % settings.checkpoint_every == 0 or ending:
                 worker.save_checkpoint()
                 report({"step": worker.step, "loss": meters.last_loss})
+        worker.close()
+        if worker.stopping and worker.step < last:
+            worker.record("preempted", text=worker.stop_sign.reason if worker.stop_sign else "")
     except NonFiniteError as error:
+        worker.close()
         worker.record("nonfinite", text=str(error))
+
+
+def rolled_back(worker: Worker, returned_to: int | None) -> tuple[Worker, int]:
+    """The weights of the last good checkpoint, and the batches after the step at hand: those between are left out.
+
+    Args:
+        worker: that has skipped too many steps in a row.
+        returned_to: the checkpoint of the last time.
+
+    Returns:
+        A worker to go on with, and the checkpoint's step.
+
+    Raises:
+        NonFiniteError: there is no checkpoint, or none since the last time.
+    """
+    worker.close()
+    worker.engine.destroy()
+    fresh = start_worker(worker.place)
+    found, skips = fresh.step, worker.skips_in_a_row
+    if found == 0 or found == returned_to:
+        fresh.close()
+        since = f"again, with the weights of step {found}" if found else "before the first checkpoint"
+        raise NonFiniteError(f"step {worker.step}: {skips} steps in a row were not finite, {since}; gave up. {HINT}")
+    for left_out in range(found + 1, worker.step + 1):
+        fresh.ema.update(left_out)  # the weights stood still
+    if fresh.journal:
+        snapshots.forget(worker.place.paths.ema, found)
+    fresh.skipped += worker.step - found
+    fresh.step = worker.step
+    fresh.record(
+        "warning", text=f"step {worker.step}: {skips} skipped in a row; going on with the weights of step {found}"
+    )
+    return fresh, found

@@ -25,6 +25,7 @@ class Meters:
         self._buckets = torch.zeros(2, len(EDGES) + 1, device=device)
         self._losses: list[float] = []
         self._norms: list[float] = []
+        self._skipped = 0
         self._since = time.perf_counter()
         self.last_loss = float("nan")
 
@@ -40,19 +41,25 @@ class Meters:
         self._norms.append(gradient_norm)
         self.last_loss = loss
 
+    def add_skip(self) -> None:
+        """Take in a step that was left out, with the rows that it would have had."""
+        self._skipped += 1
+
     def flush(self, global_batch_size: int) -> dict[str, float]:
-        """Means since the last flush, over all ranks; collective. Empty buckets are left out."""
+        """Means since the last flush, over all ranks; collective. What no step has told is left out."""
         dist.all_reduce(self._buckets)
         sums, counts = self._buckets.tolist()
         now = time.perf_counter()
-        metrics = {
-            "loss": sum(self._losses) / len(self._losses),
-            "gradient_norm": sum(self._norms) / len(self._norms),
-            "images_per_second": global_batch_size * len(self._losses) / (now - self._since),
-        }
+        taken = len(self._losses)
+        metrics = {"images_per_second": global_batch_size * (taken + self._skipped) / (now - self._since)}
+        if taken:
+            metrics |= {"loss": sum(self._losses) / taken, "gradient_norm": sum(self._norms) / taken}
+        if self._skipped:
+            metrics["skipped_steps"] = float(self._skipped)
         metrics |= {name: total / n for name, total, n in zip(bucket_names(), sums, counts, strict=True) if n}
         self._buckets.zero_()
         self._losses.clear()
         self._norms.clear()
+        self._skipped = 0
         self._since = now
         return metrics

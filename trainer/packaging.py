@@ -1,5 +1,7 @@
 """From the newest checkpoint to the model package: the EMA weights, and the configuration to rebuild them."""
 
+from pathlib import Path
+
 from torch import Tensor
 
 from diffusion.package import SCHEDULE_PREFIX, PackageConfig, save_package
@@ -7,6 +9,7 @@ from trainer.checkpoint import Checkpoint, CheckpointError, find_latest
 from trainer.config import RunConfig
 from trainer.data.dataset import DatasetInfo
 from trainer.paths import RunPaths
+from trainer.snapshots import averages
 
 NETWORK_PREFIX = "network."
 
@@ -25,16 +28,23 @@ def package_latest(config: RunConfig, paths: RunPaths, info: DatasetInfo) -> tup
         raise CheckpointError(
             f"{paths.checkpoints}: no complete checkpoint; {'; '.join(found.refused) or 'none was written'}"
         )
-    checkpoint = Checkpoint(found.folder)
+    made_of = averages(paths.ema, config.ema, Checkpoint(found.folder))
+    return made_of.step, write_package(paths.package, config, info.image_shape, made_of.tensors(config.ema.sigma_rel))
+
+
+def write_package(
+    folder: Path, config: RunConfig, image_shape: tuple[int, int, int], trained: dict[str, Tensor]
+) -> str:
+    """Write the package of averaged weights; returns its SHA-256."""
     package = PackageConfig(
         process=config.process,
         prediction=config.objective.prediction,
         sigma_data=config.objective.sigma_data,
         network=config.network,
-        image_shape=info.image_shape,
+        image_shape=image_shape,
         solver=config.evaluation.solver,
     )
-    return checkpoint.step, save_package(paths.package, package, package_weights(checkpoint.tensors("ema")))
+    return save_package(folder, package, package_weights(trained))
 
 
 def package_weights(trained: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -39,6 +39,11 @@ class RunPaths:
         return self.root / "attempt"
 
     @property
+    def preempt(self) -> Path:
+        """Asks the workers of an attempt for a checkpoint and an end."""
+        return self.root / "preempt.json"
+
+    @property
     def journal(self) -> Path:
         """What happened, one JSON record a line."""
         return self.root / "journal.jsonl"
@@ -52,6 +57,11 @@ class RunPaths:
     def checkpoints(self) -> Path:
         """One folder per step."""
         return self.root / "checkpoints"
+
+    @property
+    def ema(self) -> Path:
+        """Snapshots of the EMA's tracks, one folder per step."""
+        return self.root / "ema"
 
     @property
     def package(self) -> Path:

@@ -97,7 +97,8 @@ class ProgressView:
         self._begin("training", record["step"], record["steps"])
 
     def _metrics(self, record: Record) -> None:
-        text = f"loss {record['loss']:.4f}  {record['images_per_second']:,.0f} images/s"
+        loss = f"loss {record['loss']:.4f}" if "loss" in record else "no finite loss"
+        text = f"{loss}  {record['images_per_second']:,.0f} images/s"
         self._bar.update(self._task, completed=record["step"], text=text)
         now = time.monotonic()
         total = self._bar.tasks[0].total

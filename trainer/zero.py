@@ -155,14 +155,19 @@ def step(engine: Any, stage: int) -> float:  # noqa: ANN401 - DeepSpeedEngine
     """Take the optimizer step at a gradient-accumulation boundary.
 
     Returns:
-        The 2-norm of the global gradient before clipping. Where it is not finite, no weight has changed: ZeRO drops
-        such a step by itself, and at stage 0 it is not taken.
+        The 2-norm of the global gradient before clipping. Where it is not finite, neither weights nor moments have
+        changed: ZeRO drops such a step by itself, and at stage 0 the gradient is dropped here.
     """
     if stage > 0:
         engine.step()
         return float(engine.get_global_grad_norm())
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
-    if math.isfinite(norm):
-        engine.step()
+    finite = math.isfinite(norm)
+    if not finite:
+        engine.zero_grad()
+        engine.set_gradient_accumulation_boundary(False)  # the engine counts the micro-batch, and takes no step
+    engine.step()
+    if not finite:
+        engine.set_gradient_accumulation_boundary(None)  # the engine's own count says so again
     return norm

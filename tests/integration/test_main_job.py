@@ -119,7 +119,7 @@ def test_killed_driver_resumes_to_the_same_weights_bitwise(cluster: Cluster, tin
     assert resumed, output
     assert CHECKPOINT_EVERY <= int(resumed[1]) < STEPS
     ours, theirs = (Checkpoint(find_latest(p.checkpoints).folder) for p in (paths, finished.paths))  # type: ignore[arg-type]
-    for kind in ("param", "exp_avg", "exp_avg_sq", "ema"):
+    for kind in ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"):
         for name in theirs.shapes:
             assert np.array_equal(ours.tensor(kind, name).numpy(), theirs.tensor(kind, name).numpy()), (kind, name)
     assert verify_package(paths.package) == finished.summary["package_sha256"]

@@ -39,7 +39,7 @@ def test_stage_3_broken_and_resumed_equals_unbroken(cluster: Cluster, tiny: Path
     _, whole = configured(cluster, tiny, "run.name=stage3")
     ours, theirs = (Checkpoint(find_latest(p.checkpoints).folder) for p in (broken, whole))  # type: ignore[arg-type]
     assert ours.step == theirs.step == 50
-    for kind in ("param", "exp_avg", "exp_avg_sq", "ema"):
+    for kind in ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"):
         for name in theirs.shapes:
             assert torch.equal(ours.tensor(kind, name), theirs.tensor(kind, name)), (kind, name)
 
@@ -105,7 +105,7 @@ def test_what_is_trained_beside_the_network_survives_a_break_bitwise(cluster: Cl
     assert ours.step == theirs.step == 20
     assert ours.loss_moments == theirs.loss_moments
     assert bool(theirs.loss_moments) == (name == "adaptive")
-    for kind in ("param", "exp_avg", "exp_avg_sq", "ema"):
+    for kind in ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"):
         for each in theirs.shapes:
             assert torch.equal(ours.tensor(kind, each), theirs.tensor(kind, each)), (kind, each)
     earlier = Checkpoint(whole.checkpoints / "step-00000010")

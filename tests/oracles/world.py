@@ -28,16 +28,19 @@ class ThreadWorld:
     def get_world_size(self) -> int:
         return self.size
 
-    def barrier(self) -> None:
+    def new_group(self, backend: str) -> None:
+        """There is but one group."""
+
+    def barrier(self, group: None = None) -> None:
         self._barrier.wait()
 
-    def all_gather_object(self, out: list[Any], value: Any) -> None:
+    def all_gather_object(self, out: list[Any], value: Any, group: None = None) -> None:
         self._slots[self.get_rank()] = value
         self.barrier()
         out[:] = self._slots
         self.barrier()
 
-    def broadcast_object_list(self, values: list[Any], src: int = 0) -> None:
+    def broadcast_object_list(self, values: list[Any], src: int = 0, group: None = None) -> None:
         self._slots[self.get_rank()] = values[:]
         self.barrier()
         values[:] = self._slots[src]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from itertools import pairwise
 
 import pytest
@@ -21,9 +22,13 @@ from trainer.checkpoint import (
     CheckpointError,
     Fence,
     SupersededError,
+    Writer,
     begin_attempt,
+    best_step,
     complete_steps,
+    facts,
     find_latest,
+    fragments_of,
     prune,
     save,
     sealed,
@@ -33,7 +38,7 @@ from trainer.config import RunConfig
 from trainer.data.dataset import DatasetInfo
 from trainer.packaging import package_latest
 from trainer.paths import RunPaths
-from trainer.sharded_ema import ShardedEma
+from trainer.zero import MOMENTS
 
 CONFIG = RunConfig(network=MLPConfig(width=8, depth=1))
 PARAMETERS = {
@@ -42,10 +47,10 @@ PARAMETERS = {
     "scalar": torch.tensor([2.5]),
     "block.w": torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)),
 }
-KINDS = {"param": 1.0, "ema": 0.5, "exp_avg": 10.0, "exp_avg_sq": -3.0}
+KINDS = {"param": 1.0, "ema_0": 0.25, "ema_1": 0.5, "exp_avg": 10.0, "exp_avg_sq": -3.0}
 
 
-def write(folder, step, world, parameters=PARAMETERS, attempt="mine"):
+def write(folder, step, world, parameters=PARAMETERS, attempt="mine", skipped=0, loss=None):
     """A checkpoint as `world` ranks write it, through the real `save`; attempt "mine" is in charge."""
     ranks, charge = ThreadWorld(world), folder / "attempt"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,11 +60,10 @@ def write(folder, step, world, parameters=PARAMETERS, attempt="mine"):
 
         def rank_main(rank):
             masters = FlatMasters(parameters, rank, world)
-            ema = ShardedEma(masters.flats, 0.1)
-            for flat in ema.flats:
-                flat.mul_(0.5)
-            fence = Fence(charge, attempt)
-            return save(folder, step, CONFIG, masters, ema, fence)
+            aligned = {kind: [flat * KINDS[kind] for flat in masters.flats] for kind in ("param", "ema_0", "ema_1")}
+            aligned |= {kind: masters.moments(kind) for kind in MOMENTS}
+            stated = facts(CONFIG, masters, (1, 4, 4), step, skipped, loss)
+            return save(folder, fragments_of(masters.fragments, aligned), stated, Fence(charge, attempt))
 
         return ranks.run(rank_main)[0]
 
@@ -71,7 +75,9 @@ def handwritten(folder, files: dict[str, dict[str, torch.Tensor]], shapes, step=
     for name, fragments in files.items():
         save_file(fragments, folder / name)
     digests = {name: {"sha256": file_sha256(folder / name)} for name in files}
-    manifest = sealed({"format_version": 2, "step": step, "shapes": shapes, "loss_moments": None, "files": digests})
+    manifest = sealed(
+        {"format_version": 3, "step": step, "skipped": 0, "shapes": shapes, "image_shape": [1, 4, 4], "files": digests}
+    )
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return Checkpoint(folder)
 
@@ -156,8 +162,8 @@ def test_shards_hold_their_own_elements_only(tmp_path):
     """The EMA and the masters of 2 ranks together are the whole, once: nothing is stored twice."""
     folder = write(tmp_path, 7, 2)
     sizes = [sum(t.numel() for t in load_file(folder / f"rank-0000{rank}.safetensors").values()) for rank in range(2)]
-    assert sum(sizes) == 4 * sum(p.numel() for p in PARAMETERS.values())
-    assert abs(sizes[0] - sizes[1]) <= 4
+    assert sum(sizes) == len(KINDS) * sum(p.numel() for p in PARAMETERS.values())
+    assert abs(sizes[0] - sizes[1]) <= len(KINDS)
 
 
 def test_writing_a_step_again_replaces_it_even_at_another_world(tmp_path):
@@ -224,7 +230,7 @@ FAULTS = {
     "empty manifest": (lambda f: (f / MANIFEST).write_text(""), r"manifest\.json: not readable"),
     "other format": (
         lambda f: (f / MANIFEST).write_text('{"format_version": 1}'),
-        "format version 1; this code reads 2",
+        "format version 1; this code reads 3",
     ),
 }
 
@@ -250,7 +256,7 @@ def edit(folder, **changes):
 MANIFEST_FAULTS = {
     "byte that is no UTF-8": lambda f: flip_high_bit(f / MANIFEST),
     "not an object": lambda f: (f / MANIFEST).write_text("[]"),
-    "no step": lambda f: (f / MANIFEST).write_text('{"format_version": 2}'),
+    "no step": lambda f: (f / MANIFEST).write_text('{"format_version": 3}'),
     "another step than its folder": lambda f: edit(f, step=99),
     "no files": lambda f: edit(f, files={}),
 }
@@ -307,6 +313,66 @@ def test_prune_keeps_the_newest_and_never_an_unfinished_one_in_their_place(tmp_p
     assert complete_steps(tmp_path) == steps[-keep:]
     assert unfinished.is_dir()
     assert len(list(tmp_path.iterdir())) == keep + 1  # and the unfinished one
+
+
+def test_prune_keeps_the_best_beside_the_newest(tmp_path):
+    for step, loss in {1: 0.9, 2: 0.1, 3: 0.5, 4: None, 5: 0.7}.items():
+        write(tmp_path, step, 1, loss=loss)
+    prune(tmp_path, 2)
+    assert complete_steps(tmp_path) == [2, 4, 5]
+    assert best_step(tmp_path) == 2
+    edit(step_folder(tmp_path, 2), loss=0.0)  # altered: no longer to be believed
+    assert best_step(tmp_path) == 5
+
+
+def test_skipped_steps_are_no_steps_of_the_optimizer(tmp_path):
+    assert Checkpoint(write(tmp_path, 9, 2, skipped=4)).optimizer_steps == 5
+
+
+def writer_of(folder, monkeypatch):
+    """A writer in a world of one, and how to give it the checkpoint of a step."""
+    world = ThreadWorld(1)
+    monkeypatch.setattr(world, "get_rank", lambda: 0)
+    monkeypatch.setattr(checkpoint, "dist", world)
+    folder.mkdir(parents=True, exist_ok=True)
+    begin_attempt(folder / "attempt", "mine")
+    masters, writer, done = FlatMasters(PARAMETERS, 0, 1), Writer(), list[int]()
+
+    def begin(step, attempt="mine"):
+        fragments = fragments_of(masters.fragments, {"param": masters.flats})
+        fence = Fence(folder / "attempt", attempt)
+        writer.save(folder, fragments, facts(CONFIG, masters, (1, 4, 4), step), fence, lambda: done.append(step))
+
+    return masters, writer, begin, done
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_leak_into_it(tmp_path, monkeypatch):
+    masters, writer, begin, done = writer_of(tmp_path, monkeypatch)
+    released, real = threading.Event(), save_file
+
+    def slowly(fragments, path):
+        assert released.wait(20)
+        real(fragments, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", slowly)
+    begin(1)
+    masters.flats[0].add_(100)  # the optimizer's next step, in place
+    assert complete_steps(tmp_path) == done == []
+    released.set()
+    begin(2)
+    writer.close()
+    assert done == complete_steps(tmp_path) == [1, 2]
+    assert torch.equal(Checkpoint(step_folder(tmp_path, 1)).tensor("param", "bias"), PARAMETERS["bias"])
+    assert torch.equal(Checkpoint(step_folder(tmp_path, 2)).tensor("param", "bias"), PARAMETERS["bias"] + 100)
+
+
+def test_what_goes_wrong_in_the_writers_thread_is_raised_at_the_next_wait(tmp_path, monkeypatch):
+    _, writer, begin, done = writer_of(tmp_path, monkeypatch)
+    begin(1, attempt="old")
+    with pytest.raises(SupersededError):
+        writer.wait()
+    writer.close()
+    assert done == complete_steps(tmp_path) == []
 
 
 def test_prune_takes_the_manifest_first(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Parts of the training loop that need no engine: finiteness, EMA, meters, the rate."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from diffusion.ema import decay, gamma_from_sigma_rel
 from tests.oracles.world import FlatMasters
 from trainer import meters
 from trainer.config import OptimConfig, RunConfig
-from trainer.loop import NonFiniteError, Worker, require_finite
+from trainer.loop import NonFiniteError, Place, Worker, require_finite
 from trainer.meters import EDGES, Meters, bucket_names
-from trainer.sharded_ema import ShardedEma
+from trainer.paths import RunPaths
+from trainer.sharded_ema import EMA_KINDS, ShardedEma
 
 
 @pytest.mark.parametrize(
@@ -41,14 +43,14 @@ PARAMETERS = {"a": torch.zeros(37, 3), "b": torch.zeros(5), "c": torch.zeros(2, 
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-@pytest.mark.parametrize("sigma_rel", [0.05, 0.2])
-def test_sharded_ema_is_bitwise_the_ema_of_the_whole(world, sigma_rel):
+@pytest.mark.parametrize("kind", EMA_KINDS)
+def test_sharded_ema_is_bitwise_the_ema_of_the_whole(world, kind):
     """The recursion of diffusion.ema on the gathered weights, against each rank's on its own part."""
     generator = torch.Generator().manual_seed(world)
     masters = [FlatMasters(PARAMETERS, rank, world) for rank in range(world)]
-    emas = [ShardedEma(m.flats, sigma_rel) for m in masters]
+    emas = [ShardedEma(m.flats, (0.05, 0.2)) for m in masters]
     expected = {name: p.clone() for name, p in PARAMETERS.items()}
-    gamma = gamma_from_sigma_rel(sigma_rel)
+    gamma = gamma_from_sigma_rel((0.05, 0.2)[EMA_KINDS.index(kind)])
     for step in range(1, 40):
         weights = {name: torch.randn(p.shape, generator=generator) for name, p in PARAMETERS.items()}
         for name, average in expected.items():
@@ -61,30 +63,30 @@ def test_sharded_ema_is_bitwise_the_ema_of_the_whole(world, sigma_rel):
     for m, ema in zip(masters, emas, strict=True):
         for fragment in m.fragments:
             whole = expected[fragment.name].flatten()[fragment.offset : fragment.offset + fragment.numel]
-            assert torch.equal(fragment.of(ema.flats), whole)
+            assert torch.equal(fragment.of(ema.tracks[kind]), whole)
 
 
 def test_sharded_ema_has_the_profiles_exact_weights():
     """Masters that are 1 at one step and 0 at the others read off that step's weight: gamma's power function."""
     steps, gamma = 200, gamma_from_sigma_rel(0.1)
     masters = [torch.zeros(steps)]
-    ema = ShardedEma(masters, 0.1)
+    ema = ShardedEma(masters, (0.1, 0.2))
     for step in range(1, steps + 1):
         masters[0].zero_()[step - 1] = 1
         ema.update(step)
     weights = [
         (1 - decay(k, gamma)) * math.prod(decay(j, gamma) for j in range(k + 1, steps + 1)) for k in range(1, steps + 1)
     ]
-    torch.testing.assert_close(ema.flats[0], torch.tensor(weights), rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(ema.tracks[EMA_KINDS[0]][0], torch.tensor(weights), rtol=1e-4, atol=1e-8)
 
 
 def test_ema_starts_as_a_copy_and_its_first_step_replaces_it():
     masters = [torch.ones(4)]
-    ema = ShardedEma(masters, 0.1)
+    ema = ShardedEma(masters, (0.1, 0.2))
     masters[0].fill_(7)
-    assert ema.flats[0].tolist() == [1] * 4
+    assert ema.tracks[EMA_KINDS[0]][0].tolist() == [1] * 4
     ema.update(1)
-    assert ema.flats[0].tolist() == [7] * 4
+    assert ema.tracks[EMA_KINDS[0]][0].tolist() == [7] * 4
 
 
 @pytest.fixture
@@ -131,6 +133,17 @@ def test_images_per_second_counts_the_steps_since_the_last_flush(alone, monkeypa
     assert rates == [20.0, 5.0]
 
 
+def test_a_window_of_skipped_steps_has_a_rate_and_no_loss(alone):
+    meter = Meters(torch.device("cpu"))
+    meter.add_skip()
+    meter.add_skip()
+    found = meter.flush(4)
+    assert found.pop("images_per_second") > 0
+    assert found == {"skipped_steps": 2.0}
+    meter.add_step(1.0, 1.0)
+    assert "skipped_steps" not in meter.flush(4)
+
+
 def test_a_flush_starts_afresh(alone):
     meter = Meters(torch.device("cpu"))
     meter.add_rows(torch.tensor([0.5]).double(), torch.tensor([9.0]), torch.ones(1))
@@ -147,5 +160,5 @@ def test_the_rate_rises_to_a_constant_that_does_not_depend_on_the_length(warmup,
     config = RunConfig(optim=OptimConfig(lr=0.125, warmup_steps=warmup))
     for step, share in rates.items():
         worker = Worker.__new__(Worker)
-        worker.config, worker.step = config, step
+        worker.place, worker.step = Place(config, RunPaths(Path()), Path(), torch.device("cpu"), "a"), step
         assert worker.lr == 0.125 * share

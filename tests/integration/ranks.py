@@ -1,0 +1,81 @@
+"""`python -m tests.integration.ranks CONFIG WORLD BAD PATH=VALUE …`: the loop on real ranks, some of its steps spoilt.
+
+BAD is a list of steps with commas: there the noise of one of the last rank's rows is NaN, as a broken device would have
+it. Ranks are processes of their own with DeepSpeed and gloo, without Ray.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+
+from trainer import checkpoint
+from trainer.data.dataset import prepare
+from trainer.draws import Draws, Rows
+from trainer.loop import Place, run
+from trainer.paths import RunPaths
+from trainer.settings import load_config
+
+DRAWN = Draws.rows
+
+
+def spoilt(bad: set[int]) -> None:
+    """Make the draws of these steps NaN in the row before the last of the global batch."""
+
+    def rows(draws: Draws, step: int, first: int, count: int) -> Rows:
+        made, row = DRAWN(draws, step, first, count), draws.batch_size - 2
+        if step not in bad or not first <= row < first + count:
+            return made
+        eps = made.eps.clone()
+        eps[row - first] = torch.nan
+        return replace(made, eps=eps)
+
+    Draws.rows = rows  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def rank_main(rank: int, world: int, store: str, bad: str, config_file: str, sets: list[str]) -> None:
+    """One rank."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=FileStore(store, world), rank=rank, world_size=world)
+    config = load_config(Path(config_file), sets)
+    spoilt({int(step) for step in bad.split(",") if step})
+    dataset = prepare(config.data, Path(config.run.storage or "")).folder
+    run(Place(config, RunPaths.of(config), dataset, torch.device("cpu"), "ranks"), lambda _: None)
+    dist.barrier()
+    # gloo's threads let go of Python objects late; one that does so in a finalising interpreter aborts the process
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def main() -> int:
+    """Start the ranks and wait for them."""
+    config_file, world, bad, *sets = sys.argv[1:]
+    config = load_config(Path(config_file), sets)
+    paths = RunPaths.of(config)
+    paths.root.mkdir(parents=True, exist_ok=True)
+    checkpoint.begin_attempt(paths.attempt, "ranks")
+    prepare(config.data, Path(config.run.storage or ""))
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tests.integration.ranks", config_file, world, bad, *sets]
+        ranks = [
+            subprocess.Popen(
+                command, env={**os.environ, "DUALVIEW_TEST_RANK": str(rank), "DUALVIEW_TEST_STORE": folder}
+            )
+            for rank in range(int(world))
+        ]
+        return max(process.wait(timeout=240) for process in ranks)
+
+
+if __name__ == "__main__":
+    if "DUALVIEW_TEST_RANK" not in os.environ:
+        sys.exit(main())
+    file, size, steps, *changes = sys.argv[1:]
+    place = os.environ["DUALVIEW_TEST_STORE"] + "/store"
+    rank_main(int(os.environ["DUALVIEW_TEST_RANK"]), int(size), place, steps, file, changes)

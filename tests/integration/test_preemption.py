@@ -1,0 +1,122 @@
+"""A run that has to give its machines back, for real: SIGTERM or a heartbeat, exit code 75, and on as before."""
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import Cluster
+from tests.integration.conftest import FinishedRun, configured, losses
+from trainer.checkpoint import Checkpoint, find_latest
+from trainer.journal import Journal
+from trainer.paths import RunPaths
+
+pytestmark = pytest.mark.integration
+
+DEADLINE_S = 120.0
+
+
+def sets(name: str) -> list[str]:
+    """No checkpoint but those that are asked for, and the last."""
+    return [f"run.name={name}", "run.register_as=null", "run.checkpoint_every=1000"]
+
+
+def command(tiny: Path, name: str) -> list[str]:
+    return ["trainer", "--config", str(tiny), *(word for item in sets(name) for word in ("--set", item))]
+
+
+def until(true: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Wait for something to be so while a process runs."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not true():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def last_step(paths: RunPaths) -> int:
+    return max((r["step"] for r, _ in Journal(paths.journal).read() if r["kind"] == "metrics"), default=0)
+
+
+def goes_on_bitwise(cluster: Cluster, tiny: Path, name: str, paths: RunPaths, finished: FinishedRun) -> None:
+    """The run that was stopped has a checkpoint of its last step, and ends as the unbroken one did."""
+    stopped = Checkpoint(find_latest(paths.checkpoints).folder)  # type: ignore[arg-type]
+    assert 5 <= stopped.step == last_step(paths) < finished.config.training.steps
+    output = cluster.run(*command(tiny, name))
+    assert f"resuming after step {stopped.step} of" in output
+    assert losses(paths) == finished.losses()
+    ours, theirs = (Checkpoint(find_latest(p.checkpoints).folder) for p in (paths, finished.paths))  # type: ignore[arg-type]
+    for kind in ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"):
+        for each in theirs.shapes:
+            assert torch.equal(ours.tensor(kind, each), theirs.tensor(kind, each)), (kind, each)
+
+
+def test_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(
+    cluster: Cluster, tiny: Path, finished: FinishedRun
+) -> None:
+    _, paths = configured(cluster, tiny, *sets("terminated"))
+    process = cluster.command(*command(tiny, "terminated"))
+    until(lambda: last_step(paths) >= 5, process)
+    process.terminate()
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 75, output
+    assert "preempted (SIGTERM): the last checkpoint is of step" in output
+    [record] = [r for r, _ in Journal(paths.journal).read() if r["kind"] == "preempted"]
+    assert record["text"] == "SIGTERM"
+    goes_on_bitwise(cluster, tiny, "terminated", paths, finished)
+
+
+@contextmanager
+def queue(paths: RunPaths) -> Iterator[str]:
+    """A queue that wants the machines back once the run has come to step 5."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            beat = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            wanted = beat["run"] == paths.root.name and last_step(paths) >= 5
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"preempt": wanted, "reason": "job 9 goes first"}).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_heartbeat_that_is_answered_with_preempt_does_the_same(cluster: Cluster, tiny: Path) -> None:
+    longer = [*command(tiny, "outranked"), "--set", "training.steps=2000"]
+    _, paths = configured(cluster, tiny, *sets("outranked"), "training.steps=2000")
+    with queue(paths) as url:
+        output = cluster.run(*longer, expect=75, DUALVIEW_QUEUE_URL=url)
+    assert "preempted (job 9 goes first): the last checkpoint is of step" in output
+    stopped = Checkpoint(find_latest(paths.checkpoints).folder)  # type: ignore[arg-type]
+    assert 5 <= stopped.step == last_step(paths) < 2000
+
+
+def test_before_the_workers_have_begun_there_is_nothing_to_wait_for(cluster: Cluster, tiny: Path) -> None:
+    """The workers ask for more CPUs than there are, so they never begin."""
+    process = cluster.command(*command(tiny, "waiting"), "--set", "parallel.cpus_per_worker=64")
+    _, paths = configured(cluster, tiny, *sets("waiting"))
+    until(paths.attempt.exists, process)
+    began = time.monotonic()
+    process.terminate()
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 75, output
+    assert "preempted (SIGTERM): there is no checkpoint yet; the same command goes on" in output
+    assert time.monotonic() - began < 30

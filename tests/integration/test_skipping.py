@@ -1,0 +1,104 @@
+"""`training.on_nonfinite: skip` on real ranks and engines: the same step on all of them, then back to a checkpoint."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT
+from tests.integration.conftest import TINY
+from trainer.checkpoint import Checkpoint, complete_steps, step_folder
+from trainer.journal import Journal, Record
+from trainer.paths import RunPaths
+from trainer.settings import load_config
+
+pytestmark = pytest.mark.integration
+
+SKIP = ["training.on_nonfinite=skip", "training.max_skips=3", "training.steps=12", "run.checkpoint_every=2"]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """The run file of these tests, with storage of its own."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "run": {**TINY["run"], "storage": str(tmp_path), "keep_checkpoints": 20}}))
+    return path
+
+
+def train(config_file: Path, name: str, bad: list[int], *sets: str, world: int = 2) -> RunPaths:
+    """Train on `world` ranks; the noise of the steps in `bad` is NaN on the last of them."""
+    sets = (f"run.name={name}", f"parallel.workers={world}", *SKIP, *sets)
+    arguments = [str(config_file), str(world), ",".join(map(str, bad)), *sets]
+    command = [sys.executable, "-m", "tests.integration.ranks", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunPaths.of(load_config(config_file, list(sets)))
+
+
+def records(paths: RunPaths, kind: str) -> list[Record]:
+    return [record for record, _ in Journal(paths.journal).read() if record["kind"] == kind]
+
+
+def kept(paths: RunPaths, step: int) -> Checkpoint:
+    return Checkpoint(step_folder(paths.checkpoints, step))
+
+
+def same(ours: Checkpoint, theirs: Checkpoint, kinds: tuple[str, ...] = ("param", "exp_avg", "exp_avg_sq")) -> bool:
+    return all(
+        torch.equal(ours.tensor(kind, name), theirs.tensor(kind, name)) for kind in kinds for name in theirs.shapes
+    )
+
+
+FEW = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+
+
+@pytest.mark.parametrize("stage", FEW)
+def test_a_skipped_step_is_left_out_on_all_ranks_and_the_next_one_is_taken(config_file: Path, stage: int) -> None:
+    """Micro-batches of 5, so that the bad row is not in the first; weights that are skipped with are not kept."""
+    sets = [f"parallel.zero_stage={stage}", "parallel.micro_batch_size=5", "training.steps=5", "run.checkpoint_every=1"]
+    paths = train(config_file, f"stage{stage}", [3, 5], *sets)
+    assert complete_steps(paths.checkpoints) == [1, 2, 4, 5]
+    assert [kept(paths, step).optimizer_steps for step in (1, 2, 4, 5)] == [1, 2, 3, 3]
+    assert not same(kept(paths, 2), kept(paths, 4))
+    assert same(kept(paths, 4), kept(paths, 5))
+    assert all(torch.isfinite(tensor).all() for tensor in kept(paths, 5).tensors("ema_0").values())
+    assert ["loss" in record for record in records(paths, "metrics")] == [True, True, False, True, False]
+    assert [r["text"] for r in records(paths, "warning")] == [
+        f"step {step} skipped: the loss on rank 1 is not finite; {count} skipped so far"
+        for count, step in enumerate((3, 5), 1)
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_with_skipped_steps_resumes_bitwise(config_file: Path) -> None:
+    whole = train(config_file, "whole", [2, 5])
+    train(config_file, "broken", [2, 5], "training.steps=6")
+    broken = train(config_file, "broken", [2, 5])
+    assert kept(whole, 12).optimizer_steps == kept(broken, 12).optimizer_steps == 10
+    assert same(kept(broken, 12), kept(whole, 12), ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"))
+
+
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_after_too_many_in_a_row_the_last_good_weights_are_taken_up_again(config_file: Path, stage: int) -> None:
+    paths = train(config_file, f"back{stage}", [6, 7, 8], f"parallel.zero_stage={stage}")
+    good, back = kept(paths, 4), kept(paths, 8)
+    assert complete_steps(paths.checkpoints) == [2, 4, 8, 10, 12]
+    assert records(paths, "warning")[-1]["text"] == "step 8: 3 skipped in a row; going on with the weights of step 4"
+    assert same(good, back)
+    assert back.optimizer_steps == good.optimizer_steps == 4
+    assert kept(paths, 12).optimizer_steps == 8
+    assert all(torch.isfinite(tensor).all() for tensor in kept(paths, 12).tensors("param").values())
+
+
+@pytest.mark.slow
+def test_where_going_back_does_not_help_it_gives_up_and_says_so(config_file: Path) -> None:
+    paths = train(config_file, "hopeless", [5, 6, 7, 8, 9, 10])
+    [record] = records(paths, "nonfinite")
+    assert "step 10: 3 steps in a row were not finite, again, with the weights of step 4; gave up" in record["text"]
+    early = train(config_file, "early", [1, 2, 3])
+    [record] = records(early, "nonfinite")
+    assert "step 3: 3 steps in a row were not finite, before the first checkpoint; gave up" in record["text"]
+    assert not list(early.checkpoints.glob("*"))

@@ -1,0 +1,48 @@
+"""How the driver asks the workers to stop: a file that names the attempt it is meant for, and why.
+
+Rank 0 looks at it from a thread, so that storage which is slow to answer delays no step; the loop tells the others.
+"""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+POLL_SECONDS = 0.2
+
+
+def put_up(file: Path, attempt: str, reason: str) -> None:
+    """Ask the workers of `attempt` for a checkpoint and an end."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"attempt": attempt, "reason": reason}))
+    os.replace(temporary, file)
+
+
+class StopSign:
+    """Watches the file of one attempt.
+
+    Attributes:
+        reason: why to stop; None while there is no need to.
+    """
+
+    def __init__(self, file: Path, attempt: str) -> None:
+        """Begin to watch."""
+        self.reason: str | None = None
+        self._file, self._attempt = file, attempt
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="stop-sign", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while self.reason is None and not self._closed.wait(POLL_SECONDS):
+            try:
+                sign = json.loads(self._file.read_text())
+            except (OSError, ValueError):
+                continue
+            if isinstance(sign, dict) and sign.get("attempt") == self._attempt:
+                self.reason = str(sign.get("reason", ""))
