@@ -13,10 +13,11 @@ import ray
 import ray.train
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from trainer.checkpoint import begin_attempt
 from trainer.config import RunConfig
+from trainer.network import NodeTorchConfig
 from trainer.paths import RunPaths
 from trainer.plan import bundles
 from trainer.startup import import_stack
@@ -41,7 +42,7 @@ def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -
     TorchTrainer(
         train_worker,
         train_loop_config=payload,
-        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        torch_config=NodeTorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.parallel.workers,
             use_gpu=device == "cuda",
