@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.ema import decay, gamma_from_sigma_rel
 
-EMA_KINDS = ("ema_0", "ema_1")
+EMA_KINDS: tuple[str, str] = ("ema_0", "ema_1")
 """What checkpoints call the two tracks."""
 
 

@@ -1,7 +1,8 @@
 """`python -m tests.integration.ranks CONFIG WORLD BAD PATH=VALUE …`: the loop on real ranks, some of its steps spoilt.
 
 BAD is a list of steps with commas: there the noise of one of the last rank's rows is NaN, as a broken device would have
-it. Ranks are processes of their own with DeepSpeed and gloo, without Ray.
+it. With BAD = reload nothing is trained: what was loaded is written to the run's folder `reloaded` again. Ranks are
+processes of their own with DeepSpeed and gloo, without Ray.
 """
 
 import os
@@ -18,7 +19,7 @@ from torch._C._distributed_c10d import FileStore
 from trainer import checkpoint
 from trainer.data.dataset import prepare
 from trainer.draws import Draws, Rows
-from trainer.loop import Place, run
+from trainer.loop import Place, run, start_worker
 from trainer.paths import RunPaths
 from trainer.settings import load_config
 
@@ -39,15 +40,27 @@ def spoilt(bad: set[int]) -> None:
     Draws.rows = rows  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def reload(place: Place) -> None:
+    """Load the newest checkpoint, and write it elsewhere."""
+    worker = start_worker(place)
+    worker.place = replace(place, paths=RunPaths(place.paths.root / "reloaded"))
+    worker.save_checkpoint()
+    worker.close()
+
+
 def rank_main(rank: int, world: int, store: str, bad: str, config_file: str, sets: list[str]) -> None:
     """One rank."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=FileStore(store, world), rank=rank, world_size=world)
     config = load_config(Path(config_file), sets)
-    spoilt({int(step) for step in bad.split(",") if step})
     dataset = prepare(config.data, Path(config.run.storage or "")).folder
-    run(Place(config, RunPaths.of(config), dataset, torch.device("cpu"), "ranks"), lambda _: None)
+    place = Place(config, RunPaths.of(config), dataset, torch.device("cpu"), "ranks")
+    if bad == "reload":
+        reload(place)
+    else:
+        spoilt({int(step) for step in bad.split(",") if step})
+        run(place, lambda _: None)
     dist.barrier()
     # gloo's threads let go of Python objects late; one that does so in a finalising interpreter aborts the process
     sys.stdout.flush()
@@ -77,5 +90,5 @@ if __name__ == "__main__":
     if "DUALVIEW_TEST_RANK" not in os.environ:
         sys.exit(main())
     file, size, steps, *changes = sys.argv[1:]
-    place = os.environ["DUALVIEW_TEST_STORE"] + "/store"
-    rank_main(int(os.environ["DUALVIEW_TEST_RANK"]), int(size), place, steps, file, changes)
+    meeting = os.environ["DUALVIEW_TEST_STORE"] + "/store"
+    rank_main(int(os.environ["DUALVIEW_TEST_RANK"]), int(size), meeting, steps, file, changes)

@@ -1,5 +1,7 @@
 """Snapshots of the EMA's tracks: which are kept, what is made of them, and `python -m trainer.ema`."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def test_what_is_kept_later_was_kept_before(step, further, every):
     assert interval(step + further, every) % interval(step, every) == 0
 
 
-def write(folder, step, tensors: dict[str, dict[str, torch.Tensor]], world=2):
+def write(folder, step, tensors: Mapping[str, dict[str, torch.Tensor]], world=2):
     """A checkpoint of some kinds as two ranks write it."""
     ranks = ThreadWorld(world)
     folder.mkdir(parents=True, exist_ok=True)
