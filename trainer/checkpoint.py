@@ -4,7 +4,7 @@
                               manifest.json            step, data and RNG position, config, shapes, SHA-256 of each file
 
 Fragments say which elements of which parameter they are, so a checkpoint is read at any number of ranks and any ZeRO
-stage. Nothing is ever unpickled. Training waits for the copy to memory alone: a thread of each rank does the rest.
+stage. Nothing is ever unpickled. Training goes on while trainer/checkpoint_writer.py saves.
 """
 
 import hashlib
@@ -12,8 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,60 +146,6 @@ def save(
         _write_json(folder / MANIFEST, sealed(whole))
     dist.barrier(group=group)
     return folder
-
-
-class Writer:
-    """Saves in a thread, in order, with a process group of its own so that training's collectives go on."""
-
-    def __init__(self) -> None:
-        """Make the group; collective."""
-        group = dist.new_group(backend="gloo")
-        assert not isinstance(group, int), "every rank is in it"
-        self._group = group
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: list[Future[None]] = []
-
-    def save(
-        self,
-        checkpoints: Path,
-        fragments: dict[str, Tensor],
-        stated: dict[str, Any],
-        fence: Fence,
-        done: Callable[[], None],
-    ) -> None:
-        """Begin to `save`, at most two at a time; `done` is called in the thread when this one is complete.
-
-        Raises:
-            Exception: whatever went wrong with one before.
-        """
-        while len(self._pending) > 1 or (self._pending and self._pending[0].done()):
-            self._pending.pop(0).result()
-
-        def work() -> None:
-            save(checkpoints, fragments, stated, fence, self._group)
-            done()
-
-        self._pending.append(self._thread.submit(work))
-
-    def close(self) -> None:
-        """Wait, and let the thread go.
-
-        Raises:
-            Exception: whatever went wrong.
-        """
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
-
-    def wait(self) -> None:
-        """Return once what was begun is complete.
-
-        Raises:
-            Exception: whatever went wrong with it.
-        """
-        while self._pending:
-            self._pending.pop(0).result()
 
 
 def _pass_or_stop(fence: Fence, group: dist.ProcessGroup | None) -> None:

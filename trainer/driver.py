@@ -5,18 +5,17 @@ The driver holds the run's lock and may be killed at any point: the same command
 
 import logging
 import os
-import socket
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion.config import Autoguidance
 from trainer import state
+from trainer.checks import check_data, check_ray_address
 from trainer.config import RunConfig
 from trainer.data.dataset import Dataset, prepare
 from trainer.heartbeat import Heartbeat, queue_url
@@ -24,13 +23,11 @@ from trainer.journal import Journal
 from trainer.paths import RunPaths
 from trainer.preemption import EXIT_CODE, Preempted, Preemption, listening
 from trainer.progress import ProgressView
-from trainer.settings import InputError
 from trainer.startup import RAY_TRAIN_SETTINGS
 
 TRACKING_DEADLINE_S = 30.0
 PREEMPTED_DEADLINE_S = 5.0
 WAITING_NOTICE_S = 60.0
-CONNECT_TIMEOUT_S = 10.0
 NOT_RECORDED = {
     "run_id": None,
     "model_uri": None,
@@ -132,66 +129,6 @@ def beating(
         yield
     finally:
         heartbeat.close()
-
-
-def check_data(config: RunConfig, dataset: Dataset) -> None:
-    """Refuse a network or an evaluation that does not fit the data, and a schedule that cannot be computed.
-
-    Raises:
-        InputError: naming the setting.
-    """
-    from diffusion.sde import make_process
-    from trainer.evaluate.sizes import MINIMUM_IMAGES
-
-    if config.network.classes not in (0, dataset.info.classes):
-        raise InputError(
-            f"network.classes = {config.network.classes}: data.source = {config.data.source!r} has "
-            f"{dataset.info.classes or 'no'} classes; allowed: that number, or 0 for a model without"
-        )
-    try:
-        make_process(config.process)
-        config.network.check_image(*dataset.info.image_shape[1:])
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    check_guide(config, dataset.info.image_shape)
-    if dataset.info.classes and min(dataset.info.heldout, dataset.info.train) < MINIMUM_IMAGES:
-        raise InputError(
-            f"data.source = {config.data.source!r}: {dataset.info.train} training and {dataset.info.heldout} held-out "
-            "images; "
-            f"allowed: at least {MINIMUM_IMAGES} each, one more than frechet_classifier has dimensions"
-        )
-
-
-def check_guide(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
-    """Refuse a guide that is no package or of another kind than the model will be: evaluation would find out last.
-
-    Raises:
-        InputError: naming the setting.
-    """
-    from diffusion.package import load_package
-    from diffusion.sde import make_process
-    from diffusion.solvers import autoguided
-
-    guidance, objective = config.evaluation.guidance, config.objective
-    if not isinstance(guidance, Autoguidance):
-        return
-    try:
-        guide, package = load_package(Path(guidance.guide))
-        model = replace(
-            guide,  # whose network stands in for one that is not trained yet
-            process=make_process(config.process),
-            prediction=objective.prediction,
-            sigma_data=objective.sigma_data,
-            null_label=config.network.classes or None,
-        )
-        autoguided(model, guide, guidance.scale)
-    except ValueError as error:
-        raise InputError(f"evaluation.guidance.guide: {str(error).removeprefix('guidance.guide: ')}") from None
-    if package.image_shape != image_shape:
-        raise InputError(
-            f"evaluation.guidance.guide: makes images of {package.image_shape}; allowed: a guide for those of "
-            f"data.source = {config.data.source!r}, {image_shape}"
-        )
 
 
 @dataclass
@@ -342,23 +279,6 @@ class Driver:
                 f"as {summary['alias']}"
             )
         return summary
-
-
-def check_ray_address() -> None:
-    """Knock at RAY_ADDRESS: ray.init would do so at a dead address for minutes.
-
-    Raises:
-        InputError: nothing answers there.
-    """
-    host, separator, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
-    if separator and port.isdecimal() and "/" not in host:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-        except (OSError, OverflowError) as error:
-            raise InputError(
-                f"RAY_ADDRESS = {host}:{port}: no Ray cluster answers: {error}; allowed: the address of a running "
-                "cluster, or none to start a local one"
-            ) from None
 
 
 def connect_ray() -> None:

@@ -63,7 +63,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     import_stack(config.network.kind, get_device().type)
     import torch
 
-    from trainer.loop import Place, run
+    from trainer.loop import run
+    from trainer.worker import Place
 
     torch.set_num_threads(max(1, int(config.parallel.cpus_per_worker)))
     place = Place(config, RunPaths(Path(payload["root"])), Path(payload["dataset"]), get_device(), payload["attempt"])

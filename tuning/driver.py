@@ -7,8 +7,9 @@ import traceback
 
 from rich.console import Console
 
+from trainer.checks import check_data, check_ray_address
 from trainer.data.dataset import prepare
-from trainer.driver import RunFailed, check_data, check_ray_address, last_line
+from trainer.driver import RunFailed, last_line
 from tuning import report
 from tuning.record import Recorder, recorded
 from tuning.space import Trial

@@ -19,9 +19,10 @@ from torch._C._distributed_c10d import FileStore
 from trainer import checkpoint
 from trainer.data.dataset import prepare
 from trainer.draws import Draws, Rows
-from trainer.loop import Place, run, start_worker
+from trainer.loop import run, start_worker
 from trainer.paths import RunPaths
 from trainer.settings import load_config
+from trainer.worker import Place
 
 DRAWN = Draws.rows
 

@@ -15,14 +15,13 @@ from diffusion.config import MLPConfig
 from diffusion.network import build_network
 from diffusion.package import file_sha256, load_package, verify_package
 from tests.oracles.world import FlatMasters, ThreadWorld
-from trainer import checkpoint
+from trainer import checkpoint, checkpoint_writer
 from trainer.checkpoint import (
     MANIFEST,
     Checkpoint,
     CheckpointError,
     Fence,
     SupersededError,
-    Writer,
     begin_attempt,
     best_step,
     complete_steps,
@@ -34,6 +33,7 @@ from trainer.checkpoint import (
     sealed,
     step_folder,
 )
+from trainer.checkpoint_writer import Writer
 from trainer.config import RunConfig
 from trainer.data.dataset import DatasetInfo
 from trainer.packaging import package_latest
@@ -333,7 +333,8 @@ def writer_of(folder, monkeypatch):
     """A writer in a world of one, and how to give it the checkpoint of a step."""
     world = ThreadWorld(1)
     monkeypatch.setattr(world, "get_rank", lambda: 0)
-    monkeypatch.setattr(checkpoint, "dist", world)
+    for module in (checkpoint, checkpoint_writer):
+        monkeypatch.setattr(module, "dist", world)
     folder.mkdir(parents=True, exist_ok=True)
     begin_attempt(folder / "attempt", "mine")
     masters, writer, done = FlatMasters(PARAMETERS, 0, 1), Writer(), list[int]()

@@ -7,10 +7,10 @@ from sklearn.datasets import load_digits
 from diffusion.config import Autoguidance, DdpmProcess, MLPConfig, UNetConfig
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, save_package
+from trainer.checks import check_data
 from trainer.config import DataConfig, EvaluationConfig, RunConfig
 from trainer.data.dataset import open_dataset, prepare, split_images
 from trainer.data.sources import Images, check_source, load_source
-from trainer.driver import check_data
 from trainer.settings import InputError
 
 DIGITS_FINGERPRINT = "ea9abddc141b4343386d3ece50f919de5f49551812b30ce01f3bd64d4e392b6f"

@@ -12,10 +12,10 @@ from diffusion.ema import decay, gamma_from_sigma_rel
 from tests.oracles.world import FlatMasters
 from trainer import meters
 from trainer.config import OptimConfig, RunConfig
-from trainer.loop import NonFiniteError, Place, Worker, require_finite
 from trainer.meters import EDGES, Meters, bucket_names
 from trainer.paths import RunPaths
 from trainer.sharded_ema import EMA_KINDS, ShardedEma
+from trainer.worker import NonFiniteError, Place, Worker, require_finite
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""What is refused before any worker starts, once there is data to look at: each check says what is allowed."""
+
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+from diffusion.config import Autoguidance
+from trainer.config import RunConfig
+from trainer.data.dataset import Dataset
+from trainer.settings import InputError
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+def check_data(config: RunConfig, dataset: Dataset) -> None:
+    """Refuse a network or an evaluation that does not fit the data, and a schedule that cannot be computed.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    from diffusion.sde import make_process
+    from trainer.evaluate.sizes import MINIMUM_IMAGES
+
+    if config.network.classes not in (0, dataset.info.classes):
+        raise InputError(
+            f"network.classes = {config.network.classes}: data.source = {config.data.source!r} has "
+            f"{dataset.info.classes or 'no'} classes; allowed: that number, or 0 for a model without"
+        )
+    try:
+        make_process(config.process)
+        config.network.check_image(*dataset.info.image_shape[1:])
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    check_guide(config, dataset.info.image_shape)
+    if dataset.info.classes and min(dataset.info.heldout, dataset.info.train) < MINIMUM_IMAGES:
+        raise InputError(
+            f"data.source = {config.data.source!r}: {dataset.info.train} training and {dataset.info.heldout} held-out "
+            "images; "
+            f"allowed: at least {MINIMUM_IMAGES} each, one more than frechet_classifier has dimensions"
+        )
+
+
+def check_guide(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
+    """Refuse a guide that is no package or of another kind than the model will be: evaluation would find out last.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    from diffusion.package import load_package
+    from diffusion.sde import make_process
+    from diffusion.solvers import autoguided
+
+    guidance, objective = config.evaluation.guidance, config.objective
+    if not isinstance(guidance, Autoguidance):
+        return
+    try:
+        guide, package = load_package(Path(guidance.guide))
+        model = replace(
+            guide,  # whose network stands in for one that is not trained yet
+            process=make_process(config.process),
+            prediction=objective.prediction,
+            sigma_data=objective.sigma_data,
+            null_label=config.network.classes or None,
+        )
+        autoguided(model, guide, guidance.scale)
+    except ValueError as error:
+        raise InputError(f"evaluation.guidance.guide: {str(error).removeprefix('guidance.guide: ')}") from None
+    if package.image_shape != image_shape:
+        raise InputError(
+            f"evaluation.guidance.guide: makes images of {package.image_shape}; allowed: a guide for those of "
+            f"data.source = {config.data.source!r}, {image_shape}"
+        )
+
+
+def check_ray_address() -> None:
+    """Knock at RAY_ADDRESS: ray.init would do so at a dead address for minutes.
+
+    Raises:
+        InputError: nothing answers there.
+    """
+    host, separator, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    if separator and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"RAY_ADDRESS = {host}:{port}: no Ray cluster answers: {error}; allowed: the address of a running "
+                "cluster, or none to start a local one"
+            ) from None
