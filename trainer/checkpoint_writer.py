@@ -35,14 +35,22 @@ class Writer:
         Raises:
             Exception: whatever went wrong with one before.
         """
-        while len(self._pending) > 1 or (self._pending and self._pending[0].done()):
-            self._pending.pop(0).result()
+        self.make_room()
 
         def work() -> None:
             save(checkpoints, fragments, stated, fence, self._group)
             done()
 
         self._pending.append(self._thread.submit(work))
+
+    def make_room(self) -> None:
+        """Return once at most one is under way.
+
+        Raises:
+            Exception: whatever went wrong with one before.
+        """
+        while len(self._pending) > 1 or (self._pending and self._pending[0].done()):
+            self._pending.pop(0).result()
 
     def close(self) -> None:
         """Wait, and let the thread go.

@@ -254,6 +254,7 @@ class Worker:
                 checkpoint.prune(folder, self.config.run.keep_checkpoints)
                 self.journal.append("checkpoint", step=at, stalled=stalled, seconds=round(time.monotonic() - began, 3))
 
+        self.writer.make_room()
         stalled = round(time.monotonic() - began, 3)
         self.writer.save(folder, fragments, stated, self.fence, done)
 
