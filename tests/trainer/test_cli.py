@@ -98,7 +98,7 @@ def test_dry_run_knows_how_far_a_run_got(run_file, capsys, summary_step, state, 
         ),
         (
             "data.source=/no/such.npy",
-            "error: data.source = '/no/such.npy': no such data; allowed: digits, or the path of a .npy file",
+            "error: data.source = '/no/such.npy': no such data; allowed: digits; the path of a .npy or .parquet file",
         ),
         (
             "evaluation.guidance={kind: autoguidance, guide: tests}",
