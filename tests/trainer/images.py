@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def png(width: int, height: int, data: bytes = b"") -> bytes:
 
 def parquet(
     path: Path,
-    files: list[bytes | None],
+    files: Sequence[bytes | None],
     labels: Any = None,
     *,
     names: list[str] | None = None,

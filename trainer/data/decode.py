@@ -40,7 +40,7 @@ def upright_size(data: bytes | None) -> Size:
     """
     image = _opened(data)
     with warnings.catch_warnings(action="ignore"):
-        turned = image.format in ("JPEG", "MPO") and _orientation(image) in range(5, 9)
+        turned = _orientation(image) in range(5, 9)
     width, height = image.size
     return (height, width) if turned else (width, height)
 
@@ -60,7 +60,7 @@ def decode(data: bytes | None, size: Size, channels: Channels) -> NDArray[np.uin
     try:
         with warnings.catch_warnings(action="ignore"):
             image.load()
-            if image.format in ("JPEG", "MPO"):
+            if _orientation(image) != 1:
                 image = ImageOps.exif_transpose(image)
             return fit(_flattened(image), size, channels)
     except Rejected:
@@ -109,9 +109,12 @@ def _opened(data: bytes | None) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    """How a photograph lies, 1 for upright; other formats are as they are, and Pillow would decode some to tell."""
+    if image.format not in ("JPEG", "MPO"):
+        return 1
     try:
         return image.getexif().get(0x0112, 1)
-    except Exception:  # noqa: BLE001 - whatever is wrong there shows when the image is decoded
+    except Exception:  # noqa: BLE001 - an image may be good though its EXIF is not
         return 1
 
 

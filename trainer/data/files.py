@@ -3,7 +3,6 @@
 A unit is named by what it holds, never by who works on it, so what is made of it is the same on any number of workers.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from trainer.config import DataConfig
+from trainer.data.columns import class_names, find_columns, label_kind
 from trainer.data.decode import SUFFIXES
 from trainer.data.info import check_no_columns
 from trainer.data.store import Store
@@ -20,8 +20,6 @@ from trainer.settings import InputError
 
 FILES_PER_UNIT = 512
 ROWS_PER_BATCH = 256
-LABEL_NAMES = ("label", "labels", "class", "target", "fine_label")
-NO_LABELS = "none"
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def _parquet(store: Store, found: list[tuple[str, fs.FileInfo]], data: DataConfi
         with store.files.open_input_file(info.path) as opened:
             file = pq.ParquetFile(opened)
             if columns is None:
-                schema, columns = file.schema_arrow, _columns(file.schema_arrow, data)
+                schema, columns = file.schema_arrow, find_columns(file.schema_arrow, data)
             for name in filter(None, columns):
                 at = file.schema_arrow.get_field_index(name)
                 if at < 0 or file.schema_arrow.field(at).type != schema.field(name).type:
@@ -149,74 +147,9 @@ def _parquet(store: Store, found: list[tuple[str, fs.FileInfo]], data: DataConfi
                 first += file.metadata.row_group(group).num_rows
     assert columns is not None, "there is one file or more"
     image, label = columns
-    names = _hugging_face(schema).get(label or "", ())
-    kind = None if label is None else _label_kind(schema.field(label), data)
+    names = class_names(schema).get(label or "", ())
+    kind = None if label is None else label_kind(schema.field(label), data)
     return Source(store.url, tuple(units), _stamps(found), image, label, kind, names)
-
-
-def _columns(schema: pa.Schema, data: DataConfig) -> tuple[str, str | None]:
-    """The image column and the label column of Parquet files, named or found."""
-    where = f"data.source = {data.source!r}"
-    for setting, name in (("image_column", data.image_column), ("label_column", data.label_column)):
-        if name not in (None, *schema.names) and (setting, name) != ("label_column", NO_LABELS):
-            raise InputError(f"data.{setting} = {name!r}: no such column; allowed: {', '.join(schema.names)}")
-    holding = [field.name for field in schema if _holds_images(field.type)]
-    if data.image_column is not None and data.image_column not in holding:
-        kind = schema.field(data.image_column).type
-        raise InputError(
-            f"data.image_column = {data.image_column!r}: is {kind}; allowed: struct<bytes, path> or binary"
-        )
-    if data.image_column is None and len(holding) != 1:
-        found = f"several image columns: {', '.join(holding)}" if holding else "no image column"
-        raise InputError(
-            f"{where}: {found}; allowed: one column of struct<bytes, path> or binary, or data.image_column to name it; "
-            f"columns are {', '.join(schema.names)}"
-        )
-    image = data.image_column or holding[0]
-    if data.label_column is not None:
-        return image, None if data.label_column == NO_LABELS else data.label_column
-    named = list(_hugging_face(schema)) or [name for name in LABEL_NAMES if name in schema.names]
-    if len(named) > 1:
-        raise InputError(
-            f"{where}: several label columns: {', '.join(named)}; allowed: data.label_column to name one, or none"
-        )
-    return image, named[0] if named else None
-
-
-def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        at = kind.get_field_index("bytes")
-        return at >= 0 and _is_binary(kind.field(at).type)
-    return _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _label_kind(field: pa.Field, data: DataConfig) -> Literal["integer", "text"]:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    if pa.types.is_integer(kind):
-        return "integer"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "text"
-    raise InputError(
-        f"data.source = {data.source!r}: labels without classes: column {field.name!r} is {field.type}; allowed: "
-        f"integers or texts, or data.label_column = {NO_LABELS} to leave labels out"
-    )
-
-
-def _hugging_face(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-    """The names of the classes of each ClassLabel column, where the `datasets` library wrote the file."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: tuple(feature.get("names") or ())
-            for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and name in schema.names
-        }
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
 
 
 def read_unit(source: Source, unit: Unit) -> Iterator[list[Row]]:

@@ -1,8 +1,9 @@
 """The preparation of many files as a Ray Data job: sizes by headers, then images, then one data set of all parts."""
 
+import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainer.config import DataConfig
-from trainer.data.files import NO_LABELS, Source, Unit
+from trainer.data.columns import NO_LABELS
+from trainer.data.files import Source, Unit
 from trainer.data.info import DatasetInfo
 from trainer.data.parts import Parts, Work, count_sizes, decode_unit, modal_size
 from trainer.data.store import Store
@@ -45,15 +47,15 @@ def prepare_files(
         InputError: no good image, too many bad ones, labels without classes, or a file that cannot be read.
     """
     size = (data.size, data.size) if data.size else None
-    work = Work(source, store.url, folder, size, data.channels)
+    work = Work(replace(source, units=(), files=()), store.url, folder, size, data.channels)
     done = {f"{folder}/{name}" for name, _ in store.listing(folder)}
     if size is None:
         left = [unit for unit in source.units if work.sizes_name(unit) not in done]
         _run_units(partial(_sizes, work), left, len(source.units), "sizes", say)
-        work = replace(work, size=modal_size(work) or (1, 1))
+        work = replace(work, size=modal_size(work, source.units) or (1, 1))
     left = [unit for unit in source.units if work.images_name(unit) not in done]
     _run_units(partial(_images, work), left, len(source.units), "images", say)
-    parts = Parts(work)
+    parts = Parts(work, source.units)
     _tell_rejected(parts, store, data.source, max_rejected)
     assert work.size is not None, "sizes were counted"
     labels, names = resolve_labels(parts.good, source, data)
@@ -79,7 +81,8 @@ def _images(work: Work, row: dict[str, Any]) -> dict[str, Any]:
 
 def _answer(action: Callable[[Work, Unit], None], work: Work, row: dict[str, Any]) -> dict[str, Any]:
     """A unit's part is written; what comes back is what went wrong with the source's file, if anything."""
-    unit = work.source.units[row["unit"]]
+    values = json.loads(row["unit"])
+    unit = Unit(**{**values, "files": tuple(values["files"])})
     try:
         action(work, unit)
     except (OSError, pa.ArrowException) as error:
@@ -104,7 +107,7 @@ def _run_units(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    items = [{"unit": unit.number} for unit in units]
+    items = [{"unit": json.dumps(asdict(unit))} for unit in units]
     answers = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS)).map(action).iter_rows()
     told = 0
     for done, answer in enumerate(answers, total - len(units) + 1):
@@ -145,7 +148,9 @@ def resolve_labels(good: pa.Table, source: Source, data: DataConfig) -> tuple[ND
     column = good["text" if texts else "label"].combine_chunks()
     missing = column.is_null().to_numpy(zero_copy_only=False)
     names = source.class_names
-    if texts and not missing.all():
+    if missing.all():
+        labels = np.full(len(missing), -1, dtype=np.int64)
+    elif texts:
         names = names or tuple(sorted(filter(None, column.unique().to_pylist())))
         places = {name: at for at, name in enumerate(names)}
         labels = np.array([places.get(text, -1) for text in column.to_pylist()], dtype=np.int64)

@@ -5,7 +5,7 @@ A part says of each row of its unit either the pixels or the reason why there ar
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,10 +37,10 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Work:
-    """What is done to the units of a source, and where the parts go.
+    """What is done to each unit of a source, and where the parts go.
 
     Attributes:
-        source: as it was found.
+        source: as it was found, without its units: there may be many, and this goes to every worker.
         url: of the destination.
         folder: of the parts, in the destination.
         size: wanted width and height; None while it is not known.
@@ -75,10 +75,10 @@ def count_sizes(work: Work, unit: Unit) -> None:
     Store(work.url).write(work.sizes_name(unit), json.dumps(sizes).encode())
 
 
-def modal_size(work: Work) -> Size | None:
+def modal_size(work: Work, units: Sequence[Unit]) -> Size | None:
     """The commonest size of all images, the smaller one of two; None where there is no image."""
     store, sizes = Store(work.url), Counter[str]()
-    for unit in work.source.units:
+    for unit in units:
         sizes.update(json.loads(store.read(work.sizes_name(unit))))
     counted = [(count, *map(int, name.split("x"))) for name, count in sizes.items()]
     if not counted:
@@ -111,10 +111,11 @@ class Parts:
     """The parts of all units, once they are there."""
 
     work: Work
+    units: Sequence[Unit]
 
     def _tables(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         store = Store(self.work.url)
-        for unit in self.work.source.units:
+        for unit in self.units:
             with store.fetched(self.work.images_name(unit)) as path:
                 yield from _batches(path, columns)
 

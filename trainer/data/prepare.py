@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ DECODER_VERSION = 1
 """Rises when the same source would give other pixels."""
 
 PARTS = ".parts"
+OURS = re.compile(r"(train|heldout)-\d{5}\.arrow|rejected\.parquet|\.parts|\.writing-.*")
 BLOCK_ROWS = 4096
 PATIENCE_S = 24 * 3600.0
 
@@ -65,15 +67,11 @@ def prepare_into(
         InputError: anything wrong with the source, or a destination that holds something else.
     """
     found, plan = looked
+    if (done := _done(store, plan)) is not None:
+        return done
     with _held(store):
-        if (done := prepared(store)) is not None:
-            if done.plan != plan:
-                raise InputError(
-                    f"{store.url}: holds {done.source!r} prepared otherwise, or as it was before a change; allowed: a "
-                    "new or an empty folder"
-                )
+        if (done := _done(store, plan)) is not None:
             return done
-        _check_destination(store)
         known = DatasetInfo(
             source=data.source,
             fingerprint="",
@@ -86,22 +84,34 @@ def prepare_into(
             plan=plan,
         )
         if found is None:
-            return _prepare_array(data, store, known)
-        from trainer.data.job import prepare_files
+            info = _prepare_array(data, store, known)
+        else:
+            from trainer.data.job import prepare_files
 
-        folder = f"{PARTS}/{_parts_key(data, found)}"
-        info = prepare_files(data, found, store, folder, known, max_rejected, say)
+            folder = f"{PARTS}/{_parts_key(data, found)}"
+            info = prepare_files(data, found, store, folder, known, max_rejected, say)
         store.remove_folder(PARTS)
         return info
 
 
-def prepared(store: Store) -> DatasetInfo | None:
-    """What is prepared there, if anything is.
+def _done(store: Store, plan: str) -> DatasetInfo | None:
+    """What is prepared there by this plan already; None where there is nothing but parts.
 
     Raises:
-        InputError: it is of another format version.
+        InputError: something else is there.
     """
-    return None if store.size(FILE) is None else parse(store.read(FILE), store.url)
+    if store.size(FILE) is None:
+        strange = [name for name in store.names() if not OURS.fullmatch(name)]
+        if strange:
+            raise InputError(f"{store.url}: holds {strange[0]}; allowed: a new or an empty folder")
+        return None
+    info = parse(store.read(FILE), store.url)
+    if info.plan != plan:
+        raise InputError(
+            f"{store.url}: holds {info.source!r} prepared otherwise, or as it was before a change; allowed: a new or "
+            "an empty folder"
+        )
+    return info
 
 
 def _prepare_array(data: DataConfig, store: Store, known: DatasetInfo) -> DatasetInfo:
@@ -131,21 +141,13 @@ def _held(store: Store) -> Iterator[None]:
     if not store.local:
         yield
         return
-    root = Path(store.root)
+    parts = Path(store.path(PARTS))
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        (root.parent / f".{root.name}.lock").touch()
+        parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{store.url}: {error.strerror}; allowed: a folder to write to") from None
-    with hold(root.parent / f".{root.name}.lock", f"{store.url}: another process is preparing it", PATIENCE_S):
+    with hold(parts / "lock", f"{store.url}: another process is preparing it", PATIENCE_S):
         yield
-
-
-def _check_destination(store: Store) -> None:
-    ours = ("train-", "heldout-", "rejected.parquet", ".parts", ".writing-")
-    strange = sorted(name for name, _ in store.listing(recursive=False) if not name.startswith(ours))
-    if strange:
-        raise InputError(f"{store.url}: holds {strange[0]}; allowed: a new or an empty folder")
 
 
 def _digest(values: object) -> str:

@@ -73,16 +73,21 @@ class Store:
         with self.files.open_input_file(self.path(name)) as file:
             return file.read()
 
-    def listing(self, name: str = "", recursive: bool = True) -> list[tuple[str, fs.FileInfo]]:
+    def listing(self, name: str = "") -> list[tuple[str, fs.FileInfo]]:
         """Files below a folder by their path from there, in the order of that path's parts."""
         top = self.path(name)
-        chosen = fs.FileSelector(top, allow_not_found=True, recursive=recursive)
+        chosen = fs.FileSelector(top, allow_not_found=True, recursive=True)
         found = [
             (str(PurePosixPath(info.path).relative_to(top)), info)
             for info in self.files.get_file_info(chosen)
             if info.type == fs.FileType.File
         ]
         return sorted(found, key=lambda pair: PurePosixPath(pair[0]).parts)
+
+    def names(self) -> list[str]:
+        """Everything directly in the folder, in order."""
+        chosen = fs.FileSelector(self.root, allow_not_found=True)
+        return sorted(info.base_name for info in self.files.get_file_info(chosen))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:

@@ -85,7 +85,7 @@ def write_dataset(
         shards[split] = writing.split(split, _members(blocks(), members), own)
         counts[split] = tuple(int(n) for n in np.bincount(own, minlength=known.classes)) if known.classes else ()
     kept = {shard.name for split in SPLITS for shard in shards[split]}
-    for name, _ in store.listing(recursive=False):
+    for name in store.names():
         if name.endswith(".arrow") and name not in kept:
             store.remove(name)
     mean, std = writing.statistics()
