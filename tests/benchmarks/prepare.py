@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks.prepare`: what preparing images costs, by rows and by CPUs.
 
-Makes Parquet files of 28 x 28 grey PNGs in row groups of 1000, and prepares them with each number of CPUs, in processes
-and Ray sessions of their own, in turns. Seconds are those of the preparation alone, without Ray's start; the peak is
-the driver's resident memory. Results go to docs/benchmarks.md by hand, with machine and date.
+Makes Parquet files of grey PNGs, 28 x 28 or `--side`, in row groups of 1000, and prepares them with each number of CPUs,
+in processes and Ray sessions of their own, in turns. Seconds are those of the preparation alone, without Ray's start;
+the peak is the driver's resident memory. Results go to docs/benchmarks.md by hand, with machine and date.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from trainer.config import DataConfig
 ROWS_PER_GROUP = 1000
 
 
-def make(path: Path, rows: int) -> None:
+def make(path: Path, rows: int, side: int = 28) -> None:
     """A Parquet file of blurred noise, ten classes."""
     random = np.random.default_rng(0)
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -39,7 +39,7 @@ def make(path: Path, rows: int) -> None:
             files = []
             for levels in small:
                 file = BytesIO()
-                Image.fromarray(levels).resize((28, 28)).save(file, "PNG")
+                Image.fromarray(levels).resize((side, side)).save(file, "PNG")
                 files.append({"bytes": file.getvalue(), "path": None})
             labels = np.arange(first, first + count) % 10
             writer.write_table(pa.table([pa.array(files, kind), pa.array(labels)], schema=schema))
@@ -66,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.prepare", description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[25_000, 50_000, 100_000])
     parser.add_argument("--cpus", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--side", type=int, default=28)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", nargs=3, metavar=("SOURCE", "DEST", "CPUS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -76,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         print("| rows | CPUs | seconds | rows/s | driver's peak MiB | fingerprint |\n|---|---|---|---|---|---|")
         for rows in options.rows:
-            make(Path(folder) / f"{rows}.parquet", rows)
+            make(Path(folder) / f"{rows}.parquet", rows, options.side)
         found: dict[tuple[int, int], list[dict]] = {}
         for repeat in range(options.repeats):
             for rows in options.rows:

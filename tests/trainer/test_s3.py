@@ -56,6 +56,7 @@ def bucket(tmp_path_factory):
         "server",
         "-s3",
         "-s3.port.iceberg=0",
+        "-s3.autoCreateBucket=false",
         f"-s3.config={folder / 's3.json'}",
     ]
     with (folder / "log").open("wb") as log:
@@ -184,6 +185,19 @@ def test_a_server_that_does_not_answer_is_bad_input(monkeypatch):
     with pytest.raises(InputError, match=r"data\.source = 's3://images/x': ") as caught:
         check_source(DataConfig(source="s3://images/x"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_that_is_not_there_is_a_bad_destination(bucket, capsys):
+    assert main(["prepare", "digits", "s3://nowhere/prepared"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: s3://nowhere/prepared: ")
+    assert errors.count("\n") == 1
+
+
+def test_an_array_is_prepared_on_s3(bucket, node, tmp_path):
+    assert main(["prepare", "digits", f"{bucket}/digits"]) == 0
+    there = prepare(DataConfig(source=f"{bucket}/digits"), tmp_path)
+    assert np.array_equal(there.images("train")[:], prepare(DataConfig(), tmp_path).images("train")[:])
 
 
 def test_an_endpoint_that_is_no_url_is_bad_input(monkeypatch):

@@ -103,8 +103,8 @@ def _prepare(options: argparse.Namespace) -> int:
 
     try:
         info = prepare_into(data, dest, look(data), options.max_rejected, lambda line: print(line, flush=True))
-    except RunFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
+    except (RunFailed, OSError) as error:
+        print(f"failed: {' '.join(str(error).split())}; the same command goes on", file=sys.stderr)
         return 1
     print("\n".join(described(info, dest.url)))
     return 0

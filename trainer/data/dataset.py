@@ -14,7 +14,6 @@ from trainer.config import DataConfig
 from trainer.data.cache import cached
 from trainer.data.info import FILE, DatasetInfo, parse
 from trainer.data.pixels import Pixels, map_shard, shard_pixels
-from trainer.data.prepare import look, prepare_into
 from trainer.data.sources import check_source, prepared_info
 from trainer.data.store import Store, is_s3
 from trainer.settings import InputError
@@ -69,6 +68,8 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
     check_source(data)
     info = prepared_info(data.source)
     if info is None:
+        from trainer.data.prepare import look, prepare_into  # workers open data sets, and are started often
+
         looked = look(data)
         folder = storage / "datasets" / looked[1][:16]
         info = prepare_into(data, Store(str(folder)), looked)

@@ -23,7 +23,8 @@ from trainer.data.writer import heldout_rows, write_dataset
 from trainer.settings import InputError
 
 REJECTED = "rejected.parquet"
-MAX_BLOCKS = 1024
+TASKS_PER_CPU = 8
+"""Enough for an even share, and few enough that Ray Data's own work for each does not show."""
 LINES = 10
 
 Say = Callable[[str], None]
@@ -51,10 +52,10 @@ def prepare_files(
     done = {f"{folder}/{name}" for name, _ in store.listing(folder)}
     if size is None:
         left = [unit for unit in source.units if work.sizes_name(unit) not in done]
-        _run_units(partial(_sizes, work), left, len(source.units), "sizes", say)
+        _run_units(partial(_answer, count_sizes, work), left, len(source.units), "sizes", say)
         work = replace(work, size=modal_size(work, source.units) or (1, 1))
     left = [unit for unit in source.units if work.images_name(unit) not in done]
-    _run_units(partial(_images, work), left, len(source.units), "images", say)
+    _run_units(partial(_answer, decode_unit, work), left, len(source.units), "images", say)
     parts = Parts(work, source.units)
     _tell_rejected(parts, store, data.source, max_rejected)
     assert work.size is not None, "sizes were counted"
@@ -69,14 +70,6 @@ def prepare_files(
         rejected=len(parts.rejected),
     )
     return write_dataset(store, parts.blocks, labels, heldout, known)
-
-
-def _sizes(work: Work, row: dict[str, Any]) -> dict[str, Any]:
-    return _answer(count_sizes, work, row)
-
-
-def _images(work: Work, row: dict[str, Any]) -> dict[str, Any]:
-    return _answer(decode_unit, work, row)
 
 
 def _answer(action: Callable[[Work, Unit], None], work: Work, row: dict[str, Any]) -> dict[str, Any]:
@@ -107,8 +100,9 @@ def _run_units(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    tasks = max(1, int(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
     items = [{"unit": json.dumps(asdict(unit))} for unit in units]
-    answers = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS)).map(action).iter_rows()
+    answers = ray.data.from_items(items, override_num_blocks=min(len(items), tasks)).map(action).iter_rows()
     told = 0
     for done, answer in enumerate(answers, total - len(units) + 1):
         if answer["problem"]:
@@ -129,7 +123,8 @@ def _tell_rejected(parts: Parts, store: Store, source: str, max_rejected: float)
     if len(rejected) > max_rejected * total:
         raise InputError(
             f"--max-rejected = {max_rejected:g}: {len(rejected)} of {total} images are rejected, the first "
-            f"{_first(rejected)}; allowed: to mend them ({store.url}/{REJECTED}), or a larger fraction"
+            f"{_first(rejected)}; allowed: to mend them ({store.url}/{REJECTED}), or `python -m "
+            "trainer.data prepare` with a larger fraction"
         )
 
 

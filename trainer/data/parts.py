@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import ipc
 
@@ -27,10 +26,11 @@ SCHEMA = pa.schema(
         "id": pa.string(),
         "path": pa.string(),
         "row": pa.int64(),
-        "image": pa.large_binary(),  # of its own channels; null where rejected
         "label": pa.int64(),
         "text": pa.string(),
         "reason": pa.string(),
+        "channels": pa.int64(),  # of the image itself; null where rejected, as the image is
+        "image": pa.large_binary(),
     }
 )
 
@@ -101,7 +101,8 @@ def _decoded(row: Row, size: Size, channels: Channels, labels: str | None) -> di
     if row.label is not None:
         made |= {"text": row.label} if labels == "text" else {"label": row.label}
     try:
-        return made | {"image": decode(row.data, size, channels).tobytes()}
+        pixels = decode(row.data, size, channels)
+        return made | {"channels": pixels.shape[-1], "image": pixels.tobytes()}
     except Rejected as error:
         return made | {"reason": str(error)}
 
@@ -113,21 +114,18 @@ class Parts:
     work: Work
     units: Sequence[Unit]
 
-    def _tables(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         store = Store(self.work.url)
         for unit in self.units:
             with store.fetched(self.work.images_name(unit)) as path:
-                yield from _batches(path, columns)
+                yield from _read(path, columns)
 
     @cached_property
     def facts(self) -> pa.Table:
-        """Everything but the pixels, with the number of bytes that an image has."""
-        parts = [
-            batch.set_column(0, "bytes", pc.call_function("binary_length", [batch.column("image")]))
-            for batch in self._tables(["image", "path", "row", "label", "text", "reason"])
-        ]
-        kept = [SCHEMA.field(name) for name in ("path", "row", "label", "text", "reason")]
-        return pa.Table.from_batches(parts, pa.schema([("bytes", pa.int64()), *kept]))
+        """Everything but the pixels."""
+        columns = [name for name in SCHEMA.names if name != "image"]
+        kept = pa.schema([SCHEMA.field(name) for name in columns])
+        return pa.Table.from_batches(self._batches(columns), kept).combine_chunks()
 
     @cached_property
     def rejected(self) -> pa.Table:
@@ -142,14 +140,12 @@ class Parts:
     @cached_property
     def channels(self) -> int:
         """One where every image is grey, else three."""
-        assert self.work.size is not None, "sizes were counted"
-        width, height = self.work.size
-        return int(self.good["bytes"].to_numpy().max()) // (width * height)
+        return int(self.good["channels"].to_numpy().max())
 
     def blocks(self) -> Iterator[Block]:
         """The images that are used, in order."""
         channels = self.channels
-        for batch in self._tables(["id", "image"]):
+        for batch in self._batches(["id", "image"]):
             used = batch.filter(batch.column("image").is_valid())
             if len(used):
                 yield Block(self._pixels(used.column("image"), channels), used.column("id").to_pylist())
@@ -164,7 +160,9 @@ class Parts:
         return pixels
 
 
-def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(path)) as source, ipc.open_file(source) as file:
+def _read(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns, copied to memory: a map of every part at once may be more maps than a process may have."""
+    wanted = ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name) for name in columns])
+    with pa.OSFile(str(path)) as source, ipc.open_file(source, options=wanted) as file:
         for at in range(file.num_record_batches):
-            yield file.get_batch(at).select(columns)
+            yield file.get_batch(at)

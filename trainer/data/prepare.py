@@ -100,12 +100,16 @@ def _done(store: Store, plan: str) -> DatasetInfo | None:
     Raises:
         InputError: something else is there.
     """
-    if store.size(FILE) is None:
-        strange = [name for name in store.names() if not OURS.fullmatch(name)]
-        if strange:
-            raise InputError(f"{store.url}: holds {strange[0]}; allowed: a new or an empty folder")
+    try:
+        text = None if store.size(FILE) is None else store.read(FILE)
+        strange = [] if text else [name for name in store.names() if not OURS.fullmatch(name)]
+    except OSError as error:
+        raise InputError(f"{store.url}: {' '.join(str(error).split())}; allowed: a folder to write to") from None
+    if strange:
+        raise InputError(f"{store.url}: holds {strange[0]}; allowed: a new or an empty folder")
+    if text is None:
         return None
-    info = parse(store.read(FILE), store.url)
+    info = parse(text, store.url)
     if info.plan != plan:
         raise InputError(
             f"{store.url}: holds {info.source!r} prepared otherwise, or as it was before a change; allowed: a new or "
@@ -138,15 +142,18 @@ def _parts_key(data: DataConfig, found: Source) -> str:
 @contextmanager
 def _held(store: Store) -> Iterator[None]:
     """Keep other processes on this file system from preparing into the same folder."""
+    lock = f"{PARTS}/lock"
+    try:
+        if store.local:
+            Path(store.path(PARTS)).mkdir(parents=True, exist_ok=True)
+        else:
+            store.write(lock, b"")  # to see at once whether it can be
+    except OSError as error:
+        raise InputError(f"{store.url}: {' '.join(str(error).split())}; allowed: a place to write to") from None
     if not store.local:
         yield
         return
-    parts = Path(store.path(PARTS))
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{store.url}: {error.strerror}; allowed: a folder to write to") from None
-    with hold(parts / "lock", f"{store.url}: another process is preparing it", PATIENCE_S):
+    with hold(Path(store.path(lock)), f"{store.url}: another process is preparing it", PATIENCE_S):
         yield
 
 
