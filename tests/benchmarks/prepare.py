@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks.prepare`: what preparing images costs, by rows and by CPUs.
 
-Makes Parquet files of grey PNGs, 28 x 28 or `--side`, in row groups of 1000, and prepares them with each number of CPUs,
-in processes and Ray sessions of their own, in turns. Seconds are those of the preparation alone, without Ray's start;
-the peak is the driver's resident memory. Results go to docs/benchmarks.md by hand, with machine and date.
+Makes Parquet files of grey PNGs, 28 x 28 or `--side`, in row groups of 1000, and prepares them with each number of
+CPUs, in processes and Ray sessions of their own, in turns. Seconds are those of the preparation alone, not of Ray's
+start; the peak is the driver's resident memory. Results go to docs/benchmarks.md by hand, with machine and date.
 """
 
 import argparse
