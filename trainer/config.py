@@ -37,11 +37,19 @@ Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class DataConfig(Config):
-    """Where the images come from and how they are split; the split has its own seed, so runs stay comparable."""
+    """Where the images come from and how they are split; the split has its own seed, so runs stay comparable.
+
+    The others say how a source that is not prepared yet is: `size` null means the commonest, columns are Parquet's and
+    null means found, and `label_column` none leaves labels out.
+    """
 
     source: Annotated[str, Field(min_length=1)] = "digits"
     heldout_fraction: Fraction = 0.2
     split_seed: Seed = 0
+    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    channels: Literal["auto", 1, 3] = "auto"
+    image_column: Annotated[str, Field(min_length=1)] | None = None
+    label_column: Annotated[str, Field(min_length=1)] | None = None
 
 
 class OptimConfig(Config):

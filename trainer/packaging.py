@@ -7,7 +7,7 @@ from torch import Tensor
 from diffusion.package import SCHEDULE_PREFIX, PackageConfig, save_package
 from trainer.checkpoint import Checkpoint, CheckpointError, find_latest
 from trainer.config import RunConfig
-from trainer.data.dataset import DatasetInfo
+from trainer.data.info import DatasetInfo
 from trainer.paths import RunPaths
 from trainer.snapshots import averages
 

@@ -19,7 +19,7 @@ def check(config: RunConfig) -> tuple[RunPaths, State]:
     Raises:
         InputError: data or a guide that is not there, or a run name taken by another method.
     """
-    check_source(config.data.source)
+    check_source(config.data)
     guidance = config.evaluation.guidance
     if isinstance(guidance, Autoguidance) and not (guidance.guide.startswith("/") and Path(guidance.guide).is_dir()):
         raise InputError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import RunConfig
-from trainer.data.dataset import DatasetInfo
+from trainer.data.info import DatasetInfo
 from trainer.paths import RunPaths
 from trainer.provenance import ROOT
 from trainer.tracking import log_evaluation, mlflow_environment

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer import state
 from trainer.config import RunConfig, canonical
-from trainer.data.dataset import DatasetInfo
+from trainer.data.info import DatasetInfo
 from trainer.journal import Journal, Record
 from trainer.paths import RunPaths
 from trainer.provenance import git_commit

@@ -148,7 +148,7 @@ def expand(config: SweepConfig, base: dict[str, Any]) -> list[Trial]:
         InputError: the base or a combination is not valid, or two combinations are the same method.
     """
     checked = validate(base)
-    check_source(checked.data.source)
+    check_source(checked.data)
     if checked.run.name is not None:
         raise InputError(f"run.name = {checked.run.name!r}: trials are named after the sweep; allowed: none in a sweep")
     axes = [grid.values for grid in config.space.values()]

@@ -51,7 +51,7 @@ def main() -> None:
         json.loads((options.run / "run.json").read_text())["config"]["evaluation"], strict=False
     )
     evaluator = BlockEvaluator(options.run / "package", config, data)
-    x_0 = to_model_range(data.images("heldout"))
+    x_0 = to_model_range(data.images("heldout")[:])
     needed: dict[str, float] = {}
     with torch.inference_mode():
         num_steps = evaluator.denoiser.process.num_steps

@@ -35,7 +35,7 @@ from trainer.checkpoint import (
 )
 from trainer.checkpoint_writer import Writer
 from trainer.config import RunConfig
-from trainer.data.dataset import DatasetInfo
+from trainer.data.info import DatasetInfo
 from trainer.packaging import package_latest
 from trainer.paths import RunPaths
 from trainer.zero import MOMENTS

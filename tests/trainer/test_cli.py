@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_dry_run_knows_how_far_a_run_got(run_file, capsys, summary_step, state, 
         ),
         (
             "data.source=/no/such.npy",
-            "error: data.source = '/no/such.npy': no such data; allowed: digits, or the path of a .npy file",
+            "error: data.source = '/no/such.npy': no such data; allowed: digits; the path of a .npy or .parquet file",
         ),
         (
             "evaluation.guidance={kind: autoguidance, guide: tests}",
@@ -188,3 +189,14 @@ def test_a_cluster_that_does_not_answer_is_refused_before_anything_is_written(ru
     assert "RAY_ADDRESS = 127.0.0.1:9: no Ray cluster answers" in bad(capsys, "--config", str(run_file))
     assert not list((tmp_path / "storage").rglob("run.json"))
     assert not (tmp_path / "storage" / "datasets").exists()
+
+
+@pytest.mark.parametrize("name", ["mnist", "emoji"])
+def test_run_files_whose_data_do_not_come_along_say_so(name, capsys, tmp_path, monkeypatch):
+    file = Path(__file__).resolve().parents[2] / "configs" / f"{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALVIEW_STORAGE", str(tmp_path / "storage"))
+    line = bad(capsys, "--config", str(file), "--dry-run")
+    assert line.startswith(f"error: data.source = '../shared/data/{name}")
+    assert ": no such data; allowed: digits; " in line
+    assert main(["--config", str(file), "--dry-run", "--set", "data.source=digits"]) == 0

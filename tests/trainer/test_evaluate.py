@@ -13,9 +13,12 @@ from diffusion.likelihood import Vlb
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, load_package, save_package
 from diffusion.solvers import ImageNoise, autoguided, solve
-from trainer.config import EvaluationConfig
-from trainer.data.dataset import Dataset, DatasetInfo
-from trainer.data.sources import load_source
+from trainer.config import DataConfig, EvaluationConfig
+from trainer.data.arrays import load_array
+from trainer.data.dataset import Dataset
+from trainer.data.info import DatasetInfo
+from trainer.data.store import Store
+from trainer.data.writer import Block, write_dataset
 from trainer.evaluate import classifier, shards
 from trainer.evaluate.classifier import train_extractor
 from trainer.evaluate.frechet import fitted_gaussian, frechet_table, uniform_noise
@@ -51,10 +54,10 @@ def heldout():
 def dataset(tmp_path_factory, heldout):
     folder = tmp_path_factory.mktemp("dataset")
     train = np.random.default_rng(1).integers(0, 256, (50, 4, 4, 1), dtype=np.uint8)
-    for split, images in {"train": train, "heldout": heldout}.items():
-        np.save(folder / f"{split}_images.npy", images)
-        np.save(folder / f"{split}_labels.npy", np.arange(len(images)) % 3)
-    return Dataset(folder, DatasetInfo("test", "0" * 64, SHAPE, 50, 21, 3))
+    block = Block(np.concatenate([train, heldout]), [str(row) for row in range(71)])
+    labels = np.concatenate([np.arange(50) % 3, np.arange(21) % 3])
+    known = DatasetInfo("test", "", SHAPE, 0, 0, 3)
+    return Dataset(folder, write_dataset(Store(str(folder)), lambda: iter([block]), labels, np.arange(71) >= 50, known))
 
 
 @given(st.integers(0, 500), st.integers(1, 50), st.integers(1, 12))
@@ -197,7 +200,7 @@ def test_noise_covers_all_levels_evenly():
 
 @pytest.fixture(scope="module")
 def digits():
-    data = load_source("digits")
+    data = load_array(DataConfig())
     return data.pixels[:400], data.labels[:400]
 
 
@@ -234,7 +237,7 @@ def test_features_are_those_of_the_last_hidden_layer_and_do_not_depend_on_the_re
 
 
 def test_the_table_ranks_the_same_images_real_images_a_gaussian_and_noise(digits, short):
-    data = load_source("digits")
+    data = load_array(DataConfig())
     extractor = train_extractor(*digits, seed=0)
     table = frechet_table(extractor, digits[0], data.pixels[400:800], digits[0][::-1].copy(), seed=0)
     assert table.samples == pytest.approx(0, abs=1e-6)

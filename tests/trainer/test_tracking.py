@@ -10,7 +10,7 @@ import pytest
 
 from trainer import tracking
 from trainer.config import RunConfig, RunSettings
-from trainer.data.dataset import DatasetInfo
+from trainer.data.info import DatasetInfo
 from trainer.journal import Journal
 from trainer.paths import RunPaths
 from trainer.tracking import Tracker, flatten, log_evaluation

@@ -1,1 +1,1 @@
-"""Image data: sources, the prepared folder that workers map, and its fingerprint."""
+"""Image data: sources, their preparation as a Ray Data job, and the prepared format that workers map."""

@@ -1,139 +1,90 @@
-"""A data set as workers see it: uint8 arrays on the run's storage, mapped rather than read, with a fingerprint.
+"""A prepared data set as workers see it: uint8 images that are mapped rather than read.
 
-storage/datasets/<fingerprint>/{train,heldout}_{images,labels}.npy and dataset.json, which is written last.
+A run's sources are prepared once into storage/datasets/<plan>/, or used where they are if they are prepared. Of a data
+set on S3 the run's storage holds `dataset.json` alone, which says where the shards are; each node copies them once.
 """
 
-import hashlib
-import json
-import shutil
-import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config import DataConfig
-from trainer.data.sources import Images, load_source
+from trainer.data.cache import cached
+from trainer.data.info import FILE, DatasetInfo, parse
+from trainer.data.pixels import Pixels, map_shard, shard_pixels
+from trainer.data.sources import check_source, prepared_info
+from trainer.data.store import Store, is_s3
 from trainer.settings import InputError
-
-SPLITS = ("train", "heldout")
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What `dataset.json` says.
-
-    Attributes:
-        source: the configured source.
-        fingerprint: SHA-256 over both splits' images and labels.
-        image_shape: (C, H, W).
-        train: number of training images.
-        heldout: number of held-out images.
-        classes: number of classes, 0 where there are no labels.
-        format_version: of the folder.
-    """
-
-    source: str
-    fingerprint: str
-    image_shape: tuple[int, int, int]
-    train: int
-    heldout: int
-    classes: int
-    format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set."""
+    """A prepared data set.
+
+    Attributes:
+        folder: that every node sees.
+        info: what its `dataset.json` says.
+    """
 
     folder: Path
     info: DatasetInfo
 
-    def images(self, split: str) -> NDArray[np.uint8]:
+    def images(self, split: str) -> Pixels:
         """A split's images, uint8 [N, H, W, C], memory-mapped."""
-        return np.load(self.folder / f"{split}_images.npy", mmap_mode="r")
+        return Pixels([shard_pixels(path, self.info.image_shape) for path in self._paths(split)])
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """A split's labels, int64 [N]; -1 where there are none."""
-        return np.load(self.folder / f"{split}_labels.npy")
+        return np.concatenate([map_shard(path).column("label").to_numpy() for path in self._paths(split)])
+
+    def ids(self, split: str) -> list[str]:
+        """The stable names of a split's images."""
+        return [name for path in self._paths(split) for name in map_shard(path).column("id").to_pylist()]
+
+    def _paths(self, split: str) -> list[Path]:
+        shards = self.info.shards[split]
+        if self.info.location:
+            return cached(self.info.location, shards)
+        return [self.folder / shard.name for shard in shards]
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """A prepared folder."""
-    values = json.loads((folder / "dataset.json").read_text())
-    return Dataset(folder, DatasetInfo(**{**values, "image_shape": tuple(values["image_shape"])}))
-
-
-def prepare(config: DataConfig, storage: Path) -> Dataset:
-    """Load, split and store the configured source, unless its folder is there already.
+    """A prepared folder.
 
     Raises:
-        trainer.settings.InputError: the source is not there or is not images.
+        InputError: it is of another format version.
     """
-    splits = split_images(load_source(config.source), config)
-    fingerprint = _fingerprint(splits)
-    folder = storage / "datasets" / fingerprint[:16]
-    if not (folder / "dataset.json").is_file():
-        _write(folder, config.source, fingerprint, splits)
-    dataset = open_dataset(folder)
-    return replace(dataset, info=replace(dataset.info, source=config.source))
+    return Dataset(folder, parse((folder / FILE).read_bytes(), str(folder)))
 
 
-def split_images(data: Images, config: DataConfig) -> dict[str, Images]:
-    """The seeded split, stratified by label where there are labels; order within a split is the source's.
+def prepare(data: DataConfig, storage: Path) -> Dataset:
+    """The data set of a run: its source as it is prepared, or prepared now.
 
     Raises:
-        InputError: a fraction that leaves a split, or a class of it, empty.
+        InputError: the source is not there, is not images, or is prepared otherwise.
     """
-    from sklearn.model_selection import train_test_split
+    check_source(data)
+    info = prepared_info(data.source)
+    if info is None:
+        from trainer.data.prepare import look, prepare_into  # workers open data sets, and are started often
 
-    stratify = data.labels if data.classes else None
-    try:
-        train, heldout = train_test_split(
-            np.arange(len(data.pixels)),
-            test_size=config.heldout_fraction,
-            random_state=config.split_seed % 2**32,
-            stratify=stratify,
-        )
-    except ValueError as error:
-        raise InputError(
-            f"data.heldout_fraction = {config.heldout_fraction}: {len(data.pixels)} images: {error}"
-        ) from None
-    return {name: data.take(np.sort(rows)) for name, rows in zip(SPLITS, (train, heldout), strict=True)}
-
-
-def _fingerprint(splits: dict[str, Images]) -> str:
-    digest = hashlib.sha256()
-    for name in SPLITS:
-        images = splits[name]
-        digest.update(f"{name} {images.pixels.shape}".encode())
-        digest.update(np.ascontiguousarray(images.pixels).tobytes())
-        digest.update(images.labels.astype("<i8").tobytes())
-    return digest.hexdigest()
+        looked = look(data)
+        folder = storage / "datasets" / looked[1][:16]
+        info = prepare_into(data, Store(str(folder)), looked)
+    elif is_s3(data.source):
+        folder = storage / "datasets" / f"s3-{info.fingerprint[:16]}"
+        info = replace(info, location=Store(data.source).url)
+        Store(str(folder)).write(FILE, info.to_json().encode())
+    else:
+        folder = Path(data.source).absolute()
+        _check_whole(folder, info)
+    return Dataset(folder, replace(info, source=data.source))
 
 
-def _write(folder: Path, source: str, fingerprint: str, splits: dict[str, Images]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    for name, images in splits.items():
-        np.save(made / f"{name}_images.npy", images.pixels)
-        np.save(made / f"{name}_labels.npy", images.labels)
-    height, width, channels = splits["train"].pixels.shape[1:]
-    info = DatasetInfo(
-        source=source,
-        fingerprint=fingerprint,
-        image_shape=(channels, height, width),
-        train=len(splits["train"].pixels),
-        heldout=len(splits["heldout"].pixels),
-        classes=splits["train"].classes,
-    )
-    if folder.is_dir() and not (folder / "dataset.json").is_file():
-        shutil.rmtree(folder)
-    (made / "dataset.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
-    made.chmod(0o755)
-    try:
-        made.rename(folder)
-    except OSError:  # another run has just made the same folder, and its workers may have it mapped
-        shutil.rmtree(made)
+def _check_whole(folder: Path, info: DatasetInfo) -> None:
+    for shard in (shard for shards in info.shards.values() for shard in shards):
+        path = folder / shard.name
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise InputError(f"{path}: not there or not whole; allowed: {shard.bytes} bytes, as {FILE} says")

@@ -1,83 +1,80 @@
-"""Where images come from: scikit-learn's digits, or a .npy file of 8-bit images."""
+"""Which sources there are, and which are refused at once. No pyarrow for those on this machine, no torch, no Ray."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from trainer.config import DataConfig
+from trainer.data.info import FILE, DatasetInfo, check_agrees, check_no_columns, parse
 from trainer.settings import InputError
 
-
-@dataclass(frozen=True)
-class Images:
-    """8-bit images and their labels.
-
-    Attributes:
-        pixels: uint8 [N, H, W, C].
-        labels: int64 [N], -1 where there are none.
-    """
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-    @property
-    def classes(self) -> int:
-        """Number of classes; 0 without labels."""
-        return int(self.labels.max()) + 1
-
-    def take(self, rows: NDArray[np.int64]) -> "Images":
-        """Some of the images, in the order of `rows`."""
-        return Images(self.pixels[rows], self.labels[rows])
+ALLOWED = (
+    "digits; the path of a .npy or .parquet file, of a folder of images or of Parquet files, or of a prepared folder; "
+    "or s3://bucket/prefix of all but .npy"
+)
 
 
-def load_source(source: str) -> Images:
-    """The images that `data.source` names.
+def is_array(source: str) -> bool:
+    """Whether a source is one array that is read in this process: the digits, or a .npy file."""
+    return source == "digits" or source.endswith(".npy")
+
+
+def check_source(data: DataConfig) -> None:
+    """Refuse a source that is not there, or a prepared one that was prepared otherwise, without reading images.
 
     Raises:
-        InputError: no such source or file, or a file that is not 8-bit images.
+        InputError: naming the setting.
     """
-    return _digits() if source == "digits" else _npy(source)
+    source = data.source
+    if not is_there(source):
+        raise InputError(f"data.source = {source!r}: no such data; allowed: {ALLOWED}")
+    if is_array(source):
+        check_no_columns(data, "has none")
+    elif (info := prepared_info(source)) is not None:
+        check_agrees(info, data)
 
 
-def check_source(source: str) -> None:
-    """Refuse a source that is not there, without reading it."""
-    if source != "digits" and not (source.endswith(".npy") and Path(source).is_file()):
-        raise InputError(
-            f"data.source = {source!r}: no such data; allowed: digits, or the path of a .npy file of uint8 images"
-        )
+def is_there(source: str) -> bool:
+    """Whether there is such a source, of a kind that can be read.
+
+    Raises:
+        InputError: S3 does not answer.
+    """
+    if source == "digits":
+        return True
+    if source.startswith("s3://"):
+        return not is_array(source) and _on_s3(source)
+    path = Path(source)
+    return path.is_dir() or (path.suffix in (".npy", ".parquet") and path.is_file())
 
 
-def _digits() -> Images:
-    """1797 handwritten digits, levels 0..16 stored as round(v 255 / 16)."""
-    from sklearn.datasets import load_digits
+def prepared_info(source: str) -> DatasetInfo | None:
+    """What a prepared folder or prefix says of itself; None for any other source.
 
-    levels, labels = load_digits(return_X_y=True)
-    pixels = np.round(np.asarray(levels) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return Images(pixels, np.asarray(labels).astype(np.int64))
+    Raises:
+        InputError: it is of another format version, or S3 does not answer.
+    """
+    if source.startswith("s3://"):
+        from trainer.data.store import Store
+
+        try:
+            store = Store(source)
+            return None if store.size(FILE) is None else parse(store.read(FILE), source)
+        except OSError as error:
+            raise InputError(f"data.source = {source!r}: {_line(error)}") from None
+    file = Path(source) / FILE
+    return parse(file.read_bytes(), source) if file.is_file() else None
 
 
-def _npy(source: str) -> Images:
-    """A uint8 array [N, H, W] or [N, H, W, C], unlabelled."""
-    check_source(source)
+def _on_s3(source: str) -> bool:
+    from pyarrow import fs
+
+    from trainer.data.store import Store
+
     try:
-        pixels = np.load(source, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"data.source = {source!r}: not a readable .npy file: {error}") from error
-    if not isinstance(pixels, np.ndarray):
-        pixels.close()
-        raise InputError(f"data.source = {source!r}: an archive of arrays; allowed: one array, as np.save writes it")
-    if pixels.ndim == 3:
-        pixels = pixels[..., np.newaxis]
-    if (
-        pixels.dtype != np.uint8
-        or pixels.ndim != 4
-        or pixels.shape[-1] not in (1, 3)
-        or len(pixels) < 2
-        or not pixels.size
-    ):
-        raise InputError(
-            f"data.source = {source!r}: {pixels.dtype} {pixels.shape}; "
-            "allowed: uint8 [N, H, W] or [N, H, W, 1 or 3], N >= 2"
-        )
-    return Images(pixels, np.full(len(pixels), -1, dtype=np.int64))
+        store = Store(source)
+        return bool(store.root) and store.files.get_file_info(store.root).type != fs.FileType.NotFound
+    except OSError as error:
+        raise InputError(f"data.source = {source!r}: {_line(error)}") from None
+
+
+def _line(error: OSError) -> str:
+    return " ".join(str(error).split())[:300]

@@ -72,7 +72,7 @@ def vlb_metrics(blocks: dict[range, Vlb], dimensions: int) -> dict[str, float]:
 def _frechet_metrics(
     extractor: Extractor, config: RunConfig, dataset: Dataset, samples: NDArray[np.uint8]
 ) -> dict[str, Any]:
-    train, heldout = dataset.images("train"), dataset.images("heldout")
+    train, heldout = dataset.images("train")[:], dataset.images("heldout")[:]
     table = frechet_table(extractor, train, heldout, samples, config.evaluation.seed)
     return {
         "frechet_classifier": table.samples,

@@ -35,4 +35,4 @@ def extractor(config_json: str, dataset_folder: Path) -> "Extractor":
 
     torch.set_num_threads(1)  # one thread, so that one seed gives one extractor
     dataset = open_dataset(dataset_folder)
-    return train_extractor(dataset.images("train"), dataset.labels("train"), config.evaluation.classifier_seed)
+    return train_extractor(dataset.images("train")[:], dataset.labels("train"), config.evaluation.classifier_seed)

@@ -1,0 +1,162 @@
+"""`python -m trainer.data`: prepare images for training, and show what was prepared."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from trainer.config import DataConfig
+from trainer.data.info import MAX_REJECTED, SPLITS, DatasetInfo
+from trainer.settings import InputError
+
+DESCRIPTION = """\
+Prepare images for training, as a Ray Data job on the cluster of RAY_ADDRESS or on a local one.
+
+SOURCE  a folder of images, where a sub-folder is a class; a Parquet file or a folder of them, in the Hugging Face image
+        layout; either may be s3://bucket/prefix. Or a .npy file of uint8 images [N, H, W] or [N, H, W, C], or `digits`.
+DEST    a folder that every node sees, or s3://bucket/prefix. A run takes it as data.source.
+"""
+EPILOG = """\
+examples:
+  python -m trainer.data prepare photos/ prepared/photos --size 64
+  python -m trainer.data prepare train.parquet prepared/train --label-column none
+  python -m trainer.data prepare s3://bucket/raw s3://bucket/prepared
+  python -m trainer.data show prepared/photos
+  python -m trainer --config configs/digits.yaml --set data.source=prepared/photos
+
+The same command again goes on where it was stopped. Images that cannot be used are in DEST/rejected.parquet, with path,
+row and reason. S3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, as AWS's own tools.
+
+exit codes: 0 done; 2 bad input, such as a source that is not there or has no good image; 1 anything else
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m trainer.data",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = result.add_subparsers(dest="command", required=True, metavar="{prepare,show}")
+    prepare = commands.add_parser(
+        "prepare", help="make a data set of a source", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    prepare.add_argument("source", metavar="SOURCE")
+    prepare.add_argument("dest", metavar="DEST")
+    prepare.add_argument("--size", type=int, metavar="N", help="make all N x N; default: the commonest size")
+    prepare.add_argument(
+        "--channels", default="auto", choices=["auto", "1", "3"], help="auto: 1 where every image is grey, else 3"
+    )
+    prepare.add_argument(
+        "--max-rejected", type=float, default=MAX_REJECTED, metavar="FRACTION",
+        help="fail if more of the images cannot be used; default: %(default)s",
+    )  # fmt: skip
+    prepare.add_argument("--image-column", metavar="NAME", help="of Parquet; default: the only one with images")
+    prepare.add_argument("--label-column", metavar="NAME", help="of Parquet; none: no labels; default: found")
+    defaults = DataConfig()
+    prepare.add_argument(
+        "--heldout-fraction", type=float, default=defaults.heldout_fraction, metavar="FRACTION",
+        help="of the images are held out, and as many of each class; default: %(default)s",
+    )  # fmt: skip
+    prepare.add_argument(
+        "--split-seed", type=int, default=defaults.split_seed, metavar="N", help="default: %(default)s"
+    )
+    show = commands.add_parser("show", help="what a prepared data set holds")
+    show.add_argument("source", metavar="DATASET", help="a prepared folder, or s3://bucket/prefix")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = {"prepare": _prepare, "show": _show}[options.command]
+    try:
+        return command(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the finished parts", file=sys.stderr)
+        return 1
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    if not 0 <= options.max_rejected <= 1:
+        raise InputError(f"--max-rejected = {options.max_rejected}: allowed: 0 to 1")
+    data = _settings(options)
+    from trainer.data.sources import check_source, prepared_info
+
+    check_source(data)
+    if prepared_info(data.source) is not None:
+        raise InputError(f"SOURCE = {data.source!r}: is prepared already; allowed: what it was prepared from")
+    from trainer.data.prepare import look, prepare_into
+    from trainer.data.store import Store
+
+    source, dest = Store(data.source), Store(options.dest)
+    if data.source != "digits" and f"{dest.url}/".startswith(f"{source.url}/"):
+        raise InputError(f"DEST = {options.dest!r}: lies in SOURCE; allowed: another place")
+    from trainer.driver import RunFailed
+
+    try:
+        info = prepare_into(data, dest, look(data), options.max_rejected, lambda line: print(line, flush=True))
+    except (RunFailed, OSError) as error:
+        print(f"failed: {' '.join(str(error).split())}; the same command goes on", file=sys.stderr)
+        return 1
+    print("\n".join(described(info, dest.url)))
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> DataConfig:
+    names = ("source", "size", "image_column", "label_column", "heldout_fraction", "split_seed")
+    values = {name: getattr(options, name) for name in names}
+    channels = options.channels if options.channels == "auto" else int(options.channels)
+    try:
+        return DataConfig.model_validate(values | {"channels": channels})
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        option = "--" + str(problem["loc"][0]).replace("_", "-")
+        raise InputError(f"{option} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}") from None
+
+
+def _show(options: argparse.Namespace) -> int:
+    from trainer.data.sources import is_there, prepared_info
+
+    info = prepared_info(options.source) if is_there(options.source) else None
+    if info is None:
+        raise InputError(f"{options.source}: no prepared data set; allowed: a folder that `prepare` wrote")
+    print("\n".join(described(info, options.source)))
+    return 0
+
+
+def described(info: DatasetInfo, where: str) -> list[str]:
+    """A data set for people: counts, statistics, and a table of classes."""
+    channels, height, width = info.image_shape
+    files = sum(len(shards) for shards in info.shards.values())
+    size = sum(shard.bytes for shards in info.shards.values() for shard in shards) / 2**20
+    lines = [
+        f"{where}: {info.train} images to train on, {info.heldout} held out, {info.rejected} rejected",
+        f"  {width} x {height}, {channels} channel{'s' if channels > 1 else ''}, of {info.source}",
+        f"  mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)} of 0..255",
+        f"  {files} shards, {size:.1f} MiB; fingerprint {info.fingerprint}",
+    ]
+    if info.classes:
+        names = info.class_names or tuple(map(str, range(info.classes)))
+        width = max(len("class"), *map(len, names))
+        lines.append(f"  {'class'.ljust(width)}  {'  '.join(f'{split:>8}' for split in SPLITS)}")
+        lines += [
+            f"  {name.ljust(width)}  {'  '.join(f'{info.class_counts[split][at]:8d}' for split in SPLITS)}"
+            for at, name in enumerate(names)
+        ]
+    return lines
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The images of a split as one array of several memory-mapped shards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import ipc
+
+
+class Pixels:
+    """uint8 [N, H, W, C], read where it is indexed: by a slice, or by an array of row numbers.
+
+    Attributes:
+        shape: (N, H, W, C).
+    """
+
+    def __init__(self, shards: Sequence[NDArray[np.uint8]]) -> None:
+        """Name the shards' arrays, uint8 [n, H, W, C] each, in order."""
+        self._shards = shards
+        self._firsts = np.cumsum([0, *(len(shard) for shard in shards)])
+        self.shape = (int(self._firsts[-1]), *shards[0].shape[1:])
+
+    def __len__(self) -> int:
+        """N."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Some rows, in their order; a slice within one shard is not copied."""
+        if isinstance(rows, slice):
+            first, last, stride = rows.indices(len(self))
+            shard = int(np.searchsorted(self._firsts, first, side="right")) - 1
+            if stride == 1 and first < last <= self._firsts[shard + 1]:
+                return self._shards[shard][first - self._firsts[shard] : last - self._firsts[shard]]
+            rows = np.arange(first, last, stride)
+        rows = np.asarray(rows)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()}; allowed: 0 to {len(self) - 1}")
+        result = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        homes = np.searchsorted(self._firsts, rows, side="right") - 1
+        for home in np.unique(homes):
+            here = homes == home
+            result[here] = self._shards[home][rows[here] - self._firsts[home]]
+        return result
+
+
+def map_shard(path: Path) -> pa.RecordBatch:
+    """A shard's columns, memory-mapped."""
+    return ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+
+
+def shard_pixels(path: Path, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """A shard's images, memory-mapped, uint8 [n, H, W, C]; image_shape is (C, H, W)."""
+    column = map_shard(path).column("image")
+    channels, height, width = image_shape
+    count = len(column) * channels * height * width  # the buffer may be longer, for alignment
+    return np.frombuffer(column.buffers()[1], np.uint8, count).reshape(-1, height, width, channels)

@@ -1,0 +1,143 @@
+"""Where data lie: a local folder or an S3 prefix, by one interface. Files appear whole or not at all.
+
+S3 is reached with AWS's usual environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_REGION.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from trainer.settings import InputError
+
+COPY_BYTES = 8 * 2**20
+
+
+def is_s3(url: str) -> bool:
+    """Whether a source or a destination is on S3."""
+    return url.startswith("s3://")
+
+
+def s3() -> fs.S3FileSystem:
+    """The S3 that the environment names.
+
+    Raises:
+        InputError: AWS_ENDPOINT_URL is no URL.
+    """
+    settings: dict[str, Any] = {}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if endpoint:
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise InputError(f"AWS_ENDPOINT_URL = {endpoint!r}: allowed: http(s)://host[:port]")
+        settings = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+        region = region or "us-east-1"
+    return fs.S3FileSystem(region=region, connect_timeout=10, request_timeout=60, **settings)
+
+
+class Store:
+    """Files below one folder or prefix.
+
+    Attributes:
+        url: of the folder or prefix.
+        local: whether it is a folder here.
+        root: its path in the file system.
+        files: the file system.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Name the place; nothing is looked up or made."""
+        self.local = not is_s3(url)
+        self.root = str(Path(url).absolute()) if self.local else url.removeprefix("s3://").strip("/")
+        self.url = self.root if self.local else f"s3://{self.root}"
+        self.files: fs.FileSystem = fs.LocalFileSystem() if self.local else s3()
+
+    def path(self, name: str) -> str:
+        """A file's path in the file system; "" is the root itself."""
+        return str(PurePosixPath(self.root, name)) if name else self.root
+
+    def size(self, name: str) -> int | None:
+        """A file's size in bytes; None where there is no such file."""
+        found = self.files.get_file_info(self.path(name))
+        return found.size if found.type == fs.FileType.File else None
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        with self.files.open_input_file(self.path(name)) as file:
+            return file.read()
+
+    def listing(self, name: str = "") -> list[tuple[str, fs.FileInfo]]:
+        """Files below a folder by their path from there, in the order of that path's parts."""
+        top = self.path(name)
+        chosen = fs.FileSelector(top, allow_not_found=True, recursive=True)
+        found = [
+            (str(PurePosixPath(info.path).relative_to(top)), info)
+            for info in self.files.get_file_info(chosen)
+            if info.type == fs.FileType.File
+        ]
+        return sorted(found, key=lambda pair: PurePosixPath(pair[0]).parts)
+
+    def names(self) -> list[str]:
+        """Everything directly in the folder, in order."""
+        chosen = fs.FileSelector(self.root, allow_not_found=True)
+        return sorted(info.base_name for info in self.files.get_file_info(chosen))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local path to write to; once written, the file appears under its name, whole."""
+        target = Path(self.path(name))
+        if self.local:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        folder = target.parent if self.local else None
+        descriptor, made = tempfile.mkstemp(prefix=".writing-", dir=folder)
+        os.close(descriptor)
+        try:
+            yield Path(made)
+            if self.local:
+                Path(made).chmod(0o644)
+                Path(made).replace(target)
+            else:
+                with Path(made).open("rb") as file, self.files.open_output_stream(self.path(name)) as out:
+                    shutil.copyfileobj(file, out, COPY_BYTES)
+        finally:
+            Path(made).unlink(missing_ok=True)
+
+    def write(self, name: str, content: bytes) -> None:
+        """A whole small file."""
+        with self.writing(name) as path:
+            path.write_bytes(content)
+
+    @contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        """A local path to read a file from: the file itself, or a copy for as long as the context lasts."""
+        if self.local:
+            yield Path(self.path(name))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "copy"
+            self.download(name, copy)
+            yield copy
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file to a local path."""
+        with self.files.open_input_stream(self.path(name)) as file, target.open("wb") as out:
+            shutil.copyfileobj(file, out, COPY_BYTES)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        self.files.delete_file(self.path(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder with all in it, if it is there."""
+        if self.local:
+            shutil.rmtree(self.path(name), ignore_errors=True)
+            return
+        for below, _ in self.listing(name):
+            self.remove(f"{name}/{below}")

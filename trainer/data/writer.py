@@ -1,0 +1,190 @@
+"""Writes a prepared data set: shards of a fixed number of rows, then `dataset.json`.
+
+Images come as blocks in the order of the source. They are gone through once for each split, so that no more than a
+shard is in memory, and bytes depend on nothing but the rows.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import ipc
+
+from trainer.config import DataConfig
+from trainer.data.cache import file_sha256
+from trainer.data.info import FILE, SPLITS, DatasetInfo, Shard
+from trainer.data.store import Store
+from trainer.settings import InputError
+
+SHARD_BYTES = 64 * 2**20
+SHARD_ROWS = 65536
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some images in a row.
+
+    Attributes:
+        pixels: uint8 [n, H, W, C].
+        ids: their stable names.
+    """
+
+    pixels: NDArray[np.uint8]
+    ids: list[str]
+
+
+Blocks = Callable[[], Iterator[Block]]
+
+
+def heldout_rows(labels: NDArray[np.int64], data: DataConfig) -> NDArray[np.bool_]:
+    """The seeded split, stratified by label where there are labels: which rows are held out, bool [N].
+
+    Raises:
+        InputError: a fraction that leaves a split, or a class of it, empty.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        _, heldout = train_test_split(
+            np.arange(len(labels)),
+            test_size=data.heldout_fraction,
+            random_state=data.split_seed % 2**32,
+            stratify=labels if labels.max(initial=-1) >= 0 else None,
+        )
+    except ValueError as error:
+        raise InputError(f"data.heldout_fraction = {data.heldout_fraction}: {len(labels)} images: {error}") from None
+    mask = np.zeros(len(labels), dtype=bool)
+    mask[heldout] = True
+    return mask
+
+
+def rows_per_shard(image_shape: tuple[int, int, int]) -> int:
+    """As many rows as make about 64 MiB."""
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(image_shape))))
+
+
+def write_dataset(
+    store: Store, blocks: Blocks, labels: NDArray[np.int64], heldout: NDArray[np.bool_], known: DatasetInfo
+) -> DatasetInfo:
+    """Write all shards and, last, `dataset.json`.
+
+    Args:
+        store: where to; its other shards are removed.
+        blocks: gives all N images in order, each time it is called.
+        labels: int64 [N], -1 where there are none.
+        heldout: which rows are held out, bool [N].
+        known: all that is known beforehand; counts, statistics, shards and the fingerprint are filled in.
+    """
+    writing = _Writing(store, known.image_shape)
+    shards, counts = {}, {}
+    for split, members in zip(SPLITS, (~heldout, heldout), strict=True):
+        own = labels[members]
+        shards[split] = writing.split(split, _members(blocks(), members), own)
+        counts[split] = tuple(int(n) for n in np.bincount(own, minlength=known.classes)) if known.classes else ()
+    kept = {shard.name for split in SPLITS for shard in shards[split]}
+    for name in store.names():
+        if name.endswith(".arrow") and name not in kept:
+            store.remove(name)
+    mean, std = writing.statistics()
+    info = replace(
+        known,
+        fingerprint=writing.digest.hexdigest(),
+        train=int((~heldout).sum()),
+        heldout=int(heldout.sum()),
+        class_counts=counts,
+        mean=mean,
+        std=std,
+        schema={name: str(kind) for name, kind in zip(*_columns(known.image_shape), strict=True)},
+        shards=shards,
+    )
+    store.write(FILE, info.to_json().encode())
+    return info
+
+
+def _members(blocks: Iterator[Block], members: NDArray[np.bool_]) -> Iterator[Block]:
+    """Of each block, the rows that are in the split."""
+    first = 0
+    for block in blocks:
+        here = members[first : first + len(block.ids)]
+        first += len(block.ids)
+        if here.any():
+            yield Block(block.pixels[here], [block.ids[row] for row in np.flatnonzero(here)])
+    assert first == len(members), "every image has a label"
+
+
+def _columns(image_shape: tuple[int, int, int]) -> tuple[list[str], list[pa.DataType]]:
+    return ["image", "label", "id"], [pa.binary(int(np.prod(image_shape))), pa.int64(), pa.string()]
+
+
+class _Writing:
+    """The shards of one data set while they are written.
+
+    Attributes:
+        digest: of what was written so far, each split's images and then its labels.
+    """
+
+    def __init__(self, store: Store, image_shape: tuple[int, int, int]) -> None:
+        self.digest = hashlib.sha256()
+        self._store, self._shape = store, image_shape
+        self._levels = np.zeros((image_shape[0], 256), dtype=np.int64)
+
+    def split(self, split: str, blocks: Iterator[Block], labels: NDArray[np.int64]) -> tuple[Shard, ...]:
+        """Write one split; labels are those of all its images."""
+        channels, height, width = self._shape
+        self.digest.update(f"{split} {(len(labels), height, width, channels)}".encode())
+        shards: list[Shard] = []
+        first = 0
+        for block in _regrouped(blocks, rows_per_shard(self._shape)):
+            if split == "train":
+                self._count(block.pixels)
+            self.digest.update(block.pixels.data)
+            name = f"{split}-{len(shards):05d}.arrow"
+            shards.append(self._shard(name, block, labels[first : first + len(block.ids)]))
+            first += len(block.ids)
+        self.digest.update(labels.astype("<i8").tobytes())
+        return tuple(shards)
+
+    def _count(self, pixels: NDArray[np.uint8]) -> None:
+        for channel, levels in enumerate(self._levels):
+            for part in np.array_split(pixels[..., channel], len(pixels) // 1024 + 1):
+                levels += np.bincount(part.ravel(), minlength=256)
+
+    def _shard(self, name: str, block: Block, labels: NDArray[np.int64]) -> Shard:
+        names, kinds = _columns(self._shape)
+        images = pa.FixedSizeBinaryArray.from_buffers(kinds[0], len(labels), [None, pa.py_buffer(block.pixels)])
+        batch = pa.record_batch([images, pa.array(labels, kinds[1]), pa.array(block.ids, kinds[2])], names=names)
+        with self._store.writing(name) as path:
+            with ipc.new_file(str(path), batch.schema) as file:
+                file.write_batch(batch)
+            return Shard(name, len(labels), path.stat().st_size, file_sha256(path))
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation by channel, exact whatever the order of the images."""
+        values, count = np.arange(256), self._levels.sum(1)
+        mean = self._levels @ values / count
+        variance = self._levels @ values**2 / count - mean**2
+        return tuple(mean.tolist()), tuple(np.sqrt(variance.clip(0)).tolist())
+
+
+def _regrouped(blocks: Iterator[Block], rows: int) -> Iterator[Block]:
+    """The same images in blocks of `rows`, the last one shorter."""
+    waiting: list[Block] = []
+    count = 0
+    for block in blocks:
+        waiting.append(block)
+        count += len(block.ids)
+        if count >= rows:
+            whole, rest = _joined(waiting), count % rows
+            for first in range(0, count - rest, rows):
+                yield Block(whole.pixels[first : first + rows], whole.ids[first : first + rows])
+            waiting, count = [Block(whole.pixels[count - rest :].copy(), whole.ids[count - rest :])], rest
+    if count:
+        yield _joined(waiting)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    pixels = np.concatenate([block.pixels for block in blocks])
+    return Block(pixels, [name for block in blocks for name in block.ids])
