@@ -184,8 +184,7 @@ def test_the_runs_own_package_is_that_of_the_command(packageable, tmp_path):
 
 def test_a_newest_checkpoint_that_was_altered_is_passed_over_and_named(packageable, capsys):
     paths, weights = packageable
-    tracks: dict[str, dict[str, torch.Tensor]] = dict.fromkeys(EMA_KINDS, weights)
-    altered = write(paths.checkpoints, 14, {"param": weights, **tracks})
+    altered = write(paths.checkpoints, 14, {"param": weights, "ema_0": weights, "ema_1": weights})
     (altered / "rank-00000.safetensors").write_bytes(b"")
     assert main([str(paths.root)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
