@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SHOWN = (0.05, 0.06, 0.075, 0.1, 0.125, 0.15)
 WORST = 0.05
-"""The largest error of a package: beyond, its width is another than it says. From 8 snapshots on there is none."""
+"""The largest error of a package: beyond, its width is another than it says. With the default tracks 8 snapshots do."""
 EXAMPLES = """\
 examples:
   python -m trainer.ema ~/dualview/digits/digits-13b6668d
