@@ -146,7 +146,7 @@ def make(config: RunConfig, found: "Averages", widths: list[float], out: Path) -
 
     for width in widths:
         check_width(config.ema, found, width)
-    folders = [out] if len(widths) == 1 else [out / f"sigma-{width:g}" for width in widths]
+    folders = [out] if len(widths) == 1 else [out / f"sigma-{width}" for width in widths]
     make_empty(out)
     for width, folder in zip(widths, folders, strict=True):
         digest = write_package(folder, config, found.sources[-1].image_shape, found.tensors(width))
