@@ -1,12 +1,13 @@
 """`python -m trainer.ema`: the EMA of another width, after training.
 
-    RUN's snapshots of two tracks -> weights (diffusion/ema.py) -> a model package
+    RUN's snapshots of two tracks -> weights (diffusion/ema.py) -> a model package for each width
 
 Imports of torch wait until work begins, so that --help answers at once.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     from trainer.snapshots import Averages
 
 SHOWN = (0.05, 0.06, 0.075, 0.1, 0.125, 0.15)
+WORST = 0.05
+"""The largest error of a package: beyond, its width is another than it says. With the default tracks 8 snapshots do."""
 EXAMPLES = """\
 examples:
   python -m trainer.ema ~/dualview/digits/digits-13b6668d
   python -m trainer.ema ~/dualview/digits/digits-13b6668d --sigma-rel 0.075 --out narrow
+  python -m trainer.ema ~/dualview/digits/digits-13b6668d --sigma-rel 0.06 --sigma-rel 0.15 --out widths
   python -m sampler generate narrow -n 64 --out grid.png
 
 RUN is a run's folder; --dry-run of the trainer shows it. sigma_rel is the width of the average relative to the training
@@ -41,9 +45,17 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
-    result.add_argument("--sigma-rel", type=float, metavar="WIDTH", help="such as 0.075; without it: a table")
+    result.add_argument(
+        "--sigma-rel",
+        type=float,
+        metavar="WIDTH",
+        action="append",
+        help="such as 0.075; repeat for more, in FOLDER/sigma-WIDTH each; without it: a table",
+    )
     result.add_argument("--step", type=int, help="of a checkpoint or a snapshot; default: the newest checkpoint")
-    result.add_argument("--out", type=Path, metavar="FOLDER", help="for the package; goes with --sigma-rel")
+    result.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="new or empty, for the package; goes with --sigma-rel"
+    )
     return result
 
 
@@ -56,11 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
         config, paths = read_run(options.run)
         found = find(config, paths, options.step)
         for reason in found.refused:
-            print(f"warning: snapshot left out: {reason}")
+            print(f"warning: left out: {reason}")
         if options.sigma_rel is None:
             show(found)
         else:
-            make(config, found, options.sigma_rel, options.out)
+            make(config, found, list(dict.fromkeys(options.sigma_rel)), options.out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -91,10 +103,12 @@ def find(config: RunConfig, paths: RunPaths, step: int | None) -> "Averages":
     from trainer.snapshots import averages
 
     if step is None:
-        latest = find_latest(paths.checkpoints).folder
-        if latest is None:
-            raise InputError(f"RUN = {paths.root}: no good checkpoint; allowed: a run that has one")
-        return averages(paths.ema, config.ema, Checkpoint(latest))
+        latest = find_latest(paths.checkpoints)
+        if latest.folder is None:
+            why = "; ".join(latest.refused) or "none was written"
+            raise InputError(f"RUN = {paths.root}: no good checkpoint: {why}; allowed: a run that has one")
+        found = averages(paths.ema, config.ema, Checkpoint(latest.folder))
+        return replace(found, refused=[*latest.refused, *found.refused])
     there = {step: folder for folder in (paths.ema, paths.checkpoints) for step in complete_steps(folder)}
     if step not in there:
         known = ", ".join(map(str, sorted(there))) or "none"
@@ -122,24 +136,55 @@ def show(found: "Averages") -> None:
     Console().print(table)
 
 
-def make(config: RunConfig, found: "Averages", sigma_rel: float, out: Path) -> None:
-    """Write the package of one width.
+def make(config: RunConfig, found: "Averages", widths: list[float], out: Path) -> None:
+    """Write a package for each width, in `out` itself where there is one.
 
     Raises:
-        InputError: a width that the tracks do not span.
+        InputError: a width that cannot be made, or a folder that cannot be written to; nothing was written.
     """
     from trainer.packaging import write_package
 
+    for width in widths:
+        check_width(config.ema, found, width)
+    folders = [out] if len(widths) == 1 else [out / f"sigma-{width}" for width in widths]
+    make_empty(out)
+    for width, folder in zip(widths, folders, strict=True):
+        digest = write_package(folder, config, found.sources[-1].image_shape, found.tensors(width))
+        made_of = f"{len(found.sources)} snapshots, error {found.error(width):.2%}"
+        print(f"{folder}: step {found.step}, sigma_rel {width:g}, {made_of}, package {digest[:12]}")
+        print(f"  python -m sampler generate {folder} -n 64 --out grid.png")
+
+
+def check_width(settings: EmaConfig, found: "Averages", width: float) -> None:
+    """Refuse a width that the snapshots do not give.
+
+    Raises:
+        InputError: the tracks do not span it, or there are too few snapshots.
+    """
     try:
-        EmaConfig(sigma_rel=sigma_rel, tracks=config.ema.tracks, snapshot_every=config.ema.snapshot_every)
+        EmaConfig(sigma_rel=width, tracks=settings.tracks, snapshot_every=settings.snapshot_every)
     except ValueError:
-        low, high = config.ema.span
-        raise InputError(f"--sigma-rel {sigma_rel}: allowed: {low:g} to {high:g}, which the tracks span") from None
-    digest = write_package(out, config, found.sources[-1].image_shape, found.tensors(sigma_rel))
-    print(
-        f"{out}: step {found.step}, sigma_rel {sigma_rel:g}, error {found.error(sigma_rel):.2%}, package {digest[:12]}"
-    )
-    print(f"  python -m sampler generate {out} -n 64 --out grid.png")
+        low, high = settings.span
+        raise InputError(f"--sigma-rel {width:g}: allowed: {low:g} to {high:g}, which the tracks span") from None
+    if (error := found.error(width)) > WORST:
+        raise InputError(
+            f"--sigma-rel {width:g}: error {error:.1%} with the tracks of {len(found.sources)} steps up to "
+            f"{found.step}; allowed: {WORST:.0%}; another width, or a later step with more snapshots"
+        )
+
+
+def make_empty(out: Path) -> None:
+    """Make a new folder, or take an empty one.
+
+    Raises:
+        InputError: there is something, or no folder can be made there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise InputError(f"--out {out}: exists; allowed: a new or an empty folder")
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}; allowed: a new or an empty folder") from None
 
 
 if __name__ == "__main__":

@@ -160,12 +160,12 @@ def rolled_back(worker: Worker, returned_to: int | None) -> tuple[Worker, int]:
         fresh.close()
         since = f"again, with the weights of step {found}" if found else "before the first checkpoint"
         raise NonFiniteError(f"step {worker.step}: {skips} steps in a row were not finite, {since}; gave up. {HINT}")
-    for left_out in range(found + 1, worker.step + 1):
-        fresh.ema.update(left_out)  # the weights stood still
     if fresh.journal:
         snapshots.forget(worker.place.paths.ema, found)
-    fresh.skipped += worker.step - found
-    fresh.step = worker.step
+    for left_out in range(found + 1, worker.step + 1):
+        fresh.step, fresh.skipped = left_out, fresh.skipped + 1
+        fresh.ema.update(left_out)  # the weights stood still
+        fresh.save_snapshot()
     fresh.record(
         "warning", text=f"step {worker.step}: {skips} skipped in a row; going on with the weights of step {found}"
     )

@@ -8,12 +8,15 @@ import pytest
 import torch
 import yaml
 
+from diffusion.ema import decay, gamma_from_sigma_rel
 from tests.conftest import ROOT
 from tests.integration.conftest import TINY
 from trainer.checkpoint import Checkpoint, complete_steps, step_folder
+from trainer.config import EmaConfig
 from trainer.journal import Journal, Record
 from trainer.paths import RunPaths
 from trainer.settings import load_config
+from trainer.sharded_ema import EMA_KINDS
 
 pytestmark = pytest.mark.integration
 
@@ -83,7 +86,7 @@ def test_a_run_with_skipped_steps_resumes_bitwise(config_file: Path) -> None:
 
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_after_too_many_in_a_row_the_last_good_weights_are_taken_up_again(config_file: Path, stage: int) -> None:
-    paths = train(config_file, f"back{stage}", [6, 7, 8], f"parallel.zero_stage={stage}")
+    paths = train(config_file, f"back{stage}", [6, 7, 8], f"parallel.zero_stage={stage}", "ema.snapshot_every=2")
     good, back = kept(paths, 4), kept(paths, 8)
     assert complete_steps(paths.checkpoints) == [2, 4, 8, 10, 12]
     assert records(paths, "warning")[-1]["text"] == "step 8: 3 skipped in a row; going on with the weights of step 4"
@@ -91,6 +94,17 @@ def test_after_too_many_in_a_row_the_last_good_weights_are_taken_up_again(config
     assert back.optimizer_steps == good.optimizer_steps == 4
     assert kept(paths, 12).optimizer_steps == 8
     assert all(torch.isfinite(tensor).all() for tensor in kept(paths, 12).tensors("param").values())
+    assert complete_steps(paths.ema) == [2, 4, 6, 8, 10, 12]
+    for step in (8, 10, 12):
+        assert same(kept(paths, step), Checkpoint(step_folder(paths.ema, step)), EMA_KINDS)
+    left_out = Checkpoint(step_folder(paths.ema, 6))
+    assert left_out.optimizer_steps == 4
+    for kind, sigma_rel in zip(EMA_KINDS, EmaConfig().tracks, strict=True):
+        for name in good.shapes:
+            average = good.tensor(kind, name)
+            for step in (5, 6):  # the weights of step 4 stood still
+                average.lerp_(good.tensor("param", name), 1 - decay(step, gamma_from_sigma_rel(sigma_rel)))
+            assert torch.equal(left_out.tensor(kind, name), average)
 
 
 @pytest.mark.slow

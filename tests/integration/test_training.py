@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion.package import load_package, verify_package
 from tests.conftest import ROOT, Cluster
 from tests.integration.conftest import FinishedRun, configured, losses
-from trainer.checkpoint import Checkpoint, find_latest
+from trainer.checkpoint import Checkpoint, complete_steps, find_latest, step_folder
 from trainer.journal import Journal
 from trainer.paths import RunPaths
 
@@ -42,6 +43,22 @@ def test_stage_3_broken_and_resumed_equals_unbroken(cluster: Cluster, tiny: Path
     for kind in ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"):
         for name in theirs.shapes:
             assert torch.equal(ours.tensor(kind, name), theirs.tensor(kind, name)), (kind, name)
+    assert complete_steps(broken.ema) == complete_steps(whole.ema) == [8, 16, 24, 32, 40, 48]
+    for step in complete_steps(whole.ema):
+        mine, wanted = (Checkpoint(step_folder(p.ema, step)).manifest for p in (broken, whole))
+        assert mine["files"] == wanted["files"], step  # the SHA-256 of each
+
+
+def test_a_finished_run_has_packages_of_other_widths(cluster: Cluster, finished: FinishedRun, tmp_path: Path) -> None:
+    """The run's own is that of its track, to the bit."""
+    widths = [word for width in ("0.075", "0.1") for word in ("--sigma-rel", width)]
+    cluster.run("trainer.ema", str(finished.paths.root), *widths, "--out", str(tmp_path / "widths"))
+    other = load_package(tmp_path / "widths" / "sigma-0.075")[0].network
+    own = load_package(finished.paths.package)[0].network
+    assert isinstance(own, torch.nn.Module)
+    assert isinstance(other, torch.nn.Module)
+    assert verify_package(tmp_path / "widths" / "sigma-0.1") == verify_package(finished.paths.package)
+    assert any(not torch.equal(mine, theirs) for mine, theirs in zip(other.parameters(), own.parameters(), strict=True))
 
 
 def test_bf16_stays_within_its_band(cluster: Cluster, tiny: Path, finished: FinishedRun) -> None:

@@ -1,5 +1,7 @@
 """Snapshots of the EMA's tracks: which are kept, what is made of them, and `python -m trainer.ema`."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,13 +13,15 @@ from hypothesis import strategies as st
 from diffusion.config import MLPConfig
 from diffusion.ema import gamma_from_sigma_rel, step_weights
 from diffusion.network import build_network
-from diffusion.package import load_package
+from diffusion.package import load_package, verify_package
+from tests.conftest import ROOT
 from tests.oracles.world import FlatMasters, ThreadWorld
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint, Fence, begin_attempt, complete_steps, facts, fragments_of, save, step_folder
 from trainer.config import EmaConfig, RunConfig
+from trainer.data.dataset import DatasetInfo
 from trainer.ema import main
-from trainer.packaging import package_weights
+from trainer.packaging import package_latest, package_weights
 from trainer.paths import RunPaths
 from trainer.sharded_ema import EMA_KINDS, ShardedEma
 from trainer.snapshots import averages, forget, interval, prune
@@ -153,6 +157,78 @@ def test_the_command_writes_a_package_that_loads(packageable, tmp_path, capsys):
     for name, value in denoiser.network.state_dict().items():
         torch.testing.assert_close(value, expected[name])  # weights that stood still keep their values
     assert "sigma_rel 0.075" in capsys.readouterr().out
+
+
+def test_several_widths_are_packages_of_their_own(packageable, tmp_path, capsys):
+    paths, _ = packageable
+    out = tmp_path / "widths"
+    widths = ["0.06", "0.1", "0.06"]
+    assert (
+        main([str(paths.root), *(word for width in widths for word in ("--sigma-rel", width)), "--out", str(out)]) == 0
+    )
+    said = capsys.readouterr().out
+    assert sorted(folder.name for folder in out.iterdir()) == ["sigma-0.06", "sigma-0.1"]
+    for folder in out.iterdir():
+        verify_package(folder)
+        assert said.count(f"sampler generate {folder} ") == 1
+
+
+def test_the_runs_own_package_is_that_of_the_command(packageable, tmp_path):
+    paths, _ = packageable
+    narrow = CONFIG.model_copy(update={"ema": EmaConfig(sigma_rel=0.075)})
+    info = DatasetInfo("digits", "0" * 64, (1, 2, 2), 100, 70, 10)
+    out = tmp_path / "narrow"
+    assert main([str(paths.root), "--sigma-rel", "0.075", "--out", str(out)]) == 0
+    assert package_latest(narrow, paths, info) == (12, verify_package(out))
+
+
+def test_a_newest_checkpoint_that_was_altered_is_passed_over_and_named(packageable, capsys):
+    paths, weights = packageable
+    altered = write(paths.checkpoints, 14, {"param": weights, "ema_0": weights, "ema_1": weights})
+    (altered / "rank-00000.safetensors").write_bytes(b"")
+    assert main([str(paths.root)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "warning: left out:" in shown
+    assert "step-00000014" in shown
+    assert "step 12:" in shown
+    (step_folder(paths.checkpoints, 12) / "rank-00000.safetensors").write_bytes(b"")
+    assert main([str(paths.root)]) == 2
+    assert "no good checkpoint: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", ["file", "below a file", "folder with a file", "the run itself"])
+def test_what_is_there_is_not_written_over(packageable, tmp_path, capsys, there):
+    paths, _ = packageable
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").write_text("mine")
+    out = {
+        "file": tmp_path / "taken" / "mine",
+        "below a file": tmp_path / "taken" / "mine" / "out",
+        "folder with a file": tmp_path / "taken",
+        "the run itself": paths.root,
+    }[there]
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(paths.root), "--sigma-rel", "0.1", "--out", str(out)]) == 2
+    assert "allowed: a new or an empty folder" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "taken" / "mine").read_text() == "mine"
+
+
+def test_too_few_snapshots_for_a_width_are_refused_before_anything_is_written(packageable, tmp_path, capsys):
+    paths, _ = packageable
+    out = tmp_path / "wide"
+    arguments = [str(paths.root), "--sigma-rel", "0.1", "--sigma-rel", "0.15", "--out", str(out)]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "--sigma-rel 0.15: error 15.7% with the tracks of 2 steps up to 12; allowed: 5%" in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from trainer.ema import parser; parser().format_help(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_without_a_width_it_lists_what_could_be_made(packageable, capsys):
