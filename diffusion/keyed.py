@@ -6,7 +6,7 @@ after any restart. Streams keep draws of different purpose apart.
 # torch.from_numpy has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -27,6 +27,8 @@ class Stream(IntEnum):
     DROPOUT = 8
     LABEL_DROPOUT = 9
     PILOT_NOISE = 10
+    AUGMENTATION = 11
+    DEQUANTISATION = 12
 
 
 def keyed_generator(seed: int, stream: Stream, a: int = 0, b: int = 0) -> np.random.Generator:
@@ -43,11 +45,28 @@ def keyed_normal(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], sha
         float32 tensor [len(keys), *shape].
     """
     noise = np.empty((len(keys), *shape), dtype=np.float32)
+    for row, generator in zip(noise, _at_keys(seed, stream, keys), strict=True):
+        generator.standard_normal(dtype=np.float32, out=row)
+    return torch.from_numpy(noise)
+
+
+def keyed_uniform(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
+    """Uniform draws from [0, 1), one independent row per key (a, b).
+
+    Returns:
+        float32 tensor [len(keys), *shape].
+    """
+    drawn = np.empty((len(keys), *shape), dtype=np.float32)
+    for row, generator in zip(drawn, _at_keys(seed, stream, keys), strict=True):
+        generator.random(dtype=np.float32, out=row)
+    return torch.from_numpy(drawn)
+
+
+def _at_keys(seed: int, stream: Stream, keys: Sequence[tuple[int, int]]) -> Iterator[np.random.Generator]:
+    """One generator, moved to each key in turn: that takes a tenth of making another."""
     generator = keyed_generator(seed, stream)
     state = generator.bit_generator.state
-    for row, (a, b) in enumerate(keys):
-        # moving one generator to the next key takes a tenth of making another
+    for a, b in keys:
         state["state"]["counter"] = np.array([0, a, b, 0], dtype=np.uint64)
         generator.bit_generator.state = state
-        generator.standard_normal(dtype=np.float32, out=noise[row])
-    return torch.from_numpy(noise)
+        yield generator

@@ -32,12 +32,22 @@ def check_data(config: RunConfig, dataset: Dataset) -> None:
         config.network.check_image(*dataset.info.image_shape[1:])
     except ValueError as error:
         raise InputError(str(error)) from None
+    _check_crop(config.training.augment.crop_padding, dataset.info.image_shape)
     check_guide(config, dataset.info.image_shape)
     if dataset.info.classes and min(dataset.info.heldout, dataset.info.train) < MINIMUM_IMAGES:
         raise InputError(
             f"data.source = {config.data.source!r}: {dataset.info.train} training and {dataset.info.heldout} held-out "
             "images; "
             f"allowed: at least {MINIMUM_IMAGES} each, one more than frechet_classifier has dimensions"
+        )
+
+
+def _check_crop(padding: int, image_shape: tuple[int, int, int]) -> None:
+    smallest = min(image_shape[1:])
+    if padding >= smallest:
+        raise InputError(
+            f"training.augment.crop_padding = {padding}: the images are {image_shape[1]} x {image_shape[2]}; allowed: "
+            f"0 to {smallest - 1}, since the padding is the image reflected"
         )
 
 

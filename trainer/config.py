@@ -89,8 +89,21 @@ class EmaConfig(Config):
         return self
 
 
+class AugmentConfig(Config):
+    """Random changes of a training image, drawn anew each time it is used; evaluation sees the images as they are.
+
+    `horizontal_flip` mirrors every second image; `crop_padding` pads by so many reflected pixels on each side and crops
+    the image's size back out anywhere.
+    """
+
+    horizontal_flip: bool = False
+    crop_padding: Annotated[int, Field(ge=0, le=256)] = 0
+
+
 class TrainingConfig(Config):
     """How long, with how large a global batch, in which precision, and what is done about NaN and infinity.
+
+    `dequantise` uniform trains on continuous data (diffusion.levels.dequantise), which a density can be asked of.
 
     `skip` leaves a step with a non-finite loss or gradient out on all ranks; after `max_skips` in a row the weights of
     the last good checkpoint are taken up again, once for each checkpoint.
@@ -101,6 +114,8 @@ class TrainingConfig(Config):
     precision: Literal["fp32", "bf16"] = "fp32"
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skips: Count = 5
+    augment: AugmentConfig = AugmentConfig()
+    dequantise: Literal["none", "uniform"] = "none"
 
 
 class EvaluationConfig(Config):

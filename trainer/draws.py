@@ -1,4 +1,4 @@
-"""Which images, which t and which noise a training step uses: functions of (seed, step, row) alone.
+"""Which images, changed how, which t and which noise a training step uses: functions of (seed, step, row) alone.
 
 Importance sampling of t is the exception: it also depends on the losses so far, which checkpoints therefore hold.
 
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.config import ObjectiveConfig
-from diffusion.keyed import Stream, keyed_generator, keyed_normal
+from diffusion.keyed import Stream, keyed_generator, keyed_normal, keyed_uniform
 from diffusion.sde import Process
 from diffusion.time_sampling import LossMoments, draw_shares
+from trainer.config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Rows:
         weight: 1 for a real row, 0 for padding, float32 [R].
         importance: what a row's loss counts for having been drawn more or less often, float32 [R]; 1 on average.
         hidden: whether the row's label is hidden from the network, bool [R].
+        flipped: whether the image is mirrored, bool [R].
+        corner: where the image is cropped out of the padded one, int64 [R, 2] in rows and columns.
+        u: uniform on [0, 1), what is added to the levels, float32 [R, C, H, W]; None where they stay as they are.
     """
 
     images: NDArray[np.int64]
@@ -39,6 +43,9 @@ class Rows:
     weight: Tensor
     importance: Tensor
     hidden: Tensor
+    flipped: NDArray[np.bool_]
+    corner: NDArray[np.int64]
+    u: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class Draws:
     Attributes:
         seed: the run's seed.
         dataset_size: number of training images N.
-        batch_size: rows in the global batch B; training reads the epochs' permutations end to end, B at a time.
+        training: how many rows B the global batch has, and how images are changed; training reads the epochs'
+            permutations end to end, B at a time.
         process: whose times are drawn.
         objective: how they are, and how often labels are hidden.
         image_shape: (C, H, W).
@@ -57,7 +65,7 @@ class Draws:
 
     seed: int
     dataset_size: int
-    batch_size: int
+    training: TrainingConfig
     process: Process
     objective: ObjectiveConfig
     image_shape: tuple[int, int, int]
@@ -65,26 +73,35 @@ class Draws:
 
     def rows(self, step: int, first: int, count: int) -> Rows:
         """Rows [first, first + count) of global step `step` >= 1; rows beyond the batch are padding of weight 0."""
+        batch_size, augment = self.training.global_batch_size, self.training.augment
         numbers = np.arange(first, first + count)
-        real = numbers < self.batch_size
+        real = numbers < batch_size
         numbers = np.where(real, numbers, 0)
         shares, importance = self.shares(step)
-        hidden = keyed_generator(self.seed, Stream.LABEL_DROPOUT, step).random(self.batch_size)
+        hidden = keyed_generator(self.seed, Stream.LABEL_DROPOUT, step).random(batch_size)
         keys = [(step, int(number)) for number in numbers]
+        changes = keyed_generator(self.seed, Stream.AUGMENTATION, step)
+        flipped = changes.random(batch_size) < (0.5 if augment.horizontal_flip else 0.0)
+        corner = changes.integers(0, 2 * augment.crop_padding, (batch_size, 2), endpoint=True)
+        uniform = self.training.dequantise == "uniform"
         return Rows(
-            images=self._images((step - 1) * self.batch_size + numbers),
+            images=self._images((step - 1) * batch_size + numbers),
             t=self.process.time_at(torch.from_numpy(shares[numbers])),
             eps=keyed_normal(self.seed, Stream.TRAINING_NOISE, keys, self.image_shape),
             weight=torch.from_numpy(real.astype(np.float32)),
             importance=torch.from_numpy(importance[numbers].astype(np.float32)),
             hidden=torch.from_numpy(hidden[numbers] < self.objective.label_dropout),
+            flipped=flipped[numbers],
+            corner=corner[numbers],
+            u=keyed_uniform(self.seed, Stream.DEQUANTISATION, keys, self.image_shape) if uniform else None,
         )
 
     def shares(self, step: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """How far the t of each row of the global batch is on its way, and its importance weight; [batch_size] each."""
+        """How far the t of each row of the global batch is on its way, and its importance weight; [B] each."""
+        batch_size = self.training.global_batch_size
         generator = keyed_generator(self.seed, Stream.TIMESTEPS, step)
-        shares = draw_shares(self.objective.time_sampling, generator, self.batch_size)
-        return self.moments.draw(shares) if self.moments else (shares, np.ones(self.batch_size))
+        shares = draw_shares(self.objective.time_sampling, generator, batch_size)
+        return self.moments.draw(shares) if self.moments else (shares, np.ones(batch_size))
 
     def _images(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         epochs, places = np.divmod(positions, self.dataset_size)

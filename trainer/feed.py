@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from diffusion.images import to_model_range
+from diffusion.levels import dequantise
+from trainer.augment import augmented
 from trainer.draws import Draws, Rows
 
 
@@ -21,7 +23,7 @@ class Batch:
 
     Attributes:
         rows: their t, noise and weights.
-        x_0: images in [-1, 1], float32 [R, C, H, W].
+        x_0: images in [-1, 1], as they are changed for this step, float32 [R, C, H, W].
         label: what the network is told, int64 [R]; None for a network without classes.
     """
 
@@ -67,7 +69,13 @@ class Feed:
 
     def _make(self, step: int, first: int, count: int) -> Batch:
         rows = self.draws.rows(step, first, count)
-        return Batch(rows, to_model_range(self._images[rows.images]), self._shown(rows))
+        pixels = augmented(
+            self._images[rows.images], rows.flipped, rows.corner, self.draws.training.augment.crop_padding
+        )
+        x_0 = to_model_range(pixels)
+        if rows.u is not None:
+            x_0 = dequantise(x_0, rows.u).float()
+        return Batch(rows, x_0, self._shown(rows))
 
     def _shown(self, rows: Rows) -> Tensor | None:
         if self._labels is None:

@@ -54,7 +54,7 @@ def start_worker(place: Place) -> Worker:
     draws = Draws(
         config.seed,
         dataset.info.train,
-        config.training.global_batch_size,
+        config.training,
         process,
         config.objective,
         dataset.info.image_shape,

@@ -13,6 +13,7 @@ from diffusion.config import DdpmProcess, ObjectiveConfig, UNetConfig
 from diffusion.network import build_network
 from diffusion.sde import make_process
 from tests.benchmarks.timing import interleaved, quartiles
+from trainer.config import TrainingConfig
 from trainer.draws import Draws
 
 REPEATS = 15
@@ -26,7 +27,7 @@ def command(*arguments: str) -> Callable[[], object]:
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    draws = Draws(0, 1437, 128, make_process(DdpmProcess()), ObjectiveConfig(), (1, 8, 8))
+    draws = Draws(0, 1437, TrainingConfig(), make_process(DdpmProcess()), ObjectiveConfig(), (1, 8, 8))
     network = build_network(UNetConfig(), (1, 8, 8))
     rows = draws.rows(1, 0, 64)
 

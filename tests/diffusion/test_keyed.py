@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.keyed import Stream, keyed_generator, keyed_normal
+from diffusion.keyed import Stream, keyed_generator, keyed_normal, keyed_uniform
 from diffusion.solvers import ImageNoise
 
 keys = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
@@ -69,10 +69,11 @@ def test_an_images_noise_does_not_depend_on_its_batch():
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 3), (2,), (1,)])
-def test_every_row_is_that_of_a_generator_of_its_own(shape):
+@pytest.mark.parametrize(("draw", "method"), [(keyed_normal, "standard_normal"), (keyed_uniform, "random")])
+def test_every_row_is_that_of_a_generator_of_its_own(shape, draw, method):
     """One generator is moved from key to key: nothing of the row before may be left in it."""
     keys = [(7, 2**64 - 1), (7, 3), (8, 3), (2**64 - 1, 0)]
-    noise = keyed_normal(2**63 + 5, Stream.SAMPLING_NOISE, keys, shape)
-    for row, key in zip(noise, keys, strict=True):
-        own = keyed_generator(2**63 + 5, Stream.SAMPLING_NOISE, *key).standard_normal(shape, dtype=np.float32)
+    drawn = draw(2**63 + 5, Stream.SAMPLING_NOISE, keys, shape)
+    for row, key in zip(drawn, keys, strict=True):
+        own = getattr(keyed_generator(2**63 + 5, Stream.SAMPLING_NOISE, *key), method)(shape, dtype=np.float32)
         assert np.array_equal(row.numpy(), own)

@@ -31,7 +31,7 @@ def spoilt(bad: set[int]) -> None:
     """Make the draws of these steps NaN in the row before the last of the global batch."""
 
     def rows(draws: Draws, step: int, first: int, count: int) -> Rows:
-        made, row = DRAWN(draws, step, first, count), draws.batch_size - 2
+        made, row = DRAWN(draws, step, first, count), draws.training.global_batch_size - 2
         if step not in bad or not first <= row < first + count:
             return made
         eps = made.eps.clone()

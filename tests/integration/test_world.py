@@ -18,8 +18,9 @@ from trainer.paths import RunPaths
 
 pytestmark = pytest.mark.integration
 
-# all that draws are made of: labels and their dropout, and a batch of 30 that 4 workers do not divide
+# all that draws are made of: labels and their dropout, changed images, and a batch of 30 that 4 workers do not divide
 COMMON = ["training.steps=50", "training.global_batch_size=30", "network.classes=10", "objective.label_dropout=0.2"]
+COMMON += ["training.augment={horizontal_flip: true, crop_padding: 1}", "training.dequantise=uniform"]
 COMMON += ["parallel.cpus_per_worker=0.5"]
 KINDS = ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1")
 

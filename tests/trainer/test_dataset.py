@@ -15,7 +15,7 @@ from diffusion.config import Autoguidance, DdpmProcess, MLPConfig, UNetConfig
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, save_package
 from trainer.checks import check_data
-from trainer.config import DataConfig, EvaluationConfig, RunConfig
+from trainer.config import AugmentConfig, DataConfig, EvaluationConfig, RunConfig, TrainingConfig
 from trainer.data import writer
 from trainer.data.arrays import load_array
 from trainer.data.dataset import open_dataset, prepare
@@ -335,6 +335,17 @@ def test_data_that_the_network_cannot_take_is_refused(tmp_path, shape, labelled,
     else:
         with pytest.raises(InputError, match=message):
             check_data(config, dataset)
+
+
+@pytest.mark.parametrize(("padding", "refused"), [(7, False), (8, True)])
+def test_padding_as_wide_as_the_images_is_refused(tmp_path, padding, refused):
+    config = RunConfig(training=TrainingConfig(augment=AugmentConfig(crop_padding=padding)))
+    dataset = prepare(config.data, tmp_path)
+    if not refused:
+        check_data(config, dataset)
+        return
+    with pytest.raises(InputError, match="crop_padding = 8: the images are 8 x 8; allowed: 0 to 7"):
+        check_data(config, dataset)
 
 
 def test_too_few_heldout_images_for_the_frechet_distance_are_refused(tmp_path):

@@ -1,6 +1,8 @@
 """What a step trains on: a function of (seed, step, row), whoever asks and in whatever pieces."""
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from diffusion.config import (
 )
 from diffusion.sde import make_process
 from diffusion.time_sampling import LossMoments
-from trainer.config import ParallelConfig, RunConfig, TrainingConfig
+from trainer.config import AugmentConfig, ParallelConfig, RunConfig, TrainingConfig
 from trainer.draws import Draws, Rows, _epoch_order
 from trainer.zero_config import batch_shape, deepspeed_config
 
@@ -27,7 +29,8 @@ SHAPE = (1, 2, 2)
 STRATIFIED: TimeSamplingConfig = StratifiedTime()
 
 
-FIELDS = ("t", "eps", "weight", "importance", "hidden")
+TENSORS = ("t", "eps", "weight", "importance", "hidden", "u")
+ARRAYS = ("images", "flipped", "corner")
 
 
 def make(
@@ -36,17 +39,26 @@ def make(
     process = make_process(process or DdpmProcess(num_train_timesteps=steps))
     objective = ObjectiveConfig(time_sampling=sampling, label_dropout=dropout)
     moments = LossMoments(sampling) if isinstance(sampling, ImportanceTime) else None
-    return Draws(seed, size, batch, process, objective, SHAPE, moments)
+    return Draws(seed, size, changing(batch), process, objective, SHAPE, moments)
+
+
+def changing(batch: int, **augment: Any) -> TrainingConfig:
+    """Training that changes images in all ways, or in those named."""
+    changes = AugmentConfig(**augment or {"horizontal_flip": True, "crop_padding": 2})
+    return TrainingConfig(global_batch_size=batch, augment=changes, dequantise="uniform")
 
 
 def same(a: Rows, b: Rows) -> bool:
-    return np.array_equal(a.images, b.images) and all(torch.equal(getattr(a, f), getattr(b, f)) for f in FIELDS)
+    return all(torch.equal(getattr(a, f), getattr(b, f)) for f in TENSORS) and all(
+        np.array_equal(getattr(a, f), getattr(b, f)) for f in ARRAYS
+    )
 
 
 def joined(parts: list[Rows], count: int) -> Rows:
     """The first `count` rows of consecutive parts."""
-    tensors = (torch.cat([getattr(part, field) for part in parts])[:count] for field in FIELDS)
-    return Rows(np.concatenate([part.images for part in parts])[:count], *tensors)
+    tensors = {field: torch.cat([getattr(part, field) for part in parts])[:count] for field in TENSORS}
+    arrays = {field: np.concatenate([getattr(part, field) for part in parts])[:count] for field in ARRAYS}
+    return Rows(**cast("dict[str, Any]", tensors | arrays))
 
 
 @given(
@@ -109,6 +121,30 @@ def test_other_seeds_and_steps_draw_other_noise_and_times(change):
     base, other = make().rows(9, 0, 12), make(seed=change.get("seed", 3)).rows(change.get("step", 9), 0, 12)
     assert not bool((base.eps == other.eps).any())
     assert not torch.equal(base.t, other.t)
+
+
+def test_changes_of_images_are_as_often_as_they_should_be():
+    rows = make(batch=20_000).rows(1, 0, 20_000)
+    assert abs(rows.flipped.mean() - 0.5) < 4 * 0.5 / 20_000**0.5
+    corners = Counter(map(tuple, rows.corner.tolist()))
+    assert set(corners) == {(row, column) for row in range(5) for column in range(5)}
+    assert max(abs(count / 800 - 1) for count in corners.values()) < 4 / 800**0.5
+    assert rows.u is not None
+    assert 0 <= float(rows.u.min()) < 1e-3
+    assert 1 - 1e-3 < float(rows.u.max()) < 1
+
+
+def test_without_changes_asked_for_none_is_drawn_and_the_other_draws_are_the_same():
+    plain = replace(make(), training=TrainingConfig(global_batch_size=12)).rows(4, 0, 12)
+    assert (plain.flipped.any(), plain.corner.any(), plain.u) == (False, False, None)
+    changed = make().rows(4, 0, 12)
+    assert all(torch.equal(getattr(plain, field), getattr(changed, field)) for field in TENSORS if field != "u")
+    assert np.array_equal(plain.images, changed.images)
+
+
+def test_whether_an_image_is_mirrored_does_not_depend_on_the_crop():
+    cropped = replace(make(), training=changing(12, horizontal_flip=True, crop_padding=1))
+    assert np.array_equal(cropped.rows(4, 0, 12).flipped, make().rows(4, 0, 12).flipped)
 
 
 def test_rows_of_one_batch_have_different_noise():

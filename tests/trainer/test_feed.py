@@ -1,5 +1,7 @@
 """Batches made ahead are the batches made on demand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from diffusion.config import DdpmProcess, ImportanceTime, ObjectiveConfig, Strat
 from diffusion.images import to_model_range
 from diffusion.sde import make_process
 from diffusion.time_sampling import LossMoments
+from trainer.augment import augmented
+from trainer.config import AugmentConfig, TrainingConfig
 from trainer.draws import Draws
 from trainer.feed import Feed
 
@@ -19,7 +23,8 @@ def feed(sampling: TimeSamplingConfig | None = None, labels: torch.Tensor | None
     sampling = sampling or StratifiedTime()
     objective = ObjectiveConfig(time_sampling=sampling, label_dropout=0.3)
     moments = LossMoments(sampling) if isinstance(sampling, ImportanceTime) else None
-    draws = Draws(3, 50, 12, make_process(DdpmProcess(num_train_timesteps=100)), objective, (1, 2, 2), moments)
+    training = TrainingConfig(global_batch_size=12)
+    draws = Draws(3, 50, training, make_process(DdpmProcess(num_train_timesteps=100)), objective, (1, 2, 2), moments)
     return Feed(draws, IMAGES, labels, 5)
 
 
@@ -40,6 +45,21 @@ def test_steps_in_any_order_get_their_own_rows(looking_ahead, wanted):
 
         assert torch.equal(batch.x_0, to_model_range(IMAGES[rows.images]))
         assert torch.equal(batch.label, torch.where(rows.hidden, torch.tensor(5), LABELS[rows.images]))
+
+
+def test_images_are_changed_and_made_continuous_before_the_network_sees_them(looking_ahead):
+    augment = AugmentConfig(horizontal_flip=True, crop_padding=1)
+    training = TrainingConfig(global_batch_size=12, augment=augment, dequantise="uniform")
+    draws = replace(looking_ahead.draws, training=training)
+    made = Feed(draws, IMAGES, LABELS, 5)
+    batch = made.batch(3, 0, 12)
+    made.close()
+    rows = draws.rows(3, 0, 12)
+    assert rows.u is not None
+    pixels = augmented(IMAGES[rows.images], rows.flipped, rows.corner, 1)
+    assert not np.array_equal(pixels, IMAGES[rows.images])
+    expected = 2 * (torch.from_numpy(pixels).permute(0, 3, 1, 2).double() + rows.u) / 256 - 1
+    assert torch.equal(batch.x_0, expected.float())
 
 
 def test_another_range_of_rows_is_not_what_was_made_ahead(looking_ahead):

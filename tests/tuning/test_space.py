@@ -158,7 +158,7 @@ def test_trials_share_their_random_numbers(tmp_path):
         Draws(
             seed=trial.config.seed,
             dataset_size=1437,
-            batch_size=trial.config.training.global_batch_size,
+            training=trial.config.training,
             process=make_process(trial.config.process),
             objective=trial.config.objective,
             image_shape=(1, 8, 8),
