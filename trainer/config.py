@@ -7,7 +7,7 @@ and the model package. This module imports no torch.
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -130,13 +130,34 @@ class EvaluationConfig(Config):
 
 
 class ParallelConfig(Config):
-    """How the work is spread; changes nothing about the method."""
+    """How the work is spread; changes nothing about the method.
 
-    workers: Annotated[int, Field(ge=1)] = 2
+    `workers` is a number, or [least, most] for as many as the cluster has room for, also while training goes on.
+    """
+
+    workers: int | tuple[int, int] = 2
     zero_stage: Literal[0, 1, 2, 3] = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: Positive = 1.0
     micro_batch_size: Count | None = None
+
+    @property
+    def least_workers(self) -> int:
+        """Without which nothing runs."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """More than which are never asked for."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, value: Any) -> Any:  # noqa: ANN401 - whatever was given
+        bounds = tuple(cast("list[Any]", value)) if isinstance(value, list | tuple) else (value, value)
+        if [type(bound) for bound in bounds] != [int, int] or not 1 <= bounds[0] <= bounds[1]:
+            raise ValueError("allowed: a number of at least 1, or [least, most] for as many as there is room for")
+        return value if isinstance(value, int) else bounds
 
 
 class RunSettings(Config):
@@ -203,9 +224,9 @@ class RunConfig(Config):
         check_objective(self.process, self.objective)
         check_solver(self.process, self.evaluation.solver, "evaluation.solver")
         check_guidance(self.evaluation.guidance, self.network.classes, "evaluation.guidance")
-        if self.parallel.workers > self.training.global_batch_size:
+        if self.parallel.most_workers > self.training.global_batch_size:
             raise ValueError(
-                f"parallel.workers = {self.parallel.workers}; allowed: at most training.global_batch_size = "
+                f"parallel.workers = {self.parallel.most_workers}; allowed: at most training.global_batch_size = "
                 f"{self.training.global_batch_size}"
             )
         return self

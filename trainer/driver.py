@@ -180,7 +180,8 @@ class Driver:
         if latest and Checkpoint(latest).step >= self.config.training.steps:
             return
         device = resolve_device(self.config)
-        workers = self.config.parallel.workers
+        least, most = self.config.parallel.least_workers, self.config.parallel.most_workers
+        workers = str(most) if least == most else f"{least} to {most}"
         self.view.say(
             f"asking Ray for {workers} x {self.config.parallel.cpus_per_worker:g} CPU"
             f"{' + 1 GPU' if device == 'cuda' else ''}"
@@ -298,12 +299,12 @@ def connect_ray() -> None:
 
 
 def resolve_device(config: RunConfig) -> str:
-    """cpu or cuda: `auto` takes GPUs where the cluster has one for every worker."""
+    """cpu or cuda: `auto` takes GPUs where the cluster has one for every worker that there must be."""
     import ray
 
     if config.parallel.device != "auto":
         return config.parallel.device
-    return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.parallel.workers else "cpu"
+    return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.parallel.least_workers else "cpu"
 
 
 def throughput(journal: Journal) -> float:

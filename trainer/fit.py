@@ -17,12 +17,14 @@ from ray.train.torch import TorchTrainer, get_device
 
 from trainer.checkpoint import begin_attempt
 from trainer.config import RunConfig
+from trainer.elastic import Resizing
 from trainer.network import NodeTorchConfig
 from trainer.paths import RunPaths
 from trainer.plan import bundles
 from trainer.startup import import_stack
 
 MAX_FAILURES = 3
+RESIZE_INTERVAL_S = 30.0
 
 
 def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
@@ -39,12 +41,15 @@ def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -
         "dataset": str(dataset_folder),
         "attempt": attempt,
     }
+    elastic = not isinstance(config.parallel.workers, int)
+    callbacks: Any = [Resizing(paths, attempt)] if elastic else None  # of the controller, which Ray's types leave out
     TorchTrainer(
         train_worker,
         train_loop_config=payload,
         torch_config=NodeTorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.parallel.workers,
+            elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
             use_gpu=device == "cuda",
             resources_per_worker=bundles(config, device)[0],
         ),
@@ -52,6 +57,7 @@ def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -
             name=attempt,
             storage_path=str(paths.ray),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=callbacks,
         ),
     ).fit()
     shutil.rmtree(paths.ray, ignore_errors=True)

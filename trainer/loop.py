@@ -130,9 +130,10 @@ def run(place: Place, report: Any) -> None:  # noqa: ANN401 - ray.train.report
                 worker.record("metrics", lr=worker.lr, **metrics)
             if worker.step % settings.checkpoint_every == 0 or ending:
                 worker.save_checkpoint()
-                report({"step": worker.step, "loss": meters.last_loss})
+                if not worker.stopping:  # whoever asked to stop may not be listening
+                    report({"step": worker.step, "loss": meters.last_loss})
         worker.close()
-        if worker.stopping and worker.step < last:
+        if worker.stopping:
             worker.record("preempted", text=worker.stop_sign.reason if worker.stop_sign else "")
     except NonFiniteError as error:
         worker.close()

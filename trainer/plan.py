@@ -31,11 +31,11 @@ def check(config: RunConfig) -> tuple[RunPaths, State]:
 
 
 def bundles(config: RunConfig, device: str) -> list[dict[str, float]]:
-    """The resources asked for, one bundle per worker."""
+    """The resources without which nothing runs, one bundle per worker."""
     bundle = {"CPU": config.parallel.cpus_per_worker}
     if device == "cuda":
         bundle["GPU"] = 1.0
-    return [dict(bundle) for _ in range(config.parallel.workers)]
+    return [dict(bundle) for _ in range(config.parallel.least_workers)]
 
 
 def plan(config: RunConfig, paths: RunPaths, state: State) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def plan(config: RunConfig, paths: RunPaths, state: State) -> dict[str, Any]:
         "config_sha256": config.config_sha256,
         "method_sha256": config.method_sha256,
         "config": config.model_dump(mode="json"),
-        "deepspeed": deepspeed_config(config),
+        "deepspeed": deepspeed_config(config, config.parallel.most_workers),
         "device": config.parallel.device,
         "bundles": bundles(config, config.parallel.device),
         **({"bundles_where_gpus_suffice": bundles(config, "cuda")} if config.parallel.device == "auto" else {}),

@@ -1,4 +1,4 @@
-"""How the driver asks the workers to stop: a file that names the attempt it is meant for, and why.
+"""How the workers are asked to stop: a file that names the attempt it is meant for, and why.
 
 Rank 0 looks at it from a thread, so that storage which is slow to answer delays no step; the loop tells the others.
 """
@@ -16,6 +16,22 @@ def put_up(file: Path, attempt: str, reason: str) -> None:
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps({"attempt": attempt, "reason": reason}))
     os.replace(temporary, file)
+
+
+def take_down(file: Path, reason: str) -> None:
+    """Remove the sign put up for `reason`, so that those who come after do not stop; one for another reason stays."""
+    sign = _read(file)
+    if sign.get("reason") == reason:
+        file.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict[str, str]:
+    """What a sign says; nothing where there is none."""
+    try:
+        sign = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return sign if isinstance(sign, dict) else {}
 
 
 class StopSign:
@@ -40,9 +56,6 @@ class StopSign:
 
     def _watch(self) -> None:
         while self.reason is None and not self._closed.wait(POLL_SECONDS):
-            try:
-                sign = json.loads(self._file.read_text())
-            except (OSError, ValueError):
-                continue
-            if isinstance(sign, dict) and sign.get("attempt") == self._attempt:
+            sign = _read(self._file)
+            if sign.get("attempt") == self._attempt:
                 self.reason = str(sign.get("reason", ""))

@@ -173,8 +173,8 @@ class Worker:
         Raises:
             NonFiniteError: some rank's loss is NaN or infinite, and it may not be skipped.
         """
-        shape, batch = batch_shape(self.config), self.config.training.global_batch_size
         rank, world, device = dist.get_rank(), dist.get_world_size(), self.place.device
+        shape, batch = batch_shape(self.config, world), self.config.training.global_batch_size
         torch.manual_seed(int(keyed_generator(self.config.seed, Stream.DROPOUT, self.step, rank).integers(2**63)))
         made = self.feed.batch(self.step, rank * shape.rows, shape.rows)
         rows, x_0 = made.rows, made.x_0

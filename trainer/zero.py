@@ -34,7 +34,9 @@ def initialize(network: nn.Module, config: RunConfig, device: torch.device) -> A
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
     )
-    engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=deepspeed_config(config))
+    engine, *_ = deepspeed.initialize(
+        model=network, optimizer=optimizer, config=deepspeed_config(config, torch.distributed.get_world_size())
+    )
     return engine
 
 

@@ -15,17 +15,17 @@ class BatchShape:
     micro_batches: int
 
 
-def batch_shape(config: RunConfig) -> BatchShape:
+def batch_shape(config: RunConfig, workers: int) -> BatchShape:
     """Rows per rank and the accumulation that follows; nothing needs to divide anything, the rest is padding."""
-    per_rank = -(-config.training.global_batch_size // config.parallel.workers)
+    per_rank = -(-config.training.global_batch_size // workers)
     micro_rows = min(config.parallel.micro_batch_size or per_rank, per_rank)
     micro_batches = -(-per_rank // micro_rows)
     return BatchShape(micro_rows * micro_batches, micro_rows, micro_batches)
 
 
-def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, workers: int) -> dict[str, Any]:
     """The configuration given to DeepSpeed, whole."""
-    shape = batch_shape(config)
+    shape = batch_shape(config, workers)
     return {
         "train_micro_batch_size_per_gpu": shape.micro_rows,
         "gradient_accumulation_steps": shape.micro_batches,

@@ -59,6 +59,16 @@ def test_gpu_bundles_are_planned_where_gpus_are_asked_for(run_file, capsys):
     assert json.loads(capsys.readouterr().out)["bundles"] == [{"CPU": 0.5, "GPU": 1.0}] * 3
 
 
+def test_a_range_of_workers_asks_for_the_least_and_is_the_same_method(run_file, capsys):
+    plans = []
+    for workers in ("3", "[2, 4]"):
+        assert main(["--config", str(run_file), "--set", f"parallel.workers={workers}", "--dry-run", "--json"]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    assert plans[1]["bundles"] == [{"CPU": 0.5}] * 2
+    assert plans[1]["deepspeed"]["train_micro_batch_size_per_gpu"] == 16  # 64 rows on 4
+    assert plans[1]["run"] == plans[0]["run"]
+
+
 def test_dry_run_for_people_names_the_run_and_its_state(run_file, capsys):
     assert main(["--config", str(run_file), "--set", "run.name=mine", "--dry-run"]) == 0
     out = capsys.readouterr().out

@@ -82,8 +82,8 @@ def test_any_split_into_ranks_and_micro_batches_gives_the_same_rows_bitwise(seed
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 7])
 def test_ranks_together_are_a_single_rank(world):
-    config = RunConfig(training=TrainingConfig(global_batch_size=12), parallel=ParallelConfig(workers=world))
-    count = batch_shape(config).rows
+    config = RunConfig(training=TrainingConfig(global_batch_size=12), parallel=ParallelConfig(workers=(1, 12)))
+    count = batch_shape(config, world).rows
     draws = make()
     ranks = [draws.rows(9, rank * count, count) for rank in range(world)]
     assert same(joined(ranks, 12), draws.rows(9, 0, 12))
@@ -205,12 +205,12 @@ def test_batch_shape_holds_every_row_with_less_than_one_micro_batch_to_spare(bat
         training=TrainingConfig(global_batch_size=batch),
         parallel=ParallelConfig(workers=workers, micro_batch_size=micro),
     )
-    shape = batch_shape(config)
+    shape = batch_shape(config, workers)
     assert shape.rows == shape.micro_rows * shape.micro_batches
     assert shape.rows * workers >= batch
     assert (shape.rows - shape.micro_rows) * workers < batch
     assert shape.micro_rows <= (micro or batch)
-    described = deepspeed_config(config)
+    described = deepspeed_config(config, workers)
     assert (described["train_micro_batch_size_per_gpu"], described["gradient_accumulation_steps"]) == (
         shape.micro_rows,
         shape.micro_batches,

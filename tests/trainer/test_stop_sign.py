@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trainer.stop_sign import StopSign, put_up
+from trainer.stop_sign import StopSign, put_up, take_down
 
 
 @pytest.fixture
@@ -36,3 +36,13 @@ def test_another_attempts_sign_or_a_broken_file_stops_nobody(watched, text):
     assert not seen(sign, 0.5)
     put_up(file, "attempt-2", "now")
     assert seen(sign, 10)
+
+
+def test_only_ones_own_sign_is_taken_down(tmp_path):
+    file = tmp_path / "preempt.json"
+    take_down(file, "mine")
+    put_up(file, "attempt-2", "theirs")
+    take_down(file, "mine")
+    assert file.exists()
+    take_down(file, "theirs")
+    assert not file.exists()

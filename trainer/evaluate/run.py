@@ -22,12 +22,12 @@ GRID_IMAGES = 64
 
 
 def evaluate(config: RunConfig, paths: RunPaths, dataset: Dataset) -> dict[str, Any]:
-    """Sample and score the package on as many tasks as there were workers; writes samples.npy and samples.png.
+    """Sample and score the package on as many tasks as there may be workers; writes samples.npy and samples.png.
 
     Returns:
         Metrics by the names of the house, and what they were measured with.
     """
-    count = config.parallel.workers
+    count = config.parallel.most_workers
     shard_task = ray.remote(num_cpus=config.parallel.cpus_per_worker)(tasks.shard)
     extractor_task = ray.remote(num_cpus=config.parallel.cpus_per_worker)(tasks.extractor)
     shards = [

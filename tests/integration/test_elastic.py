@@ -1,0 +1,73 @@
+"""A run takes as many workers as there is room for: a node comes, and goes again, while it trains."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from infra.stack import environment
+from tests.conftest import ROOT, Cluster
+from tests.integration.conftest import configured, losses
+from tests.integration.test_training import train
+from trainer.journal import Journal
+from trainer.paths import RunPaths
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+STEPS = 240
+# a step takes long enough for Ray Train to see a node, and one checkpoint in the middle lies before no change
+SETS = ["training.steps=240", "training.global_batch_size=1200", "run.checkpoint_every=1000", "optim.lr=1e-4"]
+LIMIT_S = 150.0
+
+
+@contextmanager
+def another_node(cluster: Cluster, scratch: Path) -> Iterator[None]:
+    """One more node of one CPU, which is killed at the end."""
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1", "--log-color=false"]
+    command += [f"--address=127.0.0.1:{cluster.stack.ports['ray']}", "--node-ip-address=127.0.0.1"]
+    surroundings = environment(cluster.stack, ROOT, cluster.storage.parent, 0)
+    with (scratch / "node.log").open("w") as log:
+        node = subprocess.Popen(command, env=surroundings, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        node.terminate()
+        node.wait(60)
+
+
+def starts(paths: RunPaths) -> list[dict[str, Any]]:
+    """What is known of each gang of workers."""
+    return [record for record, _ in Journal(paths.journal).read() if record["kind"] == "start"]
+
+
+def wait_for(paths: RunPaths, sizes: list[int]) -> None:
+    """Until gangs of these sizes have begun."""
+    deadline = time.monotonic() + LIMIT_S
+    while (seen := [record["world_size"] for record in starts(paths)]) != sizes:
+        assert time.monotonic() < deadline, f"gangs of {seen} workers, not yet of {sizes}"
+        time.sleep(0.5)
+
+
+def test_workers_come_and_go_with_the_nodes(cluster: Cluster, tiny: Path, tmp_path: Path) -> None:
+    name = ["run.name=elastic", "parallel.workers=[1, 3]", *SETS]
+    _, paths = configured(cluster, tiny, *name)
+    process = cluster.command("trainer", "--config", str(tiny), *(part for each in name for part in ("--set", each)))
+    wait_for(paths, [2])
+    with another_node(cluster, tmp_path):
+        wait_for(paths, [2, 3])
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+
+    first, second, third = starts(paths)
+    assert (first["world_size"], second["world_size"], third["world_size"]) == (2, 3, 2)
+    trained = [record["step"] for record, _ in Journal(paths.journal).read() if record["kind"] == "metrics"]
+    assert second["step"] == trained[trained.index(second["step"])] > 0
+    print("gangs began after steps", [first["step"], second["step"], third["step"]])
+    whole = train(cluster, tiny, "inelastic", *SETS)
+    torch.testing.assert_close(torch.tensor(losses(paths)), torch.tensor(losses(whole)), rtol=0, atol=1e-5)
