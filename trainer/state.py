@@ -22,18 +22,34 @@ def inspect(config: RunConfig, paths: RunPaths) -> State:
     """How far the run of this name got, for this configuration.
 
     Raises:
-        InputError: the name belongs to a run of another method.
+        InputError: the name belongs to a run of another method, or a checkpoint there does.
     """
-    if not paths.identity.is_file():
-        return "new"
-    owner = read_json(paths.identity)["method_sha256"]
+    claimed = paths.identity.is_file()
+    owner = read_json(paths.identity)["method_sha256"] if claimed else config.method_sha256
     if owner != config.method_sha256:
         raise InputError(
             f"run.name = {config.run.name!r}: taken by another method ({owner[:8]}, this is "
             f"{config.method_sha256[:8]}) in {paths.root}; "
             "allowed: another name, or none to have one made from the method"
         )
+    _check_checkpoints(config, paths)
+    if not claimed:
+        return "new"
     return "done" if is_done(config, paths) else "resumable"
+
+
+def _check_checkpoints(config: RunConfig, paths: RunPaths) -> None:
+    """Refuse checkpoints that were put into the run's folder from elsewhere; damaged ones are passed over later."""
+    for manifest in sorted(paths.checkpoints.glob("step-*/manifest.json")):
+        try:
+            owner = read_json(manifest)["method_sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if owner != config.method_sha256:
+            raise InputError(
+                f"{manifest.parent}: a checkpoint of another method ({str(owner)[:8]}, this is "
+                f"{config.method_sha256[:8]}); allowed: the run's own, so move it away"
+            )
 
 
 def is_done(config: RunConfig, paths: RunPaths) -> bool:

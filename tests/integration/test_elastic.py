@@ -23,13 +23,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 STEPS = 240
 # a step takes long enough for Ray Train to see a node, and one checkpoint in the middle lies before no change
 SETS = ["training.steps=240", "training.global_batch_size=1200", "run.checkpoint_every=1000", "optim.lr=1e-4"]
+SETS += ["parallel.cpus_per_worker=1.5"]  # two workers on the node of 3 CPUs that there is
 LIMIT_S = 150.0
 
 
 @contextmanager
 def another_node(cluster: Cluster, scratch: Path) -> Iterator[None]:
-    """One more node of one CPU, which is killed at the end."""
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1", "--log-color=false"]
+    """One more node, with room for one more worker, that is ended at the end."""
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=2", "--log-color=false"]
     command += [f"--address=127.0.0.1:{cluster.stack.ports['ray']}", "--node-ip-address=127.0.0.1"]
     surroundings = environment(cluster.stack, ROOT, cluster.storage.parent, 0)
     with (scratch / "node.log").open("w") as log:
@@ -58,10 +59,13 @@ def test_workers_come_and_go_with_the_nodes(cluster: Cluster, tiny: Path, tmp_pa
     name = ["run.name=elastic", "parallel.workers=[1, 3]", *SETS]
     _, paths = configured(cluster, tiny, *name)
     process = cluster.command("trainer", "--config", str(tiny), *(part for each in name for part in ("--set", each)))
-    wait_for(paths, [2])
-    with another_node(cluster, tmp_path):
-        wait_for(paths, [2, 3])
-    output, _ = process.communicate(timeout=280)
+    try:
+        wait_for(paths, [2])
+        with another_node(cluster, tmp_path):
+            wait_for(paths, [2, 3])
+        output, _ = process.communicate(timeout=280)
+    finally:
+        process.kill()
     assert process.returncode == 0, output
 
     first, second, third = starts(paths)

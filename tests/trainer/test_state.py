@@ -67,6 +67,21 @@ def test_a_name_of_another_method_is_bad_input(config, paths):
     assert "allowed: another name" in line
 
 
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(config, paths, claimed):
+    if claimed:
+        claim(config, paths)
+    texts = ["", "[]", "{}", json.dumps({"method_sha256": config.method_sha256})]
+    manifests = [paths.checkpoints / f"step-{step:08d}" / "manifest.json" for step in range(len(texts))]
+    for manifest, text in zip(manifests, texts, strict=True):
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(text)
+    assert inspect(config, paths) == ("resumable" if claimed else "new")
+    manifests[-1].write_text(json.dumps({"method_sha256": "f" * 64}))
+    with pytest.raises(InputError, match=r"step-00000003: a checkpoint of another method \(ffffffff, this is "):
+        inspect(config, paths)
+
+
 @pytest.mark.parametrize(
     ("step", "steps", "registered", "register_as", "done"),
     [
