@@ -14,6 +14,7 @@ import ray
 from pyarrow import fs
 
 from tests.trainer.images import encoded, noise, parquet
+from trainer.__main__ import main as train
 from trainer.config import DataConfig
 from trainer.data import cache
 from trainer.data.__main__ import main
@@ -198,6 +199,24 @@ def test_an_array_is_prepared_on_s3(bucket, node, tmp_path):
     assert main(["prepare", "digits", f"{bucket}/digits"]) == 0
     there = prepare(DataConfig(source=f"{bucket}/digits"), tmp_path)
     assert np.array_equal(there.images("train")[:], prepare(DataConfig(), tmp_path).images("train")[:])
+
+
+@pytest.mark.slow
+def test_a_run_on_data_in_s3_is_the_run_on_the_same_data_here(bucket, node, tmp_path):
+    """Trained, packaged and scored, by Ray's workers that read S3 themselves."""
+    digests = []
+    for name, place in (("there", f"{bucket}/digits"), ("here", str(tmp_path / "digits"))):
+        assert main(["prepare", "digits", place]) == 0
+        sets = [f"data.source={place}", f"run.storage={tmp_path / name}", "run.name=short", "training.steps=12"]
+        sets += ["evaluation.samples=65", "evaluation.vlb_draws=1", "evaluation.solver.num_steps=2"]
+        assert train(["--config", "configs/digits.yaml", *(part for each in sets for part in ("--set", each))]) == 0
+        summary = json.loads((tmp_path / name / "digits" / "short" / "results" / "summary.json").read_text())
+        package = tmp_path / name / "digits" / "short" / "package"
+        digests.append(
+            ((package / "model.safetensors").read_bytes(), summary["vlb_bpd"], summary["frechet_classifier"])
+        )
+    assert digests[0] == digests[1]
+    assert len(list(node.glob("*.arrow"))) == 2
 
 
 def test_an_endpoint_that_is_no_url_is_bad_input(monkeypatch):
