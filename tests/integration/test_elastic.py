@@ -28,12 +28,10 @@ LIMIT_S = 150.0
 @contextmanager
 def another_node(cluster: Cluster, scratch: Path) -> Iterator[None]:
     """One more node, with room for one more worker, that is ended at the end."""
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=2", "--log-color=false"]
-    command += [f"--address=127.0.0.1:{cluster.stack.ports['ray']}", "--node-ip-address=127.0.0.1"]
+    command = [sys.executable, "-m", "tests.integration.node", f"127.0.0.1:{cluster.stack.ports['ray']}", "2"]
     surroundings = environment(cluster.stack, ROOT, cluster.storage.parent, 0)
-    surroundings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"  # which it refuses to be for the address 127.0.0.1
     with (scratch / "node.log").open("w") as log:
-        node = subprocess.Popen(command, env=surroundings, stdout=log, stderr=log)
+        node = subprocess.Popen(command, env=surroundings, cwd=ROOT, stdout=log, stderr=log)
     try:
         yield
     finally:
