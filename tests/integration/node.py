@@ -19,7 +19,6 @@ def main() -> None:
         num_cpus=int(sys.argv[2]),
         num_gpus=0,
         dashboard_agent_listen_port=0,
-        include_log_monitor=False,
     )
     Node(parameters, head=False, shutdown_at_exit=True, spawn_reaper=False)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())

@@ -23,7 +23,7 @@ from trainer.evaluate import classifier, shards
 from trainer.evaluate.classifier import train_extractor
 from trainer.evaluate.frechet import fitted_gaussian, frechet_table, uniform_noise
 from trainer.evaluate.run import _in_order, vlb_metrics
-from trainer.evaluate.shards import BlockEvaluator, Shard, evaluate_shard
+from trainer.evaluate.shards import BlockEvaluator, Shard, evaluate_shard, spread_labels
 
 SHAPE = (1, 4, 4)
 EVALUATION = EvaluationConfig(samples=70, solver=Ancestral(num_steps=5), vlb_draws=6, seed=3)
@@ -83,6 +83,15 @@ def test_results_do_not_depend_on_the_number_of_shards_bitwise(package, dataset,
     assert vlb_metrics(terms, 16) == vlb_metrics(whole.vlb, 16)
 
 
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=12), st.integers(0, 10**9), st.randoms())
+def test_samples_have_the_classes_of_the_data_as_often(counts, first, random):
+    """Within a few of each, whatever the order of the data and wherever a run of 512 samples begins."""
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    random.shuffle(labels)
+    drawn = np.bincount(spread_labels(np.array(labels), range(first, first + 512)), minlength=len(counts))
+    assert np.abs(drawn - 512 * np.array(counts) / sum(counts)).max() <= 6
+
+
 def test_samples_are_the_images_of_the_seed(package, dataset):
     evaluator = BlockEvaluator(package, EVALUATION, dataset)
     other = BlockEvaluator(package, EVALUATION.model_copy(update={"seed": 4}), dataset)
@@ -139,7 +148,8 @@ def test_samples_of_a_model_with_classes_have_the_classes_of_the_data(tmp_path, 
     evaluator = BlockEvaluator(folders[0], config, dataset)
     with torch.inference_mode():
         found = evaluator.samples(range(6))
-        label, noise = torch.tensor([0, 1, 2, 0, 1, 2]), ImageNoise(3, range(6), SHAPE)
+        label = torch.from_numpy(spread_labels(dataset.labels("train"), range(6)))
+        noise = ImageNoise(3, range(6), SHAPE)
         if kind == "classifier_free":
             expected = solve(evaluator.denoiser, noise, EVALUATION.solver, label, ClassifierFree(scale=2.0))
         else:

@@ -72,8 +72,8 @@ def evaluate_shard(package: Path, data: Dataset, config: EvaluationConfig, shard
 class BlockEvaluator:
     """Computes blocks with one loaded package.
 
-    A model with classes is given labels: sample i has that of training image i, so that samples have the classes of the
-    data, and the bound of a held-out image is that given its own.
+    A model with classes is given labels: samples have the classes of the training images, as often (`spread_labels`);
+    the bound of a held-out image is that given its own.
     """
 
     def __init__(self, package: Path, config: EvaluationConfig, data: Dataset) -> None:
@@ -87,7 +87,9 @@ class BlockEvaluator:
         """The samples with these numbers, quantised to 8 bits, [n, H, W, C]."""
         noise = ImageNoise(self.config.seed, block, self.package.image_shape)
         denoiser, guidance = self.guided
-        label = self._labels("train", block)
+        label = None
+        if self.package.network.classes:
+            label = torch.from_numpy(spread_labels(self.data.labels("train"), block))
         return to_pixels(solve(denoiser, noise, self.config.solver, label, guidance))
 
     @cached_property
@@ -98,19 +100,20 @@ class BlockEvaluator:
             return autoguided(self.denoiser, load_package(Path(guidance.guide))[0], guidance.scale), None
         return self.denoiser, guidance
 
-    def _labels(self, split: str, block: Sequence[int]) -> Tensor | None:
+    def _labels(self, split: str, images: Sequence[int] | NDArray[np.int64]) -> Tensor | None:
         if not self.package.network.classes:
             return None
-        labels = self.data.labels(split)
-        return torch.from_numpy(labels[np.asarray(block) % len(labels)])
+        return torch.from_numpy(self.data.labels(split)[np.asarray(images)])
 
     @cached_property
     def proposal(self) -> StepProposal:
         """How often each step is evaluated: measured on a few training images, the same in every shard."""
-        process, count = self.denoiser.process, min(PILOT_IMAGES, self.data.info.train)
+        process, total = self.denoiser.process, self.data.info.train
+        count = min(PILOT_IMAGES, total)
+        picked = np.arange(count) * total // count  # over the whole set, whose order may be that of classes
         steps = pilot_steps(process, PILOT_STEPS)
-        images = to_model_range(self.data.images("train")[:count]).repeat_interleave(len(steps), dim=0)
-        labels = self._labels("train", range(count))
+        images = to_model_range(self.data.images("train")[picked]).repeat_interleave(len(steps), dim=0)
+        labels = self._labels("train", picked)
         repeated = None if labels is None else labels.repeat_interleave(len(steps))
         keys = [(image, 0) for image in range(len(images))]
         eps = keyed_normal(self.config.seed, Stream.PILOT_NOISE, keys, self.package.image_shape)
@@ -132,6 +135,16 @@ class BlockEvaluator:
         steps, weights = self.proposal.draw(torch.from_numpy(self.uniforms[np.asarray(block)]))
         label = self._labels("heldout", block)
         return estimate_vlb(self.kernel, to_model_range(pixels), steps, eps, weights=weights, label=label)
+
+
+def spread_labels(labels: NDArray[np.int64], numbers: Sequence[int]) -> NDArray[np.int64]:
+    """The labels of the samples with these numbers: among any run of numbers, classes are as frequent as in `labels`.
+
+    Sample i has the label at i / golden ratio (mod 1) of the sorted labels, a sequence whose discrepancy falls as
+    log(n) / n; the order that the data happen to be in does not matter.
+    """
+    places = np.asarray(numbers, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
+    return np.sort(labels)[(places * np.uint64(len(labels)) >> np.uint64(32)).astype(np.int64)]
 
 
 def all_draws(vlb_draws: int) -> int:
