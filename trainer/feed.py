@@ -5,7 +5,7 @@ the exception: there a step's t depends on the losses of the step before, and ro
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,14 @@ class Feed:
         draws: the run's.
     """
 
-    def __init__(self, draws: Draws, images: Any, labels: Tensor | None, classes: int) -> None:  # noqa: ANN401 - an array
+    def __init__(
+        self,
+        draws: Draws,
+        images: Any,  # noqa: ANN401 - an array
+        labels: Tensor | None,
+        classes: int,
+        device: torch.device,
+    ) -> None:
         """Name what batches are made of.
 
         Args:
@@ -47,9 +54,11 @@ class Feed:
             images: uint8 [N, H, W, C].
             labels: int64 [N], or None for a network without classes.
             classes: also the label that stands for "not told".
+            device: where batches go; for a GPU they are pinned.
         """
         self.draws = draws
         self._images, self._labels, self._classes = images, labels, classes
+        self._pinned = device.type == "cuda"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: tuple[tuple[int, int, int], Future[Batch]] | None = None
 
@@ -75,6 +84,8 @@ class Feed:
         x_0 = to_model_range(pixels)
         if rows.u is not None:
             x_0 = dequantise(x_0, rows.u).float()
+        if self._pinned:
+            x_0, rows = x_0.pin_memory(), replace(rows, eps=rows.eps.pin_memory())
         return Batch(rows, x_0, self._shown(rows))
 
     def _shown(self, rows: Rows) -> Tensor | None:

@@ -21,6 +21,7 @@ from trainer import checkpoint, snapshots
 from trainer.checkpoint_writer import Writer
 from trainer.config import RunConfig
 from trainer.data.dataset import open_dataset
+from trainer.device import full_precision, prepare_network
 from trainer.draws import Draws
 from trainer.feed import Feed
 from trainer.journal import Journal
@@ -43,6 +44,7 @@ def start_worker(place: Place) -> Worker:
     resumed = _agree_on_checkpoint(paths, journal)
     if resumed:
         objective.load_state_dict(resumed.tensors("param"))
+    full_precision()
     engine = initialize(objective.to(place.device), config, place.device)
     masters = Masters(engine, config.parallel.zero_stage)
     ema = ShardedEma(masters.flats, config.ema.tracks)
@@ -66,7 +68,7 @@ def start_worker(place: Place) -> Worker:
         engine=engine,
         masters=masters,
         ema=ema,
-        feed=Feed(draws, dataset.images("train"), labels, config.network.classes),
+        feed=Feed(draws, dataset.images("train"), labels, config.network.classes, place.device),
         writer=Writer(),
         journal=journal,
         fence=checkpoint.Fence(paths.attempt, place.attempt),
@@ -80,6 +82,7 @@ def build_objective(config: RunConfig, image_shape: tuple[int, int, int]) -> Obj
     """The objective around a freshly initialised network, with all that is trained as its children."""
     process = make_process(config.process)
     network = build_network(config.network, image_shape, process.reverse_variance == "learned")
+    prepare_network(network, config.parallel)
     settings = config.objective
     null_label = config.network.classes or None
     return Objective(settings, Denoiser(network, process, settings.prediction, settings.sigma_data, null_label))

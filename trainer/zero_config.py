@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import RunConfig
+from trainer.config import DeepSpeedConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,16 @@ def deepspeed_config(config: RunConfig, workers: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": shape.micro_rows,
         "gradient_accumulation_steps": shape.micro_batches,
         "gradient_clipping": config.optim.max_grad_norm,
-        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_optimization": {"stage": config.parallel.zero_stage, **_zero_extras(config.parallel.deepspeed)},
         "zero_allow_untested_optimizer": True,  # the optimizer is torch's fused AdamW, built here
+        "zero_force_ds_cpu_optimizer": False,  # also where its state is in the host's memory
         "torch_autocast": {"enabled": config.training.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 10**9,
     }
+
+
+def _zero_extras(extras: DeepSpeedConfig) -> dict[str, Any]:
+    """The settings that were made, where DeepSpeed looks for them."""
+    made = extras.model_dump(exclude={"activation_checkpointing"}, exclude_none=True)
+    offloads = {"offload_optimizer": made.pop("offload_optimizer"), "offload_param": made.pop("offload_parameters")}
+    return made | {name: {"device": where, "pin_memory": True} for name, where in offloads.items() if where != "none"}

@@ -17,7 +17,7 @@ from tests.integration.test_training import train
 from trainer.journal import Journal
 from trainer.paths import RunPaths
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 # long enough for Ray Train to see the node, without a checkpoint that nobody asked for
 SETS = ["training.steps=400", "training.global_batch_size=1200", "run.checkpoint_every=1000", "optim.lr=1e-4"]

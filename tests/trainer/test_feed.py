@@ -17,6 +17,7 @@ from trainer.feed import Feed
 
 IMAGES = np.arange(50 * 4, dtype=np.uint8).reshape(50, 2, 2, 1)
 LABELS = torch.arange(50) % 5
+CPU = torch.device("cpu")
 
 
 def feed(sampling: TimeSamplingConfig | None = None, labels: torch.Tensor | None = LABELS) -> Feed:
@@ -25,7 +26,7 @@ def feed(sampling: TimeSamplingConfig | None = None, labels: torch.Tensor | None
     moments = LossMoments(sampling) if isinstance(sampling, ImportanceTime) else None
     training = TrainingConfig(global_batch_size=12)
     draws = Draws(3, 50, training, make_process(DdpmProcess(num_train_timesteps=100)), objective, (1, 2, 2), moments)
-    return Feed(draws, IMAGES, labels, 5)
+    return Feed(draws, IMAGES, labels, 5, CPU)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_images_are_changed_and_made_continuous_before_the_network_sees_them(loo
     augment = AugmentConfig(horizontal_flip=True, crop_padding=1)
     training = TrainingConfig(global_batch_size=12, augment=augment, dequantise="uniform")
     draws = replace(looking_ahead.draws, training=training)
-    made = Feed(draws, IMAGES, LABELS, 5)
+    made = Feed(draws, IMAGES, LABELS, 5, CPU)
     batch = made.batch(3, 0, 12)
     made.close()
     rows = draws.rows(3, 0, 12)
