@@ -163,10 +163,8 @@ class DeepSpeedConfig(Config):
         for name, stages in STAGES_OF.items():
             value = getattr(self, name)
             if value not in (None, "none") and stage not in stages:
-                allowed = ", ".join(map(str, stages))
-                raise ValueError(
-                    f"deepspeed.{name} = {value}: zero_stage = {stage} has none; allowed: stages {allowed}"
-                )
+                allowed = " or ".join(map(str, stages))
+                raise ValueError(f"deepspeed.{name} = {value}; allowed: with zero_stage {allowed}, not {stage}")
 
 
 STAGES_OF = {

@@ -2,7 +2,7 @@
 
 BAD is a list of steps with commas: there the noise of one of the last rank's rows is NaN, as a broken device would have
 it. With BAD = reload nothing is trained: what was loaded is written to the run's folder `reloaded` again. Ranks are
-processes of their own with DeepSpeed and gloo, without Ray.
+processes of their own with DeepSpeed and gloo, without Ray; with parallel.device = cuda, a GPU each and NCCL.
 """
 
 import os
@@ -51,12 +51,17 @@ def reload(place: Place) -> None:
 
 def rank_main(rank: int, world: int, store: str, bad: str, config_file: str, sets: list[str]) -> None:
     """One rank."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0"}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=FileStore(store, world), rank=rank, world_size=world)
     config = load_config(Path(config_file), sets)
+    cuda = config.parallel.device == "cuda"
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank if cuda else 0)}
+    torch.set_num_threads(1)
+    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    backend = "nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=FileStore(store, world), rank=rank, world_size=world)
     dataset = prepare(config.data, Path(config.run.storage or "")).folder
-    place = Place(config, RunPaths.of(config), dataset, torch.device("cpu"), "ranks")
+    place = Place(config, RunPaths.of(config), dataset, device, "ranks")
     if bad == "reload":
         reload(place)
     else:

@@ -1,11 +1,14 @@
 """What DeepSpeed is told beside the stage, and how the network meets its device, changes no result.
 
 Two real ranks with gloo, compared with the plain run of the same stage: bit by bit, where nothing is rounded otherwise.
+Where there is a GPU, the same with one rank on it, to the rounding that GPUs order as they like.
 """
 
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,10 +35,27 @@ RECOMPUTED = ["parallel.deepspeed.activation_checkpointing=true"]
 CHANNELS_LAST = ["parallel.channels_last=true"]
 
 
-def trained(tiny: Path, storage: Path, name: str, steps: int, *sets: str) -> Checkpoint:
-    """The last checkpoint of two ranks, which resume where there is one already."""
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+Train = Callable[..., Checkpoint]
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=GPU)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where networks are."""
+    return request.param
+
+
+@pytest.fixture
+def trained(tiny: Path, tmp_path: Path, device: str) -> Train:
+    """`trained(name, steps, *sets)`: the last checkpoint of a run of that name, which resumes where there is one."""
+    return partial(last_checkpoint, tiny, tmp_path, device)
+
+
+def last_checkpoint(tiny: Path, storage: Path, device: str, name: str, steps: int, *sets: str) -> Checkpoint:
+    """Train on two ranks, or on one where each needs a GPU."""
     sets = (f"run.storage={storage}", f"run.name={name}", f"training.steps={steps}", *COMMON, *sets)
-    command = [sys.executable, "-m", "tests.integration.ranks", str(tiny), "2", "", *sets]
+    sets = (*sets, f"parallel.device={device}")
+    command = [sys.executable, "-m", "tests.integration.ranks", str(tiny), "1" if device == "cuda" else "2", "", *sets]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = find_latest(RunPaths.of(load_config(tiny, list(sets))).checkpoints).folder
@@ -44,10 +64,10 @@ def trained(tiny: Path, storage: Path, name: str, steps: int, *sets: str) -> Che
 
 
 @pytest.fixture(scope="module")
-def plain(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Checkpoint]:
+def plain(tiny: Path, tmp_path_factory: pytest.TempPathFactory, device: str) -> dict[int, Checkpoint]:
     """Twelve steps of each stage, without extras."""
-    storage = tmp_path_factory.mktemp("plain")
-    return {stage: trained(tiny, storage, f"z{stage}", 12, f"parallel.zero_stage={stage}") for stage in (2, 3)}
+    train = partial(last_checkpoint, tiny, tmp_path_factory.mktemp("plain"), device)
+    return {stage: train(f"z{stage}", 12, f"parallel.zero_stage={stage}") for stage in (2, 3)}
 
 
 @pytest.mark.parametrize(
@@ -61,47 +81,60 @@ def plain(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Che
     ],
 )
 def test_extras_change_no_result_and_survive_a_break(
-    tiny: Path, tmp_path: Path, plain: dict[int, Checkpoint], stage: int, extras: list[str]
+    trained: Train, plain: dict[int, Checkpoint], device: str, stage: int, extras: list[str]
 ) -> None:
     sets = [f"parallel.zero_stage={stage}", *extras]
-    trained(tiny, tmp_path, "extras", 6, *sets)
-    same(trained(tiny, tmp_path, "extras", 12, *sets), plain[stage])
+    trained("extras", 6, *sets)
+    same(trained("extras", 12, *sets), plain[stage], device)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_offloading_rounds_the_clipping_otherwise_and_survives_a_break(tiny: Path, tmp_path: Path, stage: int) -> None:
+def test_offloading_rounds_the_clipping_otherwise_and_survives_a_break(trained: Train, device: str, stage: int) -> None:
     """The gradient's norm is summed in another order there; nothing else differs."""
     sets = [f"parallel.zero_stage={stage}"]
-    plain = trained(tiny, tmp_path, "plain", 1, *sets)
+    plain = trained("plain", 1, *sets)
     sets += ["parallel.deepspeed.offload_optimizer=cpu"]
     sets += ["parallel.deepspeed.offload_parameters=cpu"] if stage == 3 else []
-    offloaded = trained(tiny, tmp_path, "offloaded", 1, *sets)
+    offloaded = trained("offloaded", 1, *sets)
     for kind in KINDS:
         for name in plain.shapes:
             ours, theirs = offloaded.tensor(kind, name), plain.tensor(kind, name)
             assert torch.linalg.vector_norm(ours - theirs) <= 1e-6 * torch.linalg.vector_norm(theirs), (kind, name)
-    trained(tiny, tmp_path, "offloaded", 6, *sets)
-    same(trained(tiny, tmp_path, "offloaded", 12, *sets), trained(tiny, tmp_path, "unbroken", 12, *sets))
+    trained("offloaded", 6, *sets)
+    same(trained("offloaded", 12, *sets), trained("unbroken", 12, *sets), device)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
-def test_a_compiled_network_goes_on_in_the_checkpoints_of_one_that_is_not(
-    tiny: Path, tmp_path: Path, plain: dict[int, Checkpoint]
-) -> None:
-    """The compiler rounds otherwise, so the two agree as two numbers of workers do."""
-    trained(tiny, tmp_path, "compiled", 6)
-    compiled = trained(tiny, tmp_path, "compiled", 12, "parallel.compile=true")
-    assert compiled.shapes == plain[2].shapes
-    for name in compiled.shapes:
-        ours, theirs = compiled.tensor("param", name), plain[2].tensor("param", name)
-        if not name.endswith("to_k.bias"):  # its true gradient is zero, and Adam makes steps of what rounding leaves
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)
+def test_a_compiled_network_goes_on_in_the_checkpoints_of_one_that_is_not(trained: Train) -> None:
+    """The compiler rounds otherwise, so the two agree as two numbers of workers do; its dropout is another."""
+    sets = ["network.dropout=0.0"]
+    trained("compiled", 6, *sets)
+    close(trained("compiled", 12, *sets, "parallel.compile=true"), trained("whole", 12, *sets))
 
 
-def same(ours: Checkpoint, theirs: Checkpoint) -> None:
-    """Twelve steps were taken, and all that they leave agrees bit by bit."""
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)], indirect=True)
+def test_bf16_on_a_gpu_learns_what_fp32_does(trained: Train, plain: dict[int, Checkpoint]) -> None:
+    ours, theirs = trained("bf16", 12, "training.precision=bf16").manifest["loss"], plain[2].manifest["loss"]
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
+def close(ours: Checkpoint, theirs: Checkpoint) -> None:
+    """Parameters agree as those of two numbers of workers do, but for one whose true gradient is zero."""
+    assert ours.shapes == theirs.shapes
+    for name in theirs.shapes:
+        if not name.endswith("to_k.bias"):
+            torch.testing.assert_close(ours.tensor("param", name), theirs.tensor("param", name), rtol=0, atol=5e-4)
+
+
+def same(ours: Checkpoint, theirs: Checkpoint, device: str) -> None:
+    """Twelve steps were taken, and all that they leave agrees bit by bit on CPUs."""
     assert ours.step == theirs.step == 12
+    if device == "cuda":
+        close(ours, theirs)
+        return
     for kind in KINDS:
         for name in theirs.shapes:
             assert torch.equal(ours.tensor(kind, name), theirs.tensor(kind, name)), (kind, name)

@@ -73,6 +73,16 @@ OTHER = {
     "parallel.device": "cpu",
     "parallel.cpus_per_worker": 0.5,
     "parallel.micro_batch_size": 16,
+    "parallel.channels_last": True,
+    "parallel.compile": True,
+    "parallel.deepspeed.offload_optimizer": "cpu",
+    "parallel.deepspeed.offload_parameters": "cpu",
+    "parallel.deepspeed.activation_checkpointing": True,
+    "parallel.deepspeed.overlap_comm": True,
+    "parallel.deepspeed.reduce_bucket_size": 10**6,
+    "parallel.deepspeed.allgather_bucket_size": 10**6,
+    "parallel.deepspeed.stage3_prefetch_bucket_size": 10**6,
+    "parallel.deepspeed.stage3_param_persistence_threshold": 0,
     "run.experiment": "other",
     "run.name": "other",
     "run.storage": "/other",
@@ -92,7 +102,13 @@ KINDS = {
 }
 ONE_VALUE_ONLY = {"training.on_nonfinite"}
 # what a value cannot be without
-WITH = {"process.schedule.zero_terminal_snr": {"objective": {"prediction": "v"}}}
+STAGE_3 = {"parallel": {"zero_stage": 3}}
+WITH = {
+    "process.schedule.zero_terminal_snr": {"objective": {"prediction": "v"}},
+    "parallel.deepspeed.offload_parameters": STAGE_3,
+    "parallel.deepspeed.stage3_prefetch_bucket_size": STAGE_3,
+    "parallel.deepspeed.stage3_param_persistence_threshold": STAGE_3,
+}
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:

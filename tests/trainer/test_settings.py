@@ -70,13 +70,45 @@ def refusal(values: dict, *sets: str) -> str:
             "at most 1000, the chain's process.num_train_timesteps",
         ),
         ("parallel.workers=129", "parallel.workers", "129", "at most training.global_batch_size = 128"),
+        (
+            "parallel.deepspeed.offload_optimizer=nvme",
+            "parallel.deepspeed.offload_optimizer",
+            "nvme",
+            "none or cpu; what",
+        ),
+        (
+            "parallel.deepspeed.offload_parameters=cpu",
+            "parallel",
+            "deepspeed.offload_parameters = cpu",
+            "with zero_stage 3, not 2",
+        ),
+        ("parallel.deepspeed.reduce_bucket_size=0", "parallel.deepspeed.reduce_bucket_size", "0", "or equal to 1"),
+        (
+            "parallel={zero_stage: 3, deepspeed: {allgather_bucket_size: 9}}",
+            "parallel",
+            "deepspeed.allgather_bucket_size = 9",
+            "with zero_stage 1 or 2, not 3",
+        ),
+        (
+            "parallel={zero_stage: 0, deepspeed: {overlap_comm: true}}",
+            "parallel",
+            "overlap_comm = True",
+            "1 or 2 or 3, not 0",
+        ),
+        ("parallel={zero_stage: 3, compile: true}", "parallel", "compile = True", "zero_stage 0 to 2"),
+        (
+            "parallel.deepspeed.activation_checkpointing=true",
+            "parallel.deepspeed.activation_checkpointing",
+            "True",
+            "with network.kind unet or dit",
+        ),
         ("training=5", "training", "5", "an object"),
         ("network=unet", "network", "unet", "an object"),
     ],
 )
 def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(setting, field, value, allowed):
     values = {
-        "network": {"kind": "unet"},
+        "network": {"kind": "mlp" if "activation" in setting else "unet"},
         "process": {"schedule": {"kind": "cosine"}},
         "evaluation": {"solver": {"kind": "ddim"}},
     }
