@@ -11,13 +11,14 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import FailureConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from trainer.checkpoint import begin_attempt
+from trainer.checkpoint import begin_attempt, complete_steps
 from trainer.config import RunConfig
 from trainer.elastic import Resizing
+from trainer.journal import Journal
 from trainer.network import NodeTorchConfig
 from trainer.paths import RunPaths
 from trainer.plan import bundles
@@ -25,14 +26,39 @@ from trainer.startup import import_stack
 
 MAX_FAILURES = 3
 RESIZE_INTERVAL_S = 30.0
+SILENCE_S = 600  # of a rank, after which the others take it for lost
 
 
 def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
-    """Train until `training.steps` or a non-finite loss (the journal says which); a lost worker restarts the gang.
+    """Train until `training.steps` or a non-finite loss (the journal says which).
+
+    A lost worker or node restarts the gang: up to MAX_FAILURES times without a newer checkpoint, as often as need be
+    with one, so that a long run may outlive many machines.
 
     Raises:
-        ray.train.TrainingFailedError: a worker failed more than MAX_FAILURES times.
+        ray.train.TrainingFailedError: it did not get any further.
     """
+    barren = 0
+    while True:
+        reached = _newest_step(paths)
+        try:
+            _attempt(config, paths, dataset_folder, device)
+            return
+        except TrainingFailedError as error:
+            barren = 0 if _newest_step(paths) > reached else barren + 1
+            # Ray Train has tried again where a worker failed, and not where its controller did, as it does with a node
+            if barren > (MAX_FAILURES if isinstance(error, ControllerError) else 0):
+                raise
+            cause = str(error).splitlines()[-1]
+            Journal(paths.journal).append("warning", text=f"training goes on from its checkpoint after: {cause}")
+
+
+def _newest_step(paths: RunPaths) -> int:
+    return max(complete_steps(paths.checkpoints), default=0)
+
+
+def _attempt(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
+    """One trainer of Ray Train's, which restarts the gang MAX_FAILURES times."""
     attempt = f"attempt-{time.time_ns()}"
     begin_attempt(paths.attempt, attempt)
     payload = {
@@ -46,7 +72,7 @@ def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -
     TorchTrainer(
         train_worker,
         train_loop_config=payload,
-        torch_config=NodeTorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        torch_config=NodeTorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=SILENCE_S),
         scaling_config=ScalingConfig(
             num_workers=config.parallel.workers,
             elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
