@@ -29,6 +29,8 @@ class Stream(IntEnum):
     PILOT_NOISE = 10
     AUGMENTATION = 11
     DEQUANTISATION = 12
+    LIKELIHOOD_DEQUANTISATION = 13
+    LIKELIHOOD_PROBE = 14
 
 
 def keyed_generator(seed: int, stream: Stream, a: int = 0, b: int = 0) -> np.random.Generator:

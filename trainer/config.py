@@ -7,7 +7,7 @@ and the model package. This module imports no torch.
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -33,6 +33,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
 Width = Annotated[float, Field(gt=0, le=0.28)]
+Metric = Literal["vlb", "continuous_vlb", "nll", "frechet"]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -119,14 +120,28 @@ class TrainingConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """What is measured once training ends, with the EMA weights."""
+    """What is measured once training ends, with the EMA weights.
 
+    `metrics` are the three likelihoods of the held-out images, which are three questions and never compared with each
+    other, and the Frechet distance of `seeds` sets of samples. `nll_rtol` is how closely the ODE is integrated.
+    """
+
+    metrics: tuple[Metric, ...] = ("vlb", "frechet")
+    seeds: Count = 1
     samples: Annotated[int, Field(ge=65)] = 1437
     seed: Seed = 0
     solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
     guidance: GuidanceConfig | None = None
     vlb_draws: Annotated[int, Field(ge=1)] = 32
+    nll_rtol: Fraction = 1e-3
     classifier_seed: Seed = 0
+
+    @field_validator("metrics")
+    @classmethod
+    def _some_once(cls, value: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"allowed: one or more of {', '.join(get_args(Metric))}, each once")
+        return value
 
 
 class DeepSpeedConfig(Config):
@@ -286,6 +301,7 @@ class RunConfig(Config):
         check_objective(self.process, self.objective)
         check_solver(self.process, self.evaluation.solver, "evaluation.solver")
         check_guidance(self.evaluation.guidance, self.network.classes, "evaluation.guidance")
+        check_metrics(self.process, self.evaluation.metrics)
         if self.parallel.deepspeed.activation_checkpointing and self.network.kind == "mlp":
             raise ValueError(
                 "parallel.deepspeed.activation_checkpointing = True; allowed: with network.kind unet or dit"
@@ -311,6 +327,20 @@ class RunConfig(Config):
         """SHA-256 of what decides the result: all but `parallel`, `run` and `training.steps`."""
         values = self.model_dump(mode="json", exclude={"parallel": True, "run": True, "training": {"steps"}})
         return _sha256(canonical(values))
+
+
+def check_metrics(process: ProcessConfig, metrics: tuple[Metric, ...]) -> None:
+    """Refuse what a process has no value of.
+
+    Raises:
+        ValueError: naming the metric and what is allowed.
+    """
+    beyond = {"continuous_vlb", "nll"}.intersection(metrics)
+    if beyond and process.schedule.zero_terminal_snr:
+        raise ValueError(
+            f"evaluation.metrics = {min(beyond)}: neither the continuous bound nor the ODE can start from a terminal "
+            "SNR of zero; allowed: vlb and frechet, or process.schedule.zero_terminal_snr = false"
+        )
 
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")

@@ -5,6 +5,7 @@ The driver holds the run's lock and may be killed at any point: the same command
 
 import logging
 import os
+import shutil
 import threading
 import time
 import traceback
@@ -217,7 +218,7 @@ class Driver:
             self.view.say(f"  still waiting for the workers; free in the cluster: {resources}")
 
     def _evaluate(self) -> dict[str, Any]:
-        from trainer.evaluate.run import evaluate
+        from trainer.evaluate.run import Evaluation
         from trainer.packaging import package_latest
 
         step, digest = package_latest(self.config, self.paths, self.dataset.info)
@@ -235,7 +236,17 @@ class Driver:
         )
         self.view.stage("evaluating")
         started = time.monotonic()
-        metrics = evaluate(self.config, self.paths, self.dataset)
+        parallel = self.config.parallel
+        evaluation = Evaluation(
+            package=self.paths.package,
+            network=self.config.network.kind,
+            data=self.dataset,
+            config=self.config.evaluation,
+            results=self.paths.results,
+            tasks=parallel.most_workers,
+            cpus=parallel.cpus_per_worker,
+        )
+        metrics = evaluation.run()
         self.seconds["evaluation"] = time.monotonic() - started
         self.view.say(f"evaluated in {self.seconds['evaluation']:.0f} s")
         summary = {
@@ -252,6 +263,7 @@ class Driver:
             **NOT_RECORDED,
         }
         state.write_json(self.paths.summary, summary)
+        shutil.rmtree(evaluation.blocks.parent)
         return summary
 
     def _record(self, tracker: Any, summary: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - Tracker

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from trainer.config import EmaConfig, RunConfig
 from trainer.paths import RunPaths
 from trainer.settings import InputError
-from trainer.state import read_json
+from trainer.state import read_run
 
 if TYPE_CHECKING:
     from trainer.snapshots import Averages
@@ -77,20 +77,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def read_run(folder: Path) -> tuple[RunConfig, RunPaths]:
-    """The configuration and the files of a run.
-
-    Raises:
-        InputError: the folder is not that of a run.
-    """
-    paths = RunPaths(folder)
-    try:
-        return RunConfig.model_validate(read_json(paths.identity)["config"], strict=False), paths
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"RUN = {folder}: not the folder of a run of this version: {reason}") from None
 
 
 def find(config: RunConfig, paths: RunPaths, step: int | None) -> "Averages":

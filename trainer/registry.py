@@ -13,6 +13,7 @@ from trainer.config import RunConfig
 from trainer.data.info import DatasetInfo
 from trainer.paths import RunPaths
 from trainer.provenance import ROOT
+from trainer.settings import InputError
 from trainer.tracking import log_evaluation, mlflow_environment
 
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "pydantic", "numpy", "pandas")
@@ -87,3 +88,37 @@ def _version(client: Any, name: str, model: Any, run_id: str, package_sha256: st
             return found.version
     tags = {"package_sha256": package_sha256}
     return client.create_model_version(name, model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id).version
+
+
+def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, str]:
+    """Download a registered package and its run's configuration.
+
+    Args:
+        name: of the registered model.
+        alias: of its version.
+        tracking_uri: the registry.
+        into: the folder that keeps packages, by their version.
+
+    Returns:
+        The package's folder, not verified, and the configuration's JSON.
+
+    Raises:
+        InputError: there is no such model, or the registry does not answer.
+    """
+    mlflow_environment()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(tracking_uri, tracking_uri)
+        found = client.get_model_version_by_alias(name, alias)
+        folder = into / name / str(found.version)
+        folder.mkdir(parents=True, exist_ok=True)
+        from mlflow.artifacts import download_artifacts
+
+        location = f"{client.get_model_version_download_uri(name, found.version)}/artifacts/package"
+        package = download_artifacts(location, dst_path=str(folder), tracking_uri=tracking_uri)
+        config = client.download_artifacts(str(found.run_id), "config.json", str(folder))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"MODEL = {name}@{alias}: {str(error).splitlines()[0]}; registry: {tracking_uri}") from None
+    return Path(package).absolute(), Path(config).read_text()

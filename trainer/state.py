@@ -52,6 +52,20 @@ def _check_checkpoints(config: RunConfig, paths: RunPaths) -> None:
             )
 
 
+def read_run(folder: Path) -> tuple[RunConfig, RunPaths]:
+    """The configuration and the files of a run.
+
+    Raises:
+        InputError: the folder is not that of a run.
+    """
+    paths = RunPaths(folder)
+    try:
+        return RunConfig.model_validate_json(json.dumps(read_json(paths.identity)["config"])), paths
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder}: not the folder of a run of this version: {reason}") from None
+
+
 def is_done(config: RunConfig, paths: RunPaths) -> bool:
     """Whether the results are there for enough steps, in MLflow, and registered where that is asked for."""
     if not paths.summary.is_file():

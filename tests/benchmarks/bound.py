@@ -17,16 +17,17 @@ from torch import Tensor
 
 from diffusion.images import to_model_range
 from diffusion.likelihood import bits_per_dim, estimate_vlb
+from diffusion.package import load_package
 from diffusion.proposal import StepProposal, spread_uniforms
 from tests.benchmarks.solver_table import dataset_of
 from trainer.config import EvaluationConfig
-from trainer.evaluate.shards import PILOT_IMAGES, PILOT_STEPS, BlockEvaluator, all_draws
+from trainer.evaluate.likelihoods import PILOT_IMAGES, PILOT_STEPS, Likelihoods, all_draws
 
 TARGET = 0.002
 BLOCK = 40
 
 
-def repetition(evaluator: BlockEvaluator, x_0: Tensor, proposal: StepProposal, u: np.ndarray, seed: int) -> float:
+def repetition(likelihoods: Likelihoods, x_0: Tensor, proposal: StepProposal, u: np.ndarray, seed: int) -> float:
     """The set's mean bound in bits/dim, with noise of its own."""
     generator = torch.Generator().manual_seed(seed)
     steps, weights = proposal.draw(torch.from_numpy(u))
@@ -34,7 +35,7 @@ def repetition(evaluator: BlockEvaluator, x_0: Tensor, proposal: StepProposal, u
     for first in range(0, len(x_0), BLOCK):
         part = slice(first, first + BLOCK)
         eps = torch.randn(len(x_0[part]), all_draws(u.shape[1]), *x_0.shape[1:], generator=generator)
-        vlb = estimate_vlb(evaluator.kernel, x_0[part], steps[part], eps, weights=weights[part])
+        vlb = estimate_vlb(likelihoods.kernel, x_0[part], steps[part], eps, weights=weights[part])
         total += float(bits_per_dim(vlb.total, x_0[0].numel()).sum())
     return total / len(x_0)
 
@@ -50,19 +51,19 @@ def main() -> None:
     config = EvaluationConfig.model_validate(
         json.loads((options.run / "run.json").read_text())["config"]["evaluation"], strict=False
     )
-    evaluator = BlockEvaluator(options.run / "package", config, data)
+    likelihoods = Likelihoods(load_package(options.run / "package")[0], config, data)
     x_0 = to_model_range(data.images("heldout")[:])
     needed: dict[str, float] = {}
     with torch.inference_mode():
-        num_steps = evaluator.denoiser.process.num_steps
+        num_steps = likelihoods.denoiser.process.num_steps
         for name, draws in zip(("naive", "ours"), options.draws, strict=True):
             found: list[float] = []
-            proposal = StepProposal.uniform(num_steps) if name == "naive" else evaluator.proposal
+            proposal = StepProposal.uniform(num_steps) if name == "naive" else likelihoods.step_proposal
             for seed in range(options.repetitions):
                 generator = np.random.default_rng(seed)
                 shape = (len(x_0), draws)
                 u = generator.random(shape) if name == "naive" else spread_uniforms(generator, *shape)
-                found.append(repetition(evaluator, x_0, proposal, u, seed))
+                found.append(repetition(likelihoods, x_0, proposal, u, seed))
             error = float(np.std(found, ddof=1))
             spread = error / math.sqrt(2 * (len(found) - 1))
             evaluations = len(x_0) * all_draws(draws)

@@ -1,29 +1,39 @@
 """Evaluation: work that falls apart into blocks and comes together the same, and yardsticks that are what they say."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion.bound import Vlb
 from diffusion.config import Ancestral, Autoguidance, ClassifierFree, DdpmProcess, MLPConfig
 from diffusion.images import to_model_range, to_pixels
 from diffusion.keyed import Stream, keyed_normal
-from diffusion.likelihood import Vlb
+from diffusion.likelihood import bits_per_dim
 from diffusion.network import build_network
+from diffusion.ode_likelihood import dequantised_bits_per_dim
 from diffusion.package import PackageConfig, load_package, save_package
 from diffusion.solvers import ImageNoise, autoguided, solve
-from trainer.config import DataConfig, EvaluationConfig
+from trainer.config import DataConfig, EvaluationConfig, Metric
 from trainer.data.arrays import load_array
 from trainer.data.dataset import Dataset
 from trainer.data.info import DatasetInfo
 from trainer.data.store import Store
-from trainer.data.writer import Block, write_dataset
-from trainer.evaluate import classifier, shards
+from trainer.data.writer import Block as Rows
+from trainer.data.writer import write_dataset
+from trainer.evaluate import blocks as blocks_module
+from trainer.evaluate import classifier
+from trainer.evaluate import likelihoods as likelihoods_module
+from trainer.evaluate.blocks import Block, blocks_of
 from trainer.evaluate.classifier import train_extractor
 from trainer.evaluate.frechet import fitted_gaussian, frechet_table, uniform_noise
-from trainer.evaluate.run import _in_order, vlb_metrics
-from trainer.evaluate.shards import BlockEvaluator, Shard, evaluate_shard, spread_labels
+from trainer.evaluate.run import Found, bound_metrics
+from trainer.evaluate.shards import BlockEvaluator, evaluate_blocks, spread_labels
 
 SHAPE = (1, 4, 4)
 EVALUATION = EvaluationConfig(samples=70, solver=Ancestral(num_steps=5), vlb_draws=6, seed=3)
@@ -54,33 +64,83 @@ def heldout():
 def dataset(tmp_path_factory, heldout):
     folder = tmp_path_factory.mktemp("dataset")
     train = np.random.default_rng(1).integers(0, 256, (50, 4, 4, 1), dtype=np.uint8)
-    block = Block(np.concatenate([train, heldout]), [str(row) for row in range(71)])
+    block = Rows(np.concatenate([train, heldout]), [str(row) for row in range(71)])
     labels = np.concatenate([np.arange(50) % 3, np.arange(21) % 3])
     known = DatasetInfo("test", "", SHAPE, 0, 0, 3)
     return Dataset(folder, write_dataset(Store(str(folder)), lambda: iter([block]), labels, np.arange(71) >= 50, known))
 
 
-@given(st.integers(0, 500), st.integers(1, 50), st.integers(1, 12))
-def test_shards_partition_the_blocks_exactly(total, size, count):
-    blocks = sorted(
-        (block for index in range(count) for block in Shard(index, count).blocks(total, size)),
-        key=lambda block: block.start,
-    )
-    assert [item for block in blocks for item in block] == list(range(total))
-    assert all(len(block) == size for block in blocks[:-1])
-    assert set(blocks) == set(Shard(0, 1).blocks(total, size))
+ALL = EVALUATION.model_copy(update={"metrics": ("vlb", "continuous_vlb", "nll", "frechet"), "seeds": 2})
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_results_do_not_depend_on_the_number_of_shards_bitwise(package, dataset, monkeypatch, count):
-    monkeypatch.setattr(shards, "SAMPLE_BLOCK", 16)
-    whole = evaluate_shard(package, dataset, EVALUATION, Shard(0, 1))
-    parts = [evaluate_shard(package, dataset, EVALUATION, Shard(index, count)) for index in range(count)]
-    samples = {block: pixels for part in parts for block, pixels in part.samples.items()}
-    assert np.array_equal(_in_order(samples), _in_order(whole.samples))
-    assert len(_in_order(samples)) == 70
-    terms = {block: vlb for part in parts for block, vlb in part.vlb.items()}
-    assert vlb_metrics(terms, 16) == vlb_metrics(whole.vlb, 16)
+@given(st.integers(1, 500), st.integers(65, 500), st.integers(1, 3), st.sampled_from(get_args(Metric)))
+def test_blocks_are_all_items_of_what_is_measured_exactly_once(heldout, samples, seeds, metric):
+    config = EvaluationConfig(metrics=(metric,), samples=samples, seeds=seeds, seed=5)
+    blocks = blocks_of(config, heldout)
+    items = [(block.seed, item) for block in blocks for item in block.items]
+    wanted = range(5, 5 + seeds) if metric == "frechet" else [5]
+    total = samples if metric == "frechet" else heldout
+    assert sorted(items) == [(seed, item) for seed in wanted for item in range(total)]
+    assert {block.kind for block in blocks} == {"samples" if metric == "frechet" else metric}
+    assert len({block.file(Path()) for block in blocks}) == len(blocks)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_results_do_not_depend_on_who_computes_which_block_bitwise(package, dataset, monkeypatch, tmp_path, count):
+    monkeypatch.setattr(blocks_module, "SIZES", {"samples": 16, "vlb": 8, "continuous_vlb": 8, "nll": 8})
+    blocks = blocks_of(ALL, 21)
+    for folder in ("whole", "parts"):
+        (tmp_path / folder).mkdir()
+    evaluate_blocks(package, dataset, ALL, tmp_path / "whole", blocks)
+    for index in reversed(range(count)):
+        evaluate_blocks(package, dataset, ALL, tmp_path / "parts", blocks[index::count])
+    whole, parts = Found(tmp_path / "whole", blocks), Found(tmp_path / "parts", blocks)
+    assert len(parts.samples(3)) == len(parts.samples(4)) == 70
+    for seed in (3, 4):
+        assert np.array_equal(parts.samples(seed), whole.samples(seed))
+    for kind in ("vlb", "continuous_vlb"):
+        assert torch.equal(parts.bound(kind).total, whole.bound(kind).total)
+        assert len(parts.bound(kind).total) == 21
+    for field in ("nll", "evaluations"):
+        assert torch.equal(parts.joined("nll", field), whole.joined("nll", field))
+
+
+def test_what_a_block_found_is_read_back_and_what_is_spoilt_is_not(tmp_path):
+    block, values = Block("nll", 3, 32, 4), {"nll": torch.arange(4, dtype=torch.float64)}
+    assert block.load(tmp_path) is None
+    block.save(tmp_path, values)
+    assert [path.name for path in tmp_path.iterdir()] == ["nll-3-00000032.safetensors"]
+    found = block.load(tmp_path)
+    assert found is not None
+    assert torch.equal(found["nll"], values["nll"])
+    assert replace(block, count=5).load(tmp_path) is None
+    block.file(tmp_path).write_bytes(block.file(tmp_path).read_bytes()[:-3])
+    assert block.load(tmp_path) is None
+
+
+def test_the_three_likelihoods_of_one_model_are_of_one_size_and_nothing_else(package, dataset):
+    """An untrained network is far from the data in all three; each has its own value."""
+    likelihoods = BlockEvaluator(package, EVALUATION, dataset).likelihoods
+    with torch.inference_mode():
+        nll, evaluations = likelihoods.nll(range(21))
+        bits = [
+            float(bits_per_dim(likelihoods.vlb(range(21)).total, 16).mean()),
+            float(bits_per_dim(likelihoods.continuous_vlb(range(21)).total, 16).mean()),
+            float(dequantised_bits_per_dim(nll, 16).mean()),
+        ]
+    assert bool((evaluations > 6).all())
+    assert all(7 < value < 20 for value in bits)
+    assert len({round(value, 6) for value in bits}) == 3
+
+
+def test_closer_integration_changes_the_density_less_and_less(package, dataset):
+    found = []
+    for rtol in (1e-2, 1e-3, 1e-4, 1e-6):
+        config = EVALUATION.model_copy(update={"nll_rtol": rtol})
+        found.append(BlockEvaluator(package, config, dataset).likelihoods.nll(range(4))[0])
+    errors = [float((nll - found[-1]).abs().max()) for nll in found[:-1]]
+    assert errors[2] < errors[1] < errors[0]
+    assert errors[1] < 0.05
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=12), st.integers(0, 10**9), st.randoms())
@@ -94,23 +154,24 @@ def test_samples_have_the_classes_of_the_data_as_often(counts, first, random):
 
 def test_samples_are_the_images_of_the_seed(package, dataset):
     evaluator = BlockEvaluator(package, EVALUATION, dataset)
-    other = BlockEvaluator(package, EVALUATION.model_copy(update={"seed": 4}), dataset)
     with torch.inference_mode():
-        assert np.array_equal(evaluator.samples([8, 9, 10, 11])[2], evaluator.samples([10, 8, 11, 9])[0])
-        assert not np.array_equal(evaluator.samples(range(4)), other.samples(range(4)))
+        assert np.array_equal(evaluator.samples(3, [8, 9, 10, 11])[2], evaluator.samples(3, [10, 8, 11, 9])[0])
+        assert not np.array_equal(evaluator.samples(3, range(4)), evaluator.samples(4, range(4)))
 
 
 def test_every_image_is_scored_once_in_each_stratum_of_the_proposal(package, dataset, heldout, monkeypatch):
     """Six draws: draw k falls into the k-th sixth of the proposal's distribution, for every image on its own."""
     seen = []
     monkeypatch.setattr(
-        shards, "estimate_vlb", lambda kernel, x_0, steps, eps, weights, label: seen.append((x_0, steps, eps, weights))
+        likelihoods_module,
+        "estimate_vlb",
+        lambda kernel, x_0, steps, eps, weights, label: seen.append((x_0, steps, eps, weights)),
     )
-    evaluator = BlockEvaluator(package, EVALUATION, dataset)
+    likelihoods = BlockEvaluator(package, EVALUATION, dataset).likelihoods
     with torch.inference_mode():
-        evaluator.vlb(heldout[:8], range(8))
+        likelihoods.vlb(range(8))
     ((x_0, steps, eps, weights),) = seen
-    probabilities = evaluator.proposal.probabilities
+    probabilities = likelihoods.step_proposal.probabilities
     assert torch.equal(x_0, to_model_range(heldout[:8]))
     assert eps.shape == (8, 7, *SHAPE)
     torch.testing.assert_close(weights, 1 / probabilities[steps - 2])
@@ -124,15 +185,15 @@ def test_every_image_is_scored_once_in_each_stratum_of_the_proposal(package, dat
 def test_the_estimate_over_many_draws_is_the_exact_bound(package, dataset, heldout):
     """The sum over all steps 2..T, with 4000 draws of an image's own: within four standard errors of its estimate."""
     config = EVALUATION.model_copy(update={"vlb_draws": 4000})
-    evaluator = BlockEvaluator(package, config, dataset)
+    likelihoods = BlockEvaluator(package, config, dataset).likelihoods
     with torch.inference_mode():
-        vlb = evaluator.vlb(heldout[1:2], range(1, 2))
+        vlb = likelihoods.vlb(range(1, 2))
         x_0 = to_model_range(heldout[1:2]).expand(64 * 39, *SHAPE)
         steps = torch.arange(2, 41).repeat(64)
         noise = keyed_normal(5, Stream.LIKELIHOOD_NOISE, [(0, i) for i in range(64 * 39)], SHAPE)
-        terms = evaluator.kernel.diffusion_kl(x_0, steps, noise).reshape(64, 39)
+        terms = likelihoods.kernel.diffusion_kl(x_0, steps, noise).reshape(64, 39)
     total = float(terms.sum(1).mean())
-    second_moment = float((terms.square().mean(0) / evaluator.proposal.probabilities).sum())
+    second_moment = float((terms.square().mean(0) / likelihoods.step_proposal.probabilities).sum())
     error = (float(terms.sum(1).var()) / 64 + (second_moment - total**2) / 4000) ** 0.5
     assert float(vlb.diffusion[0]) == pytest.approx(total, abs=4 * error)
     assert error < 0.02 * total
@@ -147,7 +208,7 @@ def test_samples_of_a_model_with_classes_have_the_classes_of_the_data(tmp_path, 
     config = EVALUATION.model_copy(update={"guidance": guidance[kind]})
     evaluator = BlockEvaluator(folders[0], config, dataset)
     with torch.inference_mode():
-        found = evaluator.samples(range(6))
+        found = evaluator.samples(3, range(6))
         label = torch.from_numpy(spread_labels(dataset.labels("train"), range(6)))
         noise = ImageNoise(3, range(6), SHAPE)
         if kind == "classifier_free":
@@ -160,13 +221,10 @@ def test_samples_of_a_model_with_classes_have_the_classes_of_the_data(tmp_path, 
     assert not np.array_equal(found, to_pixels(unguided))
 
 
-def test_vlb_metrics_are_means_in_bits_with_standard_errors_of_the_mean():
+def test_bounds_are_means_in_bits_with_standard_errors_of_the_mean():
     unit = np.log(2) * 16
-    blocks = {
-        range(2, 4): Vlb(*(torch.tensor([v, v + 2.0], dtype=torch.float64) * unit for v in (0.5, 3.0, 10.0))),
-        range(2): Vlb(*(torch.tensor([v, v], dtype=torch.float64) * unit for v in (0.5, 1.0, 2.0))),
-    }
-    found = vlb_metrics(blocks, 16)
+    values = ([0.5, 0.5, 0.5, 2.5], [1.0, 1.0, 3.0, 5.0], [2.0, 2.0, 10.0, 12.0])
+    found = bound_metrics("vlb", Vlb(*(torch.tensor(v, dtype=torch.float64) * unit for v in values)), 16)
     columns = {"prior_": [0.5, 0.5, 0.5, 2.5], "diffusion_": [1, 1, 3, 5], "reconstruction_": [2, 2, 10, 12]}
     columns[""] = np.sum(list(columns.values()), axis=0)
     expected = {f"vlb_{name}bpd": np.mean(values) for name, values in columns.items()}
@@ -249,6 +307,6 @@ def test_features_are_those_of_the_last_hidden_layer_and_do_not_depend_on_the_re
 def test_the_table_ranks_the_same_images_real_images_a_gaussian_and_noise(digits, short):
     data = load_array(DataConfig())
     extractor = train_extractor(*digits, seed=0)
-    table = frechet_table(extractor, digits[0], data.pixels[400:800], digits[0][::-1].copy(), seed=0)
-    assert table.samples == pytest.approx(0, abs=1e-6)
-    assert table.samples < table.heldout < table.gaussian < table.noise
+    table = frechet_table(extractor, digits[0], data.pixels[400:800], [digits[0][::-1].copy()], seed=0)
+    assert table.samples == pytest.approx([0], abs=1e-6)
+    assert table.samples[0] < table.heldout < table.gaussian < table.noise

@@ -18,15 +18,17 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class FrechetTable:
-    """`frechet_classifier` of the samples and of its three yardsticks."""
+    """`frechet_classifier` of each set of samples and of its three yardsticks."""
 
-    samples: float
+    samples: list[float]
     heldout: float
     gaussian: float
     noise: float
 
 
-def frechet_table(extractor: Extractor, train: Pixels, heldout: Pixels, samples: Pixels, seed: int) -> FrechetTable:
+def frechet_table(
+    extractor: Extractor, train: Pixels, heldout: Pixels, samples: list[Pixels], seed: int
+) -> FrechetTable:
     """Distances to the training images; each set needs more images than the extractor has features."""
     reference = Moments.of(extractor.features(train))
 
@@ -34,10 +36,10 @@ def frechet_table(extractor: Extractor, train: Pixels, heldout: Pixels, samples:
         return frechet_distance(Moments.of(extractor.features(pixels)), reference)
 
     return FrechetTable(
-        samples=distance(samples),
+        samples=[distance(each) for each in samples],
         heldout=distance(heldout),
-        gaussian=distance(fitted_gaussian(train, len(samples), seed)),
-        noise=distance(uniform_noise(train, len(samples), seed)),
+        gaussian=distance(fitted_gaussian(train, len(samples[0]), seed)),
+        noise=distance(uniform_noise(train, len(samples[0]), seed)),
     )
 
 

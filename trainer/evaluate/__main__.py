@@ -1,0 +1,143 @@
+"""`python -m trainer.evaluate`: score a model that there is, apart from its training.
+
+    MODEL -> package, data and settings (subject.py) -> blocks as Ray tasks (run.py) -> table, evaluation.json, pictures
+
+Imports of torch and Ray wait until work begins, so that --help answers at once.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from trainer.config import EvaluationConfig, Metric
+from trainer.evaluate.subject import Subject, find, with_options
+from trainer.settings import InputError
+
+EXAMPLES = f"""\
+examples:
+  python -m trainer.evaluate ~/dualview/digits/digits-13b6668d --metrics vlb,continuous_vlb,nll
+  python -m trainer.evaluate digits@champion --metrics frechet --samples 5000 --seeds 3 --out scores
+  python -m trainer.evaluate digits@champion --solver ddim --nfe 50 --samples 5000 --out ddim
+  python -m trainer.evaluate path/to/package --data digits --out scores
+
+MODEL is a run's folder, a package's folder, or NAME@alias of the registry. Settings that are not given are those that
+the run was evaluated with. metrics: {", ".join(get_args(Metric))}.
+
+vlb_bpd and continuous_vlb_bpd bound -log2 P of the 8-bit images, by the chain and by the continuous process; nll_bpd is
+the density of the probability-flow ODE on dequantised images. They answer three questions: compare models by one of
+them, never two of them with each other.
+
+The same command again goes on from the blocks that are finished; more samples or seeds add to them.
+
+exit codes: 0 done; 2 bad input; 1 anything else
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m trainer.evaluate",
+        description="Score a model: likelihoods of held-out images, and the Frechet distance of samples, as Ray tasks.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("model", metavar="MODEL", help="RUN folder, package folder, or NAME@alias")
+    add("--metrics", metavar="A,B", help="default: those of the run")
+    add("--samples", type=int, metavar="N", help="of each seed")
+    add("--seeds", type=int, metavar="K", help="sets of samples, for a mean and a standard deviation")
+    add("--seed", type=int, help="of the first set, and of all other draws")
+    add("--solver", metavar="NAME", help="its defaults, but for --nfe")
+    add("--nfe", type=int, metavar="N", help="network evaluations per image, or the next below")
+    add("--data", metavar="SOURCE", help="default: what the run was trained on")
+    add("--out", type=Path, metavar="FOLDER", help="default: RUN/evaluation")
+    add("--tasks", type=int, metavar="N", help="at a time; default: one for each CPU of the cluster")
+    add("--tracking-uri", metavar="URI", help="of the registry; default: MLFLOW_TRACKING_URI, or the local database")
+    add("--json", action="store_true", help="print the values as JSON")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        subject = with_options(find(options.model, options.tracking_uri), options)
+        values = evaluate(subject, options.tasks)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        print(f"error: {where} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        return 2
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 1
+    except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
+        from trainer.driver import last_line
+
+        print(f"failed: {type(error).__name__}: {last_line(error)}", file=sys.stderr)
+        return 1
+    print(json.dumps(values, indent=2) if options.json else table(subject.evaluation, values))
+    return 0
+
+
+def evaluate(subject: Subject, tasks: int | None) -> dict[str, Any]:
+    """Score the subject; its values, which are also in its folder's evaluation.json.
+
+    Raises:
+        InputError: the data do not fit the model, or nobody answers at RAY_ADDRESS.
+    """
+    from trainer.checks import check_ray_address
+    from trainer.data.dataset import prepare
+    from trainer.driver import connect_ray
+
+    check_ray_address()
+    data = prepare(subject.data, subject.out)
+    subject.check(data.info)
+    connect_ray()
+    import ray
+
+    from trainer.evaluate.run import Evaluation, report
+
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    evaluation = Evaluation(
+        package=subject.package,
+        network=subject.network,
+        data=data,
+        config=subject.evaluation,
+        results=subject.out,
+        tasks=tasks or max(1, cpus),
+        cpus=1.0,
+    )
+    values = {
+        "model": subject.name,
+        "package_sha256": subject.package_sha256,
+        "dataset_fingerprint": data.info.fingerprint,
+        "evaluation": subject.evaluation.model_dump(mode="json"),
+        **evaluation.run(),
+    }
+    report(subject.out, values)
+    return values
+
+
+def table(config: EvaluationConfig, values: dict[str, Any]) -> str:
+    """Values for people: one metric a line, with its error."""
+    lines = [f"{values['model']}  (package {values['package_sha256'][:8]}, data {values['dataset_fingerprint'][:8]})"]
+    for name, value in values.items():
+        if isinstance(value, float) and not name.endswith(("_se", "_sd")):
+            error = values.get(f"{name}_se", values.get(f"{name}_sd"))
+            spread = "" if error is None else f" +- {error:.4f}"
+            lines.append(f"  {name:30} {value:10.4f}{spread}")
+    if "frechet" in config.metrics:
+        lines.append(f"  {config.seeds} x {config.samples} samples, {config.solver.kind}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
