@@ -93,12 +93,13 @@ def evaluate(subject: Subject, tasks: int | None) -> dict[str, Any]:
     Raises:
         InputError: the data do not fit the model, or nobody answers at RAY_ADDRESS.
     """
+    from diffusion.package import verify_package
     from trainer.checks import check_ray_address
     from trainer.data.dataset import prepare
     from trainer.driver import connect_ray
 
     check_ray_address()
-    data = prepare(subject.data, subject.out)
+    data = prepare(subject.data, subject.storage)
     subject.check(data.info)
     connect_ray()
     import ray
@@ -117,7 +118,7 @@ def evaluate(subject: Subject, tasks: int | None) -> dict[str, Any]:
     )
     values = {
         "model": subject.name,
-        "package_sha256": subject.package_sha256,
+        "package_sha256": verify_package(subject.package),
         "dataset_fingerprint": data.info.fingerprint,
         "evaluation": subject.evaluation.model_dump(mode="json"),
         **evaluation.run(),

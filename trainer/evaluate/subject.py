@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -25,6 +26,7 @@ class Subject:
         data: what it was trained on.
         evaluation: how it is scored.
         out: the folder for what is found.
+        storage: where data are prepared, unless they are there already.
     """
 
     name: str
@@ -32,13 +34,7 @@ class Subject:
     data: DataConfig
     evaluation: EvaluationConfig
     out: Path
-
-    @property
-    def package_sha256(self) -> str:
-        """Of the package, which is verified."""
-        from diffusion.package import verify_package
-
-        return verify_package(self.package)
+    storage: Path
 
     @property
     def network(self) -> str:
@@ -46,7 +42,7 @@ class Subject:
         return self._config["network"]["kind"]
 
     @property
-    def _config(self) -> dict:
+    def _config(self) -> dict[str, Any]:
         return json.loads((self.package / "config.json").read_text())
 
     def check(self, info: DatasetInfo) -> None:
@@ -55,8 +51,10 @@ class Subject:
         Raises:
             InputError: naming what does not fit.
         """
+        from diffusion.package import verify_package
+
         try:
-            self.package_sha256  # noqa: B018 - verifies
+            verify_package(self.package)
         except ValueError as error:
             raise InputError(f"MODEL: {error}") from None
         shape, classes = tuple(self._config["image_shape"]), self._config["network"]["classes"]
@@ -89,7 +87,7 @@ def find(model: str, tracking_uri: str | None) -> Subject:
     if (folder / "manifest.json").is_file():
         if folder.name == "package" and (folder.parent / "run.json").is_file():
             return _of_run(folder.parent)
-        return Subject(model, folder, DataConfig(source="?"), _packaged(folder), Path())
+        return Subject(model, folder, DataConfig(source="?"), _packaged(folder), Path(), _storage())
     name, at, alias = model.partition("@")
     if folder.exists() or not (at and name and alias):
         raise InputError(
@@ -103,7 +101,8 @@ def _of_run(run: Path) -> Subject:
     if not paths.package.is_dir():
         raise InputError(f"MODEL = {run}: has no package yet; allowed: a run that was trained to its end")
     out = (run / "evaluation").absolute()
-    return Subject(str(config.run.name), paths.package.absolute(), config.data, config.evaluation, out)
+    storage = Path(str(config.run.storage))
+    return Subject(str(config.run.name), paths.package.absolute(), config.data, config.evaluation, out, storage)
 
 
 def _packaged(package: Path) -> EvaluationConfig:
@@ -118,11 +117,14 @@ def _packaged(package: Path) -> EvaluationConfig:
 def _registered(name: str, alias: str, tracking_uri: str | None) -> Subject:
     from trainer.registry import fetch
 
-    storage = os.environ.get("DUALVIEW_STORAGE") or str(Path.home() / "dualview")
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
-    package, config_json = fetch(name, alias, uri, Path(storage) / "fetched")
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_storage()}/mlflow.db"
+    package, config_json = fetch(name, alias, uri, _storage() / "fetched")
     config = RunConfig.model_validate_json(config_json)
-    return Subject(f"{name}@{alias}", package, config.data, config.evaluation, Path())
+    return Subject(f"{name}@{alias}", package, config.data, config.evaluation, Path(), _storage())
+
+
+def _storage() -> Path:
+    return Path(os.environ.get("DUALVIEW_STORAGE") or Path.home() / "dualview").absolute()
 
 
 def with_options(subject: Subject, options: argparse.Namespace) -> Subject:
