@@ -10,7 +10,7 @@ import re
 from typing import Annotated, Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from diffusion.config import (
     Config,
@@ -156,17 +156,19 @@ class DeepSpeedConfig(Config):
     activation_checkpointing: bool = False
     overlap_comm: bool | None = None
     reduce_bucket_size: Count | None = None
-    allgather_bucket_size: Count | None = None
+    allgather_bucket_size: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
     stage3_prefetch_bucket_size: Count | None = None
     stage3_param_persistence_threshold: Annotated[int, Field(ge=0)] | None = None
 
     @field_validator("offload_optimizer", "offload_parameters", mode="before")
     @classmethod
-    def _within_reach(cls, value: Any) -> Any:  # noqa: ANN401 - whatever was given
+    def _not_on_disk(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever was given
         if value == "nvme":
-            raise ValueError(
-                "allowed: none or cpu; what DeepSpeed keeps on NVMe is out of the reach of the EMA and of checkpoints"
-            )
+            why = {
+                "offload_optimizer": "the EMA and checkpoints cannot reach master weights that DeepSpeed keeps on NVMe",
+                "offload_parameters": "NVMe needs an operator of DeepSpeed's compiled on every node; it is untried",
+            }
+            raise ValueError(f"allowed: none or cpu; {why[str(info.field_name)]}")
         return value
 
     def check_stage(self, stage: int) -> None:
@@ -306,6 +308,8 @@ class RunConfig(Config):
             raise ValueError(
                 "parallel.deepspeed.activation_checkpointing = True; allowed: with network.kind unet or dit"
             )
+        if self.parallel.channels_last and self.network.kind != "unet":
+            raise ValueError("parallel.channels_last = True; allowed: with network.kind unet, which is convolutions")
         if self.parallel.most_workers > self.training.global_batch_size:
             raise ValueError(
                 f"parallel.workers = {self.parallel.most_workers}; allowed: at most training.global_batch_size = "

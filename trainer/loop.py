@@ -21,7 +21,7 @@ from trainer import checkpoint, snapshots
 from trainer.checkpoint_writer import Writer
 from trainer.config import RunConfig
 from trainer.data.dataset import open_dataset
-from trainer.device import full_precision, prepare_network
+from trainer.device import full_precision, prepare_network, require_compiler
 from trainer.draws import Draws
 from trainer.feed import Feed
 from trainer.journal import Journal
@@ -45,6 +45,8 @@ def start_worker(place: Place) -> Worker:
     if resumed:
         objective.load_state_dict(resumed.tensors("param"))
     full_precision()
+    if config.parallel.compile:
+        require_compiler(place.device)
     engine = initialize(objective.to(place.device), config, place.device)
     masters = Masters(engine, config.parallel.zero_stage)
     ema = ShardedEma(masters.flats, config.ema.tracks)

@@ -9,7 +9,6 @@ lambda(t)) is sharded, averaged and checkpointed like it.
 import math
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from diffusion.time_sampling import LossMoments
 from trainer import checkpoint, snapshots
 from trainer.checkpoint_writer import Writer
 from trainer.config import RunConfig
-from trainer.device import images_to
 from trainer.feed import Feed
 from trainer.journal import Journal
 from trainer.meters import Meters
@@ -180,14 +178,15 @@ class Worker:
         torch.manual_seed(int(keyed_generator(self.config.seed, Stream.DROPOUT, self.step, rank).integers(2**63)))
         made = self.feed.batch(self.step, rank * shape.rows, shape.rows)
         rows, x_0 = made.rows, made.x_0
-        to_device = partial(images_to, device=device, channels_last=self.config.parallel.channels_last)
         local_loss, row_losses = torch.zeros(1, device=device), list[Tensor]()
         observed, agreed = list[tuple[Tensor, Tensor, Tensor]](), list[float]()
         for first in range(0, shape.rows, shape.micro_rows):
             part = slice(first, first + shape.micro_rows)
             t, weight = rows.t[part], rows.weight[part].to(device)
             label = None if made.label is None else made.label[part].to(device)
-            losses, epsilon_mse = self.engine(to_device(x_0[part]), t, to_device(rows.eps[part]), label)
+            losses, epsilon_mse = self.engine(
+                x_0[part].to(device, non_blocking=True), t, rows.eps[part].to(device, non_blocking=True), label
+            )
             loss = total_loss(losses, weight * rows.importance[part].to(device), batch, world)
             local_loss += loss.detach()
             last = first + shape.micro_rows >= shape.rows

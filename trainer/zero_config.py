@@ -25,14 +25,15 @@ def batch_shape(config: RunConfig, workers: int) -> BatchShape:
 
 def deepspeed_config(config: RunConfig, workers: int) -> dict[str, Any]:
     """The configuration given to DeepSpeed, whole."""
-    shape = batch_shape(config, workers)
+    shape, extras = batch_shape(config, workers), config.parallel.deepspeed
     return {
         "train_micro_batch_size_per_gpu": shape.micro_rows,
         "gradient_accumulation_steps": shape.micro_batches,
         "gradient_clipping": config.optim.max_grad_norm,
-        "zero_optimization": {"stage": config.parallel.zero_stage, **_zero_extras(config.parallel.deepspeed)},
+        "zero_optimization": {"stage": config.parallel.zero_stage, **_zero_extras(extras)},
         "zero_allow_untested_optimizer": True,  # the optimizer is torch's fused AdamW, built here
-        "zero_force_ds_cpu_optimizer": False,  # also where its state is in the host's memory
+        # also where its state is in the host's memory
+        **({"zero_force_ds_cpu_optimizer": False} if extras.offload_optimizer == "cpu" else {}),
         "torch_autocast": {"enabled": config.training.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 10**9,
     }

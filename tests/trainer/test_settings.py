@@ -74,7 +74,13 @@ def refusal(values: dict, *sets: str) -> str:
             "parallel.deepspeed.offload_optimizer=nvme",
             "parallel.deepspeed.offload_optimizer",
             "nvme",
-            "none or cpu; what",
+            "none or cpu; the EMA and checkpoints cannot reach",
+        ),
+        (
+            "parallel={zero_stage: 3, deepspeed: {offload_parameters: nvme}}",
+            "parallel.deepspeed.offload_parameters",
+            "nvme",
+            "none or cpu; NVMe needs an operator",
         ),
         (
             "parallel.deepspeed.offload_parameters=cpu",
@@ -82,11 +88,18 @@ def refusal(values: dict, *sets: str) -> str:
             "deepspeed.offload_parameters = cpu",
             "with zero_stage 3, not 2",
         ),
+        (
+            "parallel.deepspeed.allgather_bucket_size=9",
+            "parallel.deepspeed.allgather_bucket_size",
+            "9",
+            "multiple of 2",
+        ),
+        ("parallel.channels_last=true", "parallel.channels_last", "True", "with network.kind unet"),
         ("parallel.deepspeed.reduce_bucket_size=0", "parallel.deepspeed.reduce_bucket_size", "0", "or equal to 1"),
         (
-            "parallel={zero_stage: 3, deepspeed: {allgather_bucket_size: 9}}",
+            "parallel={zero_stage: 3, deepspeed: {allgather_bucket_size: 8}}",
             "parallel",
-            "deepspeed.allgather_bucket_size = 9",
+            "deepspeed.allgather_bucket_size = 8",
             "with zero_stage 1 or 2, not 3",
         ),
         (
@@ -108,7 +121,7 @@ def refusal(values: dict, *sets: str) -> str:
 )
 def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(setting, field, value, allowed):
     values = {
-        "network": {"kind": "mlp" if "activation" in setting else "unet"},
+        "network": {"kind": "mlp" if "activation" in setting or "channels_last" in setting else "unet"},
         "process": {"schedule": {"kind": "cosine"}},
         "evaluation": {"solver": {"kind": "ddim"}},
     }

@@ -70,3 +70,22 @@ def test_a_variant_trains_and_is_packaged(sets, tmp_path):
     with torch.no_grad():
         objective.eval()
         assert torch.equal(loaded.x0(x_0, t, label), objective.denoiser.x0(x_0, t, label))
+
+
+@pytest.mark.parametrize(
+    "sets", [sets for sets in VARIANTS if "process.schedule.kind=learned" not in sets], ids=" ".join
+)
+def test_a_variant_meets_its_network_on_the_networks_device(sets):
+    """On the meta device, where mixing with a tensor on the CPU is an error as it is on a GPU; t is on the CPU.
+
+    A learned schedule gives values back to the CPU, and the meta device has none to give.
+    """
+    config = config_of(sets)
+    objective = build_objective(config, SHAPE).to("meta")
+    there = torch.empty(16, *SHAPE, device="meta")
+    t = objective.denoiser.process.time_at((torch.arange(16, dtype=torch.float64) + 0.5) / 16)
+    label = torch.arange(16) % (config.network.classes + 1) if config.network.classes else None
+    losses, epsilon_mse = objective(there, t, there, label)
+    losses.mean().backward()
+    assert {losses.device.type, epsilon_mse.device.type} == {"meta"}
+    assert all(p.grad is not None and p.grad.device.type == "meta" for p in objective.parameters())
