@@ -35,8 +35,6 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert values == evaluated(cluster, model, tmp_path / "whole", "2")
     assert values["vlb_bpd"] == finished.summary["vlb_bpd"]
-    bits = [values[name] for name in ("vlb_bpd", "continuous_vlb_bpd", "nll_bpd")]
-    assert max(bits) - min(bits) < 2
     assert values["frechet_classifier_sd"] > 0
 
 
