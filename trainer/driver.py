@@ -243,8 +243,10 @@ class Driver:
             data=self.dataset,
             config=self.config.evaluation,
             results=self.paths.results,
+            references=Path(self.config.run.storage or "") / "references",
             tasks=parallel.most_workers,
             cpus=parallel.cpus_per_worker,
+            progress=lambda stage, done, total: self.view.stage(f"evaluating: {stage}", done, total),
         )
         metrics = evaluation.run()
         self.seconds["evaluation"] = time.monotonic() - started

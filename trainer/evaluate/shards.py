@@ -22,6 +22,7 @@ from trainer.config import EvaluationConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluate.blocks import Block
 from trainer.evaluate.likelihoods import Likelihoods
+from trainer.evaluate.nfe import at_most
 
 
 def evaluate_blocks(
@@ -49,7 +50,7 @@ class BlockEvaluator:
         """What a block's file holds: `pixels` uint8 [n, H, W, C], or nats float64 [n] of each term."""
         match block.kind:
             case "samples":
-                return {"pixels": torch.from_numpy(self.samples(block.seed, block.items))}
+                return {"pixels": torch.from_numpy(self.samples(block.seed, block.items, block.nfe))}
             case "vlb":
                 return asdict(self.likelihoods.vlb(block.items))
             case "continuous_vlb":
@@ -57,15 +58,21 @@ class BlockEvaluator:
             case "nll":
                 nll, evaluations = self.likelihoods.nll(block.items)
                 return {"nll": nll, "evaluations": evaluations}
+            case "denoising":
+                return self.likelihoods.denoising(block.items)
 
-    def samples(self, seed: int, numbers: Sequence[int]) -> NDArray[np.uint8]:
-        """The samples of a seed with these numbers, quantised to 8 bits, [n, H, W, C]."""
+    def samples(self, seed: int, numbers: Sequence[int], nfe: int = 0) -> NDArray[np.uint8]:
+        """The samples of a seed with these numbers, quantised to 8 bits, [n, H, W, C].
+
+        With `nfe` network evaluations each, or the next number below; 0 for the solver as it is configured.
+        """
+        solver = at_most(self.config.solver, nfe) if nfe else self.config.solver
         noise = ImageNoise(seed, numbers, self.package.image_shape)
         denoiser, guidance = self.guided
         label = None
         if self.package.network.classes:
             label = torch.from_numpy(spread_labels(self.data.labels("train"), numbers))
-        return to_pixels(solve(denoiser, noise, self.config.solver, label, guidance))
+        return to_pixels(solve(denoiser, noise, solver, label, guidance))
 
     @cached_property
     def likelihoods(self) -> Likelihoods:

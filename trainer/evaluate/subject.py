@@ -5,13 +5,16 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from diffusion.config import ProcessConfig, SolverConfig, check_guidance, check_solver, evaluations
-from trainer.config import DataConfig, EvaluationConfig, RunConfig, check_metrics
+from diffusion.config import ProcessConfig, SolverConfig, check_guidance, check_solver
+from trainer.checks import check_extractors
+from trainer.config import DataConfig, EvaluationConfig, Metric, RunConfig, check_metrics, has_metric
 from trainer.data.info import DatasetInfo
+from trainer.evaluate.nfe import ADAPTER, at_most
+from trainer.evaluate.sizes import check_sizes
 from trainer.settings import InputError
 from trainer.state import read_run
 
@@ -42,6 +45,11 @@ class Subject:
         return self._config["network"]["kind"]
 
     @property
+    def process(self) -> ProcessConfig:
+        """Its forward process."""
+        return TypeAdapter[ProcessConfig](ProcessConfig).validate_json(json.dumps(self._config["process"]))
+
+    @property
     def _config(self) -> dict[str, Any]:
         return json.loads((self.package / "config.json").read_text())
 
@@ -57,6 +65,8 @@ class Subject:
             verify_package(self.package)
         except ValueError as error:
             raise InputError(f"MODEL: {error}") from None
+        check_sizes(self.evaluation, info)
+        check_extractors(self.evaluation)
         shape, classes = tuple(self._config["image_shape"]), self._config["network"]["classes"]
         if shape != info.image_shape:
             raise InputError(
@@ -66,7 +76,7 @@ class Subject:
             raise InputError(
                 f"data.source = {self.data.source!r}: {info.classes or 'no'} classes; allowed: {classes}, the model's"
             )
-        process: ProcessConfig = TypeAdapter(ProcessConfig).validate_json(json.dumps(self._config["process"]))
+        process = self.process
         try:
             check_solver(process, self.evaluation.solver)
             check_metrics(process, self.evaluation.metrics)
@@ -134,11 +144,7 @@ def with_options(subject: Subject, options: argparse.Namespace) -> Subject:
         InputError: a folder or data must be named, or there is no such solver.
         ValidationError: of a setting.
     """
-    given = {name: getattr(options, name) for name in ("samples", "seeds", "seed")}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if options.metrics is not None:
-        changes["metrics"] = options.metrics.split(",")
-    values = subject.evaluation.model_dump(mode="json") | changes
+    values = subject.evaluation.model_dump(mode="json") | _changes(subject, options)
     if options.solver is not None or options.nfe is not None:
         values["solver"] = _solver(subject.evaluation.solver, options.solver, options.nfe).model_dump(mode="json")
     evaluation = EvaluationConfig.model_validate_json(json.dumps(values))
@@ -150,16 +156,35 @@ def with_options(subject: Subject, options: argparse.Namespace) -> Subject:
     return replace(subject, evaluation=evaluation, data=data, out=(options.out or subject.out).absolute())
 
 
+def _changes(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the evaluation that are given, but for the solver."""
+    words = {name: getattr(options, name) for name in ("metrics", "extractors", "nfe_curve")}
+    given = {name: getattr(options, name) for name in ("samples", "seeds", "seed")}
+    given |= {name: text.split(",") for name, text in words.items() if text is not None}
+    if options.metrics == "all":
+        given["metrics"] = [name for name in get_args(Metric) if has_metric(subject.process, name)]
+    if options.nfe_curve is not None:
+        given["nfe_curve"] = _numbers("--nfe-curve", options.nfe_curve)
+    if options.inception_file is not None:
+        given["inception_file"] = str(Path(options.inception_file).absolute())
+        given.setdefault("extractors", [*subject.evaluation.extractors, "inception"])
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} = {text}; allowed: whole numbers with commas between, such as 5,10,20") from None
+
+
 def _solver(own: SolverConfig, kind: str | None, nfe: int | None) -> SolverConfig:
     """The named solver with its defaults, or the model's own, at so many evaluations or the next number below."""
     values = own.model_dump(mode="json") if kind in (None, own.kind) else {"kind": kind}
-    adapter: TypeAdapter[SolverConfig] = TypeAdapter(SolverConfig)
+    solver = ADAPTER.validate_json(json.dumps(values))
     if nfe is None:
-        return adapter.validate_json(json.dumps(values))
-    if values["kind"] == "rk45":
-        raise InputError("--nfe: rk45 chooses its steps by itself; allowed: without --nfe")
-    for steps in range(nfe, 0, -1):
-        solver = adapter.validate_json(json.dumps(values | {"num_steps": steps}))
-        if (evaluations(solver) or 0) <= nfe:
-            return solver
-    raise InputError(f"--nfe = {nfe}; allowed: at least 1")
+        return solver
+    try:
+        return at_most(solver, nfe)
+    except ValueError as error:
+        raise InputError(f"--nfe = {error}") from None
