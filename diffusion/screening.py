@@ -1,13 +1,37 @@
-"""One network's denoising error against log-SNR, and what follows from it for other schedules."""
+"""Schedules screened without training: from one network's denoising error against log-SNR, the bounds of others.
+
+A schedule enters the two bounds through the log-SNRs of its steps and ends alone, so with the error measured once,
+E(l) = E ||eps - eps_theta||^2 at log-SNR l (Kingma et al. 2021, section 5),
+
+    continuous   KL(q(x_T | x_0) || N(0, p^2 I)) + 1/2 integral of E dl + E[-log p(x_0 | z) at the highest log-SNR]
+    chain        sum over t of KL(q(x_s | x_t, x_0) || p_theta)
+                 = D/2 (v/V - 1 - log v/V) + coef_x0^2 exp(-l_t) E(l_t) / 2V
+
+with the posterior's variance v and coefficient and the reverse variance V of the schedule's own steps; their difference
+over the same log-SNRs is what the chain loses by its finite steps, the discretisation gap. It holds for THIS network,
+whose estimates are taken as a function of log-SNR and not clipped: training with another schedule gives another one.
+Nothing follows for the Frechet distance, and nothing outside the log-SNRs that were measured.
+"""
+# torch.from_numpy has no type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.chain import posterior, reverse_variance
+from diffusion.continuous_bound import log_snr_ends
+from diffusion.likelihood import bits_per_dim
+from diffusion.sde import Process
+
 ARRAYS = ("log_snr", "mse", "reconstruction")
+NODES = 4096  # of the integral, between two log-SNRs
+SLACK = 1e-6  # of the range, for rounding
 
 
 @dataclass(frozen=True)
@@ -16,7 +40,7 @@ class DenoisingCurve:
 
     Attributes:
         log_snr: descending, float64 [G].
-        mse: means over the images of each group, summed over dimensions, float64 [K, G].
+        mse: means over the images of each group, summed over dimensions, above 0, float64 [K, G].
         second_moment: mean of ||x_0||^2.
         reconstruction: mean of -log p(x_0 | x_t) by the channel, nats, float64 [G]; no network takes part.
         dimensions: of an image.
@@ -34,6 +58,16 @@ class DenoisingCurve:
     dataset_fingerprint: str
     images: int
 
+    def __post_init__(self) -> None:
+        points = len(self.log_snr)
+        if points < 2 or bool((self.log_snr.diff() >= 0).any()):
+            raise ValueError("log_snr: allowed: at least two, descending")
+        if self.mse.ndim != 2 or len(self.mse) < 2 or self.mse.shape[1] != points or len(self.reconstruction) != points:
+            raise ValueError(f"mse and reconstruction: allowed: a value at each of {points} log-SNRs, mse of 2 groups")
+        finite = all(bool(getattr(self, name).isfinite().all()) for name in ARRAYS)
+        if not finite or bool((self.mse <= 0).any()):
+            raise ValueError("the curve: allowed: finite numbers, mse above 0")
+
     def to_json(self) -> str:
         """The text of `denoising.json`."""
         values = vars(self) | {name: getattr(self, name).tolist() for name in ARRAYS}
@@ -41,8 +75,107 @@ class DenoisingCurve:
 
     @classmethod
     def from_json(cls, text: str) -> "DenoisingCurve":
-        """Of `denoising.json`."""
-        values: dict[str, Any] = json.loads(text)
-        for name in ARRAYS:
-            values[name] = torch.tensor(values[name], dtype=torch.float64)
-        return cls(**values)
+        """Of `denoising.json`.
+
+        Raises:
+            ValueError: it is not that of a curve.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            for name in ARRAYS:
+                values[name] = torch.tensor(values[name], dtype=torch.float64)
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a denoising curve: {error}") from None
+
+    def at(self, log_snr: Tensor) -> Tensor:
+        """mse of each group, its logarithm linear between the points; float64 [K, N]."""
+        return torch.stack([torch.exp(self._between(log_snr, group.log())) for group in self.mse])
+
+    def integral(self, low: float, high: float) -> Tensor:
+        """The integral of mse over log-SNR, nats of each group, [K]."""
+        return torch.trapezoid(
+            self.at(torch.linspace(low, high, NODES, dtype=torch.float64)), dx=(high - low) / (NODES - 1)
+        )
+
+    def reconstruction_at(self, log_snr: float) -> float:
+        """Nats of the continuous bound's reconstruction term."""
+        return float(self._between(torch.tensor([log_snr], dtype=torch.float64), self.reconstruction))
+
+    def _between(self, log_snr: Tensor, values: Tensor) -> Tensor:
+        return torch.from_numpy(np.interp(-log_snr.numpy(), -self.log_snr.numpy(), values.numpy()))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bits per dimension, and the standard error from the spread of the groups of images."""
+
+    value: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, nats: Tensor, dimensions: int) -> "Estimate":
+        """The mean over groups, nats [K]."""
+        bits = bits_per_dim(nats, dimensions)
+        return cls(float(bits.mean()), float(bits.std()) / len(bits) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What a schedule would have of the curve's network.
+
+    Attributes:
+        log_snr: its lowest and highest.
+        continuous_vlb: the continuous bound.
+        diffusion: the chain's sum over its steps 2..T.
+        gap: that minus the continuous bound's integral over the same log-SNRs.
+    """
+
+    log_snr: tuple[float, float]
+    continuous_vlb: Estimate
+    diffusion: Estimate
+    gap: Estimate
+
+
+def screen(curve: DenoisingCurve, process: Process) -> Screened:
+    """A process by the curve of another's network.
+
+    Raises:
+        ValueError: log-SNRs outside the curve's, or a reverse variance that is learned.
+    """
+    high, low = log_snr_ends(process)
+    least, most = float(curve.log_snr[-1]), float(curve.log_snr[0])
+    if low < least - SLACK or high > most + SLACK:
+        raise ValueError(
+            f"log-SNR from {low:.2f} to {high:.2f}; allowed: within {least:.2f} to {most:.2f}, which was measured"
+        )
+    nats = _prior(curve, process) + curve.integral(low, high) / 2 + curve.reconstruction_at(high)
+    continuous = Estimate.of(nats, curve.dimensions)
+    diffusion = _chain_diffusion(curve, process)
+    first, last = (float(process.log_snr(process.step_times()[[index]])) for index in (1, -1))
+    gap = diffusion - curve.integral(last, first) / 2
+    return Screened((low, high), continuous, *(Estimate.of(each, curve.dimensions) for each in (diffusion, gap)))
+
+
+def _prior(curve: DenoisingCurve, process: Process) -> float:
+    """KL(q(x_T | x_0) || N(0, p^2 I)), nats (`likelihood.prior_kl`, of the mean second moment)."""
+    end = torch.tensor([process.t_max], dtype=torch.float64)
+    mean = float(process.alpha(end)) / process.prior_std
+    variance = (float(process.sigma(end)) / process.prior_std) ** 2
+    return 0.5 * (mean**2 * curve.second_moment + curve.dimensions * (variance - 1 - math.log(variance)))
+
+
+def _chain_diffusion(curve: DenoisingCurve, process: Process) -> Tensor:
+    """The sum over the steps 2..T of L_{t-1}, nats of each group, [K]."""
+    if process.reverse_variance == "learned":
+        raise ValueError(
+            "process.reverse_variance = learned: its KL is not of the error alone; allowed: beta, beta_tilde"
+        )
+    times = process.step_times()
+    s, t = times[1:-1], times[2:]
+    exact, variance = posterior(process, s, t), reverse_variance(process, s, t, process.reverse_variance)
+    log_snr = process.log_snr(t)
+    ratio = exact.variance / variance
+    x_0_error = curve.at(log_snr) * torch.exp(-log_snr)
+    of_variance = curve.dimensions * (ratio - 1 - ratio.log())
+    return 0.5 * (of_variance + exact.coef_x_0**2 * x_0_error / variance).sum(1)

@@ -275,7 +275,10 @@ class ParallelConfig(Config):
 
 
 class RunSettings(Config):
-    """Names, places and intervals; null means the default that `python -m trainer --dry-run` shows."""
+    """Names, places and intervals; null means the default that `python -m trainer --dry-run` shows.
+
+    `evaluate_every` so many steps a checkpoint is evaluated while training goes on; null: the last step alone.
+    """
 
     experiment: Slug = "digits"
     name: Slug | None = None
@@ -285,7 +288,17 @@ class RunSettings(Config):
     alias: Alias = "champion"
     checkpoint_every: Count = 250
     keep_checkpoints: Count = 2
+    evaluate_every: Count | None = None
     log_every: Count = 25
+
+    @model_validator(mode="after")
+    def _evaluates_checkpoints(self) -> "RunSettings":
+        if self.evaluate_every is not None and self.evaluate_every % self.checkpoint_every:
+            raise ValueError(
+                f"evaluate_every = {self.evaluate_every}: checkpoints are what is evaluated; allowed: a multiple of "
+                f"checkpoint_every = {self.checkpoint_every}, or null for the last step alone"
+            )
+        return self
 
     @field_validator("storage")
     @classmethod

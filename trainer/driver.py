@@ -163,7 +163,8 @@ class Driver:
         tracker = Tracker(self.config, self.paths, self.dataset.info, self.journal)
         tracker.start()
         try:
-            self._train()
+            with self._evaluating_alongside():
+                self._train()
             summary = self._evaluate()
         except Preempted:
             tracker.finish("KILLED", PREEMPTED_DEADLINE_S)
@@ -172,6 +173,20 @@ class Driver:
             tracker.finish("FAILED", TRACKING_DEADLINE_S)
             raise
         return self._record(tracker, summary)
+
+    @contextmanager
+    def _evaluating_alongside(self) -> Iterator[None]:
+        """Checkpoints are evaluated while training goes on, where that is asked for."""
+        if self.config.run.evaluate_every is None:
+            yield
+            return
+        from trainer.evaluate.alongside import Alongside
+
+        alongside = Alongside(self.config, self.paths, self.dataset, self.journal)
+        alongside.start()
+        yield  # where training fails the process ends, and what has begun goes on in the next
+        self.view.stage("finishing the evaluation of a checkpoint")
+        alongside.close()
 
     def _train(self) -> None:
         from trainer.checkpoint import Checkpoint, find_latest
@@ -218,6 +233,7 @@ class Driver:
             self.view.say(f"  still waiting for the workers; free in the cluster: {resources}")
 
     def _evaluate(self) -> dict[str, Any]:
+        from trainer.evaluate.report import write_report
         from trainer.evaluate.run import Evaluation
         from trainer.packaging import package_latest
 
@@ -265,6 +281,7 @@ class Driver:
             **NOT_RECORDED,
         }
         state.write_json(self.paths.summary, summary)
+        write_report(self.paths.results, {**summary, "evaluation": self.config.evaluation.model_dump(mode="json")})
         shutil.rmtree(evaluation.blocks.parent)
         return summary
 
@@ -279,7 +296,7 @@ class Driver:
             summary["run_id"] = tracker.run_id
             summary |= register(self.config, self.paths, self.dataset.info, summary, str(tracker.run_id))
             state.write_json(self.paths.summary, summary)
-            log_results(self.config, self.paths, summary["run_id"])
+            log_results(self.config, self.paths, summary["run_id"], summary["step"])
         except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the run itself is whole
             self.view.say(f"warning: MLflow at {self.config.run.tracking_uri} did not answer: {last_line(error)}")
             self.view.say("  everything is kept here; the same command uploads and registers it later")

@@ -14,7 +14,7 @@ from trainer.data.info import DatasetInfo
 from trainer.paths import RunPaths
 from trainer.provenance import ROOT
 from trainer.settings import InputError
-from trainer.tracking import log_evaluation, mlflow_environment
+from trainer.tracking import log_evaluation, log_grid, mlflow_environment
 
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "pydantic", "numpy", "pandas")
 
@@ -47,11 +47,13 @@ def register(
     }
 
 
-def log_results(config: RunConfig, paths: RunPaths, run_id: str) -> None:
-    """Upload the results folder: summary, samples and pictures."""
+def log_results(config: RunConfig, paths: RunPaths, run_id: str, step: int) -> None:
+    """Upload the results folder: summary, report, samples and pictures."""
     from mlflow import MlflowClient
 
-    MlflowClient(config.run.tracking_uri).log_artifacts(run_id, str(paths.results), "results")
+    client = MlflowClient(config.run.tracking_uri)
+    client.log_artifacts(run_id, str(paths.results), "results")
+    log_grid(client, run_id, paths.results / "samples.png", step)
 
 
 def _log_model(config: RunConfig, paths: RunPaths, summary: dict[str, Any], run_id: str) -> Any:  # noqa: ANN401 - ModelInfo
@@ -90,7 +92,7 @@ def _version(client: Any, name: str, model: Any, run_id: str, package_sha256: st
     return client.create_model_version(name, model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id).version
 
 
-def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, str]:
+def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, str, str]:
     """Download a registered package and its run's configuration.
 
     Args:
@@ -100,7 +102,7 @@ def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, s
         into: the folder that keeps packages, by their version.
 
     Returns:
-        The package's folder, not verified, and the configuration's JSON.
+        The package's folder, not verified, the configuration's JSON, and the id of the MLflow run.
 
     Raises:
         InputError: there is no such model, or the registry does not answer.
@@ -121,4 +123,4 @@ def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, s
         config = client.download_artifacts(str(found.run_id), "config.json", str(folder))
     except (MlflowException, OSError) as error:
         raise InputError(f"MODEL = {name}@{alias}: {str(error).splitlines()[0]}; registry: {tracking_uri}") from None
-    return Path(package).absolute(), Path(config).read_text()
+    return Path(package).absolute(), Path(config).read_text(), str(found.run_id)

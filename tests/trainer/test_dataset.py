@@ -370,12 +370,12 @@ def test_too_few_images_for_the_features_are_refused_with_the_least_number(tmp_p
     assert "1281" in str(error.value)
 
 
-def test_a_curve_needs_three_images_in_each_of_eight_groups(tmp_path):
+def test_a_curve_needs_six_images_in_each_of_eight_groups(tmp_path):
     info = prepare(DataConfig(), tmp_path).info
     config = EvaluationConfig(metrics=("denoising",))
-    check_sizes(config, replace(info, heldout=24))
-    with pytest.raises(InputError, match="denoising: 23 held-out images; allowed: at least 24"):
-        check_sizes(config, replace(info, heldout=23))
+    check_sizes(config, replace(info, heldout=48))
+    with pytest.raises(InputError, match="denoising: 47 held-out images; allowed: at least 48"):
+        check_sizes(config, replace(info, heldout=47))
 
 
 DEFAULT_PROCESS = DdpmProcess()

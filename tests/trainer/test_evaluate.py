@@ -31,9 +31,9 @@ from trainer.evaluate import classifier
 from trainer.evaluate import likelihoods as likelihoods_module
 from trainer.evaluate.blocks import Block, Kind, SampleSet, blocks_of
 from trainer.evaluate.classifier import train_extractor
+from trainer.evaluate.found import Found
 from trainer.evaluate.likelihood_view import bound_metrics
 from trainer.evaluate.shards import BlockEvaluator, evaluate_blocks, spread_labels
-from trainer.evaluate.view import Found
 from trainer.evaluate.yardsticks import fitted_gaussian, uniform_noise
 
 SHAPE = (1, 4, 4)

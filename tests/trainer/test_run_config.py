@@ -98,6 +98,7 @@ OTHER = {
     "run.alias": "other",
     "run.checkpoint_every": 100,
     "run.keep_checkpoints": 3,
+    "run.evaluate_every": 500,
     "run.log_every": 10,
     "seed": 1,
 }

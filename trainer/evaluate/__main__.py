@@ -15,8 +15,9 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from trainer.config import EvaluationConfig, Extractor, Metric
+from trainer.data.info import DatasetInfo
 from trainer.evaluate.sizes import FEATURES
-from trainer.evaluate.subject import Subject, find, with_options
+from trainer.evaluate.subject import Recorded, Subject, find, with_options
 from trainer.settings import InputError
 
 EXAMPLES = f"""\
@@ -96,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"failed: {type(error).__name__}: {last_line(error)}", file=sys.stderr)
         return 1
     print(json.dumps(values, indent=2) if options.json else table(subject.evaluation, values))
+    if not options.json:
+        print(f"  report: {subject.out / 'report.html'}")
     return 0
 
 
@@ -117,6 +120,7 @@ def evaluate(subject: Subject, tasks: int | None) -> dict[str, Any]:
     import ray
 
     from trainer.evaluate.bar import Bar
+    from trainer.evaluate.report import write_report
     from trainer.evaluate.run import Evaluation, report
 
     cpus = int(ray.cluster_resources().get("CPU", 1))
@@ -140,7 +144,27 @@ def evaluate(subject: Subject, tasks: int | None) -> dict[str, Any]:
         **found,
     }
     report(subject.out, values)
+    write_report(subject.out, values)
+    if subject.recorded:
+        record(subject, subject.recorded, data.info, values)
     return values
+
+
+def record(subject: Subject, recorded: Recorded, info: DatasetInfo, values: dict[str, Any]) -> None:
+    """Put the evaluation into MLflow, or say why not: what was found is in its folder all the same."""
+    from trainer.tracking import log_standalone
+
+    config = subject.evaluation
+    what = f"{config.seeds} x {config.samples}, {config.solver.kind}" if config.samples_images else "likelihoods"
+    try:
+        log_standalone(
+            recorded.tracking_uri, recorded.run_id, f"evaluation: {subject.name}, {what}", info, values, subject.out
+        )
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the evaluation itself is whole
+        from trainer.driver import last_line
+
+        print(f"warning: MLflow at {recorded.tracking_uri}: {last_line(error)}", file=sys.stderr)
+        print("  everything is kept here; the same command tries again", file=sys.stderr)
 
 
 def table(config: EvaluationConfig, values: dict[str, Any]) -> str:

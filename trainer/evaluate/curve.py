@@ -1,12 +1,11 @@
 """The denoising error against log-SNR, ||eps - eps_theta||^2: the one curve that both views of a network come from.
 
 Half its integral over log-SNR is the continuous bound's diffusion term, whatever the schedule. Each held-out image is
-scored at every third of POINTS log-SNRs, evenly from that at t_min to that at t_max; three neighbours in the split have
+scored at every sixth of POINTS log-SNRs, evenly from that at t_min to that at t_max; six neighbours in the split have
 them all.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,12 +18,10 @@ from diffusion.proposal import even_log_snr
 from diffusion.screening import DenoisingCurve
 from diffusion.sde import Process
 from trainer.data.dataset import Dataset
+from trainer.evaluate.found import Found
 
-if TYPE_CHECKING:
-    from trainer.evaluate.view import Found
-
-POINTS, STRIDE, GROUPS = 48, 3, 8
-LARGEST_LOG_SNR = 15.0  # beyond which 8-bit data are told without a network
+POINTS, STRIDE, GROUPS = 96, 6, 8
+LARGEST_LOG_SNR = 30.0
 DRAWS = POINTS // STRIDE
 
 
@@ -84,7 +81,7 @@ def _reconstruction(x_0: Tensor, log_snr: Tensor, eps: Tensor) -> Tensor:
     )
 
 
-def denoising_curve(found: "Found", process: Process, data: Dataset, package_sha256: str) -> DenoisingCurve:
+def denoising_curve(found: Found, process: Process, data: Dataset, package_sha256: str) -> DenoisingCurve:
     """The curve of an evaluation's blocks: means over the images of each of GROUPS groups, at every point."""
     parts = {name: found.joined("denoising", name) for name in ("squared_error", "reconstruction", "second_moment")}
     images = len(parts["second_moment"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from diffusion.bound import Vlb
@@ -17,7 +17,7 @@ from diffusion.ode_likelihood import dequantised_bits_per_dim
 from diffusion.sde import Process
 from trainer.data.dataset import Dataset
 from trainer.evaluate.curve import denoising_curve
-from trainer.evaluate.view import Found
+from trainer.evaluate.found import Found
 
 PER_IMAGE, CURVE = "heldout.safetensors", "denoising.json"
 
@@ -39,7 +39,8 @@ def likelihood_view(
         metrics |= mean_and_error("nll_bpd", dequantised_bits_per_dim(per_image["nll"], dimensions))
         metrics["nll_evaluations"] = float(found.joined("nll", "evaluations").double().mean())
     if per_image:
-        save_file(per_image, results / PER_IMAGE, {"dataset_fingerprint": data.info.fingerprint})
+        content = save(per_image, {"dataset_fingerprint": data.info.fingerprint})
+        (results / PER_IMAGE).write_bytes(content)
     if "denoising" in chosen:
         (results / CURVE).write_text(denoising_curve(found, process, data, package_sha256).to_json())
     return metrics

@@ -8,6 +8,7 @@ from trainer.evaluate.classifier import kept_extractor
 from trainer.evaluate.efficientnet import load_efficientnet
 from trainer.evaluate.extractors import FeatureExtractor, PixelExtractor
 from trainer.evaluate.inception import load_inception
+from trainer.evaluate.sizes import extractors_of
 
 
 def load_extractor(name: Extractor, config: EvaluationConfig, data: Dataset, references: Path) -> FeatureExtractor:
@@ -31,3 +32,9 @@ def load_extractor(name: Extractor, config: EvaluationConfig, data: Dataset, ref
             return load_efficientnet()
         case "inception":
             return load_inception(Path(str(config.inception_file)), config.inception_sha256)
+
+
+def extractors_to_load(config: EvaluationConfig, data: Dataset, references: Path) -> list[FeatureExtractor]:
+    """Those that samples are compared by, and `pixels`, which nearest neighbours are told by."""
+    names: dict[Extractor, None] = dict.fromkeys([*extractors_of(config, data.info.classes), "pixels"])
+    return [load_extractor(name, config, data, references) for name in names]

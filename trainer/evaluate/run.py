@@ -16,17 +16,15 @@ from typing import Any
 import ray
 
 from diffusion.config import Autoguidance
-from diffusion.package import load_package, verify_package
+from diffusion.package import verify_package
 from trainer.config import EvaluationConfig, canonical
 from trainer.config import Extractor as ExtractorName
 from trainer.data.dataset import Dataset
 from trainer.evaluate import tasks
 from trainer.evaluate.blocks import Block, blocks_of, sample_sets
-from trainer.evaluate.extractors import FeatureExtractor, feature_key
-from trainer.evaluate.likelihood_view import likelihood_view
-from trainer.evaluate.load import load_extractor
+from trainer.evaluate.extractors import feature_key
+from trainer.evaluate.load import extractors_to_load
 from trainer.evaluate.sizes import extractors_of
-from trainer.evaluate.view import Found, sample_view
 from trainer.evaluate.yardsticks import reference_sets
 
 # which blocks there are and what is made of them, and not what is in them
@@ -50,7 +48,7 @@ class Evaluation:
         references: the folder for what other evaluations need too.
         tasks: at most so many at a time.
         cpus: for each; 0 to share those that others hold.
-        niceness: of each.
+        background: whether they run only when nothing else would.
         progress: told a stage's name, how many of its files there are, and how many there will be.
     """
 
@@ -62,7 +60,7 @@ class Evaluation:
     references: Path
     tasks: int
     cpus: float
-    niceness: int = 0
+    background: bool = False
     progress: Progress | None = None
 
     @cached_property
@@ -86,15 +84,9 @@ class Evaluation:
         self.blocks.mkdir(parents=True, exist_ok=True)
         blocks = blocks_of(self.config, self.data.info.heldout)
         self._compute(blocks)
-        found = Found(self.blocks, blocks, self.config)
-        denoiser, _ = load_package(self.package)
-        digest = verify_package(self.package)
-        metrics = likelihood_view(found, denoiser.process, self.data, self.results, digest)
         if self.config.samples_images:
-            extractors = self._extractors()
-            self._features(extractors)
-            metrics |= sample_view(found, extractors, self.data, self.references, self.results)
-        return metrics
+            self._features()
+        return ray.get(self._task(tasks.views, self.results))
 
     def _compute(self, blocks: Sequence[Block]) -> None:
         wants_classifier = self.config.samples_images and "classifier" in self._names
@@ -108,14 +100,9 @@ class Evaluation:
     def _names(self) -> tuple[ExtractorName, ...]:
         return extractors_of(self.config, self.data.info.classes)
 
-    def _extractors(self) -> list[FeatureExtractor]:
-        """Those that are compared by, and `pixels`, which nearest neighbours are told by."""
-        names: dict[ExtractorName, None] = dict.fromkeys([*self._names, "pixels"])
-        return [load_extractor(name, self.config, self.data, self.references) for name in names]
-
-    def _features(self, extractors: Sequence[FeatureExtractor]) -> None:
+    def _features(self) -> None:
         running, files = list[Any](), list[Path]()
-        for extractor in extractors:
+        for extractor in extractors_to_load(self.config, self.data, self.references):
             compared = sample_sets(self.config) if extractor.name in self._names else sample_sets(self.config)[:1]
             left = [
                 block
@@ -133,7 +120,7 @@ class Evaluation:
 
     def _task(self, function: Any, *arguments: Any) -> Any:  # noqa: ANN401 - a Ray task of any function
         # a process does not get its priority back, so one that gives it up is not used again
-        remote = ray.remote(num_cpus=self.cpus, max_calls=1 if self.niceness else 0)(function)
+        remote = ray.remote(num_cpus=self.cpus, max_calls=1 if self.background else 0)(function)
         work = tasks.Work(
             network=self.network,
             dataset=self.data.folder,
@@ -142,7 +129,7 @@ class Evaluation:
             blocks=self.blocks,
             references=self.references,
             threads=max(1, int(self.cpus)),
-            niceness=self.niceness,
+            background=self.background,
         )
         return remote.remote(work, *arguments)
 

@@ -12,7 +12,7 @@ FEATURES = 64
 DIMENSIONS = {"classifier": FEATURES, "efficientnet_lite0": 1280, "inception": 2048}
 MAX_PIXEL_FEATURES = 1024
 LEAST_SAMPLES = {"kid": 20, "precision_recall": 4}
-LEAST_HELDOUT = 24  # three offsets of log-SNR for each of eight groups of images
+LEAST_HELDOUT = 48  # six offsets of log-SNR for each of eight groups of images
 
 
 def pixel_grid(image_shape: tuple[int, int, int]) -> tuple[int, int]:

@@ -16,7 +16,15 @@ from trainer.data.info import DatasetInfo
 from trainer.evaluate.nfe import ADAPTER, at_most
 from trainer.evaluate.sizes import check_sizes
 from trainer.settings import InputError
-from trainer.state import read_run
+from trainer.state import read_json, read_run
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An MLflow run, and the server or database that has it."""
+
+    tracking_uri: str
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Subject:
         evaluation: how it is scored.
         out: the folder for what is found.
         storage: where data are prepared, unless they are there already.
+        recorded: where MLflow has the run that trained it; None where it has not.
     """
 
     name: str
@@ -38,6 +47,7 @@ class Subject:
     evaluation: EvaluationConfig
     out: Path
     storage: Path
+    recorded: Recorded | None = None
 
     @property
     def network(self) -> str:
@@ -112,7 +122,10 @@ def _of_run(run: Path) -> Subject:
         raise InputError(f"MODEL = {run}: has no package yet; allowed: a run that was trained to its end")
     out = (run / "evaluation").absolute()
     storage = Path(str(config.run.storage))
-    return Subject(str(config.run.name), paths.package.absolute(), config.data, config.evaluation, out, storage)
+    run_id = read_json(paths.summary)["run_id"] if paths.summary.is_file() else None
+    recorded = Recorded(str(config.run.tracking_uri), run_id) if run_id and config.run.tracking_uri else None
+    name = str(config.run.name)
+    return Subject(name, paths.package.absolute(), config.data, config.evaluation, out, storage, recorded)
 
 
 def _packaged(package: Path) -> EvaluationConfig:
@@ -128,9 +141,10 @@ def _registered(name: str, alias: str, tracking_uri: str | None) -> Subject:
     from trainer.registry import fetch
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_storage()}/mlflow.db"
-    package, config_json = fetch(name, alias, uri, _storage() / "fetched")
+    package, config_json, run_id = fetch(name, alias, uri, _storage() / "fetched")
     config = RunConfig.model_validate_json(config_json)
-    return Subject(f"{name}@{alias}", package, config.data, config.evaluation, Path(), _storage())
+    recorded = Recorded(uri, run_id)
+    return Subject(f"{name}@{alias}", package, config.data, config.evaluation, Path(), _storage(), recorded)
 
 
 def _storage() -> Path:

@@ -24,7 +24,7 @@ class Work:
         blocks: where blocks are kept.
         references: where classifiers and references are kept.
         threads: for each task.
-        niceness: added to the process's, so that training beside it keeps its CPU.
+        background: whether it runs only when nothing else would, so that training beside it keeps its CPUs.
     """
 
     network: str
@@ -34,12 +34,12 @@ class Work:
     blocks: Path
     references: Path
     threads: int
-    niceness: int
+    background: bool
 
     def begin(self) -> tuple[Any, Any]:
         """Import, and read the configuration and the data: (EvaluationConfig, Dataset)."""
-        if self.niceness:
-            os.nice(self.niceness)
+        if self.background:
+            yield_cpu()
         import_stack(self.network, "cpu")
         import torch
 
@@ -48,6 +48,17 @@ class Work:
 
         torch.set_num_threads(self.threads)
         return EvaluationConfig.model_validate_json(self.config), open_dataset(self.dataset)
+
+
+def yield_cpu() -> None:
+    """Run only when nothing else would.
+
+    The lowest niceness alone would not do: a worker that has waited for the others, as it does many times a step, has
+    to wait for the end of a time slice too; a process of the idle class is put aside at once.
+    """
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def blocks(work: Work, which: "Sequence[Block]") -> None:
@@ -86,3 +97,11 @@ def features(work: Work, extractor: str, digest: str, which: "Sequence[Block]", 
         if part is None:
             raise RuntimeError(f"{block.pixels.file(work.blocks)}: gone since it was written")
         block.save(work.blocks, {"features": loaded.features(part["pixels"].numpy()).float()})
+
+
+def views(work: Work, results: Path) -> dict[str, Any]:
+    """Put both views together from what is kept; writes their files to `results`."""
+    config, data = work.begin()
+    from trainer.evaluate.view import both_views
+
+    return both_views(config, data, work.package, work.blocks, work.references, results)

@@ -1,24 +1,24 @@
 """From an evaluation's files to the sample view: scores, and the pictures that go with them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from diffusion.bound import Vlb
 from diffusion.config import evaluations
 from diffusion.images import grid
+from diffusion.package import load_package, verify_package
 from trainer.config import EvaluationConfig
 from trainer.data.dataset import Dataset
-from trainer.evaluate.blocks import Block, Kind, SampleSet, sample_sets
+from trainer.evaluate.blocks import blocks_of, sample_sets
 from trainer.evaluate.classifier import Extractor
-from trainer.evaluate.extractors import FeatureExtractor, feature_key, frechet_name
+from trainer.evaluate.extractors import FeatureExtractor, frechet_name
+from trainer.evaluate.found import Found
+from trainer.evaluate.likelihood_view import likelihood_view
+from trainer.evaluate.load import extractors_to_load
 from trainer.evaluate.references import ReferenceCache
 from trainer.evaluate.sample_view import (
     Compared,
@@ -37,38 +37,25 @@ GRID_IMAGES, PAIRS = 64, 12
 NO_CLASSES = "the data have no classes for a classifier to learn, so it is left out; evaluation.extractors names others"
 
 
-@dataclass(frozen=True)
-class Found:
-    """All blocks of an evaluation, as they are kept."""
+def both_views(
+    config: EvaluationConfig, data: Dataset, package: Path, blocks: Path, references: Path, results: Path
+) -> dict[str, Any]:
+    """Metrics by the names of the house, and what they were measured with; writes to `results`.
 
-    folder: Path
-    blocks: Sequence[Block]
-    config: EvaluationConfig
-
-    def joined(self, kind: Kind, field: str) -> Tensor:
-        """A field over all held-out images, in their order."""
-        return self._joined((block for block in self.blocks if block.kind == kind), field)
-
-    def bound(self, kind: Kind) -> Vlb:
-        """The terms of a bound, of all held-out images."""
-        return Vlb(*(self.joined(kind, term) for term in ("prior", "diffusion", "reconstruction")))
-
-    def samples(self, which: SampleSet) -> NDArray[np.uint8]:
-        """A set of samples, uint8 [N, H, W, C]."""
-        return self._joined(which.blocks(self.config.samples), "pixels").numpy()
-
-    def features(self, which: SampleSet, extractor: FeatureExtractor) -> Tensor:
-        """A set's features, float32 [N, d]."""
-        return self._joined(which.blocks(self.config.samples, feature_key(extractor)), "features")
-
-    def _joined(self, blocks: Iterator[Block], field: str) -> Tensor:
-        parts = list[Tensor]()
-        for block in blocks:
-            part = block.load(self.folder)
-            if part is None:
-                raise RuntimeError(f"{block.file(self.folder)}: gone since it was written")
-            parts.append(part[field])
-        return torch.cat(parts)
+    Args:
+        config: what was measured.
+        data: of which images.
+        package: of which model.
+        blocks: the folder that holds all blocks.
+        references: the folder that holds classifiers and references.
+        results: for pictures, and for values an image.
+    """
+    found = Found(blocks, blocks_of(config, data.info.heldout), config)
+    denoiser, _ = load_package(package)
+    values = likelihood_view(found, denoiser.process, data, results, verify_package(package))
+    if config.samples_images:
+        values |= sample_view(found, extractors_to_load(config, data, references), data, references, results)
+    return values
 
 
 def sample_view(
