@@ -36,6 +36,7 @@ Width = Annotated[float, Field(gt=0, le=0.28)]
 Metric = Literal["vlb", "continuous_vlb", "nll", "denoising", "frechet", "kid", "precision_recall"]
 SAMPLED: tuple[Metric, ...] = ("frechet", "kid", "precision_recall")  # which are of samples, not of held-out images
 Extractor = Literal["pixels", "classifier", "efficientnet_lite0", "inception"]
+CHALLENGER = "challenger"
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -274,6 +275,18 @@ class ParallelConfig(Config):
         return self
 
 
+class GateConfig(Config):
+    """What a new version of a registered model has to show before it gets `run.alias`.
+
+    It must beat the version that has the alias by `metric`, beyond `sigmas` standard errors of the difference, and its
+    three likelihoods must be within `likelihood_gap` bits/dim of each other.
+    """
+
+    metric: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "vlb_bpd"
+    sigmas: Positive = 2.0
+    likelihood_gap: Positive = 1.0
+
+
 class RunSettings(Config):
     """Names, places and intervals; null means the default that `python -m trainer --dry-run` shows.
 
@@ -286,6 +299,7 @@ class RunSettings(Config):
     tracking_uri: str | None = None
     register_as: Slug | None = None
     alias: Alias = "champion"
+    gate: GateConfig = GateConfig()
     checkpoint_every: Count = 250
     keep_checkpoints: Count = 2
     evaluate_every: Count | None = None
@@ -314,6 +328,8 @@ class RunSettings(Config):
     def _not_a_version(cls, value: str) -> str:
         if value == "latest" or re.fullmatch(r"v\d+", value):
             raise ValueError("MLflow keeps `latest` and `v1`, `v2`, … for itself; allowed: another alias")
+        if value == CHALLENGER:
+            raise ValueError(f"every new version is {CHALLENGER}; allowed: the alias of those that pass the gate")
         return value
 
     @field_validator("experiment")

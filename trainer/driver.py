@@ -35,6 +35,7 @@ NOT_RECORDED = {
     "registered_model": None,
     "registered_version": None,
     "alias": None,
+    "gate": None,
     "recorded": False,
 }
 
@@ -287,16 +288,17 @@ class Driver:
 
     def _record(self, tracker: Any, summary: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - Tracker
         """Finish the upload and register; without an answer it warns, and the same command tries again."""
-        from trainer.registry import log_results, register
+        from trainer.registry import log_results, log_summary, register
 
         self.view.stage("recording")
         try:
             if not tracker.drain(TRACKING_DEADLINE_S):
                 raise TimeoutError(tracker.problem or f"nothing for {TRACKING_DEADLINE_S:.0f} s")
             summary["run_id"] = tracker.run_id
+            log_results(self.config, self.paths, summary["run_id"], summary["step"])
             summary |= register(self.config, self.paths, self.dataset.info, summary, str(tracker.run_id))
             state.write_json(self.paths.summary, summary)
-            log_results(self.config, self.paths, summary["run_id"], summary["step"])
+            log_summary(self.config, self.paths, summary["run_id"])
         except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the run itself is whole
             self.view.say(f"warning: MLflow at {self.config.run.tracking_uri} did not answer: {last_line(error)}")
             self.view.say("  everything is kept here; the same command uploads and registers it later")
@@ -308,7 +310,7 @@ class Driver:
         if summary["registered_model"]:
             self.view.say(
                 f"registered {summary['registered_model']} version {summary['registered_version']} "
-                f"as {summary['alias']}"
+                f"as {summary['alias']}: {summary['gate']['reason']}"
             )
         return summary
 

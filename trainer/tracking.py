@@ -19,6 +19,8 @@ from trainer.data.info import DatasetInfo
 from trainer.journal import Journal, Record
 from trainer.paths import RunPaths
 from trainer.provenance import git_commit
+from trainer.scores import FILES, PER_IMAGE
+from trainer.settings import InputError
 
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -273,6 +275,34 @@ def log_grid(client: Any, run_id: str, picture: Path, step: int, time_ms: int | 
             client.log_image(run_id, image, key="samples", step=step, timestamp=time_ms, synchronous=True)
 
 
+RESULT_FILES = (
+    "evaluation.json", "report.html", "report.png", "samples.png", "neighbours.png", "denoising.json", PER_IMAGE,
+)  # fmt: skip
+
+
+def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path]:
+    """The name of an MLflow run, and a folder with the files of its evaluation that models are compared by.
+
+    Raises:
+        InputError: there is no such run, or it was not evaluated.
+    """
+    mlflow_environment()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    folder = into / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        client = MlflowClient(tracking_uri)
+        name = client.get_run(run_id).info.run_name
+        there = {Path(str(file.path)).name for file in client.list_artifacts(run_id, "results")}
+        for file in {*FILES, PER_IMAGE} & there:
+            client.download_artifacts(run_id, f"results/{file}", str(folder))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"MLflow run {run_id}: {str(error).splitlines()[0]}; at {tracking_uri}") from None
+    return str(name), folder / "results"
+
+
 def log_standalone(
     tracking_uri: str, trained: str, name: str, dataset: DatasetInfo, values: dict[str, Any], folder: Path
 ) -> str:
@@ -313,7 +343,7 @@ def log_standalone(
     inputs = [DatasetInput(mlflow_dataset(dataset), [InputTag("mlflow.data.context", "evaluation")])]
     client.log_inputs(run_id, inputs, models=[LoggedModelInput(model_id)] if model_id else None)
     log_evaluation(client, run_id, model_id, dataset, {**values, "step": step})
-    for file in ("evaluation.json", "report.html", "report.png", "samples.png", "neighbours.png", "denoising.json"):
+    for file in RESULT_FILES:
         if (folder / file).is_file():
             client.log_artifact(run_id, str(folder / file), "results")
     client.set_terminated(run_id, "FINISHED")

@@ -18,8 +18,9 @@ from diffusion.sde import Process
 from trainer.data.dataset import Dataset
 from trainer.evaluate.curve import denoising_curve
 from trainer.evaluate.found import Found
+from trainer.scores import PER_IMAGE
 
-PER_IMAGE, CURVE = "heldout.safetensors", "denoising.json"
+CURVE = "denoising.json"
 
 
 def likelihood_view(
@@ -39,7 +40,8 @@ def likelihood_view(
         metrics |= mean_and_error("nll_bpd", dequantised_bits_per_dim(per_image["nll"], dimensions))
         metrics["nll_evaluations"] = float(found.joined("nll", "evaluations").double().mean())
     if per_image:
-        content = save(per_image, {"dataset_fingerprint": data.info.fingerprint})
+        of_what = {"dataset_fingerprint": data.info.fingerprint, "dimensions": str(dimensions)}
+        content = save(per_image, of_what)
         (results / PER_IMAGE).write_bytes(content)
     if "denoising" in chosen:
         (results / CURVE).write_text(denoising_curve(found, process, data, package_sha256).to_json())
