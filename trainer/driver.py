@@ -263,6 +263,7 @@ class Driver:
             references=Path(self.config.run.storage or "") / "references",
             tasks=parallel.most_workers,
             cpus=parallel.cpus_per_worker,
+            device=resolve_device(self.config),
             progress=lambda stage, done, total: self.view.stage(f"evaluating: {stage}", done, total),
         )
         metrics = evaluation.run()

@@ -119,11 +119,12 @@ def show(curve: DenoisingCurve, candidates: list[Candidate], console: Console) -
     console.print(table)
     for each in candidates:
         if each.problem:
-            console.print(f"{each.label}: {each.problem}", markup=False)
+            console.print(f"{each.label}: {each.problem}", markup=False, soft_wrap=True)
     console.print(
         f"bits/dim, smallest gap first, of one network (package {curve.package_sha256[:8]}, {curve.images} held-out "
         "images). A model trained with another schedule is another network. Nothing is said of samples.",
         markup=False,
+        soft_wrap=True,
     )
 
 

@@ -162,6 +162,29 @@ def test_samples_are_the_images_of_the_seed(package, dataset):
         assert not np.array_equal(evaluator.samples(3, range(4)), evaluator.samples(4, range(4)))
 
 
+def test_a_network_on_another_device_gives_the_same(package, dataset):
+    """`cpu:0` is another device than `cpu` by name, and the way to it and back is that to a GPU."""
+    here, there = (BlockEvaluator(package, ALL, dataset, torch.device(name)) for name in ("cpu", "cpu:0"))
+    assert here.denoiser.network is not there.denoiser.network
+    with torch.inference_mode():
+        for kind in ("samples", "vlb", "continuous_vlb", "nll", "denoising"):
+            block = Block(kind, 3, 4, 6)
+            a, b = here.compute(block), there.compute(block)
+            assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_network_on_a_gpu_gives_nearly_the_same(package, dataset):
+    here, there = (BlockEvaluator(package, ALL, dataset, torch.device(name)) for name in ("cpu", "cuda"))
+    with torch.inference_mode():
+        for kind in ("vlb", "continuous_vlb", "nll", "denoising"):
+            block = Block(kind, 3, 4, 6)
+            a, b = here.compute(block), there.compute(block)
+            for name in set(a) - {"evaluations"}:
+                torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-3)
+
+
 def test_every_image_is_scored_once_in_each_stratum_of_the_proposal(package, dataset, heldout, monkeypatch):
     """Six draws: draw k falls into the k-th sixth of the proposal's distribution, for every image on its own."""
     seen = []

@@ -68,7 +68,13 @@ def parser() -> argparse.ArgumentParser:
     add("--inception-file", metavar="FILE", help="an Inception-v3 as TorchScript, for the extractor of that name")
     add("--data", metavar="SOURCE", help="default: what the run was trained on")
     add("--out", type=Path, metavar="FOLDER", help="default: RUN/evaluation")
-    add("--tasks", type=int, metavar="N", help="at a time; default: one for each CPU of the cluster")
+    add("--tasks", type=int, metavar="N", help="at a time; default: one for each GPU or CPU")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="of networks; auto takes GPUs if there are any",
+    )
     add("--tracking-uri", metavar="URI", help="of the registry; default: MLFLOW_TRACKING_URI, or the local database")
     add("--json", action="store_true", help="print the values as JSON")
     return result
@@ -79,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         subject = with_options(find(options.model, options.tracking_uri), options)
-        values = evaluate(subject, options.tasks)
+        values = evaluate(subject, options.tasks, options.device)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
@@ -102,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def evaluate(subject: Subject, tasks: int | None) -> dict[str, Any]:
+def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> dict[str, Any]:
     """Score the subject; its values, which are also in its folder's evaluation.json.
 
     Raises:
@@ -123,7 +129,10 @@ def evaluate(subject: Subject, tasks: int | None) -> dict[str, Any]:
     from trainer.evaluate.report import write_report
     from trainer.evaluate.run import Evaluation, report
 
-    cpus = int(ray.cluster_resources().get("CPU", 1))
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise InputError("--device cuda: the cluster has no GPU; allowed: cpu, or auto")
     evaluation = Evaluation(
         package=subject.package,
         network=subject.network,
@@ -131,8 +140,9 @@ def evaluate(subject: Subject, tasks: int | None) -> dict[str, Any]:
         config=subject.evaluation,
         results=subject.out,
         references=subject.storage / "references",
-        tasks=tasks or max(1, cpus),
+        tasks=tasks or max(1, gpus or int(resources.get("CPU", 1))),
         cpus=1.0,
+        device="cuda" if gpus else "cpu",
     )
     with Bar() as bar:
         found = replace(evaluation, progress=bar.show).run()

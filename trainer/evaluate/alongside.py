@@ -1,8 +1,8 @@
-"""Evaluation while training goes on: finished checkpoints, by their EMA weights, on CPUs that are free.
+"""Evaluation while training goes on: finished checkpoints, by their EMA weights, on what is free.
 
 A thread of the driver looks for checkpoints of multiples of `run.evaluate_every`, the newest first. Where the cluster
-has free CPUs the tasks take them; where it has none, one task at a time runs on those of training
-whenever a worker waits. Results go to the journal, like a step's.
+has free GPUs or CPUs the tasks take them; where it has none, one task at a time runs on the CPUs of training whenever
+a worker waits. Results go to the journal, like a step's.
 """
 
 import json
@@ -78,8 +78,9 @@ class Alongside(threading.Thread):
             digest = package_checkpoint(self._config, self._paths, self._dataset.info, checkpoint, package)
         except (CheckpointError, OSError) as error:
             raise RuntimeError(f"its checkpoint was removed before it could be read ({error})") from None
-        parallel = self._config.parallel
-        free = int(ray.available_resources().get("CPU", 0) // parallel.cpus_per_worker)
+        parallel, available = self._config.parallel, ray.available_resources()
+        gpus = int(available.get("GPU", 0))
+        free = int(available.get("CPU", 0) // parallel.cpus_per_worker)
         evaluation = Evaluation(
             package=package,
             network=self._config.network.kind,
@@ -87,7 +88,8 @@ class Alongside(threading.Thread):
             config=quick(self._config.evaluation),
             results=folder,
             references=Path(self._config.run.storage or "") / "references",
-            tasks=max(1, min(free, parallel.most_workers)),
+            tasks=max(1, min(gpus or free, parallel.most_workers)),
+            device="cuda" if gpus else "cpu",
             cpus=parallel.cpus_per_worker if free else 0.0,
             background=True,
         )

@@ -48,6 +48,7 @@ class Evaluation:
         references: the folder for what other evaluations need too.
         tasks: at most so many at a time.
         cpus: for each; 0 to share those that others hold.
+        device: on which networks are evaluated; with cuda, a task that does so has a GPU.
         background: whether they run only when nothing else would.
         progress: told a stage's name, how many of its files there are, and how many there will be.
     """
@@ -60,6 +61,7 @@ class Evaluation:
     references: Path
     tasks: int
     cpus: float
+    device: str = "cpu"
     background: bool = False
     progress: Progress | None = None
 
@@ -120,7 +122,8 @@ class Evaluation:
 
     def _task(self, function: Any, *arguments: Any) -> Any:  # noqa: ANN401 - a Ray task of any function
         # a process does not get its priority back, so one that gives it up is not used again
-        remote = ray.remote(num_cpus=self.cpus, max_calls=1 if self.background else 0)(function)
+        gpus = 1 if self.device == "cuda" and function is tasks.blocks else 0
+        remote = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_calls=1 if self.background else 0)(function)
         work = tasks.Work(
             network=self.network,
             dataset=self.data.folder,
@@ -130,6 +133,7 @@ class Evaluation:
             references=self.references,
             threads=max(1, int(self.cpus)),
             background=self.background,
+            device=self.device if function is tasks.blocks else "cpu",
         )
         return remote.remote(work, *arguments)
 

@@ -4,7 +4,7 @@ All draws are keyed by (seed, image).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,13 +26,38 @@ from trainer.evaluate.nfe import at_most
 
 
 def evaluate_blocks(
-    package: Path, data: Dataset, config: EvaluationConfig, folder: Path, blocks: Sequence[Block]
+    package: Path,
+    data: Dataset,
+    config: EvaluationConfig,
+    folder: Path,
+    blocks: Sequence[Block],
+    device: str = "cpu",
 ) -> None:
     """Compute blocks in this process, from the package and the data alone, and keep each in `folder`."""
-    evaluator = BlockEvaluator(package, config, data)
+    evaluator = BlockEvaluator(package, config, data, torch.device(device))
     with torch.inference_mode():
         for block in blocks:
             block.save(folder, evaluator.compute(block))
+
+
+CPU = torch.device("cpu")
+
+
+def network_on(denoiser: Denoiser, device: torch.device) -> Denoiser:
+    """The denoiser with its network on another device, to which images go and from which outputs come back.
+
+    Solvers and likelihoods stay where the data are, in the arithmetic that was tested there; a network evaluation is
+    long beside its images' way to it and back.
+    """
+    if device == CPU:
+        return denoiser
+    assert isinstance(denoiser.network, torch.nn.Module), "packages hold networks"
+    network = denoiser.network.to(device)
+
+    def there_and_back(x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+        return network(x.to(device), time.to(device), None if label is None else label.to(device)).to(x.device)
+
+    return replace(denoiser, network=there_and_back)
 
 
 class BlockEvaluator:
@@ -41,9 +66,10 @@ class BlockEvaluator:
     A model with classes is given labels: samples have the classes of the training images, as often (`spread_labels`).
     """
 
-    def __init__(self, package: Path, config: EvaluationConfig, data: Dataset) -> None:
-        """Verify and load the package."""
-        self.denoiser, self.package = load_package(package)
+    def __init__(self, package: Path, config: EvaluationConfig, data: Dataset, device: torch.device = CPU) -> None:
+        """Verify and load the package; its network is evaluated on `device`, all else is done here."""
+        loaded, self.package = load_package(package)
+        self.denoiser, self.device = network_on(loaded, device), device
         self.config, self.data = config, data
 
     def compute(self, block: Block) -> dict[str, Tensor]:
@@ -84,7 +110,8 @@ class BlockEvaluator:
         """The denoiser, autoguided where the configuration says so, and its classifier-free guidance."""
         guidance = self.config.guidance
         if isinstance(guidance, Autoguidance):
-            return autoguided(self.denoiser, load_package(Path(guidance.guide))[0], guidance.scale), None
+            guide = network_on(load_package(Path(guidance.guide))[0], self.device)
+            return autoguided(self.denoiser, guide, guidance.scale), None
         return self.denoiser, guidance
 
 

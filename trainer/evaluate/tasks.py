@@ -24,6 +24,7 @@ class Work:
         blocks: where blocks are kept.
         references: where classifiers and references are kept.
         threads: for each task.
+        device: on which networks are evaluated, cpu or cuda.
         background: whether it runs only when nothing else would, so that training beside it keeps its CPUs.
     """
 
@@ -35,17 +36,20 @@ class Work:
     references: Path
     threads: int
     background: bool
+    device: str
 
     def begin(self) -> tuple[Any, Any]:
         """Import, and read the configuration and the data: (EvaluationConfig, Dataset)."""
         if self.background:
             yield_cpu()
-        import_stack(self.network, "cpu")
+        import_stack(self.network, self.device)
         import torch
 
         from trainer.config import EvaluationConfig
         from trainer.data.dataset import open_dataset
+        from trainer.device import full_precision
 
+        full_precision()
         torch.set_num_threads(self.threads)
         return EvaluationConfig.model_validate_json(self.config), open_dataset(self.dataset)
 
@@ -66,7 +70,7 @@ def blocks(work: Work, which: "Sequence[Block]") -> None:
     config, data = work.begin()
     from trainer.evaluate.shards import evaluate_blocks
 
-    evaluate_blocks(work.package, data, config, work.blocks, which)
+    evaluate_blocks(work.package, data, config, work.blocks, which, work.device)
 
 
 def classifier(work: Work) -> None:
