@@ -338,6 +338,8 @@ def log_standalone(
     }
     key = hashlib.sha256(canonical(values).encode()).hexdigest()
     run_id = _made_once(client, parent.info.experiment_id, name, key, tags)
+    if client.get_run(run_id).info.status == "FINISHED":
+        return run_id
     settings = flatten(values["evaluation"], "evaluation.")
     client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
     inputs = [DatasetInput(mlflow_dataset(dataset), [InputTag("mlflow.data.context", "evaluation")])]

@@ -1,6 +1,7 @@
 """A killed evaluation goes on from the blocks it has finished, to the result of one that was not killed."""
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_checkpoints_are_evaluated_while_training_goes_on(
         (run.summary["step"], run.summary["vlb_bpd"]),
     }
     images = [file.path for file in client.list_artifacts(run.summary["run_id"], "images")]
-    assert {int(path.partition("%step%")[2].partition("%")[0]) for path in images} == {*records, STEPS}
+    assert {int(step) for path in images for step in re.findall(r"samples\W+step\W+(\d+)", path)} == {*records, STEPS}
 
 
 def test_a_standalone_evaluation_is_a_run_of_its_own_below_the_training(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import imread
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from diffusion.screening import DenoisingCurve
 
@@ -40,7 +41,7 @@ def panels(values: Values, folder: Path) -> tuple[list[Panel], list[Panel]]:
     return likelihood, sample
 
 
-NEIGHBOURS = "the samples nearest to a training image, and that image"
+NEIGHBOURS = "samples from the nearest to a training image to the farthest, and that image"
 
 
 def distances(values: Values) -> list[str]:
@@ -130,6 +131,9 @@ def draw_scale(axes: Axes, name: str, values: Values) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.15, y=0.2)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"distance to the training images, {values['samples']} samples")
     _finish(axes, f"{name} on its scale")
 

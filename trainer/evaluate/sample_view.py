@@ -145,6 +145,7 @@ def pairs_with_nearest(
     train: Callable[[np.ndarray], np.ndarray],
     count: int,
 ) -> np.ndarray:
-    """The samples nearest to a training image, and below each that image: uint8 [2 count, H, W, C]."""
-    nearest = np.argsort(found.distances, kind="stable")[:count]
-    return np.concatenate([samples[nearest], train(reference.rows[found.nearest[nearest]])])
+    """Samples from the nearest to a training image to the farthest, and below each that image: uint8 [2 n, H, W, C]."""
+    order = np.argsort(found.distances, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
+    return np.concatenate([samples[chosen], train(reference.rows[found.nearest[chosen]])])
