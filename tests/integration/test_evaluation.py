@@ -121,5 +121,5 @@ def test_a_standalone_evaluation_is_a_run_of_its_own_below_the_training(
     assert ("kid_pixels", values["kid_pixels"]) in {(each.key, each.value) for each in model.metrics or []}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "As a deep VAE" in page
-    assert page.count("data:image/png;base64,") == 2 + 8  # panels of the two views
+    assert page.count("data:image/png;base64,") == 2 + 7  # panels of the two views
     assert "http" not in page.replace("http-equiv", "")
