@@ -296,11 +296,11 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
         client = MlflowClient(tracking_uri)
         name = client.get_run(run_id).info.run_name
         there = {Path(str(file.path)).name for file in client.list_artifacts(run_id, "results")}
-        for file in {*FILES, PER_IMAGE} & there:
-            client.download_artifacts(run_id, f"results/{file}", str(folder))
+        for file in {*FILES, PER_IMAGE} & there:  # whose folders there are not those here, with every store
+            os.replace(client.download_artifacts(run_id, f"results/{file}", str(folder)), folder / file)
     except (MlflowException, OSError) as error:
         raise InputError(f"MLflow run {run_id}: {str(error).splitlines()[0]}; at {tracking_uri}") from None
-    return str(name), folder / "results"
+    return str(name), folder
 
 
 def log_standalone(
