@@ -90,7 +90,10 @@ def evaluated(run: str, tracking_uri: str | None, scratch: Path) -> Evaluated:
 
     storage = os.environ.get("DUALVIEW_STORAGE") or Path.home() / "dualview"
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
-    name, results = fetch_results(uri, run, scratch)
+    try:
+        name, results = fetch_results(uri, run, scratch)
+    except OSError as error:
+        raise InputError(f"RUN = {run}: {error}") from None
     return read(results, name)
 
 

@@ -284,7 +284,8 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
     """The name of an MLflow run, and a folder with the files of its evaluation that models are compared by.
 
     Raises:
-        InputError: there is no such run, or it was not evaluated.
+        InputError: there is no such run.
+        OSError: the server does not answer.
     """
     mlflow_environment()
     from mlflow import MlflowClient
@@ -298,8 +299,9 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
         there = {Path(str(file.path)).name for file in client.list_artifacts(run_id, "results")}
         for file in {*FILES, PER_IMAGE} & there:  # whose folders there are not those here, with every store
             os.replace(client.download_artifacts(run_id, f"results/{file}", str(folder)), folder / file)
-    except (MlflowException, OSError) as error:
-        raise InputError(f"MLflow run {run_id}: {str(error).splitlines()[0]}; at {tracking_uri}") from None
+    except MlflowException as error:
+        told = f"MLflow run {run_id}: {one_line(error)}; at {tracking_uri}"
+        raise (InputError if error.error_code == "RESOURCE_DOES_NOT_EXIST" else ConnectionError)(told) from None
     return str(name), folder
 
 
