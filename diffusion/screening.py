@@ -1,16 +1,16 @@
 """Schedules screened without training: from one network's denoising error against log-SNR, the bounds of others.
 
-A schedule enters the two bounds through the log-SNRs of its steps and ends alone, so with the error measured once,
-E(l) = E ||eps - eps_theta||^2 at log-SNR l (Kingma et al. 2021, section 5),
+A schedule enters the two bounds through the log-SNRs of its steps and ends alone. With two errors measured once against
+log-SNR l (Kingma et al. 2021, section 5), E(l) = E ||eps - eps_theta||^2 and X(l) = E ||x_0 - clip(x_theta)||^2,
 
     continuous   KL(q(x_T | x_0) || N(0, p^2 I)) + 1/2 integral of E dl + E[-log p(x_0 | z) at the highest log-SNR]
-    chain        sum over t of KL(q(x_s | x_t, x_0) || p_theta)
-                 = D/2 (v/V - 1 - log v/V) + coef_x0^2 exp(-l_t) E(l_t) / 2V
+    chain        sum over t of KL(q(x_s | x_t, x_0) || p_theta) = D/2 (v/V - 1 - log v/V) + coef_x0^2 X(l_t) / 2V
 
-with the posterior's variance v and coefficient and the reverse variance V of the schedule's own steps; their difference
-over the same log-SNRs is what the chain loses by its finite steps, the discretisation gap. It holds for THIS network,
-whose estimates are taken as a function of log-SNR and not clipped: training with another schedule gives another one.
-Nothing follows for the Frechet distance, and nothing outside the log-SNRs that were measured.
+with the posterior's variance v and coefficient and the reverse variance V of the schedule's own steps. X is exp(-l) E
+where nothing is clipped; the chain's bound is of clipped estimates (`likelihood.ReverseKernel`), which matters where
+there is little signal. The chain's sum minus 1/2 integral of exp(l) X dl over the same log-SNRs is what it loses by its
+finite steps, the discretisation gap. All of it holds for THIS network: training with another schedule gives another
+one. Nothing follows for the Frechet distance, and nothing outside the log-SNRs that were measured.
 """
 # torch.from_numpy has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -29,18 +29,19 @@ from diffusion.continuous_bound import log_snr_ends
 from diffusion.likelihood import bits_per_dim
 from diffusion.sde import Process
 
-ARRAYS = ("log_snr", "mse", "reconstruction")
+ARRAYS = ("log_snr", "mse", "x0_mse", "reconstruction")
 NODES = 4096  # of the integral, between two log-SNRs
 SLACK = 1e-6  # of the range, for rounding
 
 
 @dataclass(frozen=True)
 class DenoisingCurve:
-    """E ||eps - eps_theta(x_t)||^2 of held-out images against log-SNR, by groups of images.
+    """The squared errors of eps and of x_0 on held-out images against log-SNR, by groups of images.
 
     Attributes:
         log_snr: descending, float64 [G].
-        mse: means over the images of each group, summed over dimensions, above 0, float64 [K, G].
+        mse: of eps: means over the images of each group, summed over dimensions, above 0, float64 [K, G].
+        x0_mse: of x_0, whose estimate is clipped to [-1, 1], likewise.
         second_moment: mean of ||x_0||^2.
         reconstruction: mean of -log p(x_0 | x_t) by the channel, nats, float64 [G]; no network takes part.
         dimensions: of an image.
@@ -51,6 +52,7 @@ class DenoisingCurve:
 
     log_snr: Tensor
     mse: Tensor
+    x0_mse: Tensor
     second_moment: float
     reconstruction: Tensor
     dimensions: int
@@ -62,11 +64,12 @@ class DenoisingCurve:
         points = len(self.log_snr)
         if points < 2 or bool((self.log_snr.diff() >= 0).any()):
             raise ValueError("log_snr: allowed: at least two, descending")
-        if self.mse.ndim != 2 or len(self.mse) < 2 or self.mse.shape[1] != points or len(self.reconstruction) != points:
-            raise ValueError(f"mse and reconstruction: allowed: a value at each of {points} log-SNRs, mse of 2 groups")
+        shapes = {self.mse.shape, self.x0_mse.shape, (len(self.mse), len(self.reconstruction))}
+        if shapes != {(len(self.mse), points)} or len(self.mse) < 2:
+            raise ValueError(f"the curve: allowed: a value at each of {points} log-SNRs, errors of at least 2 groups")
         finite = all(bool(getattr(self, name).isfinite().all()) for name in ARRAYS)
-        if not finite or bool((self.mse <= 0).any()):
-            raise ValueError("the curve: allowed: finite numbers, mse above 0")
+        if not finite or bool((self.mse <= 0).any() or (self.x0_mse <= 0).any()):
+            raise ValueError("the curve: allowed: finite numbers, errors above 0")
 
     def to_json(self) -> str:
         """The text of `denoising.json`."""
@@ -88,15 +91,19 @@ class DenoisingCurve:
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a denoising curve: {error}") from None
 
-    def at(self, log_snr: Tensor) -> Tensor:
-        """mse of each group, its logarithm linear between the points; float64 [K, N]."""
-        return torch.stack([torch.exp(self._between(log_snr, group.log())) for group in self.mse])
-
     def integral(self, low: float, high: float) -> Tensor:
-        """The integral of mse over log-SNR, nats of each group, [K]."""
-        return torch.trapezoid(
-            self.at(torch.linspace(low, high, NODES, dtype=torch.float64)), dx=(high - low) / (NODES - 1)
-        )
+        """The integral of mse over log-SNR, of each group, [K]."""
+        log_snr = torch.linspace(low, high, NODES, dtype=torch.float64)
+        return torch.trapezoid(self.at(log_snr, self.mse), log_snr)
+
+    def x0_integral(self, low: float, high: float) -> Tensor:
+        """The integral of SNR x0_mse over log-SNR, of each group, [K]."""
+        log_snr = torch.linspace(low, high, NODES, dtype=torch.float64)
+        return torch.trapezoid(log_snr.exp() * self.at(log_snr, self.x0_mse), log_snr)
+
+    def at(self, log_snr: Tensor, errors: Tensor) -> Tensor:
+        """One of the errors of each group, its logarithm linear between the points; float64 [K, N]."""
+        return torch.stack([torch.exp(self._between(log_snr, group.log())) for group in errors])
 
     def reconstruction_at(self, log_snr: float) -> float:
         """Nats of the continuous bound's reconstruction term."""
@@ -128,7 +135,7 @@ class Screened:
         log_snr: its lowest and highest.
         continuous_vlb: the continuous bound.
         diffusion: the chain's sum over its steps 2..T.
-        gap: that minus the continuous bound's integral over the same log-SNRs.
+        gap: that minus what it tends to with ever more steps between the same log-SNRs.
     """
 
     log_snr: tuple[float, float]
@@ -153,7 +160,7 @@ def screen(curve: DenoisingCurve, process: Process) -> Screened:
     continuous = Estimate.of(nats, curve.dimensions)
     diffusion = _chain_diffusion(curve, process)
     first, last = (float(process.log_snr(process.step_times()[[index]])) for index in (1, -1))
-    gap = diffusion - curve.integral(last, first) / 2
+    gap = diffusion - curve.x0_integral(last, first) / 2
     return Screened((low, high), continuous, *(Estimate.of(each, curve.dimensions) for each in (diffusion, gap)))
 
 
@@ -176,6 +183,6 @@ def _chain_diffusion(curve: DenoisingCurve, process: Process) -> Tensor:
     exact, variance = posterior(process, s, t), reverse_variance(process, s, t, process.reverse_variance)
     log_snr = process.log_snr(t)
     ratio = exact.variance / variance
-    x_0_error = curve.at(log_snr) * torch.exp(-log_snr)
+    x_0_error = curve.at(log_snr, curve.x0_mse)
     of_variance = curve.dimensions * (ratio - 1 - ratio.log())
     return 0.5 * (of_variance + exact.coef_x_0**2 * x_0_error / variance).sum(1)

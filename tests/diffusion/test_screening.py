@@ -49,6 +49,7 @@ def gaussian_curve(points: int = 6000, low: float = -25.0, high: float = 18.0) -
     return DenoisingCurve(
         log_snr=log_snr,
         mse=DIMENSIONS * gaussian_error(log_snr).repeat(2, 1),
+        x0_mse=DIMENSIONS * (gaussian_error(log_snr) / log_snr.exp()).repeat(2, 1),
         second_moment=DIMENSIONS * DATA.variance,
         reconstruction=torch.zeros(points, dtype=torch.float64),
         dimensions=DIMENSIONS,
@@ -120,6 +121,15 @@ def test_equal_ends_have_equal_continuous_bounds_and_other_gaps():
     assert found[1].gap.value > 1.5 * found[0].gap.value
 
 
+def test_the_chain_is_screened_by_its_clipped_estimates():
+    """Where clipping makes the error of x_0 smaller, the chain's bound is smaller, the continuous one the same."""
+    low = CURVE.log_snr < -2
+    clipped = replace(CURVE, x0_mse=torch.where(low, 0.5 * CURVE.x0_mse, CURVE.x0_mse))
+    found, plain = screen(clipped, ddpm("cosine", 500)), screen(CURVE, ddpm("cosine", 500))
+    assert found.diffusion.value < plain.diffusion.value
+    assert found.continuous_vlb == plain.continuous_vlb
+
+
 def test_outside_the_curve_nothing_is_said():
     narrow = gaussian_curve(100, low=-8.0, high=12.0)
     with pytest.raises(ValueError, match=r"log-SNR from -19.* allowed: within -8.00 to 12.00, which was measured"):
@@ -135,7 +145,8 @@ def test_a_learned_reverse_variance_is_refused():
 
 def test_errors_are_the_spread_of_the_groups():
     groups = torch.tensor([0.9, 1.0, 1.2], dtype=torch.float64)
-    curve = replace(CURVE, mse=groups[:, None] * CURVE.mse[:1], second_moment=0.0)
+    scaled = {name: groups[:, None] * getattr(CURVE, name)[:1] for name in ("mse", "x0_mse")}
+    curve = replace(CURVE, second_moment=0.0, **scaled)
     process = ddpm("linear", 100)
     found, exact = screen(curve, process), screen(CURVE, process)
     assert found.diffusion.standard_error > 0
@@ -154,7 +165,7 @@ def test_bits_are_means_over_groups():
 def test_between_points_the_curve_is_the_curve(log_snr, group):
     at = torch.tensor([log_snr], dtype=torch.float64)
     expected = DIMENSIONS * float(gaussian_error(at))
-    assert float(CURVE.at(at)[group]) == pytest.approx(expected, rel=1e-5)
+    assert float(CURVE.at(at, CURVE.mse)[group]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_coarse_curve_is_close():
@@ -176,10 +187,12 @@ def test_a_curve_is_read_back():
     [
         ({"log_snr": CURVE.log_snr.flip(0)}, "descending"),
         ({"log_snr": CURVE.log_snr[:1]}, "at least two"),
-        ({"mse": CURVE.mse[:1]}, "mse of 2 groups"),
+        ({"mse": CURVE.mse[:1], "x0_mse": CURVE.mse[:1]}, "errors of at least 2 groups"),
+        ({"x0_mse": CURVE.mse[:, 1:]}, "a value at each"),
         ({"mse": CURVE.mse[:, 1:]}, "a value at each"),
         ({"reconstruction": CURVE.reconstruction[1:]}, "a value at each"),
-        ({"mse": -CURVE.mse}, "mse above 0"),
+        ({"mse": -CURVE.mse}, "errors above 0"),
+        ({"x0_mse": 0 * CURVE.mse}, "errors above 0"),
         ({"reconstruction": CURVE.reconstruction + math.nan}, "finite numbers"),
     ],
 )
@@ -188,7 +201,9 @@ def test_what_is_no_curve_is_refused(change, message):
         replace(CURVE, **change)
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", '{"log_snr": [1, 0], "mse": [[1, 1]], "reconstruction": [0, 0]}'])
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", '{"log_snr": [1, 0], "mse": [[1, 1]], "x0_mse": [[1, 1]], "reconstruction": [0, 0]}']
+)
 def test_a_file_that_is_no_curve_is_refused(text):
     with pytest.raises(ValueError, match="not a denoising curve"):
         DenoisingCurve.from_json(text)

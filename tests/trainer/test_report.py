@@ -15,6 +15,7 @@ from trainer.evaluate.report import write_report
 CURVE = DenoisingCurve(
     log_snr=torch.linspace(10, -10, 12, dtype=torch.float64),
     mse=torch.linspace(40, 1, 12, dtype=torch.float64).repeat(3, 1) * torch.tensor([[0.9], [1.0], [1.1]]),
+    x0_mse=torch.ones(3, 12, dtype=torch.float64),
     second_moment=20.0,
     reconstruction=torch.linspace(30, 300, 12, dtype=torch.float64),
     dimensions=64,

@@ -17,6 +17,7 @@ def curve(tmp_path):
     found = DenoisingCurve(
         log_snr=log_snr,
         mse=error * torch.tensor([[0.98], [1.0], [1.02]], dtype=torch.float64),
+        x0_mse=(error / log_snr.exp()).clamp(max=30) * torch.tensor([[0.98], [1.0], [1.02]], dtype=torch.float64),
         second_moment=30.0,
         reconstruction=300 * torch.sigmoid(6 - log_snr),
         dimensions=64,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.chain import diffuse
@@ -48,23 +49,30 @@ def score_denoising(
         label: int64 [B], or None.
 
     Returns:
-        float64: `squared_error` [B, K] of ||eps - eps_theta||^2, `reconstruction` [B, K] of -log p(x_0 | x_t) by the
-        channel, nats, and `second_moment` [B] of ||x_0||^2.
+        float64: `squared_error` [B, K] of ||eps - eps_theta||^2, `x0_error` [B, K] of ||x_0 - clip(x_theta)||^2,
+        `reconstruction` [B, K] of -log p(x_0 | x_t) by the channel, nats, and `second_moment` [B] of ||x_0||^2.
     """
     process = denoiser.process
     log_snr = curve_log_snr(process)[points]
-    squared, nats = list[Tensor](), list[Tensor]()
+    squared, x_0_error, nats = list[Tensor](), list[Tensor](), list[Tensor]()
     for draw in range(points.shape[1]):
         t, noise = process.time(log_snr[:, draw]), eps[:, draw]
         x_t = diffuse(process, x_0, t, noise)
-        error = noise.to(torch.float64) - denoiser.epsilon(x_t, t, label).to(torch.float64)
-        squared.append(error.square().flatten(1).sum(1))
+        output, _ = denoiser.split(denoiser.output(x_t, t, label))
+        at = denoiser.coefficients(x_t, t)
+        squared.append(_squared(noise, denoiser.reading.epsilon(output, x_t, *at)))
+        x_0_error.append(_squared(x_0, denoiser.reading.x0(output, x_t, *at).clamp(-1, 1)))
         nats.append(_reconstruction(x_0, log_snr[:, draw], noise))
     return {
         "squared_error": torch.stack(squared, 1),
+        "x0_error": torch.stack(x_0_error, 1),
         "reconstruction": torch.stack(nats, 1),
         "second_moment": x_0.to(torch.float64).square().flatten(1).sum(1),
     }
+
+
+def _squared(right: Tensor, found: Tensor) -> Tensor:
+    return (right.to(torch.float64) - found.to(torch.float64)).square().flatten(1).sum(1)
 
 
 def _reconstruction(x_0: Tensor, log_snr: Tensor, eps: Tensor) -> Tensor:
@@ -83,19 +91,24 @@ def _reconstruction(x_0: Tensor, log_snr: Tensor, eps: Tensor) -> Tensor:
 
 def denoising_curve(found: Found, process: Process, data: Dataset, package_sha256: str) -> DenoisingCurve:
     """The curve of an evaluation's blocks: means over the images of each of GROUPS groups, at every point."""
-    parts = {name: found.joined("denoising", name) for name in ("squared_error", "reconstruction", "second_moment")}
-    images = len(parts["second_moment"])
+    second_moment = found.joined("denoising", "second_moment")
+    images = len(second_moment)
     points, numbers = points_of(range(images)).numpy(), np.arange(images)
     group = np.broadcast_to((numbers // STRIDE % GROUPS)[:, None], points.shape)
-    totals, counts = np.zeros((GROUPS, POINTS)), np.zeros((GROUPS, POINTS))
-    np.add.at(totals, (group, points), parts["squared_error"].numpy())
+    counts = np.zeros((GROUPS, POINTS))
     np.add.at(counts, (group, points), 1)
-    nats = np.bincount(points.ravel(), parts["reconstruction"].numpy().ravel()) / counts.sum(0)
+
+    def summed(name: str) -> NDArray[np.float64]:
+        totals = np.zeros((GROUPS, POINTS))
+        np.add.at(totals, (group, points), found.joined("denoising", name).numpy())
+        return totals
+
     return DenoisingCurve(
         log_snr=curve_log_snr(process),
-        mse=torch.from_numpy(totals / counts),
-        second_moment=float(parts["second_moment"].mean()),
-        reconstruction=torch.from_numpy(nats),
+        mse=torch.from_numpy(summed("squared_error") / counts),
+        x0_mse=torch.from_numpy(summed("x0_error") / counts),
+        second_moment=float(second_moment.mean()),
+        reconstruction=torch.from_numpy(summed("reconstruction").sum(0) / counts.sum(0)),
         dimensions=int(np.prod(data.info.image_shape)),
         package_sha256=package_sha256,
         dataset_fingerprint=data.info.fingerprint,

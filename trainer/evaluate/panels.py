@@ -88,8 +88,8 @@ def draw_likelihoods(axes: Axes, values: Values) -> None:
     axes.set_xticks(range(len(names)), [name.removesuffix("_bpd").replace("_", " ") for name in names])
     axes.set_ylabel("bits per dimension")
     axes.margins(y=0.35)
-    axes.legend(frameon=False, loc="upper center", ncols=4, fontsize=8)
-    _finish(axes, "three likelihoods: three questions, not to be compared with each other")
+    axes.legend(frameon=False, loc="upper left", ncols=4, fontsize=8, handlelength=1, columnspacing=1)
+    _finish(axes, "three likelihoods: three questions, not one scale")
 
 
 def draw_nfe(axes: Axes, name: str, points: list[dict[str, float]], values: Values) -> None:
