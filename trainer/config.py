@@ -28,6 +28,7 @@ from diffusion.config import (
     check_objective,
     check_solver,
 )
+from trainer.evaluate.nfe import at_most
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -368,6 +369,7 @@ class RunConfig(Config):
         check_solver(self.process, self.evaluation.solver, "evaluation.solver")
         check_guidance(self.evaluation.guidance, self.network.classes, "evaluation.guidance")
         check_metrics(self.process, self.evaluation.metrics)
+        check_curve(self.process, self.evaluation)
         if self.parallel.deepspeed.activation_checkpointing and self.network.kind == "mlp":
             raise ValueError(
                 "parallel.deepspeed.activation_checkpointing = True; allowed: with network.kind unet or dit"
@@ -415,6 +417,16 @@ def check_metrics(process: ProcessConfig, metrics: tuple[Metric, ...]) -> None:
                 f"evaluation.metrics = {metric}: neither the continuous bound nor the ODE can start from a terminal "
                 f"SNR of zero; allowed: {others}, or process.schedule.zero_terminal_snr = false"
             )
+
+
+def check_curve(process: ProcessConfig, evaluation: EvaluationConfig) -> None:
+    """Refuse numbers of network evaluations that the process has not so many steps for.
+
+    Raises:
+        ValueError: naming the setting and what is allowed.
+    """
+    for nfe in evaluation.nfe_curve:
+        check_solver(process, at_most(evaluation.solver, nfe), f"evaluation.nfe_curve = {nfe}: solver")
 
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from diffusion.config import Ddim, DdpmProcess, MLPConfig
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, save_package
-from trainer.config import DataConfig, EvaluationConfig, RunConfig, RunSettings
+from trainer.config import DataConfig, EvaluationConfig, Metric, RunConfig, RunSettings
 from trainer.evaluate.__main__ import main, parser
 from trainer.evaluate.subject import Subject, find, with_options
 from trainer.paths import RunPaths
@@ -99,6 +100,14 @@ def test_what_is_given_changes_the_evaluation_and_the_rest_stays(run):
     assert after.model_dump(include=unchanged) == before.model_dump(include=unchanged)
 
 
+def test_all_metrics_and_an_inception_file_of_ones_own(run):
+    found = asked(run, "--metrics", "all", "--nfe-curve", "5,10", "--inception-file", "weights.pt").evaluation
+    assert found.metrics == get_args(Metric)
+    assert found.nfe_curve == (5, 10)
+    assert found.extractors == ("classifier", "inception")
+    assert found.inception_file == str(Path("weights.pt").absolute())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -110,6 +119,14 @@ def test_what_is_given_changes_the_evaluation_and_the_rest_stays(run):
         (["--nfe", "0"], "--nfe = 0; allowed: at least 1"),
         (["--solver", "ddim", "--nfe", "41"], "num_steps = 41; allowed: at most 40"),
         (["--data", "/nowhere"], "no such data"),
+        (["--nfe-curve", "5,x"], "--nfe-curve = 5,x; allowed: whole numbers with commas between"),
+        (["--nfe-curve", "5,5"], "allowed: each once"),
+        (["--metrics", "frechet", "--nfe-curve", "41"], "nfe_curve = 41: solver.num_steps = 41; allowed: at most 40"),
+        (["--solver", "rk45", "--nfe-curve", "5"], "nfe_curve: rk45 chooses its steps by itself"),
+        (["--extractors", "vgg"], "extractors.0 = 'vgg'"),
+        (["--extractors", "inception"], "inception needs inception_file"),
+        (["--metrics", "kid", "--inception-file", "/nowhere"], "evaluation.inception_file: /nowhere: No such file"),
+        (["--metrics", "frechet", "--extractors", "efficientnet_lite0"], "samples = 70: the covariance of the 1280"),
     ],
 )
 def test_bad_input_is_one_line(run, capsys, arguments, message):

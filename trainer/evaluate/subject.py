@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from diffusion.config import ProcessConfig, SolverConfig, check_guidance, check_solver
 from trainer.checks import check_extractors
-from trainer.config import DataConfig, EvaluationConfig, Metric, RunConfig, check_metrics, has_metric
+from trainer.config import DataConfig, EvaluationConfig, Metric, RunConfig, check_curve, check_metrics, has_metric
 from trainer.data.info import DatasetInfo
 from trainer.evaluate.nfe import ADAPTER, at_most
 from trainer.evaluate.sizes import check_sizes
@@ -90,6 +90,7 @@ class Subject:
         try:
             check_solver(process, self.evaluation.solver)
             check_metrics(process, self.evaluation.metrics)
+            check_curve(process, self.evaluation)
             check_guidance(self.evaluation.guidance, classes)
         except ValueError as error:
             raise InputError(str(error)) from None
