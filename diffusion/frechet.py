@@ -28,6 +28,12 @@ class Moments:
         features = features.to(torch.float64)
         return cls(len(features), features.sum(0), features.T @ features)
 
+    @classmethod
+    def none(cls, dimensions: int) -> "Moments":
+        """The moments of no features, to add to."""
+        zero = torch.zeros(dimensions, dtype=torch.float64)
+        return cls(0, zero, torch.outer(zero, zero))
+
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
 
@@ -47,16 +53,39 @@ class Moments:
         return mean, covariance
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2}) (Heusel et al. 2017, equation 6).
+@dataclass(frozen=True)
+class FrechetReference:
+    """A Gaussian that others are compared with, whose covariance's root is taken once.
 
-    The trace of the root is the sum of the roots of the eigenvalues of S_a^{1/2} S_b S_a^{1/2}, which is symmetric.
+    Attributes:
+        mean: float64 [d].
+        covariance: float64 [d, d].
+        root: the symmetric root of the covariance.
     """
-    mean_a, covariance_a = a.mean_and_covariance()
-    mean_b, covariance_b = b.mean_and_covariance()
-    values, vectors = torch.linalg.eigh(covariance_a)
-    root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product = torch.linalg.eigvalsh(root_a @ covariance_b @ root_a)
-    trace_of_root = product.clamp(min=0).sqrt().sum()
-    distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * trace_of_root
-    return float(distance)
+
+    mean: Tensor
+    covariance: Tensor
+    root: Tensor
+
+    @classmethod
+    def of(cls, moments: Moments) -> "FrechetReference":
+        """The Gaussian of these moments; raises as `Moments.mean_and_covariance`."""
+        mean, covariance = moments.mean_and_covariance()
+        values, vectors = torch.linalg.eigh(covariance)
+        return cls(mean, covariance, (vectors * values.clamp(min=0).sqrt()) @ vectors.T)
+
+    def distance(self, moments: Moments) -> float:
+        """||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2}) (Heusel et al. 2017, equation 6).
+
+        The trace of the root is the sum of the roots of the eigenvalues of S_a^{1/2} S_b S_a^{1/2}, which is symmetric.
+        """
+        mean, covariance = moments.mean_and_covariance()
+        product = torch.linalg.eigvalsh(self.root @ covariance @ self.root)
+        trace_of_root = product.clamp(min=0).sqrt().sum()
+        traces = self.covariance.trace() + covariance.trace() - 2 * trace_of_root
+        return float((self.mean - mean).square().sum() + traces)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """The Frechet distance between the Gaussians of two sets of features."""
+    return FrechetReference.of(a).distance(b)

@@ -31,6 +31,8 @@ class Stream(IntEnum):
     DEQUANTISATION = 12
     LIKELIHOOD_DEQUANTISATION = 13
     LIKELIHOOD_PROBE = 14
+    SCORE_SUBSETS = 15
+    DENOISING_NOISE = 16
 
 
 def keyed_generator(seed: int, stream: Stream, a: int = 0, b: int = 0) -> np.random.Generator:

@@ -2,12 +2,14 @@
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from diffusion.config import Autoguidance
-from trainer.config import RunConfig
+from trainer.config import EvaluationConfig, RunConfig
 from trainer.data.dataset import Dataset
+from trainer.evaluate.sizes import check_sizes
 from trainer.settings import InputError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -20,7 +22,6 @@ def check_data(config: RunConfig, dataset: Dataset) -> None:
         InputError: naming the setting.
     """
     from diffusion.sde import make_process
-    from trainer.evaluate.sizes import MINIMUM_IMAGES
 
     if config.network.classes not in (0, dataset.info.classes):
         raise InputError(
@@ -34,12 +35,31 @@ def check_data(config: RunConfig, dataset: Dataset) -> None:
         raise InputError(str(error)) from None
     _check_crop(config.training.augment.crop_padding, dataset.info.image_shape)
     check_guide(config, dataset.info.image_shape)
-    if dataset.info.classes and min(dataset.info.heldout, dataset.info.train) < MINIMUM_IMAGES:
-        raise InputError(
-            f"data.source = {config.data.source!r}: {dataset.info.train} training and {dataset.info.heldout} held-out "
-            "images; "
-            f"allowed: at least {MINIMUM_IMAGES} each, one more than frechet_classifier has dimensions"
-        )
+    check_sizes(config.evaluation, dataset.info)
+    check_extractors(config.evaluation)
+
+
+def check_extractors(config: EvaluationConfig) -> None:
+    """Refuse weights of extractors that are not there or not what they say: the end of an evaluation would find out.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    if config.samples_images and "efficientnet_lite0" in config.extractors:
+        from trainer.evaluate.efficientnet import load_efficientnet
+
+        _loads("evaluation.extractors", load_efficientnet)
+    if config.samples_images and config.inception_file is not None:
+        from trainer.evaluate.inception import load_inception
+
+        _loads("evaluation.inception_file", load_inception, Path(config.inception_file), config.inception_sha256)
+
+
+def _loads(setting: str, load: Callable[..., object], *arguments: object) -> None:
+    try:
+        load(*arguments)
+    except ValueError as error:
+        raise InputError(f"{setting}: {error}") from None
 
 
 def _check_crop(padding: int, image_shape: tuple[int, int, int]) -> None:

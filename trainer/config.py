@@ -33,7 +33,10 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
 Width = Annotated[float, Field(gt=0, le=0.28)]
-Metric = Literal["vlb", "continuous_vlb", "nll", "frechet"]
+Metric = Literal["vlb", "continuous_vlb", "nll", "denoising", "frechet", "kid", "precision_recall"]
+SAMPLED: tuple[Metric, ...] = ("frechet", "kid", "precision_recall")  # which are of samples, not of held-out images
+Extractor = Literal["pixels", "classifier", "efficientnet_lite0", "inception"]
+CHALLENGER = "challenger"
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -123,12 +126,19 @@ class EvaluationConfig(Config):
     """What is measured once training ends, with the EMA weights.
 
     `metrics` are the three likelihoods of the held-out images, which are three questions and never compared with each
-    other, and the Frechet distance of `seeds` sets of samples. `nll_rtol` is how closely the ODE is integrated.
+    other; their denoising error against log-SNR; and what `seeds` sets of samples are like, by the features of
+    `extractors`, the first of which also tells precision and recall. `inception` needs a TorchScript file of yours.
+    `nfe_curve` scores samples at these numbers of network evaluations too. `nll_rtol` is how closely the ODE is
+    integrated.
     """
 
     metrics: tuple[Metric, ...] = ("vlb", "frechet")
+    extractors: tuple[Extractor, ...] = ("classifier",)
+    inception_file: str | None = None
+    inception_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     seeds: Count = 1
     samples: Annotated[int, Field(ge=65)] = 1437
+    nfe_curve: tuple[Count, ...] = ()
     seed: Seed = 0
     solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
     guidance: GuidanceConfig | None = None
@@ -136,12 +146,38 @@ class EvaluationConfig(Config):
     nll_rtol: Fraction = 1e-3
     classifier_seed: Seed = 0
 
-    @field_validator("metrics")
+    @property
+    def samples_images(self) -> bool:
+        """Whether any metric is of samples."""
+        return not set(SAMPLED).isdisjoint(self.metrics)
+
+    @field_validator("metrics", "extractors", "nfe_curve")
     @classmethod
-    def _some_once(cls, value: tuple[Metric, ...]) -> tuple[Metric, ...]:
-        if not value or len(set(value)) < len(value):
-            raise ValueError(f"allowed: one or more of {', '.join(get_args(Metric))}, each once")
+    def _each_once(cls, value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if len(set(value)) < len(value) or (not value and info.field_name != "nfe_curve"):
+            choices = {"metrics": Metric, "extractors": Extractor}.get(str(info.field_name))
+            raise ValueError(
+                f"allowed: {'one or more of ' + ', '.join(get_args(choices)) + ', ' if choices else ''}each once"
+            )
         return value
+
+    @field_validator("inception_file")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("/"):
+            raise ValueError("allowed: an absolute path that every node sees")
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "EvaluationConfig":
+        if "inception" in self.extractors and self.inception_file is None:
+            raise ValueError(
+                f"extractors = {list(self.extractors)}: inception needs inception_file; allowed: the path of an "
+                "Inception-v3 as TorchScript, or another extractor"
+            )
+        if self.nfe_curve and self.solver.kind == "rk45":
+            raise ValueError("nfe_curve: rk45 chooses its steps by itself; allowed: another solver, or none")
+        return self
 
 
 class DeepSpeedConfig(Config):
@@ -239,8 +275,23 @@ class ParallelConfig(Config):
         return self
 
 
+class GateConfig(Config):
+    """What a new version of a registered model has to show before it gets `run.alias`.
+
+    It must beat the version that has the alias by `metric`, beyond `sigmas` standard errors of the difference, and its
+    three likelihoods must be within `likelihood_gap` bits/dim of each other.
+    """
+
+    metric: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "vlb_bpd"
+    sigmas: Positive = 2.0
+    likelihood_gap: Positive = 1.0
+
+
 class RunSettings(Config):
-    """Names, places and intervals; null means the default that `python -m trainer --dry-run` shows."""
+    """Names, places and intervals; null means the default that `python -m trainer --dry-run` shows.
+
+    `evaluate_every` so many steps a checkpoint is evaluated while training goes on; null: the last step alone.
+    """
 
     experiment: Slug = "digits"
     name: Slug | None = None
@@ -248,9 +299,20 @@ class RunSettings(Config):
     tracking_uri: str | None = None
     register_as: Slug | None = None
     alias: Alias = "champion"
+    gate: GateConfig = GateConfig()
     checkpoint_every: Count = 250
     keep_checkpoints: Count = 2
+    evaluate_every: Count | None = None
     log_every: Count = 25
+
+    @model_validator(mode="after")
+    def _evaluates_checkpoints(self) -> "RunSettings":
+        if self.evaluate_every is not None and self.evaluate_every % self.checkpoint_every:
+            raise ValueError(
+                f"evaluate_every = {self.evaluate_every}: checkpoints are what is evaluated; allowed: a multiple of "
+                f"checkpoint_every = {self.checkpoint_every}, or null for the last step alone"
+            )
+        return self
 
     @field_validator("storage")
     @classmethod
@@ -266,12 +328,14 @@ class RunSettings(Config):
     def _not_a_version(cls, value: str) -> str:
         if value == "latest" or re.fullmatch(r"v\d+", value):
             raise ValueError("MLflow keeps `latest` and `v1`, `v2`, … for itself; allowed: another alias")
+        if value == CHALLENGER:
+            raise ValueError(f"every new version is {CHALLENGER}; allowed: the alias of those that pass the gate")
         return value
 
     @field_validator("experiment")
     @classmethod
     def _not_a_folder_of_ours(cls, value: str) -> str:
-        if value in ("datasets", "mlflow-artifacts", "sweeps"):
+        if value in ("datasets", "fetched", "mlflow-artifacts", "references", "sweeps"):
             raise ValueError("is the name of another folder in run.storage; allowed: another name")
         return value
 
@@ -333,18 +397,24 @@ class RunConfig(Config):
         return _sha256(canonical(values))
 
 
+def has_metric(process: ProcessConfig, metric: Metric) -> bool:
+    """Whether a process has a value of it: neither integral over log-SNR can start from a terminal SNR of zero."""
+    return metric not in ("continuous_vlb", "nll", "denoising") or not process.schedule.zero_terminal_snr
+
+
 def check_metrics(process: ProcessConfig, metrics: tuple[Metric, ...]) -> None:
     """Refuse what a process has no value of.
 
     Raises:
         ValueError: naming the metric and what is allowed.
     """
-    beyond = {"continuous_vlb", "nll"}.intersection(metrics)
-    if beyond and process.schedule.zero_terminal_snr:
-        raise ValueError(
-            f"evaluation.metrics = {min(beyond)}: neither the continuous bound nor the ODE can start from a terminal "
-            "SNR of zero; allowed: vlb and frechet, or process.schedule.zero_terminal_snr = false"
-        )
+    for metric in metrics:
+        if not has_metric(process, metric):
+            others = ", ".join(name for name in get_args(Metric) if has_metric(process, name))
+            raise ValueError(
+                f"evaluation.metrics = {metric}: neither the continuous bound nor the ODE can start from a terminal "
+                f"SNR of zero; allowed: {others}, or process.schedule.zero_terminal_snr = false"
+            )
 
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")

@@ -35,6 +35,7 @@ NOT_RECORDED = {
     "registered_model": None,
     "registered_version": None,
     "alias": None,
+    "gate": None,
     "recorded": False,
 }
 
@@ -163,7 +164,8 @@ class Driver:
         tracker = Tracker(self.config, self.paths, self.dataset.info, self.journal)
         tracker.start()
         try:
-            self._train()
+            with self._evaluating_alongside():
+                self._train()
             summary = self._evaluate()
         except Preempted:
             tracker.finish("KILLED", PREEMPTED_DEADLINE_S)
@@ -172,6 +174,20 @@ class Driver:
             tracker.finish("FAILED", TRACKING_DEADLINE_S)
             raise
         return self._record(tracker, summary)
+
+    @contextmanager
+    def _evaluating_alongside(self) -> Iterator[None]:
+        """Checkpoints are evaluated while training goes on, where that is asked for."""
+        if self.config.run.evaluate_every is None:
+            yield
+            return
+        from trainer.evaluate.alongside import Alongside
+
+        alongside = Alongside(self.config, self.paths, self.dataset, self.journal)
+        alongside.start()
+        yield  # where training fails the process ends, and what has begun goes on in the next
+        self.view.stage("finishing the evaluation of a checkpoint")
+        alongside.close()
 
     def _train(self) -> None:
         from trainer.checkpoint import Checkpoint, find_latest
@@ -218,6 +234,7 @@ class Driver:
             self.view.say(f"  still waiting for the workers; free in the cluster: {resources}")
 
     def _evaluate(self) -> dict[str, Any]:
+        from trainer.evaluate.report import write_report
         from trainer.evaluate.run import Evaluation
         from trainer.packaging import package_latest
 
@@ -243,8 +260,11 @@ class Driver:
             data=self.dataset,
             config=self.config.evaluation,
             results=self.paths.results,
+            references=Path(self.config.run.storage or "") / "references",
             tasks=parallel.most_workers,
             cpus=parallel.cpus_per_worker,
+            device=resolve_device(self.config),
+            progress=lambda stage, done, total: self.view.stage(f"evaluating: {stage}", done, total),
         )
         metrics = evaluation.run()
         self.seconds["evaluation"] = time.monotonic() - started
@@ -263,21 +283,23 @@ class Driver:
             **NOT_RECORDED,
         }
         state.write_json(self.paths.summary, summary)
+        write_report(self.paths.results, {**summary, "evaluation": self.config.evaluation.model_dump(mode="json")})
         shutil.rmtree(evaluation.blocks.parent)
         return summary
 
     def _record(self, tracker: Any, summary: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - Tracker
         """Finish the upload and register; without an answer it warns, and the same command tries again."""
-        from trainer.registry import log_results, register
+        from trainer.registry import log_results, log_summary, register
 
         self.view.stage("recording")
         try:
             if not tracker.drain(TRACKING_DEADLINE_S):
                 raise TimeoutError(tracker.problem or f"nothing for {TRACKING_DEADLINE_S:.0f} s")
             summary["run_id"] = tracker.run_id
+            log_results(self.config, self.paths, summary["run_id"], summary["step"])
             summary |= register(self.config, self.paths, self.dataset.info, summary, str(tracker.run_id))
             state.write_json(self.paths.summary, summary)
-            log_results(self.config, self.paths, summary["run_id"])
+            log_summary(self.config, self.paths, summary["run_id"])
         except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the run itself is whole
             self.view.say(f"warning: MLflow at {self.config.run.tracking_uri} did not answer: {last_line(error)}")
             self.view.say("  everything is kept here; the same command uploads and registers it later")
@@ -289,7 +311,7 @@ class Driver:
         if summary["registered_model"]:
             self.view.say(
                 f"registered {summary['registered_model']} version {summary['registered_version']} "
-                f"as {summary['alias']}"
+                f"as {summary['alias']}: {summary['gate']['reason']}"
             )
         return summary
 

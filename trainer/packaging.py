@@ -28,8 +28,16 @@ def package_latest(config: RunConfig, paths: RunPaths, info: DatasetInfo) -> tup
         raise CheckpointError(
             f"{paths.checkpoints}: no complete checkpoint; {'; '.join(found.refused) or 'none was written'}"
         )
-    made_of = averages(paths.ema, config.ema, Checkpoint(found.folder))
-    return made_of.step, write_package(paths.package, config, info.image_shape, made_of.tensors(config.ema.sigma_rel))
+    checkpoint = Checkpoint(found.folder)
+    return checkpoint.step, package_checkpoint(config, paths, info, checkpoint, paths.package)
+
+
+def package_checkpoint(
+    config: RunConfig, paths: RunPaths, info: DatasetInfo, checkpoint: Checkpoint, folder: Path
+) -> str:
+    """Write the package of a checkpoint's EMA weights into a folder; returns its SHA-256."""
+    made_of = averages(paths.ema, config.ema, checkpoint)
+    return write_package(folder, config, info.image_shape, made_of.tensors(config.ema.sigma_rel))
 
 
 def write_package(

@@ -68,6 +68,10 @@ class RunPaths:
         """The model package, from the EMA weights of the last step."""
         return self.root / "package"
 
+    def evaluation(self, step: int) -> Path:
+        """What was found of a checkpoint while training went on."""
+        return self.root / "evaluations" / f"step-{step:08d}"
+
     @property
     def results(self) -> Path:
         """summary.json, samples.npy and pictures."""

@@ -11,6 +11,7 @@ from trainer.journal import Journal, Record
 
 POLL_SECONDS = 0.5
 LINE_EVERY_SECONDS = 15.0
+SHOWN = ("vlb_bpd", "frechet_classifier", "frechet_pixels", "frechet_efficientnet_lite0", "fid")  # of an evaluation
 
 
 class ProgressView:
@@ -86,6 +87,9 @@ class ProgressView:
                 self._started(record)
             case "metrics":
                 self._metrics(record)
+            case "evaluation":
+                scores = [f"{name} {record[name]:.4g}" for name in SHOWN if name in record]
+                self.say(f"  step {record['step']} evaluated: {', '.join(scores)}")
             case "warning":
                 self.say(f"  warning: {record['text']}")
             case _:

@@ -71,8 +71,8 @@ def is_done(config: RunConfig, paths: RunPaths) -> bool:
     if not paths.summary.is_file():
         return False
     summary = read_json(paths.summary)
-    wanted = (config.run.register_as, config.run.alias)
-    registered = wanted[0] is None or (summary["registered_model"], summary["alias"]) == wanted
+    name, gate = config.run.register_as, summary.get("gate") or {}
+    registered = name is None or (summary["registered_model"], gate.get("alias")) == (name, config.run.alias)
     return summary["step"] >= config.training.steps and summary["recorded"] and registered
 
 

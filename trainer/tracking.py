@@ -5,6 +5,7 @@ that is killed, or a server that comes back tomorrow, loses and doubles nothing:
 and MLflow keeps one metric per (name, time, step, value).
 """
 
+import hashlib
 import os
 import threading
 import time
@@ -18,6 +19,8 @@ from trainer.data.info import DatasetInfo
 from trainer.journal import Journal, Record
 from trainer.paths import RunPaths
 from trainer.provenance import git_commit
+from trainer.scores import FILES, PER_IMAGE
+from trainer.settings import InputError
 
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -117,17 +120,22 @@ class Tracker(threading.Thread):
     def _upload(self) -> None:
         """All complete records behind the offset, in batches; progress is noted once they are there."""
         pending: list[Record] = []
+        evaluated: list[Record] = []
         reached, step = self._offset, self._step
         for record, offset in self._journal.read(self._offset):
             if record["kind"] == "metrics" and record["step"] > step:
                 pending.append(record)
                 step = record["step"]
+            elif record["kind"] == "evaluation":
+                evaluated.append(record)
             reached = offset
         rows = [(name, record) for record in pending for name in record if name not in BOOKKEEPING]
         for first in range(0, len(rows), METRICS_PER_BATCH):
             self._log(rows[first : first + METRICS_PER_BATCH])
+        for record in evaluated:
+            self._log_checkpoint(record)
         self._offset, self._step = reached, step
-        if pending:
+        if pending or evaluated:
             self._save()
 
     def _log(self, rows: list[tuple[str, Record]]) -> None:
@@ -135,6 +143,13 @@ class Tracker(threading.Thread):
 
         metrics = [Metric(name, record[name], record["time_ms"], record["step"]) for name, record in rows]
         self._client.log_batch(self.run_id, metrics=metrics)
+
+    def _log_checkpoint(self, record: Record) -> None:
+        """The scores of a checkpoint that was evaluated beside training, tied to the data, and its grid of samples."""
+        scores = {name: value for name, value in record.items() if isinstance(value, float)}
+        metrics = evaluation_metrics(scores, self._dataset, record["step"], str(self.run_id), time_ms=record["time_ms"])
+        self._client.log_batch(self.run_id, metrics=metrics)
+        log_grid(self._client, str(self.run_id), Path(record.get("samples_png", "")), record["step"], record["time_ms"])
 
     def _save(self) -> None:
         progress = {"described": self._described, "offset": self._offset, "step": self._step}
@@ -168,12 +183,11 @@ def create_run(client: Any, config: RunConfig, dataset: DatasetInfo, key: str) -
         "dualview.config_sha256": config.config_sha256,
         "dualview.dataset_fingerprint": dataset.fingerprint,
     }
-    return _made_once(client, config, str(config.run.name), key, tags)
+    return _made_once(client, _experiment(client, config), str(config.run.name), key, tags)
 
 
-def _made_once(client: Any, config: RunConfig, name: str, key: str, tags: dict[str, str]) -> str:  # noqa: ANN401
+def _made_once(client: Any, experiment: str, name: str, key: str, tags: dict[str, str]) -> str:  # noqa: ANN401
     """The id of the run with this key, made if there is none: killed after making it, one finds it again."""
-    experiment = _experiment(client, config)
     found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
     if found:
         return found[0].info.run_id
@@ -217,26 +231,127 @@ def mlflow_dataset(dataset: DatasetInfo) -> Any:  # noqa: ANN401 - mlflow.entiti
     )
 
 
-def log_evaluation(client: Any, run_id: str, model_id: str, dataset: DatasetInfo, summary: dict[str, Any]) -> None:  # noqa: ANN401
-    """The run's final metrics, tied to the LoggedModel and the data set."""
+def log_evaluation(
+    client: Any,  # noqa: ANN401 - MlflowClient
+    run_id: str,
+    model_id: str | None,
+    dataset: DatasetInfo,
+    summary: dict[str, Any],
+) -> None:
+    """The run's final metrics, tied to the LoggedModel and the data set, and its curves and samples."""
+    found = flatten({name: value for name, value in summary.items() if name != "evaluation"})
+    scores = {name: value for name, value in found.items() if isinstance(value, float)}
+    metrics = evaluation_metrics(scores, dataset, summary["step"], run_id, model_id)
+    for name, points in summary.get("frechet_at_nfe", {}).items():
+        for point in points:  # the x axis of MLflow's charts is the step
+            values = {f"{name}_at_nfe": point["value"]}
+            metrics += evaluation_metrics(values, dataset, point["nfe"], run_id, model_id)
+    for first in range(0, len(metrics), METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_BATCH])
+
+
+def evaluation_metrics(
+    scores: dict[str, float],
+    dataset: DatasetInfo,
+    step: int,
+    run_id: str,
+    model_id: str | None = None,
+    time_ms: int | None = None,
+) -> list[Any]:
+    """Scores as MLflow's metrics, tied to the data set, the step and, where there is one, the LoggedModel."""
     from mlflow.entities import Metric
 
-    entity, now = mlflow_dataset(dataset), time.time_ns() // 10**6
-    metrics = [
-        Metric(
-            name,
-            value,
-            now,
-            summary["step"],
-            model_id=model_id,
-            dataset_name=entity.name,
-            dataset_digest=entity.digest,
-            run_id=run_id,
-        )
-        for name, value in flatten(summary).items()
-        if isinstance(value, float)
-    ]
-    client.log_batch(run_id, metrics=metrics)
+    entity, now = mlflow_dataset(dataset), time_ms or time.time_ns() // 10**6
+    names = {"dataset_name": entity.name, "dataset_digest": entity.digest, "run_id": run_id, "model_id": model_id}
+    return [Metric(name, value, now, step, **names) for name, value in scores.items()]
+
+
+def log_grid(client: Any, run_id: str, picture: Path, step: int, time_ms: int | None = None) -> None:  # noqa: ANN401
+    """A grid of samples as MLflow's image `samples` of a step, which its pages show over training."""
+    if picture.is_file():
+        from PIL import Image
+
+        with Image.open(picture) as image:
+            client.log_image(run_id, image, key="samples", step=step, timestamp=time_ms, synchronous=True)
+
+
+RESULT_FILES = (
+    "evaluation.json", "report.html", "report.png", "samples.png", "neighbours.png", "denoising.json", PER_IMAGE,
+)  # fmt: skip
+
+
+def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path]:
+    """The name of an MLflow run, and a folder with the files of its evaluation that models are compared by.
+
+    Raises:
+        InputError: there is no such run.
+        OSError: the server does not answer.
+    """
+    mlflow_environment()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    folder = into / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        client = MlflowClient(tracking_uri)
+        name = client.get_run(run_id).info.run_name
+        there = {Path(str(file.path)).name for file in client.list_artifacts(run_id, "results")}
+        for file in {*FILES, PER_IMAGE} & there:  # whose folders there are not those here, with every store
+            os.replace(client.download_artifacts(run_id, f"results/{file}", str(folder)), folder / file)
+    except MlflowException as error:
+        told = f"MLflow run {run_id}: {one_line(error)}; at {tracking_uri}"
+        raise (InputError if error.error_code == "RESOURCE_DOES_NOT_EXIST" else ConnectionError)(told) from None
+    return str(name), folder
+
+
+def log_standalone(
+    tracking_uri: str, trained: str, name: str, dataset: DatasetInfo, values: dict[str, Any], folder: Path
+) -> str:
+    """An evaluation apart from training, as an MLflow run of its own below that which trained the model.
+
+    Doing it twice changes nothing: the run's key is what was measured of which package, and with what result.
+
+    Args:
+        tracking_uri: of a server or database.
+        trained: the id of the run that trained the model.
+        name: of the new run.
+        dataset: whose images were compared with.
+        values: what `evaluation.json` says.
+        folder: its report and pictures.
+
+    Returns:
+        The run's id.
+    """
+    mlflow_environment()
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Param
+
+    client = MlflowClient(tracking_uri)
+    parent = client.get_run(trained)
+    models = parent.outputs.model_outputs if parent.outputs else []
+    model_id, step = (models[-1].model_id, models[-1].step) if models else (None, 0)
+    tags = {
+        "mlflow.source.name": "python -m trainer.evaluate",
+        "mlflow.source.git.commit": git_commit(),
+        "mlflow.parentRunId": trained,
+        "dualview.package_sha256": values["package_sha256"],
+        "dualview.dataset_fingerprint": dataset.fingerprint,
+    }
+    key = hashlib.sha256(canonical(values).encode()).hexdigest()
+    run_id = _made_once(client, parent.info.experiment_id, name, key, tags)
+    if client.get_run(run_id).info.status == "FINISHED":
+        return run_id
+    settings = flatten(values["evaluation"], "evaluation.")
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
+    inputs = [DatasetInput(mlflow_dataset(dataset), [InputTag("mlflow.data.context", "evaluation")])]
+    client.log_inputs(run_id, inputs, models=[LoggedModelInput(model_id)] if model_id else None)
+    log_evaluation(client, run_id, model_id, dataset, {**values, "step": step})
+    for file in RESULT_FILES:
+        if (folder / file).is_file():
+            client.log_artifact(run_id, str(folder / file), "results")
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
 
 
 def sweep_run(config: RunConfig, name: str, digest: str, run_id: str | None, key: str) -> str:
@@ -251,7 +366,7 @@ def sweep_run(config: RunConfig, name: str, digest: str, run_id: str | None, key
         "dualview.sweep": name,
         "dualview.sweep_sha256": digest,
     }
-    return _made_once(client, config, name, key, tags)
+    return _made_once(client, _experiment(client, config), name, key, tags)
 
 
 def adopt(config: RunConfig, parent_id: str, child_id: str) -> None:

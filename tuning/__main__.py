@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from trainer.settings import InputError
 
@@ -16,6 +17,8 @@ examples:
   python -m tuning run --config configs/sweep-digits.yaml --set training.steps=1500     # a setting of every trial
   python -m tuning run --config configs/sweep-digits.yaml --dry-run                     # the trials; starts nothing
   python -m tuning report digits-schedules --out heatmap.png
+  python -m tuning screen ~/dualview/digits/mine/results --out screen.png               # schedules, without training
+  python -m tuning screen scores/denoising.json --schedule cosine --schedule '{kind: sigmoid, start: -3}' --steps 500
   ray job submit --working-dir . -- python -m tuning run --config configs/sweep-digits.yaml
 
 The same command again runs only what is not done. The sweep is in <run.storage>/sweeps/<name>, its trials are runs
@@ -33,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = result.add_subparsers(dest="command", required=True, metavar="run | report")
+    commands = result.add_subparsers(dest="command", required=True, metavar="run | report | screen")
     run = commands.add_parser("run", help="run the trials of a sweep file that are not done, then report")
     run.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="YAML sweep file, such as configs/sweep-digits.yaml"
@@ -51,7 +54,25 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--out", type=Path, metavar="FILE.png", help="draw the heat map here")
     report.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
+    _add_screen(commands)
     return result
+
+
+def _add_screen(commands: Any) -> None:  # noqa: ANN401 - argparse's subparsers
+    screen = commands.add_parser(
+        "screen",
+        help="other schedules by a trained model's denoising curve, without training",
+        description="The two bounds that one network would have under other schedules, from its denoising error "
+        "against log-SNR. That ranks what chains lose by their finite steps, within the log-SNRs that were measured. "
+        "It does not say what training with a schedule would give, and nothing of samples.",
+    )
+    add = screen.add_argument
+    add("curve", type=Path, metavar="CURVE", help="denoising.json of an evaluation with the metric denoising")
+    add("--schedule", action="append", metavar="YAML", help="a kind, or a mapping with its settings; repeatable")
+    add("--steps", action="append", type=int, metavar="T", help="of the chain; repeatable (default 100, 250, 1000)")
+    add("--reverse-variance", choices=("beta", "beta_tilde"), default="beta", help="Sigma_theta (default beta)")
+    add("--out", type=Path, metavar="FILE.png", help="draw the curve and the gaps here")
+    add("--json", action="store_true", help="print as JSON")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "run" and options.json and not options.dry_run:
         parser().error("--json goes with --dry-run")
     try:
-        return _run(options) if options.command == "run" else _report(options)
+        return {"run": _run, "report": _report, "screen": _screen}[options.command](options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -106,6 +127,30 @@ def _report(options: argparse.Namespace) -> int:
     report.show(sweep, console)
     if options.out:
         console.print(f"heat map: {drawn}" if drawn else "heat map: no scores to draw", markup=False)
+    return 0
+
+
+def _screen(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from tuning import screening
+
+    if options.out is not None and options.out.suffix != ".png":
+        raise InputError(f"--out {options.out}: allowed: a file that ends in .png")
+    curve = screening.read_curve(options.curve)
+    chosen = screening.processes(options.schedule, options.steps, options.reverse_variance)
+    candidates = screening.screened(curve, chosen)
+    if options.out:
+        try:
+            screening.draw(curve, candidates, options.out)
+        except OSError as error:
+            raise InputError(f"--out {options.out}: {error.strerror}; allowed: a file to write to") from None
+    if options.json:
+        print(json.dumps(screening.as_json(candidates), indent=2))
+        return 0
+    screening.show(curve, candidates, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    if options.out:
+        print(f"picture: {options.out}")
     return 0
 
 

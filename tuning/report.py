@@ -74,7 +74,7 @@ def scale(sweep: Sweep) -> dict[str, float]:
     for _, paths in sweep.paths():
         summary = state.read_json(paths.summary) if paths.summary.is_file() else {}
         if FRECHET in summary:
-            return {name: summary[f"{FRECHET}_{name}"] for name in SCALE}
+            return {name: summary[f"{FRECHET}_{name}"] for name in SCALE if f"{FRECHET}_{name}" in summary}
     return {}
 
 

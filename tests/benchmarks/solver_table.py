@@ -57,7 +57,7 @@ def reference(run: Path) -> tuple[Extractor, Moments]:
     """The extractor and the training images' moments, once a process."""
     torch.set_num_threads(1)
     dataset = dataset_of(run)
-    extractor = train_extractor(dataset.images("train")[:], dataset.labels("train"), 0)
+    extractor = train_extractor(dataset.images("train")[:], dataset.labels("train"), dataset.info.classes, 0)
     return extractor, Moments.of(extractor.features(dataset.images("train")[:]))
 
 

@@ -116,3 +116,12 @@ def test_bias_falls_as_one_over_n(n):
         return float(np.mean([frechet_distance(m, reference) for m in draws]))
 
     assert bias(n) * n == pytest.approx(bias(4 * n) * 4 * n, rel=0.1)
+
+
+def test_moments_are_added_to_nothing():
+    features = torch.randn(20, 3, dtype=torch.float64)
+    none = Moments.none(3)
+    assert none.count == 0
+    summed, whole = none + Moments.of(features), Moments.of(features)
+    assert torch.equal(summed.total, whole.total)
+    assert torch.equal(summed.outer, whole.outer)

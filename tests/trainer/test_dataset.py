@@ -22,6 +22,7 @@ from trainer.data.dataset import open_dataset, prepare
 from trainer.data.pixels import Pixels
 from trainer.data.sources import check_source
 from trainer.data.writer import heldout_rows
+from trainer.evaluate.sizes import check_sizes
 from trainer.settings import InputError
 
 DIGITS_FINGERPRINT = "ea9abddc141b4343386d3ece50f919de5f49551812b30ce01f3bd64d4e392b6f"
@@ -348,10 +349,33 @@ def test_padding_as_wide_as_the_images_is_refused(tmp_path, padding, refused):
         check_data(config, dataset)
 
 
-def test_too_few_heldout_images_for_the_frechet_distance_are_refused(tmp_path):
-    config = RunConfig(data=DataConfig(heldout_fraction=0.03))
-    with pytest.raises(InputError, match="1743 training and 54 held-out images; allowed: at least 65 each"):
-        check_data(config, prepare(config.data, tmp_path))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"extractors": ("pixels",), "samples": 65}, None),
+        ({"extractors": ("efficientnet_lite0",)}, "1280 training images, and the covariance of the 1280 features"),
+        ({"extractors": ("efficientnet_lite0",), "samples": 1280}, "samples = 1280: the covariance of the 1280"),
+        ({"metrics": ("frechet",), "samples": 65}, None),
+        ({"metrics": ("vlb", "kid"), "extractors": ("efficientnet_lite0",), "samples": 65}, None),
+    ],
+)
+def test_too_few_images_for_the_features_are_refused_with_the_least_number(tmp_path, changes, message):
+    config = RunConfig(evaluation=EvaluationConfig(**changes))
+    info = replace(prepare(config.data, tmp_path).info, train=1280)
+    if message is None:
+        check_sizes(config.evaluation, info)
+        return
+    with pytest.raises(InputError, match=message) as error:
+        check_sizes(config.evaluation, info)
+    assert "1281" in str(error.value)
+
+
+def test_a_curve_needs_six_images_in_each_of_eight_groups(tmp_path):
+    info = prepare(DataConfig(), tmp_path).info
+    config = EvaluationConfig(metrics=("denoising",))
+    check_sizes(config, replace(info, heldout=48))
+    with pytest.raises(InputError, match="denoising: 47 held-out images; allowed: at least 48"):
+        check_sizes(config, replace(info, heldout=47))
 
 
 DEFAULT_PROCESS = DdpmProcess()

@@ -19,7 +19,7 @@ from diffusion.network import build_network
 from diffusion.ode_likelihood import dequantised_bits_per_dim
 from diffusion.package import PackageConfig, load_package, save_package
 from diffusion.solvers import ImageNoise, autoguided, solve
-from trainer.config import DataConfig, EvaluationConfig, Metric
+from trainer.config import SAMPLED, DataConfig, EvaluationConfig, Metric
 from trainer.data.arrays import load_array
 from trainer.data.dataset import Dataset
 from trainer.data.info import DatasetInfo
@@ -29,11 +29,12 @@ from trainer.data.writer import write_dataset
 from trainer.evaluate import blocks as blocks_module
 from trainer.evaluate import classifier
 from trainer.evaluate import likelihoods as likelihoods_module
-from trainer.evaluate.blocks import Block, blocks_of
+from trainer.evaluate.blocks import Block, Kind, SampleSet, blocks_of
 from trainer.evaluate.classifier import train_extractor
-from trainer.evaluate.frechet import fitted_gaussian, frechet_table, uniform_noise
-from trainer.evaluate.run import Found, bound_metrics
+from trainer.evaluate.found import Found
+from trainer.evaluate.likelihood_view import bound_metrics
 from trainer.evaluate.shards import BlockEvaluator, evaluate_blocks, spread_labels
+from trainer.evaluate.yardsticks import fitted_gaussian, uniform_noise
 
 SHAPE = (1, 4, 4)
 EVALUATION = EvaluationConfig(samples=70, solver=Ancestral(num_steps=5), vlb_draws=6, seed=3)
@@ -70,7 +71,8 @@ def dataset(tmp_path_factory, heldout):
     return Dataset(folder, write_dataset(Store(str(folder)), lambda: iter([block]), labels, np.arange(71) >= 50, known))
 
 
-ALL = EVALUATION.model_copy(update={"metrics": ("vlb", "continuous_vlb", "nll", "frechet"), "seeds": 2})
+METRICS = ("vlb", "continuous_vlb", "nll", "denoising", "frechet")
+ALL = EVALUATION.model_copy(update={"metrics": METRICS, "seeds": 2, "nfe_curve": (2, 5)})
 
 
 @given(st.integers(1, 500), st.integers(65, 500), st.integers(1, 3), st.sampled_from(get_args(Metric)))
@@ -78,31 +80,32 @@ def test_blocks_are_all_items_of_what_is_measured_exactly_once(heldout, samples,
     config = EvaluationConfig(metrics=(metric,), samples=samples, seeds=seeds, seed=5)
     blocks = blocks_of(config, heldout)
     items = [(block.seed, item) for block in blocks for item in block.items]
-    wanted = range(5, 5 + seeds) if metric == "frechet" else [5]
-    total = samples if metric == "frechet" else heldout
+    wanted = range(5, 5 + seeds) if metric in SAMPLED else [5]
+    total = samples if metric in SAMPLED else heldout
     assert sorted(items) == [(seed, item) for seed in wanted for item in range(total)]
-    assert {block.kind for block in blocks} == {"samples" if metric == "frechet" else metric}
+    assert {block.kind for block in blocks} == {"samples" if metric in SAMPLED else metric}
     assert len({block.file(Path()) for block in blocks}) == len(blocks)
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_results_do_not_depend_on_who_computes_which_block_bitwise(package, dataset, monkeypatch, tmp_path, count):
-    monkeypatch.setattr(blocks_module, "SIZES", {"samples": 16, "vlb": 8, "continuous_vlb": 8, "nll": 8})
+    monkeypatch.setattr(blocks_module, "SIZES", dict.fromkeys(blocks_module.SIZES, 8) | {"samples": 16})
     blocks = blocks_of(ALL, 21)
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     evaluate_blocks(package, dataset, ALL, tmp_path / "whole", blocks)
     for index in reversed(range(count)):
         evaluate_blocks(package, dataset, ALL, tmp_path / "parts", blocks[index::count])
-    whole, parts = Found(tmp_path / "whole", blocks), Found(tmp_path / "parts", blocks)
-    assert len(parts.samples(3)) == len(parts.samples(4)) == 70
-    for seed in (3, 4):
-        assert np.array_equal(parts.samples(seed), whole.samples(seed))
+    whole, parts = Found(tmp_path / "whole", blocks, ALL), Found(tmp_path / "parts", blocks, ALL)
+    for each in (SampleSet(3), SampleSet(4), SampleSet(3, 2)):
+        assert len(parts.samples(each)) == 70
+        assert np.array_equal(parts.samples(each), whole.samples(each))
     for kind in ("vlb", "continuous_vlb"):
         assert torch.equal(parts.bound(kind).total, whole.bound(kind).total)
         assert len(parts.bound(kind).total) == 21
-    for field in ("nll", "evaluations"):
-        assert torch.equal(parts.joined("nll", field), whole.joined("nll", field))
+    fields: list[tuple[Kind, str]] = [("nll", "nll"), ("nll", "evaluations"), ("denoising", "x0_error")]
+    for kind, field in fields:
+        assert torch.equal(parts.joined(kind, field), whole.joined(kind, field))
 
 
 def test_what_a_block_found_is_read_back_and_what_is_spoilt_is_not(tmp_path):
@@ -157,6 +160,29 @@ def test_samples_are_the_images_of_the_seed(package, dataset):
     with torch.inference_mode():
         assert np.array_equal(evaluator.samples(3, [8, 9, 10, 11])[2], evaluator.samples(3, [10, 8, 11, 9])[0])
         assert not np.array_equal(evaluator.samples(3, range(4)), evaluator.samples(4, range(4)))
+
+
+def test_a_network_on_another_device_gives_the_same(package, dataset):
+    """`cpu:0` is another device than `cpu` by name, and the way to it and back is that to a GPU."""
+    here, there = (BlockEvaluator(package, ALL, dataset, torch.device(name)) for name in ("cpu", "cpu:0"))
+    assert here.denoiser.network is not there.denoiser.network
+    with torch.inference_mode():
+        for kind in ("samples", "vlb", "continuous_vlb", "nll", "denoising"):
+            block = Block(kind, 3, 4, 6)
+            a, b = here.compute(block), there.compute(block)
+            assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_network_on_a_gpu_gives_nearly_the_same(package, dataset):
+    here, there = (BlockEvaluator(package, ALL, dataset, torch.device(name)) for name in ("cpu", "cuda"))
+    with torch.inference_mode():
+        for kind in ("vlb", "continuous_vlb", "nll", "denoising"):
+            block = Block(kind, 3, 4, 6)
+            a, b = here.compute(block), there.compute(block)
+            for name in set(a) - {"evaluations"}:
+                torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-3)
 
 
 def test_every_image_is_scored_once_in_each_stratum_of_the_proposal(package, dataset, heldout, monkeypatch):
@@ -284,16 +310,16 @@ def short(monkeypatch):
 def test_one_seed_gives_one_extractor_and_leaves_the_global_state_alone(digits, short):
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    first = train_extractor(*digits, seed=0)
+    first = train_extractor(*digits, classes=10, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1)
-    again, other = train_extractor(*digits, seed=0), train_extractor(*digits, seed=1)
+    again, other = train_extractor(*digits, classes=10, seed=0), train_extractor(*digits, classes=10, seed=1)
     assert first.sha256 == again.sha256 != other.sha256
     assert torch.equal(first.features(digits[0]), again.features(digits[0]))
 
 
 def test_features_are_those_of_the_last_hidden_layer_and_do_not_depend_on_the_rest_of_the_set(digits, short):
-    extractor = train_extractor(*digits, seed=0)
+    extractor = train_extractor(*digits, classes=10, seed=0)
     features = extractor.features(digits[0])
     assert features.dtype == torch.float64
     with torch.inference_mode():
@@ -302,11 +328,3 @@ def test_features_are_those_of_the_last_hidden_layer_and_do_not_depend_on_the_re
     torch.testing.assert_close(extractor.features(digits[0][5:9]), features[5:9], rtol=1e-5, atol=1e-5)
     right = (logits.argmax(1).numpy() == digits[1]).mean()
     assert extractor.accuracy(*digits) == right > 0.5
-
-
-def test_the_table_ranks_the_same_images_real_images_a_gaussian_and_noise(digits, short):
-    data = load_array(DataConfig())
-    extractor = train_extractor(*digits, seed=0)
-    table = frechet_table(extractor, digits[0], data.pixels[400:800], [digits[0][::-1].copy()], seed=0)
-    assert table.samples == pytest.approx([0], abs=1e-6)
-    assert table.samples[0] < table.heldout < table.gaussian < table.noise

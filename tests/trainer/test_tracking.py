@@ -6,7 +6,9 @@ import time
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from trainer import tracking
 from trainer.config import RunConfig, RunSettings
@@ -333,3 +335,23 @@ def test_evaluation_metrics_are_tied_to_model_and_data():
 
 def test_flatten_joins_paths():
     assert flatten({"a": {"b": {"c": 1}, "d": [1]}, "e": None}) == {"a.b.c": 1, "a.d": [1], "e": None}
+
+
+def test_a_checkpoints_scores_and_samples_are_at_its_step(store, tmp_path):
+    """Recorded out of order between training's records, uploaded once."""
+    folder, client = store
+    line = Line(tmp_path, f"sqlite:///{folder}/mlflow.db", "alongside")
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "samples.png")
+    line.record(1, 2, 3)
+    line.journal.append("evaluation", step=2, vlb_bpd=4.5, samples_png=str(tmp_path / "samples.png"))
+    line.record(4)
+    line.journal.append("evaluation", step=1, vlb_bpd=5.0)
+    tracker = Tracker(line.config, line.paths, INFO, line.journal)
+    tracker.start()
+    assert tracker.drain(20), tracker.problem
+    tracker.finish("FINISHED", 20)
+    run_id = str(tracker.run_id)
+    found = client.get_metric_history(run_id, "vlb_bpd")
+    assert sorted((each.step, each.value) for each in found) == [(1, 5.0), (2, 4.5)]
+    assert [each.step for each in client.get_metric_history(run_id, "loss")] == [1, 2, 3, 4]
+    assert len([each for each in client.list_artifacts(run_id, "images") if each.path.endswith(".png")]) == 1

@@ -8,28 +8,38 @@ Imports of torch and Ray wait until work begins, so that --help answers at once.
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from trainer.config import EvaluationConfig, Metric
-from trainer.evaluate.subject import Subject, find, with_options
+from trainer.config import EvaluationConfig, Extractor, Metric
+from trainer.data.info import DatasetInfo
+from trainer.evaluate.sizes import FEATURES
+from trainer.evaluate.subject import Recorded, Subject, find, with_options
 from trainer.settings import InputError
 
 EXAMPLES = f"""\
 examples:
-  python -m trainer.evaluate ~/dualview/digits/digits-13b6668d --metrics vlb,continuous_vlb,nll
-  python -m trainer.evaluate digits@champion --metrics frechet --samples 5000 --seeds 3 --out scores
+  python -m trainer.evaluate ~/dualview/digits/digits-13b6668d --metrics all --nfe-curve 5,10,20,50
+  python -m trainer.evaluate digits@champion --metrics frechet,kid --samples 5000 --seeds 3 --out scores
   python -m trainer.evaluate digits@champion --solver ddim --nfe 50 --samples 5000 --out ddim
+  python -m trainer.evaluate digits@champion --extractors efficientnet_lite0 --samples 2000 --out lite0
   python -m trainer.evaluate path/to/package --data digits --out scores
 
 MODEL is a run's folder, a package's folder, or NAME@alias of the registry. Settings that are not given are those that
-the run was evaluated with. metrics: {", ".join(get_args(Metric))}.
+the run was evaluated with. FOLDER gets evaluation.json, report.html and pictures.
 
+metrics: {", ".join(get_args(Metric))}; or all.
 vlb_bpd and continuous_vlb_bpd bound -log2 P of the 8-bit images, by the chain and by the continuous process; nll_bpd is
 the density of the probability-flow ODE on dequantised images. They answer three questions: compare models by one of
-them, never two of them with each other.
+them, never two of them with each other. denoising is the error against log-SNR that all three come from.
+
+extractors: {", ".join(get_args(Extractor))}. frechet and kid are told by each, precision_recall by the
+first. A frechet distance needs more samples than there are features, {FEATURES} of classifier and 1280 of
+efficientnet_lite0, and four times as many to be extrapolated to infinitely many. Only inception's is called fid; its
+file is yours: --inception-file weights.pt.
 
 The same command again goes on from the blocks that are finished; more samples or seeds add to them.
 
@@ -47,15 +57,24 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("model", metavar="MODEL", help="RUN folder, package folder, or NAME@alias")
-    add("--metrics", metavar="A,B", help="default: those of the run")
+    add("--metrics", metavar="A,B", help="default: those of the run; all for every one")
     add("--samples", type=int, metavar="N", help="of each seed")
     add("--seeds", type=int, metavar="K", help="sets of samples, for a mean and a standard deviation")
     add("--seed", type=int, help="of the first set, and of all other draws")
     add("--solver", metavar="NAME", help="its defaults, but for --nfe")
     add("--nfe", type=int, metavar="N", help="network evaluations per image, or the next below")
+    add("--nfe-curve", metavar="5,10,…", help="score samples at these numbers of evaluations too")
+    add("--extractors", metavar="A,B", help="whose features samples are compared by")
+    add("--inception-file", metavar="FILE", help="an Inception-v3 as TorchScript, for the extractor of that name")
     add("--data", metavar="SOURCE", help="default: what the run was trained on")
     add("--out", type=Path, metavar="FOLDER", help="default: RUN/evaluation")
-    add("--tasks", type=int, metavar="N", help="at a time; default: one for each CPU of the cluster")
+    add("--tasks", type=int, metavar="N", help="at a time; default: one for each GPU or CPU")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="of networks; auto takes GPUs if there are any",
+    )
     add("--tracking-uri", metavar="URI", help="of the registry; default: MLFLOW_TRACKING_URI, or the local database")
     add("--json", action="store_true", help="print the values as JSON")
     return result
@@ -66,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         subject = with_options(find(options.model, options.tracking_uri), options)
-        values = evaluate(subject, options.tasks)
+        values = evaluate(subject, options.tasks, options.device)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
@@ -84,10 +103,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"failed: {type(error).__name__}: {last_line(error)}", file=sys.stderr)
         return 1
     print(json.dumps(values, indent=2) if options.json else table(subject.evaluation, values))
+    if not options.json:
+        print(f"  report: {subject.out / 'report.html'}")
     return 0
 
 
-def evaluate(subject: Subject, tasks: int | None) -> dict[str, Any]:
+def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> dict[str, Any]:
     """Score the subject; its values, which are also in its folder's evaluation.json.
 
     Raises:
@@ -104,39 +125,72 @@ def evaluate(subject: Subject, tasks: int | None) -> dict[str, Any]:
     connect_ray()
     import ray
 
+    from trainer.evaluate.bar import Bar
+    from trainer.evaluate.report import write_report
     from trainer.evaluate.run import Evaluation, report
 
-    cpus = int(ray.cluster_resources().get("CPU", 1))
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise InputError("--device cuda: the cluster has no GPU; allowed: cpu, or auto")
     evaluation = Evaluation(
         package=subject.package,
         network=subject.network,
         data=data,
         config=subject.evaluation,
         results=subject.out,
-        tasks=tasks or max(1, cpus),
+        references=subject.storage / "references",
+        tasks=tasks or max(1, gpus or int(resources.get("CPU", 1))),
         cpus=1.0,
+        device="cuda" if gpus else "cpu",
     )
+    with Bar() as bar:
+        found = replace(evaluation, progress=bar.show).run()
     values = {
         "model": subject.name,
         "package_sha256": verify_package(subject.package),
         "dataset_fingerprint": data.info.fingerprint,
         "evaluation": subject.evaluation.model_dump(mode="json"),
-        **evaluation.run(),
+        **found,
     }
     report(subject.out, values)
+    write_report(subject.out, values)
+    if subject.recorded:
+        record(subject, subject.recorded, data.info, values)
     return values
 
 
+def record(subject: Subject, recorded: Recorded, info: DatasetInfo, values: dict[str, Any]) -> None:
+    """Put the evaluation into MLflow, or say why not: what was found is in its folder all the same."""
+    from trainer.tracking import log_standalone
+
+    config = subject.evaluation
+    what = f"{config.seeds} x {config.samples}, {config.solver.kind}" if config.samples_images else "likelihoods"
+    try:
+        log_standalone(
+            recorded.tracking_uri, recorded.run_id, f"evaluation: {subject.name}, {what}", info, values, subject.out
+        )
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the evaluation itself is whole
+        from trainer.driver import last_line
+
+        print(f"warning: MLflow at {recorded.tracking_uri}: {last_line(error)}", file=sys.stderr)
+        print("  everything is kept here; the same command tries again", file=sys.stderr)
+
+
 def table(config: EvaluationConfig, values: dict[str, Any]) -> str:
-    """Values for people: one metric a line, with its error."""
+    """Values for people: one metric a line, with its standard error."""
     lines = [f"{values['model']}  (package {values['package_sha256'][:8]}, data {values['dataset_fingerprint'][:8]})"]
     for name, value in values.items():
         if isinstance(value, float) and not name.endswith(("_se", "_sd")):
-            error = values.get(f"{name}_se", values.get(f"{name}_sd"))
+            error = values.get(f"{name}_se")
             spread = "" if error is None else f" +- {error:.4f}"
-            lines.append(f"  {name:30} {value:10.4f}{spread}")
-    if "frechet" in config.metrics:
-        lines.append(f"  {config.seeds} x {config.samples} samples, {config.solver.kind}")
+            lines.append(f"  {name:34} {value:10.4f}{spread}")
+    for name, points in values.get("frechet_at_nfe", {}).items():
+        curve = ", ".join(f"{point['value']:.2f} at {point['nfe']}" for point in points)
+        lines.append(f"  {name} against network evaluations: {curve}")
+    if config.samples_images:
+        lines.append(f"  {config.seeds} x {config.samples} samples, {config.solver.kind}; +- is a standard error")
+    lines += [f"  note: {note}" for note in values.get("notes", [])]
     return "\n".join(lines)
 
 

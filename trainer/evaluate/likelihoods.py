@@ -22,6 +22,7 @@ from diffusion.ode_likelihood import dequantised_nll
 from diffusion.proposal import StepProposal, TimeProposal, even_log_snr, pilot_steps, spread_uniforms
 from trainer.config import EvaluationConfig
 from trainer.data.dataset import Dataset
+from trainer.evaluate import curve
 
 PILOT_IMAGES, PILOT_STEPS = 16, 48
 LARGEST_LOG_SNR = 30.0
@@ -56,6 +57,14 @@ class Likelihoods:
         signs = keyed_uniform(self.config.seed, Stream.LIKELIHOOD_PROBE, keys, self.shape)
         probe, rtol = torch.where(signs < 0.5, -1.0, 1.0), self.config.nll_rtol
         return dequantised_nll(self.denoiser, dequantise(x_0, u).float(), probe, label=label, rtol=rtol, atol=rtol / 10)
+
+    def denoising(self, block: Sequence[int]) -> dict[str, Tensor]:
+        """The images' denoising errors at their points of the curve (trainer/evaluate/curve.py)."""
+        x_0, label = self._images("heldout", block)
+        keys = [(image, draw) for image in block for draw in range(curve.DRAWS)]
+        eps = keyed_normal(self.config.seed, Stream.DENOISING_NOISE, keys, self.shape)
+        eps = eps.unflatten(0, (len(block), curve.DRAWS))
+        return curve.score_denoising(self.denoiser, x_0, curve.points_of(block), eps, label)
 
     @cached_property
     def step_proposal(self) -> StepProposal:

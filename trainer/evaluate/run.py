@@ -1,35 +1,38 @@
-"""The evaluation of a package as Ray tasks, and the files it leaves in a results folder."""
+"""The evaluation of a package as Ray tasks, and the files it leaves in a results folder.
+
+    blocks of likelihoods and of samples -> features of the samples and of what they are compared with -> scores
+
+Both stages leave files that are not computed twice; the scores are put together from files alone.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
-from diffusion.bound import Vlb
 from diffusion.config import Autoguidance
-from diffusion.images import grid
-from diffusion.likelihood import bits_per_dim
-from diffusion.ode_likelihood import dequantised_bits_per_dim
 from diffusion.package import verify_package
 from trainer.config import EvaluationConfig, canonical
+from trainer.config import Extractor as ExtractorName
 from trainer.data.dataset import Dataset
 from trainer.evaluate import tasks
-from trainer.evaluate.blocks import Block, Kind, blocks_of
-from trainer.evaluate.classifier import Extractor
-from trainer.evaluate.frechet import frechet_table
+from trainer.evaluate.blocks import Block, blocks_of, sample_sets
+from trainer.evaluate.extractors import feature_key
+from trainer.evaluate.load import extractors_to_load
+from trainer.evaluate.sizes import extractors_of
+from trainer.evaluate.yardsticks import reference_sets
 
-GRID_IMAGES = 64
-# which blocks there are, and not what is in them
-EXTENT = {"metrics", "seeds", "samples"}
+# which blocks there are and what is made of them, and not what is in them
+EXTENT = {"metrics", "seeds", "samples", "nfe_curve", "extractors", "inception_file", "inception_sha256"}
+EXTENT |= {"classifier_seed"}
+POLL_SECONDS = 0.5
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,12 @@ class Evaluation:
         data: whose held-out images are scored, and whose training images samples are compared with.
         config: what is measured.
         results: the folder for samples, pictures and, while they are needed, blocks.
+        references: the folder for what other evaluations need too.
         tasks: at most so many at a time.
-        cpus: for each.
+        cpus: for each; 0 to share those that others hold.
+        device: on which networks are evaluated; with cuda, a task that does so has a GPU.
+        background: whether they run only when nothing else would.
+        progress: told a stage's name, how many of its files there are, and how many there will be.
     """
 
     package: Path
@@ -51,10 +58,14 @@ class Evaluation:
     data: Dataset
     config: EvaluationConfig
     results: Path
+    references: Path
     tasks: int
     cpus: float
+    device: str = "cpu"
+    background: bool = False
+    progress: Progress | None = None
 
-    @property
+    @cached_property
     def blocks(self) -> Path:
         """Where blocks are kept: a folder for each package, data set and way to measure, so that they never mix."""
         guidance = self.config.guidance
@@ -67,110 +78,73 @@ class Evaluation:
         return self.results / "blocks" / hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
 
     def run(self) -> dict[str, Any]:
-        """Compute what is not kept yet, and put it together; writes samples.npy and samples.png.
+        """Compute what is not kept yet, and put it together; writes pictures, and values an image or a sample.
 
         Returns:
             Metrics by the names of the house, and what they were measured with.
         """
-        folder = self.blocks
-        folder.mkdir(parents=True, exist_ok=True)
+        self.blocks.mkdir(parents=True, exist_ok=True)
         blocks = blocks_of(self.config, self.data.info.heldout)
-        wants_classifier = "frechet" in self.config.metrics and self.data.info.classes > 0
-        extractor = self._task(tasks.extractor, self.config.classifier_seed) if wants_classifier else None
-        left = [block for block in blocks if block.load(folder) is None]
+        self._compute(blocks)
+        if self.config.samples_images:
+            self._features()
+        return ray.get(self._task(tasks.views, self.results))
+
+    def _compute(self, blocks: Sequence[Block]) -> None:
+        wants_classifier = self.config.samples_images and "classifier" in self._names
+        trained = [self._task(tasks.classifier)] if wants_classifier else []
+        left = [block for block in blocks if block.load(self.blocks) is None]
         count = min(self.tasks, len(left))
-        shares = [left[index::count] for index in range(count)]
-        known = (max(1, int(self.cpus)), self.config.model_dump_json(), self.package, folder)
-        ray.get([self._task(tasks.blocks, *known, share) for share in shares])
-        return self._metrics(Found(folder, blocks), ray.get(extractor) if extractor else None)
+        running = [self._task(tasks.blocks, left[index::count]) for index in range(count)]
+        self._wait("scoring", running + trained, [block.file(self.blocks) for block in left])
+
+    @property
+    def _names(self) -> tuple[ExtractorName, ...]:
+        return extractors_of(self.config, self.data.info.classes)
+
+    def _features(self) -> None:
+        running, files = list[Any](), list[Path]()
+        for extractor in extractors_to_load(self.config, self.data, self.references):
+            compared = sample_sets(self.config) if extractor.name in self._names else sample_sets(self.config)[:1]
+            left = [
+                block
+                for each in compared
+                for block in each.blocks(self.config.samples, feature_key(extractor))
+                if block.load(self.blocks) is None
+            ]
+            sets = list(reference_sets(self.config).values())
+            shares = max(1, min(self.tasks, len(left)))
+            for index in range(shares):
+                work = (extractor.name, extractor.sha256, left[index::shares], sets[index::shares])
+                running.append(self._task(tasks.features, *work))
+            files += [block.file(self.blocks) for block in left]
+        self._wait("comparing", running, files)
 
     def _task(self, function: Any, *arguments: Any) -> Any:  # noqa: ANN401 - a Ray task of any function
-        remote = ray.remote(num_cpus=self.cpus)(function)
-        return remote.remote(self.network, self.data.folder, *arguments)
+        # a process does not get its priority back, so one that gives it up is not used again
+        gpus = 1 if self.device == "cuda" and function is tasks.blocks else 0
+        remote = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_calls=1 if self.background else 0)(function)
+        work = tasks.Work(
+            network=self.network,
+            dataset=self.data.folder,
+            config=self.config.model_dump_json(),
+            package=self.package,
+            blocks=self.blocks,
+            references=self.references,
+            threads=max(1, int(self.cpus)),
+            background=self.background,
+            device=self.device if function is tasks.blocks else "cpu",
+        )
+        return remote.remote(work, *arguments)
 
-    def _metrics(self, found: "Found", extractor: Extractor | None) -> dict[str, Any]:
-        dimensions, seeds = int(np.prod(self.data.info.image_shape)), self.config.seeds
-        metrics: dict[str, Any] = {}
-        for kind in ("vlb", "continuous_vlb"):
-            if kind in self.config.metrics:
-                metrics |= bound_metrics(kind, found.bound(kind), dimensions)
-        if "nll" in self.config.metrics:
-            metrics |= mean_and_error("nll_bpd", dequantised_bits_per_dim(found.joined("nll", "nll"), dimensions))
-            metrics["nll_evaluations"] = float(found.joined("nll", "evaluations").double().mean())
-        if "frechet" in self.config.metrics:
-            sets = [found.samples(seed) for seed in range(self.config.seed, self.config.seed + seeds)]
-            np.save(self.results / "samples.npy", sets[0][..., 0] if sets[0].shape[-1] == 1 else sets[0])
-            Image.fromarray(grid(sets[0][:GRID_IMAGES])).save(self.results / "samples.png")
-            metrics["samples"] = len(sets[0])
-            if extractor is not None:
-                metrics |= _frechet_metrics(extractor, self.config, self.data, sets)
-        return metrics
-
-
-@dataclass(frozen=True)
-class Found:
-    """All blocks of an evaluation, as they are kept."""
-
-    folder: Path
-    blocks: list[Block]
-
-    def joined(self, kind: Kind, field: str, seed: int | None = None) -> Tensor:
-        """A field over all items of a kind, in their order."""
-        chosen = [block for block in self.blocks if block.kind == kind and seed in (None, block.seed)]
-        return torch.cat([part[field] for part in self._parts(chosen)])
-
-    def bound(self, kind: Kind) -> Vlb:
-        """The terms of a bound, of all held-out images."""
-        return Vlb(*(self.joined(kind, term) for term in ("prior", "diffusion", "reconstruction")))
-
-    def samples(self, seed: int) -> NDArray[np.uint8]:
-        """The samples of a seed, uint8 [N, H, W, C]."""
-        return self.joined("samples", "pixels", seed).numpy()
-
-    def _parts(self, blocks: list[Block]) -> Iterator[dict[str, Tensor]]:
-        for block in blocks:
-            part = block.load(self.folder)
-            if part is None:
-                raise RuntimeError(f"{block.file(self.folder)}: gone since it was written")
-            yield part
-
-
-def bound_metrics(name: str, bound: Vlb, dimensions: int) -> dict[str, float]:
-    """Mean over images of a bound and of its terms in bits/dim, each with its standard error.
-
-    The standard error is that of the mean over images: it holds both their differences and the noise of the estimate.
-    """
-    terms = {"": bound.total, "prior_": bound.prior, "diffusion_": bound.diffusion}
-    terms["reconstruction_"] = bound.reconstruction
-    metrics: dict[str, float] = {}
-    for term, nats in terms.items():
-        metrics |= mean_and_error(f"{name}_{term}bpd", bits_per_dim(nats, dimensions))
-    return metrics
-
-
-def mean_and_error(name: str, values: Tensor) -> dict[str, float]:
-    """The mean of values, one an image, and its standard error."""
-    return {name: float(values.mean()), f"{name}_se": float(values.std() / len(values) ** 0.5)}
-
-
-def _frechet_metrics(
-    extractor: Extractor, config: EvaluationConfig, data: Dataset, sets: list[NDArray[np.uint8]]
-) -> dict[str, Any]:
-    train, heldout = data.images("train")[:], data.images("heldout")[:]
-    table = frechet_table(extractor, train, heldout, sets, config.seed)
-    spread = {"frechet_classifier_sd": float(np.std(table.samples, ddof=1))} if len(sets) > 1 else {}
-    return {
-        "frechet_classifier": float(np.mean(table.samples)),
-        **spread,
-        "frechet_classifier_heldout": table.heldout,
-        "frechet_classifier_gaussian": table.gaussian,
-        "frechet_classifier_noise": table.noise,
-        "classifier": {
-            "sha256": extractor.sha256,
-            "seed": config.classifier_seed,
-            "heldout_accuracy": extractor.accuracy(heldout, data.labels("heldout")),
-        },
-    }
+    def _wait(self, stage: str, running: list[Any], files: Sequence[Path]) -> None:
+        """Until all tasks are done; the first that fails ends it."""
+        left = running
+        while left:
+            done, left = ray.wait(left, num_returns=len(left), timeout=POLL_SECONDS)
+            ray.get(done)
+            if self.progress:
+                self.progress(stage, sum(file.is_file() for file in files), len(files))
 
 
 def report(folder: Path, values: dict[str, Any]) -> Path:

@@ -4,7 +4,7 @@ All draws are keyed by (seed, image).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,16 +22,42 @@ from trainer.config import EvaluationConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluate.blocks import Block
 from trainer.evaluate.likelihoods import Likelihoods
+from trainer.evaluate.nfe import at_most
 
 
 def evaluate_blocks(
-    package: Path, data: Dataset, config: EvaluationConfig, folder: Path, blocks: Sequence[Block]
+    package: Path,
+    data: Dataset,
+    config: EvaluationConfig,
+    folder: Path,
+    blocks: Sequence[Block],
+    device: str = "cpu",
 ) -> None:
     """Compute blocks in this process, from the package and the data alone, and keep each in `folder`."""
-    evaluator = BlockEvaluator(package, config, data)
+    evaluator = BlockEvaluator(package, config, data, torch.device(device))
     with torch.inference_mode():
         for block in blocks:
             block.save(folder, evaluator.compute(block))
+
+
+CPU = torch.device("cpu")
+
+
+def network_on(denoiser: Denoiser, device: torch.device) -> Denoiser:
+    """The denoiser with its network on another device, to which images go and from which outputs come back.
+
+    Solvers and likelihoods stay where the data are, in the arithmetic that was tested there; a network evaluation is
+    long beside its images' way to it and back.
+    """
+    if device == CPU:
+        return denoiser
+    assert isinstance(denoiser.network, torch.nn.Module), "packages hold networks"
+    network = denoiser.network.to(device)
+
+    def there_and_back(x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+        return network(x.to(device), time.to(device), None if label is None else label.to(device)).to(x.device)
+
+    return replace(denoiser, network=there_and_back)
 
 
 class BlockEvaluator:
@@ -40,16 +66,17 @@ class BlockEvaluator:
     A model with classes is given labels: samples have the classes of the training images, as often (`spread_labels`).
     """
 
-    def __init__(self, package: Path, config: EvaluationConfig, data: Dataset) -> None:
-        """Verify and load the package."""
-        self.denoiser, self.package = load_package(package)
+    def __init__(self, package: Path, config: EvaluationConfig, data: Dataset, device: torch.device = CPU) -> None:
+        """Verify and load the package; its network is evaluated on `device`, all else is done here."""
+        loaded, self.package = load_package(package)
+        self.denoiser, self.device = network_on(loaded, device), device
         self.config, self.data = config, data
 
     def compute(self, block: Block) -> dict[str, Tensor]:
         """What a block's file holds: `pixels` uint8 [n, H, W, C], or nats float64 [n] of each term."""
         match block.kind:
             case "samples":
-                return {"pixels": torch.from_numpy(self.samples(block.seed, block.items))}
+                return {"pixels": torch.from_numpy(self.samples(block.seed, block.items, block.nfe))}
             case "vlb":
                 return asdict(self.likelihoods.vlb(block.items))
             case "continuous_vlb":
@@ -57,15 +84,21 @@ class BlockEvaluator:
             case "nll":
                 nll, evaluations = self.likelihoods.nll(block.items)
                 return {"nll": nll, "evaluations": evaluations}
+            case "denoising":
+                return self.likelihoods.denoising(block.items)
 
-    def samples(self, seed: int, numbers: Sequence[int]) -> NDArray[np.uint8]:
-        """The samples of a seed with these numbers, quantised to 8 bits, [n, H, W, C]."""
+    def samples(self, seed: int, numbers: Sequence[int], nfe: int = 0) -> NDArray[np.uint8]:
+        """The samples of a seed with these numbers, quantised to 8 bits, [n, H, W, C].
+
+        With `nfe` network evaluations each, or the next number below; 0 for the solver as it is configured.
+        """
+        solver = at_most(self.config.solver, nfe) if nfe else self.config.solver
         noise = ImageNoise(seed, numbers, self.package.image_shape)
         denoiser, guidance = self.guided
         label = None
         if self.package.network.classes:
             label = torch.from_numpy(spread_labels(self.data.labels("train"), numbers))
-        return to_pixels(solve(denoiser, noise, self.config.solver, label, guidance))
+        return to_pixels(solve(denoiser, noise, solver, label, guidance))
 
     @cached_property
     def likelihoods(self) -> Likelihoods:
@@ -77,7 +110,8 @@ class BlockEvaluator:
         """The denoiser, autoguided where the configuration says so, and its classifier-free guidance."""
         guidance = self.config.guidance
         if isinstance(guidance, Autoguidance):
-            return autoguided(self.denoiser, load_package(Path(guidance.guide))[0], guidance.scale), None
+            guide = network_on(load_package(Path(guidance.guide))[0], self.device)
+            return autoguided(self.denoiser, guide, guidance.scale), None
         return self.denoiser, guidance
 
 

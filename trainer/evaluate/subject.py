@@ -5,15 +5,26 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from diffusion.config import ProcessConfig, SolverConfig, check_guidance, check_solver, evaluations
-from trainer.config import DataConfig, EvaluationConfig, RunConfig, check_metrics
+from diffusion.config import ProcessConfig, SolverConfig, check_guidance, check_solver
+from trainer.checks import check_extractors
+from trainer.config import DataConfig, EvaluationConfig, Metric, RunConfig, check_metrics, has_metric
 from trainer.data.info import DatasetInfo
+from trainer.evaluate.nfe import ADAPTER, at_most
+from trainer.evaluate.sizes import check_sizes
 from trainer.settings import InputError
-from trainer.state import read_run
+from trainer.state import read_json, read_run
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An MLflow run, and the server or database that has it."""
+
+    tracking_uri: str
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class Subject:
         evaluation: how it is scored.
         out: the folder for what is found.
         storage: where data are prepared, unless they are there already.
+        recorded: where MLflow has the run that trained it; None where it has not.
     """
 
     name: str
@@ -35,11 +47,17 @@ class Subject:
     evaluation: EvaluationConfig
     out: Path
     storage: Path
+    recorded: Recorded | None = None
 
     @property
     def network(self) -> str:
         """The kind of its network."""
         return self._config["network"]["kind"]
+
+    @property
+    def process(self) -> ProcessConfig:
+        """Its forward process."""
+        return TypeAdapter[ProcessConfig](ProcessConfig).validate_json(json.dumps(self._config["process"]))
 
     @property
     def _config(self) -> dict[str, Any]:
@@ -57,6 +75,8 @@ class Subject:
             verify_package(self.package)
         except ValueError as error:
             raise InputError(f"MODEL: {error}") from None
+        check_sizes(self.evaluation, info)
+        check_extractors(self.evaluation)
         shape, classes = tuple(self._config["image_shape"]), self._config["network"]["classes"]
         if shape != info.image_shape:
             raise InputError(
@@ -66,7 +86,7 @@ class Subject:
             raise InputError(
                 f"data.source = {self.data.source!r}: {info.classes or 'no'} classes; allowed: {classes}, the model's"
             )
-        process: ProcessConfig = TypeAdapter(ProcessConfig).validate_json(json.dumps(self._config["process"]))
+        process = self.process
         try:
             check_solver(process, self.evaluation.solver)
             check_metrics(process, self.evaluation.metrics)
@@ -102,7 +122,10 @@ def _of_run(run: Path) -> Subject:
         raise InputError(f"MODEL = {run}: has no package yet; allowed: a run that was trained to its end")
     out = (run / "evaluation").absolute()
     storage = Path(str(config.run.storage))
-    return Subject(str(config.run.name), paths.package.absolute(), config.data, config.evaluation, out, storage)
+    run_id = read_json(paths.summary)["run_id"] if paths.summary.is_file() else None
+    recorded = Recorded(str(config.run.tracking_uri), run_id) if run_id and config.run.tracking_uri else None
+    name = str(config.run.name)
+    return Subject(name, paths.package.absolute(), config.data, config.evaluation, out, storage, recorded)
 
 
 def _packaged(package: Path) -> EvaluationConfig:
@@ -118,9 +141,10 @@ def _registered(name: str, alias: str, tracking_uri: str | None) -> Subject:
     from trainer.registry import fetch
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_storage()}/mlflow.db"
-    package, config_json = fetch(name, alias, uri, _storage() / "fetched")
+    package, config_json, run_id = fetch(name, alias, uri, _storage() / "fetched")
     config = RunConfig.model_validate_json(config_json)
-    return Subject(f"{name}@{alias}", package, config.data, config.evaluation, Path(), _storage())
+    recorded = Recorded(uri, run_id)
+    return Subject(f"{name}@{alias}", package, config.data, config.evaluation, Path(), _storage(), recorded)
 
 
 def _storage() -> Path:
@@ -134,11 +158,7 @@ def with_options(subject: Subject, options: argparse.Namespace) -> Subject:
         InputError: a folder or data must be named, or there is no such solver.
         ValidationError: of a setting.
     """
-    given = {name: getattr(options, name) for name in ("samples", "seeds", "seed")}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if options.metrics is not None:
-        changes["metrics"] = options.metrics.split(",")
-    values = subject.evaluation.model_dump(mode="json") | changes
+    values = subject.evaluation.model_dump(mode="json") | _changes(subject, options)
     if options.solver is not None or options.nfe is not None:
         values["solver"] = _solver(subject.evaluation.solver, options.solver, options.nfe).model_dump(mode="json")
     evaluation = EvaluationConfig.model_validate_json(json.dumps(values))
@@ -150,16 +170,35 @@ def with_options(subject: Subject, options: argparse.Namespace) -> Subject:
     return replace(subject, evaluation=evaluation, data=data, out=(options.out or subject.out).absolute())
 
 
+def _changes(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the evaluation that are given, but for the solver."""
+    words = {name: getattr(options, name) for name in ("metrics", "extractors", "nfe_curve")}
+    given = {name: getattr(options, name) for name in ("samples", "seeds", "seed")}
+    given |= {name: text.split(",") for name, text in words.items() if text is not None}
+    if options.metrics == "all":
+        given["metrics"] = [name for name in get_args(Metric) if has_metric(subject.process, name)]
+    if options.nfe_curve is not None:
+        given["nfe_curve"] = _numbers("--nfe-curve", options.nfe_curve)
+    if options.inception_file is not None:
+        given["inception_file"] = str(Path(options.inception_file).absolute())
+        given.setdefault("extractors", [*subject.evaluation.extractors, "inception"])
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} = {text}; allowed: whole numbers with commas between, such as 5,10,20") from None
+
+
 def _solver(own: SolverConfig, kind: str | None, nfe: int | None) -> SolverConfig:
     """The named solver with its defaults, or the model's own, at so many evaluations or the next number below."""
     values = own.model_dump(mode="json") if kind in (None, own.kind) else {"kind": kind}
-    adapter: TypeAdapter[SolverConfig] = TypeAdapter(SolverConfig)
+    solver = ADAPTER.validate_json(json.dumps(values))
     if nfe is None:
-        return adapter.validate_json(json.dumps(values))
-    if values["kind"] == "rk45":
-        raise InputError("--nfe: rk45 chooses its steps by itself; allowed: without --nfe")
-    for steps in range(nfe, 0, -1):
-        solver = adapter.validate_json(json.dumps(values | {"num_steps": steps}))
-        if (evaluations(solver) or 0) <= nfe:
-            return solver
-    raise InputError(f"--nfe = {nfe}; allowed: at least 1")
+        return solver
+    try:
+        return at_most(solver, nfe)
+    except ValueError as error:
+        raise InputError(f"--nfe = {error}") from None

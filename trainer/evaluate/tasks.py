@@ -1,46 +1,111 @@
 """What the evaluation's Ray tasks run. This module imports nothing heavy, so that `import_stack` does all of it."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.startup import import_stack
 
 if TYPE_CHECKING:
     from trainer.evaluate.blocks import Block
-    from trainer.evaluate.classifier import Extractor
 
 
-def blocks(
-    network: str,
-    dataset_folder: Path,
-    threads: int,
-    config_json: str,
-    package: Path,
-    folder: Path,
-    which: "Sequence[Block]",
-) -> None:
+@dataclass(frozen=True)
+class Work:
+    """What every task of an evaluation is told.
+
+    Attributes:
+        network: the kind of its network, whose imports a task begins with.
+        dataset: the folder of the data.
+        config: the evaluation's, as JSON.
+        package: the model.
+        blocks: where blocks are kept.
+        references: where classifiers and references are kept.
+        threads: for each task.
+        device: on which networks are evaluated, cpu or cuda.
+        background: whether it runs only when nothing else would, so that training beside it keeps its CPUs.
+    """
+
+    network: str
+    dataset: Path
+    config: str
+    package: Path
+    blocks: Path
+    references: Path
+    threads: int
+    background: bool
+    device: str
+
+    def begin(self) -> tuple[Any, Any]:
+        """Import, and read the configuration and the data: (EvaluationConfig, Dataset)."""
+        if self.background:
+            yield_cpu()
+        import_stack(self.network, self.device)
+        import torch
+
+        from trainer.config import EvaluationConfig
+        from trainer.data.dataset import open_dataset
+        from trainer.device import full_precision
+
+        full_precision()
+        torch.set_num_threads(self.threads)
+        return EvaluationConfig.model_validate_json(self.config), open_dataset(self.dataset)
+
+
+def yield_cpu() -> None:
+    """Run only when nothing else would.
+
+    The lowest niceness alone would not do: a worker that has waited for the others, as it does many times a step, has
+    to wait for the end of a time slice too; a process of the idle class is put aside at once.
+    """
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def blocks(work: Work, which: "Sequence[Block]") -> None:
     """Compute blocks of the packaged model, and keep them."""
-    import_stack(network, "cpu")
-    import torch
-
-    from trainer.config import EvaluationConfig
-    from trainer.data.dataset import open_dataset
+    config, data = work.begin()
     from trainer.evaluate.shards import evaluate_blocks
 
-    torch.set_num_threads(threads)
-    config = EvaluationConfig.model_validate_json(config_json)
-    evaluate_blocks(package, open_dataset(dataset_folder), config, folder, which)
+    evaluate_blocks(work.package, data, config, work.blocks, which, work.device)
 
 
-def extractor(network: str, dataset_folder: Path, seed: int) -> "Extractor":
-    """The classifier whose features `frechet_classifier` compares."""
-    import_stack(network, "cpu")
+def classifier(work: Work) -> None:
+    """Train the classifier whose features are compared, unless it is kept."""
+    config, data = work.begin()
     import torch
 
-    from trainer.data.dataset import open_dataset
-    from trainer.evaluate.classifier import train_extractor
+    from trainer.evaluate.load import load_extractor
 
     torch.set_num_threads(1)  # one thread, so that one seed gives one extractor
-    dataset = open_dataset(dataset_folder)
-    return train_extractor(dataset.images("train")[:], dataset.labels("train"), seed)
+    load_extractor("classifier", config, data, work.references)
+
+
+def features(work: Work, extractor: str, digest: str, which: "Sequence[Block]", sets: Sequence[str]) -> None:
+    """Features of blocks of samples, and of sets of images that they are compared with; keep them."""
+    config, data = work.begin()
+    from trainer.evaluate.load import load_extractor
+    from trainer.evaluate.references import ReferenceCache
+
+    loaded: Any = load_extractor(extractor, config, data, work.references)  # type: ignore[arg-type]
+    if loaded.sha256 != digest:
+        raise RuntimeError(f"{extractor}: digest {loaded.sha256[:16]} on this node, {digest[:16]} on the driver's")
+    cache = ReferenceCache(work.references)
+    for name in sets:
+        cache.get(data, name, loaded)
+    for block in which:
+        part = block.pixels.load(work.blocks)
+        if part is None:
+            raise RuntimeError(f"{block.pixels.file(work.blocks)}: gone since it was written")
+        block.save(work.blocks, {"features": loaded.features(part["pixels"].numpy()).float()})
+
+
+def views(work: Work, results: Path) -> dict[str, Any]:
+    """Put both views together from what is kept; writes their files to `results`."""
+    config, data = work.begin()
+    from trainer.evaluate.view import both_views
+
+    return both_views(config, data, work.package, work.blocks, work.references, results)

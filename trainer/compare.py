@@ -1,0 +1,178 @@
+"""`python -m trainer.compare`: says whether a model is better than another, by both views and beyond the error bars."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.scores import LIKELIHOODS, Evaluated, Verdict, compare, read
+from trainer.settings import InputError
+
+EXAMPLES = """\
+examples:
+  python -m trainer.compare ~/dualview/digits/a ~/dualview/digits/b
+  python -m trainer.compare a/evaluation b/evaluation c/evaluation --metrics vlb_bpd,frechet_classifier
+  python -m trainer.compare 9c1f4e0d5b7a4d6f8e2b1c3a5d7f9e0b ~/dualview/digits/b --tracking-uri http://host:5000
+
+RUN is a run's folder, the folder of an evaluation (or its evaluation.json), or the id of an MLflow run. All are
+compared with the first. Likelihoods of the same held-out images are compared image by image, which tells smaller
+differences than their own errors do; scores of samples only with the same number of samples and the same extractor.
+
+Better or worse is said beyond --sigmas standard errors of the difference. At 2 a difference that is none is called one
+once in twenty comparisons: of many metrics or runs, some will be.
+
+exit codes: 0 done; 2 bad input; 1 anything else
+"""
+WIDTH = 160  # of a table in a file
+VIEWS = ("likelihood view", "sample view")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m trainer.compare",
+        description="Say whether a model is better than another beyond the error bars.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("runs", metavar="RUN", nargs="+", help="two or more")
+    add("--metrics", metavar="A,B", help="default: all that were measured of the first")
+    add(
+        "--sigmas", type=float, default=2.0, metavar="X", help="standard errors that a difference must have (default 2)"
+    )
+    add("--tracking-uri", metavar="URI", help="of MLflow runs; default: MLFLOW_TRACKING_URI, or the local database")
+    add("--json", action="store_true", help="print the verdicts as JSON")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        if len(options.runs) < 2:
+            raise InputError(f"RUN = {options.runs[0]}: one has nothing to be compared with; allowed: two or more")
+        if not options.sigmas > 0:
+            raise InputError(f"--sigmas = {options.sigmas}; allowed: above 0")
+        with tempfile.TemporaryDirectory() as folder:
+            found = [evaluated(run, options.tracking_uri, Path(folder)) for run in options.runs]
+        verdicts = compared(found, options.metrics.split(",") if options.metrics else None, options.sigmas)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(as_json(found, verdicts), indent=2))
+        return 0
+    from rich.console import Console
+
+    show(found, verdicts, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+    return 0
+
+
+def evaluated(run: str, tracking_uri: str | None, scratch: Path) -> Evaluated:
+    """What was measured of a run.
+
+    Raises:
+        InputError: it is no run, or was not evaluated.
+    """
+    folder = Path(run)
+    if (folder / "run.json").is_file():
+        return read(folder / "results", folder.name)
+    if folder.exists():
+        return read(folder, folder.parent.name if folder.name in ("evaluation", "evaluation.json") else folder.name)
+    if len(run) != 32 or not set(run) <= set("0123456789abcdef"):
+        raise InputError(f"RUN = {run}: no such folder; allowed: a folder, or the id of an MLflow run, 32 hex digits")
+    from trainer.tracking import fetch_results
+
+    storage = os.environ.get("DUALVIEW_STORAGE") or Path.home() / "dualview"
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
+    try:
+        name, results = fetch_results(uri, run, scratch)
+    except OSError as error:
+        raise InputError(f"RUN = {run}: {error}") from None
+    return read(results, name)
+
+
+Table = dict[str, list[Verdict]]
+
+
+def compared(found: Sequence[Evaluated], metrics: Sequence[str] | None, sigmas: float) -> Table:
+    """The verdicts of all but the first beside the first, by metric.
+
+    Raises:
+        InputError: nothing was measured, or not what is asked for.
+    """
+    first, *others = found
+    known = list(dict.fromkeys(name for each in found for name in each.metrics))
+    chosen = known if metrics is None else metrics
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        raise InputError(f"--metrics = {','.join(unknown)}: not measured; allowed: {', '.join(known) or 'nothing was'}")
+    return {name: [compare(first, other, name, sigmas) for other in others] for name in chosen}
+
+
+def views(verdicts: Table, index: int) -> dict[str, str]:
+    """What the two views say of the model `index + 1` beside the first: better, worse, undecided or at odds."""
+    said = dict[str, str]()
+    for view in VIEWS:
+        words = {
+            each[index].word
+            for name, each in verdicts.items()
+            if (name in LIKELIHOODS) == (view == VIEWS[0]) and each[index].word != "not comparable"
+        }
+        if words:
+            decided = words - {"undecided"}
+            said[view] = "better by some, worse by others" if len(decided) > 1 else min(decided or {"undecided"})
+    return said
+
+
+def as_json(found: Sequence[Evaluated], verdicts: Table) -> dict[str, Any]:
+    """All of it, for programs."""
+    first, *others = found
+    return {
+        "first": first.name,
+        "others": [
+            {
+                "name": other.name,
+                "views": views(verdicts, index),
+                "metrics": {name: vars(each[index]) for name, each in verdicts.items()},
+            }
+            for index, other in enumerate(others)
+        ],
+    }
+
+
+def show(found: Sequence[Evaluated], verdicts: Table, console: Any) -> None:  # noqa: ANN401 - rich's Console
+    """A table with a row a metric, and a line a model."""
+    from rich.table import Table as RichTable
+
+    table = RichTable(box=None, pad_edge=False)
+    table.add_column("metric")
+    for index, each in enumerate(found):
+        table.add_column(each.name, overflow="fold")
+        if index:
+            table.add_column("beside the first", overflow="fold")
+    for metric, said in verdicts.items():
+        cells = [metric, _value(found[0], metric)]
+        for other, verdict in zip(found[1:], said, strict=True):
+            cells += [_value(other, metric), f"{verdict.word}: {verdict.reason}"]
+        table.add_row(*cells)
+    console.print(table)
+    for index, other in enumerate(found[1:]):
+        words = "; ".join(f"{view}: {word}" for view, word in views(verdicts, index).items())
+        console.print(f"{other.name} beside {found[0].name}: {words or 'nothing to compare'}", markup=False)
+
+
+def _value(each: Evaluated, metric: str) -> str:
+    score = each.score(metric)
+    if score is None:
+        return "-"
+    return f"{score[0]:.4g}" + (f" +- {score[1]:.2g}" if score[1] is not None else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
