@@ -18,7 +18,7 @@ examples:
   python -m tuning run --config configs/sweep-digits.yaml --dry-run                     # the trials; starts nothing
   python -m tuning report digits-schedules --out heatmap.png
   python -m tuning screen ~/dualview/digits/mine/results --out screen.png               # schedules, without training
-  python -m tuning screen scores/denoising.json --schedule cosine --schedule '{kind: sigmoid, start: -3}' --steps 500
+  python -m tuning screen scores/denoising.json --schedule '{kind: sigmoid, beta_end: 0.01}' --steps 500
   ray job submit --working-dir . -- python -m tuning run --config configs/sweep-digits.yaml
 
 The same command again runs only what is not done. The sweep is in <run.storage>/sweeps/<name>, its trials are runs
@@ -69,6 +69,7 @@ def _add_screen(commands: Any) -> None:  # noqa: ANN401 - argparse's subparsers
     add = screen.add_argument
     add("curve", type=Path, metavar="CURVE", help="denoising.json of an evaluation with the metric denoising")
     add("--schedule", action="append", metavar="YAML", help="a kind, or a mapping with its settings; repeatable")
+    add("--process", action="append", choices=("ddpm", "vp"), help="chain or continuous; repeatable (default both)")
     add("--steps", action="append", type=int, metavar="T", help="of the chain; repeatable (default 100, 250, 1000)")
     add("--reverse-variance", choices=("beta", "beta_tilde"), default="beta", help="Sigma_theta (default beta)")
     add("--out", type=Path, metavar="FILE.png", help="draw the curve and the gaps here")
@@ -138,7 +139,7 @@ def _screen(options: argparse.Namespace) -> int:
     if options.out is not None and options.out.suffix != ".png":
         raise InputError(f"--out {options.out}: allowed: a file that ends in .png")
     curve = screening.read_curve(options.curve)
-    chosen = screening.processes(options.schedule, options.steps, options.reverse_variance)
+    chosen = screening.processes(curve, options.process, options.schedule, options.steps, options.reverse_variance)
     candidates = screening.screened(curve, chosen)
     if options.out:
         try:

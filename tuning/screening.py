@@ -1,21 +1,22 @@
 """Schedules screened by a trained model's denoising curve: a table and a picture, without training."""
 
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from diffusion.config import DdpmProcess, ProcessConfig
+from diffusion.config import ProcessConfig
 from diffusion.screening import DenoisingCurve, Screened, screen
 from diffusion.sde import make_process
-from trainer.settings import InputError
+from trainer.settings import InputError, apply_sets
 
-SCHEDULES = ("linear", "scaled_linear", "quadratic", "cosine", "sigmoid", "laplace", "edm")
+SCHEDULES = ("linear", "scaled_linear", "quadratic", "cosine", "sigmoid", "laplace", "edm", "geometric")
+KINDS = ("ddpm", "vp")
 STEPS = (100, 250, 1000)
 ADAPTER: TypeAdapter[ProcessConfig] = TypeAdapter(ProcessConfig)
 
@@ -48,10 +49,18 @@ def read_curve(path: Path) -> DenoisingCurve:
         raise InputError(f"CURVE = {file}: {str(error).splitlines()[0]}") from None
 
 
-def processes(schedules: list[str] | None, steps: list[int] | None, variance: str) -> list[tuple[str, ProcessConfig]]:
-    """The chains to screen: each schedule with each number of steps.
+def processes(
+    curve: DenoisingCurve,
+    kinds: list[str] | None,
+    schedules: list[str] | None,
+    steps: list[int] | None,
+    variance: str,
+) -> list[tuple[str, ProcessConfig]]:
+    """What to screen: each kind of process with each schedule and each number of steps.
 
     Args:
+        curve: whose ends are those of continuous time, and of chains of schedules that have none of their own.
+        kinds: `process.kind`; None for KINDS.
         schedules: names, or YAML mappings such as `{kind: cosine, s: 0.02}`; None for every kind with its defaults.
         steps: numbers of steps; None for STEPS.
         variance: `process.reverse_variance`.
@@ -60,23 +69,37 @@ def processes(schedules: list[str] | None, steps: list[int] | None, variance: st
         InputError: naming a setting and what is allowed.
     """
     found = list[tuple[str, ProcessConfig]]()
-    for spelled in schedules or SCHEDULES:
-        parsed: Any = yaml.safe_load(spelled)
-        schedule: dict[str, Any] = parsed if isinstance(parsed, dict) else {"kind": spelled}
-        for count in steps or STEPS:
-            values = {"kind": "ddpm", "num_train_timesteps": count, "reverse_variance": variance, "schedule": schedule}
-            try:
-                process = ADAPTER.validate_json(json.dumps(values))
-                found.append((f"{spelled}, T = {count}", process))
-            except ValidationError as error:
-                if schedules:
-                    problem = error.errors()[0]
-                    raise InputError(f"--schedule {spelled}: {problem['msg'].removeprefix('Value error, ')}") from None
+    ends = {"log_snr_max": float(curve.log_snr[0]), "log_snr_min": float(curve.log_snr[-1])}
+    shared = {"reverse_variance": variance, **ends}
+    for kind, spelled, count in itertools.product(kinds or KINDS, schedules or SCHEDULES, steps or STEPS):
+        values = {"kind": kind, "num_train_timesteps": count, "schedule": _schedule(spelled), **shared}
+        try:
+            process = ADAPTER.validate_json(json.dumps(values))
+        except ValidationError as error:
+            if schedules:
+                problem = error.errors()[0]
+                raise InputError(f"--schedule {spelled}: {problem['msg'].removeprefix('Value error, ')}") from None
+            continue
+        found.append((f"{'' if kind == 'ddpm' else f'{kind} '}{spelled}, T = {count}", process))
     return found
 
 
+def _schedule(spelled: str) -> dict[str, Any]:
+    """A kind or a mapping, read as `--set` reads it."""
+    try:
+        value = apply_sets({}, [f"schedule={spelled}"])["schedule"]
+    except InputError:
+        raise InputError(
+            f"--schedule {spelled}: not YAML; allowed: a kind, or a mapping such as {{kind: cosine}}"
+        ) from None
+    schedule: dict[str, Any] = value if isinstance(value, dict) else {"kind": spelled}
+    if schedule.get("kind") == "learned":
+        raise InputError("--schedule learned: is trained with its network; allowed: schedules that are known before")
+    return schedule
+
+
 def screened(curve: DenoisingCurve, chosen: list[tuple[str, ProcessConfig]]) -> list[Candidate]:
-    """What the curve says of each, by the chain's predicted diffusion term; those it says nothing of are last."""
+    """What the curve says of each, the smallest gap first; those it says nothing of are last."""
     candidates = list[Candidate]()
     for label, config in chosen:
         try:
@@ -141,7 +164,7 @@ def draw(curve: DenoisingCurve, candidates: list[Candidate], path: Path) -> None
     draw_curve(left, curve)
     lines = dict[str, list[tuple[int, float, float]]]()
     for each in candidates:
-        if each.screened and isinstance(each.process, DdpmProcess):
+        if each.screened:
             gap, name = each.screened.gap, each.label.rpartition(", T = ")[0]
             lines.setdefault(name, []).append((each.process.num_train_timesteps, gap.value, gap.standard_error))
     for name, points in lines.items():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion import continuous_bound, objective, ode_likelihood, weighting
+from diffusion import continuous_bound, objective, ode_likelihood, screening, weighting
 from diffusion.config import LikelihoodWeighting
 from diffusion.faults.fault import Fault
 
@@ -61,6 +61,10 @@ def _no_offset(right: Anything) -> Anything:
     return lambda nats, dimensions: right(nats, dimensions) - ode_likelihood.OFFSET
 
 
+def _beta_tilde_for_all(right: Anything) -> Anything:
+    return lambda *arguments: right(*arguments[:3], "beta_tilde")
+
+
 FAULTS = {
     "rate-without-slope": Fault(
         "the bound integrates over t, without d log_snr / dt", 5, (continuous_bound,), "diffusion_rate", _without_slope
@@ -78,5 +82,11 @@ FAULTS = {
     "ode-without-prior": Fault("log p(x_T) is left out", 8, (ode_likelihood,), "standard_normal_log_prob", _no_prior),
     "bits-without-offset": Fault(
         "bits/dim of the data in [-1, 1], without 7", 8, (ode_likelihood,), "dequantised_bits_per_dim", _no_offset
+    ),
+    "screened-as-beta-tilde": Fault(
+        "screening takes every chain's Sigma for beta-tilde", 17, (screening,), "reverse_variance", _beta_tilde_for_all
+    ),
+    "screened-without-half": Fault(
+        "the 1/2 of the screened integral is missing", 17, (screening.DenoisingCurve,), "integral", _without_half
     ),
 }

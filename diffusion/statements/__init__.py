@@ -4,7 +4,7 @@ They are numbered as in docs/theory.md. A check compares one measured number wit
 diffusion.verify` prints them, and the tests run the same functions.
 """
 
-from diffusion.statements import averages, chains, distances, likelihoods, orders, sampling, training
+from diffusion.statements import averages, chains, distances, likelihoods, orders, sampling, screening, training
 from diffusion.statements.check import Check, Statement
 
 __all__ = ["STATEMENTS", "Check", "Statement"]
@@ -28,4 +28,5 @@ STATEMENTS = (
     Statement(14, "the Langevin corrector's stationary variance, and a step size per row", sampling.langevin_corrector),
     Statement(15, "Frechet distance: bias and shards", distances.frechet_moments),
     Statement(16, "two EMA tracks stand for other widths", averages.posthoc_ema),
+    Statement(17, "a schedule screened by a curve has the bounds computed without one", screening.screened_bounds),
 )

@@ -47,15 +47,36 @@ def test_schedules_are_sorted_by_their_gap_and_those_outside_the_curve_are_named
 
 def test_a_schedule_and_its_steps_may_be_named(curve, capsys):
     schedule = "{kind: linear, beta_end: 0.01}"
-    (row,) = screened(capsys, curve / "denoising.json", "--schedule", schedule, "--steps", "500")
+    chain = ("--process", "ddpm")
+    (row,) = screened(capsys, curve / "denoising.json", *chain, "--schedule", schedule, "--steps", "500")
     assert row["label"] == "{kind: linear, beta_end: 0.01}, T = 500"
     assert row["process"]["schedule"]["beta_end"] == 0.01
     beta, tilde = (
-        screened(capsys, curve, "--schedule", "linear", "--steps", "100", "--reverse-variance", kind)[0]["screened"]
+        screened(capsys, curve, *chain, "--schedule", "linear", "--steps", "100", "--reverse-variance", kind)[0][
+            "screened"
+        ]
         for kind in ("beta", "beta_tilde")
     )
     assert beta["gap"] != tilde["gap"]
     assert beta["continuous_vlb"] == tilde["continuous_vlb"]
+
+
+def test_in_continuous_time_schedules_have_the_ends_of_the_curve_and_one_bound(curve, capsys):
+    schedules = ("--schedule", "cosine", "--schedule", "geometric", "--schedule", "{kind: edm, p_std: 1.5e0}")
+    rows = screened(capsys, curve, "--process", "vp", *schedules, "--steps", "250")
+    assert {row["label"] for row in rows} == {f"vp {name}, T = 250" for name in schedules[1::2]}
+    assert all(row["screened"]["log_snr"] == pytest.approx([-12.0, 10.5], abs=1e-5) for row in rows)
+    bounds = [row["screened"]["continuous_vlb"]["value"] for row in rows]
+    assert bounds == pytest.approx([bounds[0]] * 3, rel=1e-6)
+    gaps = [row["screened"]["gap"]["value"] for row in rows]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] > 1.2 * gaps[0]
+
+
+def test_the_default_list_holds_chains_and_continuous_time(curve, capsys):
+    rows = {row["label"]: row["screened"] for row in screened(capsys, curve)}
+    assert {"linear, T = 100", "vp linear, T = 250", "geometric, T = 1000", "vp geometric, T = 100"} <= set(rows)
+    assert rows["geometric, T = 1000"]["log_snr"] == pytest.approx([-12.0, 10.5], abs=1e-5)
 
 
 def test_a_table_and_a_picture(curve, capsys):
@@ -73,6 +94,8 @@ def test_a_table_and_a_picture(curve, capsys):
     [
         (["/nowhere"], "allowed: denoising.json of `python -m trainer.evaluate MODEL --metrics denoising`"),
         (["{curve}", "--schedule", "linaer"], "--schedule linaer: "),
+        (["{curve}", "--schedule", "[1"], "--schedule [1: not YAML; allowed: a kind, or a mapping"),
+        (["{curve}", "--schedule", "learned"], "--schedule learned: is trained with its network"),
         (["{curve}", "--schedule", "linear", "--steps", "5"], "--schedule linear: num_train_timesteps = 5"),
         (["{curve}", "--out", "a.jpg"], "allowed: a file that ends in .png"),
         (["{curve}", "--out", "/nowhere/a.png"], "allowed: a file to write to"),
