@@ -89,7 +89,7 @@ class DenoisingCurve:
                 values[name] = torch.tensor(values[name], dtype=torch.float64)
             return cls(**values)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"not a denoising curve: {error}") from None
+            raise ValueError(f"not a denoising curve of this version: {error}") from None
 
     def integral(self, low: float, high: float) -> Tensor:
         """The integral of mse over log-SNR, of each group, [K]."""

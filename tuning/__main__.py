@@ -69,7 +69,12 @@ def _add_screen(commands: Any) -> None:  # noqa: ANN401 - argparse's subparsers
     add = screen.add_argument
     add("curve", type=Path, metavar="CURVE", help="denoising.json of an evaluation with the metric denoising")
     add("--schedule", action="append", metavar="YAML", help="a kind, or a mapping with its settings; repeatable")
-    add("--process", action="append", choices=("ddpm", "vp"), help="chain or continuous; repeatable (default both)")
+    add(
+        "--process",
+        action="append",
+        choices=("ddpm", "vp"),
+        help="chains, or continuous time; repeatable (default ddpm)",
+    )
     add("--steps", action="append", type=int, metavar="T", help="of the chain; repeatable (default 100, 250, 1000)")
     add("--reverse-variance", choices=("beta", "beta_tilde"), default="beta", help="Sigma_theta (default beta)")
     add("--out", type=Path, metavar="FILE.png", help="draw the curve and the gaps here")

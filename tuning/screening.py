@@ -16,7 +16,6 @@ from diffusion.sde import make_process
 from trainer.settings import InputError, apply_sets
 
 SCHEDULES = ("linear", "scaled_linear", "quadratic", "cosine", "sigmoid", "laplace", "edm", "geometric")
-KINDS = ("ddpm", "vp")
 STEPS = (100, 250, 1000)
 ADAPTER: TypeAdapter[ProcessConfig] = TypeAdapter(ProcessConfig)
 
@@ -60,7 +59,7 @@ def processes(
 
     Args:
         curve: whose ends are those of continuous time, and of chains of schedules that have none of their own.
-        kinds: `process.kind`; None for KINDS.
+        kinds: `process.kind`; None for chains alone.
         schedules: names, or YAML mappings such as `{kind: cosine, s: 0.02}`; None for every kind with its defaults.
         steps: numbers of steps; None for STEPS.
         variance: `process.reverse_variance`.
@@ -71,7 +70,7 @@ def processes(
     found = list[tuple[str, ProcessConfig]]()
     ends = {"log_snr_max": float(curve.log_snr[0]), "log_snr_min": float(curve.log_snr[-1])}
     shared = {"reverse_variance": variance, **ends}
-    for kind, spelled, count in itertools.product(kinds or KINDS, schedules or SCHEDULES, steps or STEPS):
+    for kind, spelled, count in itertools.product(kinds or ("ddpm",), schedules or SCHEDULES, steps or STEPS):
         values = {"kind": kind, "num_train_timesteps": count, "schedule": _schedule(spelled), **shared}
         try:
             process = ADAPTER.validate_json(json.dumps(values))

@@ -205,5 +205,5 @@ def test_what_is_no_curve_is_refused(change, message):
     "text", ["{}", "[1]", '{"log_snr": [1, 0], "mse": [[1, 1]], "x0_mse": [[1, 1]], "reconstruction": [0, 0]}']
 )
 def test_a_file_that_is_no_curve_is_refused(text):
-    with pytest.raises(ValueError, match="not a denoising curve"):
+    with pytest.raises(ValueError, match="not a denoising curve of this version"):
         DenoisingCurve.from_json(text)

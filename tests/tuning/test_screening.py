@@ -47,14 +47,11 @@ def test_schedules_are_sorted_by_their_gap_and_those_outside_the_curve_are_named
 
 def test_a_schedule_and_its_steps_may_be_named(curve, capsys):
     schedule = "{kind: linear, beta_end: 0.01}"
-    chain = ("--process", "ddpm")
-    (row,) = screened(capsys, curve / "denoising.json", *chain, "--schedule", schedule, "--steps", "500")
+    (row,) = screened(capsys, curve / "denoising.json", "--schedule", schedule, "--steps", "500")
     assert row["label"] == "{kind: linear, beta_end: 0.01}, T = 500"
     assert row["process"]["schedule"]["beta_end"] == 0.01
     beta, tilde = (
-        screened(capsys, curve, *chain, "--schedule", "linear", "--steps", "100", "--reverse-variance", kind)[0][
-            "screened"
-        ]
+        screened(capsys, curve, "--schedule", "linear", "--steps", "100", "--reverse-variance", kind)[0]["screened"]
         for kind in ("beta", "beta_tilde")
     )
     assert beta["gap"] != tilde["gap"]
@@ -73,9 +70,10 @@ def test_in_continuous_time_schedules_have_the_ends_of_the_curve_and_one_bound(c
     assert gaps[-1] > 1.2 * gaps[0]
 
 
-def test_the_default_list_holds_chains_and_continuous_time(curve, capsys):
+def test_schedules_without_ends_get_those_of_the_curve(curve, capsys):
     rows = {row["label"]: row["screened"] for row in screened(capsys, curve)}
-    assert {"linear, T = 100", "vp linear, T = 250", "geometric, T = 1000", "vp geometric, T = 100"} <= set(rows)
+    assert {"linear, T = 100", "geometric, T = 1000"} <= set(rows)
+    assert not any(label.startswith("vp ") for label in rows)
     assert rows["geometric, T = 1000"]["log_snr"] == pytest.approx([-12.0, 10.5], abs=1e-5)
 
 
