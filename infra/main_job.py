@@ -19,6 +19,7 @@ from typing import Any
 from infra import lifecycle, machine, processes, screen, signals
 from infra.stack import Stack, StackError, environment, load, save
 
+COPIED = ("report.html", "samples.npy", "summary.json")  # of a run's results, the last one last
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TRAINER_END_LIMIT_S = 15.0
 ANSWER_LIMIT_S = 120.0
@@ -231,12 +232,12 @@ def _serve(job: Job, stack: Stack, env: Mapping[str, str], model: str) -> None:
 def _deliver(job: Job, found: Run, picture: bytes | None) -> Sequence[Path]:
     """Copies the results to `out/`; the summary last, since its presence means that the others are there."""
     job.out.mkdir(exist_ok=True)
-    files = [job.out / "samples.npy", job.out / "summary.json"]
+    files = [job.out / name for name in COPIED]
     files[-1].unlink(missing_ok=True)
     if picture is not None:
         files.insert(0, _picture_file(job, found))
         files[0].write_bytes(picture)
-    for file in files[-2:]:
+    for file in files[-len(COPIED) :]:
         shutil.copyfile(found.results / file.name, file)
     return files
 

@@ -88,6 +88,7 @@ if "preempt=true" in sys.argv:
 if "wait=true" in sys.argv:
     time.sleep(600)
 results.mkdir(parents=True, exist_ok=True)
+(results / "report.html").write_text("<!doctype html>")
 (results / "samples.npy").write_bytes(b"samples")
 (results / "summary.json").write_text(json.dumps(SUMMARY))
 """

@@ -192,7 +192,8 @@ class TestJob:
             "models:/digits@champion (package abababababab)",
         ):
             assert value in output, output
-        assert "out/digits.png out/samples.npy out/summary.json" in output
+        assert "out/digits.png out/report.html out/samples.npy out/summary.json" in output
+        assert (checkout.out / "report.html").read_text() == "<!doctype html>"
         assert (checkout.out / "digits.png").read_bytes() == PNG
         assert (checkout.out / "samples.npy").read_bytes() == b"samples"
         assert "http://127.0.0.1:" in output
