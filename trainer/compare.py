@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.scores import LIKELIHOODS, Evaluated, Verdict, compare, read
-from trainer.settings import InputError
+from trainer.settings import InputError, default_storage, tracking_uri
 
 EXAMPLES = """\
 examples:
@@ -73,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def evaluated(run: str, tracking_uri: str | None, scratch: Path) -> Evaluated:
+def evaluated(run: str, given_uri: str | None, scratch: Path) -> Evaluated:
     """What was measured of a run.
 
     Raises:
@@ -88,8 +87,7 @@ def evaluated(run: str, tracking_uri: str | None, scratch: Path) -> Evaluated:
         raise InputError(f"RUN = {run}: no such folder; allowed: a folder, or the id of an MLflow run, 32 hex digits")
     from trainer.tracking import fetch_results
 
-    storage = os.environ.get("DUALVIEW_STORAGE") or Path.home() / "dualview"
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
+    uri = tracking_uri(given_uri, default_storage())
     try:
         name, results = fetch_results(uri, run, scratch)
     except OSError as error:

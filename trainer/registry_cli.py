@@ -2,12 +2,10 @@
 
 import argparse
 import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from trainer.settings import InputError
+from trainer.settings import InputError, default_storage, tracking_uri
 
 EXAMPLES = """\
 examples:
@@ -59,11 +57,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
-    storage = Path(os.environ.get("DUALVIEW_STORAGE") or Path.home() / "dualview").absolute()
-    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
     from trainer import registry
 
     try:
+        storage = default_storage()
+        uri = tracking_uri(options.tracking_uri, storage)
         if options.command == "list":
             return _list(registry.open_versions(options.name, uri), options.json)
         if options.command == "rollback":

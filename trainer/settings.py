@@ -132,17 +132,38 @@ def validate(values: dict[str, Any]) -> RunConfig:
 
 def resolve(config: RunConfig) -> RunConfig:
     """Fill the null settings of `run`: storage, tracking URI and name."""
-    storage = config.run.storage or os.environ.get("DUALVIEW_STORAGE") or str(Path.home() / "dualview")
-    if not storage.startswith("/"):
-        raise InputError(f"DUALVIEW_STORAGE = {storage!r}: must be an absolute path that every node sees")
-    uri = config.run.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
-    try:
-        check_tracking_uri(uri)
-    except ValueError as error:
-        raise InputError(f"MLFLOW_TRACKING_URI = {_masked(uri)!r}: {error}") from None
+    storage = config.run.storage or str(default_storage())
+    uri = tracking_uri(config.run.tracking_uri, storage)
     name = config.run.name or f"{config.run.experiment[:91]}-{config.method_sha256[:8]}"
     run = config.run.model_copy(update={"storage": storage, "tracking_uri": uri, "name": name})
     return config.model_copy(update={"run": run})
+
+
+def default_storage() -> Path:
+    """DUALVIEW_STORAGE, or a folder in the home.
+
+    Raises:
+        InputError: it is no absolute path.
+    """
+    storage = os.environ.get("DUALVIEW_STORAGE") or str(Path.home() / "dualview")
+    if not storage.startswith("/"):
+        raise InputError(f"DUALVIEW_STORAGE = {storage!r}: must be an absolute path that every node sees")
+    return Path(storage)
+
+
+def tracking_uri(given: str | None, storage: Path | str) -> str:
+    """What is given, MLFLOW_TRACKING_URI, or the local database in the storage.
+
+    Raises:
+        InputError: no server or database could stand behind it.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
+    try:
+        check_tracking_uri(uri)
+    except ValueError as error:
+        source = "tracking URI" if given else "MLFLOW_TRACKING_URI"
+        raise InputError(f"{source} = {_masked(uri)!r}: {error}") from None
+    return uri
 
 
 def describe(error: ValidationError) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +14,7 @@ from trainer.config import DataConfig, EvaluationConfig, Metric, RunConfig, chec
 from trainer.data.info import DatasetInfo
 from trainer.evaluate.nfe import ADAPTER, at_most
 from trainer.evaluate.sizes import check_sizes
-from trainer.settings import InputError
+from trainer.settings import InputError, default_storage, tracking_uri
 from trainer.state import read_json, read_run
 
 
@@ -96,7 +95,7 @@ class Subject:
             raise InputError(str(error)) from None
 
 
-def find(model: str, tracking_uri: str | None) -> Subject:
+def find(model: str, uri: str | None) -> Subject:
     """The subject that MODEL names, as its run was evaluated.
 
     Raises:
@@ -108,13 +107,13 @@ def find(model: str, tracking_uri: str | None) -> Subject:
     if (folder / "manifest.json").is_file():
         if folder.name == "package" and (folder.parent / "run.json").is_file():
             return _of_run(folder.parent)
-        return Subject(model, folder, DataConfig(source="?"), _packaged(folder), Path(), _storage())
+        return Subject(model, folder, DataConfig(source="?"), _packaged(folder), Path(), default_storage())
     name, at, alias = model.partition("@")
     if folder.exists() or not (at and name and alias):
         raise InputError(
             f"MODEL = {model!r}: no model; allowed: the folder of a run or of a package, or NAME@alias of the registry"
         )
-    return _registered(name, alias, tracking_uri)
+    return _registered(name, alias, uri)
 
 
 def _of_run(run: Path) -> Subject:
@@ -138,18 +137,15 @@ def _packaged(package: Path) -> EvaluationConfig:
         raise InputError(f"MODEL = {package}: not a whole package: {str(error).splitlines()[0]}") from None
 
 
-def _registered(name: str, alias: str, tracking_uri: str | None) -> Subject:
+def _registered(name: str, alias: str, given: str | None) -> Subject:
     from trainer.registry import fetch
 
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_storage()}/mlflow.db"
-    package, config_json, run_id = fetch(name, alias, uri, _storage() / "fetched")
+    storage = default_storage()
+    uri = tracking_uri(given, storage)
+    package, config_json, run_id = fetch(name, alias, uri, storage / "fetched")
     config = RunConfig.model_validate_json(config_json)
     recorded = Recorded(uri, run_id)
-    return Subject(f"{name}@{alias}", package, config.data, config.evaluation, Path(), _storage(), recorded)
-
-
-def _storage() -> Path:
-    return Path(os.environ.get("DUALVIEW_STORAGE") or Path.home() / "dualview").absolute()
+    return Subject(f"{name}@{alias}", package, config.data, config.evaluation, Path(), storage, recorded)
 
 
 def with_options(subject: Subject, options: argparse.Namespace) -> Subject:
