@@ -19,7 +19,13 @@ from tuning.sweep import Sweep
 pytestmark = pytest.mark.integration
 
 DEADLINE_S = 120
-CHANGES = {"training.steps": 20, "parallel.workers": 1, "run.experiment": "swept", "run.checkpoint_every": 5}
+CHANGES = {
+    "training.steps": 20,
+    "parallel.workers": 1,
+    "evaluation.metrics": ["vlb", "frechet"],
+    "run.experiment": "swept",
+    "run.checkpoint_every": 5,
+}
 SWEEP = {
     "name": "swept",
     "base": "tiny.yaml",
