@@ -168,6 +168,8 @@ class Driver:
                 self._train()
             summary = self._evaluate()
         except Preempted:
+            if self.preemption:
+                self.preemption.caught()
             tracker.finish("KILLED", PREEMPTED_DEADLINE_S)
             raise
         except BaseException:

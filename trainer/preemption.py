@@ -18,6 +18,7 @@ from trainer.stop_sign import put_up
 
 EXIT_CODE = 75
 GRACE_S = 60.0
+AGAIN_S = 5.0  # until an exception that came to nothing is raised again
 
 
 class Preempted(BaseException):
@@ -63,8 +64,7 @@ class Preemption:
                 raise  # otherwise what went wrong will go wrong again, or was the machines' being taken away
         finally:
             self._training_since = None
-            if self._timer:
-                self._timer.cancel()
+            self.caught()
         if self.reason is not None:
             raise Preempted(self.reason)
 
@@ -72,9 +72,19 @@ class Preemption:
         again = self.reason is not None
         self.reason = self.reason or self._said or "SIGTERM"
         if again or not self._workers_train():
+            self._ask_again(AGAIN_S)  # what is raised in a destructor or in compiled code may be lost there
             raise Preempted(self.reason)
         put_up(self._paths.preempt, self._paths.attempt.read_text(), self.reason)
-        self._timer = threading.Timer(self._grace_s, os.kill, (os.getpid(), signal.SIGTERM))
+        self._ask_again(self._grace_s)
+
+    def caught(self) -> None:
+        """The driver is ending: nothing asks again."""
+        if self._timer:
+            self._timer.cancel()
+
+    def _ask_again(self, after_s: float) -> None:
+        self.caught()
+        self._timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGTERM))
         self._timer.daemon = True
         self._timer.start()
 
@@ -91,4 +101,5 @@ def listening(preemption: Preemption) -> Iterator[None]:
     try:
         yield
     finally:
+        preemption.caught()
         signal.signal(signal.SIGTERM, before)

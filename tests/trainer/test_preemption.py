@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from trainer import preemption
 from trainer.config import RunConfig, RunSettings
 from trainer.heartbeat import VARIABLE, Heartbeat, queue_url
 from trainer.journal import Journal
@@ -50,9 +51,9 @@ def test_where_no_worker_trains_it_ends_at_once(paths):
 
 def trained(paths: RunPaths, work: Callable[[], object], grace_s: float = 60, begun: bool = True) -> None:
     """The time of training, as a driver spends it: workers begin, and `work` is what happens then."""
-    journal, preemption = Journal(paths.journal), Preemption(paths, grace_s)
+    journal, asked = Journal(paths.journal), Preemption(paths, grace_s)
     journal.append("start", step=0)  # of an earlier attempt
-    with listening(preemption), preemption.training(journal):
+    with listening(asked), asked.training(journal):
         if begun:
             journal.append("start", step=0)
         work()
@@ -89,6 +90,27 @@ def test_a_second_request_ends_the_wait_for_the_workers(paths):
 def test_workers_that_do_not_answer_in_time_are_not_waited_for(paths):
     with pytest.raises(Preempted):
         trained(paths, lambda: (terminate(), until(lambda: False), pytest.fail("nothing did")), grace_s=0.2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_exception_that_is_lost_in_a_destructor_is_raised_again(paths, monkeypatch):
+    monkeypatch.setattr(preemption, "AGAIN_S", 0.1)
+
+    class Asked:
+        def __del__(self) -> None:
+            terminate()
+
+    lost = list[bool]()
+
+    def work() -> None:
+        Asked()
+        lost.append(True)
+        until(lambda: False)
+
+    with pytest.raises(Preempted, match="SIGTERM"), listening(Preemption(paths)):
+        work()
+    assert lost
+    time.sleep(0.3)  # nothing asks again once it was caught: the handler of before would end this process
 
 
 @contextmanager
