@@ -119,7 +119,10 @@ def test_few_samples_have_a_distance_fewer_errors_and_no_extrapolation():
     some = extrapolate(normal(39, 8, 2), reference, 0)
     assert some.distance_se is not None
     assert some.infinite is None
-    assert extrapolate(normal(40, 8, 2), reference, 0).infinite is not None
+    whole, alone = (extrapolate(normal(40, 8, 2), reference, 0, parts) for parts in (4, 1))
+    assert whole.infinite is not None
+    assert alone.infinite is None
+    assert (whole.distance, whole.distance_se) == (alone.distance, alone.distance_se)
     with pytest.raises(ValueError, match="8 samples for 8 feature dimensions; at least 9 are needed"):
         extrapolate(normal(8, 8, 2), reference, 0)
 

@@ -41,8 +41,10 @@ class Extrapolation:
     infinite_se: float | None
 
 
-def extrapolate(features: Tensor, reference: FrechetReference, seed: int) -> Extrapolation:
+def extrapolate(features: Tensor, reference: FrechetReference, seed: int, parts: int = PARTS) -> Extrapolation:
     """The distance between samples' features [N, d] and the reference, and what it tends to.
+
+    With parts = 1, the distance and its standard error alone, at a tenth of the work.
 
     N of at least `minimum_samples(d, 1)` has a standard error, N of at least `minimum_samples(d)` an extrapolation.
 
@@ -56,7 +58,7 @@ def extrapolate(features: Tensor, reference: FrechetReference, seed: int) -> Ext
     order = keyed_generator(seed, Stream.SCORE_SUBSETS).permutation(count)
     shuffled = features[torch.from_numpy(order)].double()
     group = torch.arange(count) * GROUPS // count
-    parts = PARTS if count >= minimum_samples(dimensions) else 1
+    parts = parts if count >= minimum_samples(dimensions, parts) else 1
     left_out = [_curve(shuffled[group != g], reference, parts) for g in range(GROUPS)]
     distance_se = _jackknife_error([distances[0] for _, distances in left_out])
     if parts == 1:

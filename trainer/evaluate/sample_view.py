@@ -6,6 +6,7 @@ samples' side: over seeds where there are several, else of the one set. `_sd` is
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, stdev
 
 import numpy as np
@@ -46,6 +47,11 @@ class Compared:
         """Of the training images."""
         return self.references["train"]
 
+    @cached_property
+    def gaussian(self) -> FrechetReference:
+        """That of the training images, which Frechet distances are to."""
+        return FrechetReference.of(self.train.moments)
+
 
 def over_seeds(name: str, values: Sequence[float], errors: Sequence[float | None]) -> Values:
     """A score's mean over seeds, its standard error where it has one, and the spread of one seed's."""
@@ -61,7 +67,7 @@ def frechet_scores(compared: Compared, seed: int) -> Values:
 
     A yardstick of no more images than there are features has no value; neither has an extrapolation from too few.
     """
-    name, reference = frechet_name(compared.extractor), FrechetReference.of(compared.train.moments)
+    name, reference = frechet_name(compared.extractor), compared.gaussian
     found = [extrapolate(features, reference, seed) for features in compared.sets]
     scores = over_seeds(name, [each.distance for each in found], [each.distance_se for each in found])
     scores |= _infinite(f"{name}_infinite", found)
@@ -75,11 +81,6 @@ def frechet_scores(compared: Compared, seed: int) -> Values:
 def _infinite(name: str, found: Sequence[Extrapolation]) -> Values:
     values = [each.infinite for each in found if each.infinite is not None]
     return over_seeds(name, values, [each.infinite_se for each in found]) if len(values) == len(found) else {}
-
-
-def frechet_at(compared: Compared, features: Tensor, seed: int) -> Extrapolation:
-    """The distance of one more set, such as that of another number of network evaluations."""
-    return extrapolate(features, FrechetReference.of(compared.train.moments), seed)
 
 
 def kernel_scores(compared: Compared, seed: int) -> Values:

@@ -17,13 +17,13 @@ from trainer.evaluate.blocks import blocks_of, sample_sets
 from trainer.evaluate.classifier import Extractor
 from trainer.evaluate.extractors import FeatureExtractor, frechet_name
 from trainer.evaluate.found import Found
+from trainer.evaluate.infinity import extrapolate
 from trainer.evaluate.likelihood_view import likelihood_view
 from trainer.evaluate.load import extractors_to_load
 from trainer.evaluate.references import ReferenceCache
 from trainer.evaluate.sample_view import (
     Compared,
     coverage_scores,
-    frechet_at,
     frechet_scores,
     kernel_scores,
     memorisation_scores,
@@ -114,7 +114,7 @@ def _curve(found: Found, compared: Compared) -> list[dict[str, float]]:
     for each in sample_sets(config):
         nfe = each.nfe or evaluations(config.solver)
         if nfe is not None and each.seed == config.seed:
-            at = frechet_at(compared, found.features(each, compared.extractor), config.seed)
+            at = extrapolate(found.features(each, compared.extractor), compared.gaussian, config.seed, parts=1)
             error = {} if at.distance_se is None else {"se": at.distance_se}
             points[nfe] = {"nfe": nfe, "value": at.distance, **error}
     return [points[nfe] for nfe in sorted(points)]
