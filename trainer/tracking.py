@@ -145,7 +145,7 @@ class Tracker(threading.Thread):
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def _log_checkpoint(self, record: Record) -> None:
-        """The scores of a checkpoint that was evaluated beside training, tied to the data, and its grid of samples."""
+        """The scores of a checkpoint that was evaluated beside training, at its step, and its grid of samples."""
         scores = {name: value for name, value in record.items() if isinstance(value, float)}
         metrics = evaluation_metrics(scores, self._dataset, record["step"], str(self.run_id), time_ms=record["time_ms"])
         self._client.log_batch(self.run_id, metrics=metrics)

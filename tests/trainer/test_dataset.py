@@ -370,6 +370,15 @@ def test_too_few_images_for_the_features_are_refused_with_the_least_number(tmp_p
     assert "1281" in str(error.value)
 
 
+@pytest.mark.parametrize(("metric", "least"), [("kid", 20), ("precision_recall", 4)])
+def test_too_few_images_for_kernels_and_neighbours_are_refused(tmp_path, metric, least):
+    info = prepare(DataConfig(), tmp_path).info
+    config = EvaluationConfig(metrics=(metric,))
+    check_sizes(config, replace(info, heldout=least))
+    with pytest.raises(InputError, match=f"and {least - 1} held-out images; allowed: at least {least} of each"):
+        check_sizes(config, replace(info, heldout=least - 1))
+
+
 def test_a_curve_needs_six_images_in_each_of_eight_groups(tmp_path):
     info = prepare(DataConfig(), tmp_path).info
     config = EvaluationConfig(metrics=("denoising",))

@@ -127,7 +127,8 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> dict[
 
     from trainer.evaluate.bar import Bar
     from trainer.evaluate.report import write_report
-    from trainer.evaluate.run import Evaluation, report
+    from trainer.evaluate.run import Evaluation
+    from trainer.state import write_json
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
@@ -153,7 +154,7 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> dict[
         "evaluation": subject.evaluation.model_dump(mode="json"),
         **found,
     }
-    report(subject.out, values)
+    write_json(subject.out / "evaluation.json", values)
     write_report(subject.out, values)
     if subject.recorded:
         record(subject, subject.recorded, data.info, values)

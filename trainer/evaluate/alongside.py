@@ -17,6 +17,7 @@ from trainer.data.dataset import Dataset
 from trainer.journal import Journal
 from trainer.packaging import package_checkpoint
 from trainer.paths import RunPaths
+from trainer.state import write_json
 
 POLL_SECONDS = 1.0
 DEAR = ("nll", "denoising")  # left to the end
@@ -69,7 +70,7 @@ class Alongside(threading.Thread):
     def _evaluate(self, step: int) -> None:
         import ray
 
-        from trainer.evaluate.run import Evaluation, report
+        from trainer.evaluate.run import Evaluation
 
         folder = self._paths.evaluation(step)
         package = folder / "package"
@@ -96,7 +97,7 @@ class Alongside(threading.Thread):
         found = evaluation.run()
         scores = {name: value for name, value in found.items() if isinstance(value, float)}
         picture = {"samples_png": str(folder / "samples.png")} if "samples" in found else {}
-        report(folder, {"step": step, "package_sha256": digest, **found})
+        write_json(folder / "evaluation.json", {"step": step, "package_sha256": digest, **found})
         self._journal.append("evaluation", step=step, **scores, **picture)
         shutil.rmtree(evaluation.blocks.parent)
         shutil.rmtree(package)

@@ -6,7 +6,6 @@ Both stages leave files that are not computed twice; the scores are put together
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,8 +27,10 @@ from trainer.evaluate.sizes import extractors_of
 from trainer.evaluate.yardsticks import reference_sets
 
 # which blocks there are and what is made of them, and not what is in them
-EXTENT = {"metrics", "seeds", "samples", "nfe_curve", "extractors", "inception_file", "inception_sha256"}
-EXTENT |= {"classifier_seed"}
+EXTENT = {
+    *("metrics", "seeds", "samples", "nfe_curve"),
+    *("extractors", "inception_file", "inception_sha256", "classifier_seed"),
+}
 POLL_SECONDS = 0.5
 
 Progress = Callable[[str, int, int], None]
@@ -145,10 +146,3 @@ class Evaluation:
             ray.get(done)
             if self.progress:
                 self.progress(stage, sum(file.is_file() for file in files), len(files))
-
-
-def report(folder: Path, values: dict[str, Any]) -> Path:
-    """Write an evaluation's values as JSON; returns the file."""
-    file = folder / "evaluation.json"
-    file.write_text(json.dumps(values, indent=2) + "\n")
-    return file

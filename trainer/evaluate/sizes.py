@@ -44,8 +44,11 @@ def check_sizes(config: EvaluationConfig, info: DatasetInfo) -> None:
         InputError: naming the set, what needs more, and the least number.
     """
     for metric, least in LEAST_SAMPLES.items():
-        if metric in config.metrics and min(config.samples, info.train) < least:
-            raise InputError(f"evaluation.metrics = {metric}: allowed: at least {least} samples and training images")
+        if metric in config.metrics and min(config.samples, info.train, info.heldout) < least:
+            raise InputError(
+                f"evaluation.metrics = {metric}: {config.samples} samples, {info.train} training and {info.heldout} "
+                f"held-out images; allowed: at least {least} of each"
+            )
     if "denoising" in config.metrics and info.heldout < LEAST_HELDOUT:
         raise InputError(
             f"evaluation.metrics = denoising: {info.heldout} held-out images; allowed: at least {LEAST_HELDOUT}"
