@@ -93,7 +93,7 @@ def test_checkpoints_are_evaluated_while_training_goes_on(
 def test_a_standalone_evaluation_is_a_run_of_its_own_below_the_training(
     cluster: Cluster, finished: FinishedRun, client: MlflowClient, tmp_path: Path
 ) -> None:
-    """Twice the same command leaves one MLflow run, whose metrics are the model's too; other scores leave another."""
+    """Twice the same command leaves one MLflow run, whose metrics are the model's too."""
     command = ("trainer.evaluate", str(finished.paths.root), "--metrics", "all", "--samples", "300", "--out")
     for _ in range(2):
         cluster.run(*command, str(tmp_path / "out"), "--nfe-curve", "2,3", "--extractors", "classifier,pixels")
