@@ -10,7 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, sum and sum of outer products of features; `a + b` are the moments of the union.
+    """Count, sum and sum of outer products of features.
+
+    `a + b` are the moments of the union, and `a - b` those of what is left of a without b, which is a part of it.
 
     Attributes:
         count: N.
@@ -36,6 +38,9 @@ class Moments:
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
+
+    def __sub__(self, other: "Moments") -> "Moments":
+        return Moments(self.count - other.count, self.total - other.total, self.outer - other.outer)
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
         """Mean [d] and unbiased covariance [d, d].

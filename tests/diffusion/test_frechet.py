@@ -71,11 +71,13 @@ def test_moments_of_shards_add_up(sizes, seed):
     features = torch.from_numpy(np.random.default_rng(seed).standard_normal((sum(sizes), 5)) + 2)
     whole = Moments.of(features)
     first, *others = [Moments.of(part) for part in features.split(sizes)]
+    added, left = first, whole
     for part in others:
-        first = first + part
-    assert first.count == whole.count
-    torch.testing.assert_close(first.total, whole.total, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(first.outer, whole.outer, rtol=1e-12, atol=1e-12)
+        added, left = added + part, left - part
+    for found, expected in ((added, whole), (left, first)):
+        assert found.count == expected.count
+        torch.testing.assert_close(found.total, expected.total, rtol=1e-12, atol=1e-11)
+        torch.testing.assert_close(found.outer, expected.outer, rtol=1e-12, atol=1e-11)
 
 
 def test_the_distance_from_shards_is_that_of_one_pass_to_1e_12():

@@ -1,6 +1,9 @@
 """Scores of samples against exact answers, other implementations and constructed sets."""
 
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from diffusion.frechet import FrechetReference, Moments, frechet_distance
+from diffusion.keyed import Stream, keyed_generator
 from trainer.evaluate.coverage import class_coverage
+from trainer.evaluate.features import SampleFeatures
 from trainer.evaluate.infinity import extrapolate, minimum_samples
 from trainer.evaluate.kernel import kernel_distance, mmd2
 from trainer.evaluate.neighbours import memorisation, precision_recall
@@ -23,6 +28,10 @@ from trainer.evaluate.sample_view import Compared, frechet_scores, kernel_scores
 def normal(count: int, dimensions: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return mean + scale * torch.randn((count, dimensions), generator=generator, dtype=torch.float64)
+
+
+def in_blocks(features: Tensor, size: int = 77) -> SampleFeatures:
+    return SampleFeatures(len(features), lambda: features.split(size))
 
 
 def mixed(count: int, dimensions: int, seed: int) -> Tensor:
@@ -94,7 +103,7 @@ def test_parts_of_a_set_add_up_to_its_moments():
 def test_extrapolation_takes_the_bias_away():
     """Samples of the very distribution are at distance 0; N of them are at about d (d + 1) / (4 N) and more."""
     reference = FrechetReference.of(Moments.of(normal(200_000, 12, 1)))
-    found = [extrapolate(normal(500, 12, 100 + seed), reference, 0) for seed in range(12)]
+    found = [extrapolate(in_blocks(normal(500, 12, 100 + seed)), reference, 0) for seed in range(12)]
     plain = np.mean([each.distance for each in found])
     infinite = np.array([each.infinite for each in found], dtype=float)
     assert plain > 0.08
@@ -102,9 +111,64 @@ def test_extrapolation_takes_the_bias_away():
     assert abs(infinite.mean()) < plain / 10
 
 
+def test_an_extrapolation_is_the_line_through_its_parts_done_by_hand():
+    """Each part's distance from its own features, and the jackknife's from those that are left, of 2,203 in blocks."""
+    features, reference = normal(2203, 6, 3, mean=0.1), FrechetReference.of(Moments.of(normal(900, 6, 1)))
+    order = keyed_generator(5, Stream.SCORE_SUBSETS).permutation(2203)
+
+    def line(without: int | None) -> list[tuple[float, float]]:
+        points = list[tuple[float, float]]()
+        for parts in range(1, 5):
+            size = 2203 // parts
+            chosen = [
+                [order[place] for place in range(part * size, (part + 1) * size) if place % 10 != without]
+                for part in range(parts)
+            ]
+            distances = [reference.distance(Moments.of(features[rows])) for rows in chosen]
+            points.append((fmean(1 / len(rows) for rows in chosen), fmean(distances)))
+        return points
+
+    def intercept(points: list[tuple[float, float]]) -> float:
+        return float(np.polyfit([x for x, _ in points], [y for _, y in points], 1)[1])
+
+    found = extrapolate(in_blocks(features), reference, 5)
+    assert found.distance == pytest.approx(line(None)[0][1], rel=1e-10)
+    assert found.infinite == pytest.approx(intercept(line(None)), rel=1e-9)
+    left_out = [line(group) for group in range(10)]
+    for error, values in (
+        (found.distance_se, [points[0][1] for points in left_out]),
+        (found.infinite_se, [intercept(points) for points in left_out]),
+    ):
+        assert error == pytest.approx(9 / 10**0.5 * np.std(values, ddof=1), rel=1e-8)
+    assert extrapolate(in_blocks(features, 1000), reference, 5).infinite == pytest.approx(found.infinite, rel=1e-10)
+
+
+def test_moments_never_hold_more_than_a_chunk_of_the_features():
+    alive, most = set[int](), 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal most
+        for number in range(200):
+            block = normal(128, 4, number)
+            alive.add(number)
+            weakref.finalize(block, alive.discard, number)
+            most = max(most, len(alive))
+            yield block
+
+    group = torch.arange(200 * 128) % 3 - 1
+    found = SampleFeatures(200 * 128, blocks).moments(group, 2, 4)
+    assert most <= 1024 // 128 + 1
+    everything = torch.cat([normal(128, 4, number) for number in range(200)])
+    for which, moments in enumerate(found):
+        expected = Moments.of(everything[group == which])
+        assert moments.count == expected.count
+        torch.testing.assert_close(moments.outer, expected.outer, rtol=1e-12, atol=0)
+
+
 def test_standard_errors_are_the_spread_over_sets():
     reference = FrechetReference.of(Moments.of(normal(100_000, 8, 1)))
-    found = [extrapolate(normal(400, 8, 200 + seed, mean=0.3, scale=1.2), reference, 0) for seed in range(40)]
+    sets = [normal(400, 8, 200 + seed, mean=0.3, scale=1.2) for seed in range(40)]
+    found = [extrapolate(in_blocks(features), reference, 0) for features in sets]
     for value, error in (("distance", "distance_se"), ("infinite", "infinite_se")):
         spread = np.std([getattr(each, value) for each in found], ddof=1)
         stated = np.mean([getattr(each, error) for each in found])
@@ -115,16 +179,16 @@ def test_few_samples_have_a_distance_fewer_errors_and_no_extrapolation():
     reference = FrechetReference.of(Moments.of(normal(1000, 8, 1)))
     assert minimum_samples(8, 1) == 10
     assert minimum_samples(8) == 40
-    assert extrapolate(normal(9, 8, 2), reference, 0).distance_se is None
-    some = extrapolate(normal(39, 8, 2), reference, 0)
+    assert extrapolate(in_blocks(normal(9, 8, 2)), reference, 0).distance_se is None
+    some = extrapolate(in_blocks(normal(39, 8, 2)), reference, 0)
     assert some.distance_se is not None
     assert some.infinite is None
-    whole, alone = (extrapolate(normal(40, 8, 2), reference, 0, parts) for parts in (4, 1))
+    whole, alone = (extrapolate(in_blocks(normal(40, 8, 2)), reference, 0, parts) for parts in (4, 1))
     assert whole.infinite is not None
     assert alone.infinite is None
     assert (whole.distance, whole.distance_se) == (alone.distance, alone.distance_se)
     with pytest.raises(ValueError, match="8 samples for 8 feature dimensions; at least 9 are needed"):
-        extrapolate(normal(8, 8, 2), reference, 0)
+        extrapolate(in_blocks(normal(8, 8, 2)), reference, 0)
 
 
 def test_mmd_is_the_mean_over_all_pairs():
@@ -235,7 +299,7 @@ def compared():
         "gaussian": reference(mixed(200, 5, 2) + 1),
         "noise": reference(mixed(200, 5, 3) * 5),
     }
-    return Compared(Named(), [mixed(200, 5, seed).float() for seed in (4, 5)], references)
+    return Compared(Named(), [in_blocks(mixed(200, 5, seed).float()) for seed in (4, 5)], references)
 
 
 def test_scores_stand_on_their_scale(compared):

@@ -13,6 +13,7 @@ from diffusion.bound import Vlb
 from trainer.config import EvaluationConfig
 from trainer.evaluate.blocks import Block, Kind, SampleSet
 from trainer.evaluate.extractors import FeatureExtractor, feature_key
+from trainer.evaluate.features import SampleFeatures
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,17 @@ class Found:
         """A set of samples, uint8 [N, H, W, C]."""
         return self._joined(which.blocks(self.config.samples), "pixels").numpy()
 
-    def features(self, which: SampleSet, extractor: FeatureExtractor) -> Tensor:
-        """A set's features, float32 [N, d]."""
-        return self._joined(which.blocks(self.config.samples, feature_key(extractor)), "features")
+    def features(self, which: SampleSet, extractor: FeatureExtractor) -> SampleFeatures:
+        """A set's features, float32 [N, d], which are read when they are wanted."""
+        count, key = self.config.samples, feature_key(extractor)
+        return SampleFeatures(count, lambda: self._parts(which.blocks(count, key), "features"))
 
     def _joined(self, blocks: Iterator[Block], field: str) -> Tensor:
-        parts = list[Tensor]()
+        return torch.cat(list(self._parts(blocks, field)))
+
+    def _parts(self, blocks: Iterator[Block], field: str) -> Iterator[Tensor]:
         for block in blocks:
             part = block.load(self.folder)
             if part is None:
                 raise RuntimeError(f"{block.file(self.folder)}: gone since it was written")
-            parts.append(part[field])
-        return torch.cat(parts)
+            yield part[field]

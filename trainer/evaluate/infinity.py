@@ -6,19 +6,22 @@ unbiased distance as its intercept, to the next order. The reference's own momen
 
 Sizes are N, N / 2, N / 3, N / 4, each the mean over as many disjoint parts of one keyed order, so that every size uses
 every sample. Points of one line share their samples, so the residuals say nothing of the intercept's error: it is
-measured by leaving out each tenth of the samples in turn (grouped jackknife).
+measured by leaving out each tenth of the samples in turn (grouped jackknife). A part's moments less those of a group
+in it are all that this takes, so memory is O(d^2) whatever N.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.frechet import FrechetReference, Moments
 from diffusion.keyed import Stream, keyed_generator
+from trainer.evaluate.features import SampleFeatures
 
 PARTS = 4
 GROUPS = 10
@@ -41,8 +44,8 @@ class Extrapolation:
     infinite_se: float | None
 
 
-def extrapolate(features: Tensor, reference: FrechetReference, seed: int, parts: int = PARTS) -> Extrapolation:
-    """The distance between samples' features [N, d] and the reference, and what it tends to.
+def extrapolate(features: SampleFeatures, reference: FrechetReference, seed: int, parts: int = PARTS) -> Extrapolation:
+    """The distance between samples' features and the reference, and what it tends to.
 
     With parts = 1, the distance and its standard error alone, at a tenth of the work.
 
@@ -51,44 +54,46 @@ def extrapolate(features: Tensor, reference: FrechetReference, seed: int, parts:
     Raises:
         ValueError: no more samples than dimensions.
     """
-    count, dimensions = features.shape
-    distance = reference.distance(Moments.of(features))
-    if count < minimum_samples(dimensions, 1):
-        return Extrapolation(distance, None, None, None)
-    order = keyed_generator(seed, Stream.SCORE_SUBSETS).permutation(count)
-    shuffled = features[torch.from_numpy(order)].double()
-    group = torch.arange(count) * GROUPS // count
+    count, dimensions = features.count, len(reference.mean)
     parts = parts if count >= minimum_samples(dimensions, parts) else 1
-    left_out = [_curve(shuffled[group != g], reference, parts) for g in range(GROUPS)]
-    distance_se = _jackknife_error([distances[0] for _, distances in left_out])
+    with_error = count >= minimum_samples(dimensions, 1)
+    order = keyed_generator(seed, Stream.SCORE_SUBSETS).permutation(count)
+    place = np.empty_like(order)
+    place[order] = np.arange(count)
+    points = [_point(features, reference, torch.from_numpy(place), of, with_error) for of in range(1, parts + 1)]
+    distance, *left_out = points[0][:, 1].tolist()
+    distance_se = _jackknife_error(left_out) if with_error else None
     if parts == 1:
         return Extrapolation(distance, distance_se, None, None)
-    infinite_se = _jackknife_error([_intercept(*curve) for curve in left_out])
-    return Extrapolation(distance, distance_se, _intercept(*_curve(shuffled, reference, parts)), infinite_se)
+    infinite, *intercepts = (_intercept(line) for line in np.stack(points, axis=1))
+    return Extrapolation(distance, distance_se, infinite, _jackknife_error(intercepts))
 
 
 def minimum_samples(dimensions: int, parts: int = PARTS) -> int:
     """The fewest samples whose parts, with a group left out, have more rows than dimensions."""
-    count = parts * (dimensions + 1)
-    while (count - -(-count // GROUPS)) // parts <= dimensions:
-        count += 1
-    return count
+    size = dimensions + 1
+    while size - -(-size // GROUPS) <= dimensions:
+        size += 1
+    return parts * size
 
 
 def _jackknife_error(left_out: Sequence[float]) -> float:
-    spread = sum((value - fmean(left_out)) ** 2 for value in left_out)
-    return ((GROUPS - 1) / GROUPS * spread) ** 0.5
+    return float(((GROUPS - 1) * np.var(left_out)) ** 0.5)
 
 
-def _curve(features: Tensor, reference: FrechetReference, parts: int) -> tuple[list[int], list[float]]:
-    sizes, distances = list[int](), list[float]()
-    for count in range(1, parts + 1):
-        size = len(features) // count
-        chunks = features.split(size)[:count]
-        sizes.append(size)
-        distances.append(fmean(reference.distance(Moments.of(chunk)) for chunk in chunks))
-    return sizes, distances
+def _point(
+    features: SampleFeatures, reference: FrechetReference, place: Tensor, parts: int, with_error: bool
+) -> NDArray[np.float64]:
+    """Means over parts of (1 / size, distance): of whole parts, and `with_error` of them without each of the groups."""
+    size = len(place) // parts
+    found = list[list[tuple[float, float]]]()
+    for part in range(parts):
+        groups = features.moments(torch.where(place // size == part, place % GROUPS, -1), GROUPS, len(reference.mean))
+        whole = sum(groups, start=Moments.none(len(reference.mean)))
+        sets = chain([whole], (whole - each for each in groups if with_error))
+        found.append([(1 / each.count, reference.distance(each)) for each in sets])
+    return np.mean(found, axis=0)
 
 
-def _intercept(sizes: Sequence[int], distances: Sequence[float]) -> float:
-    return float(np.polynomial.Polynomial.fit([1 / size for size in sizes], distances, 1)(0.0))
+def _intercept(points: NDArray[np.float64]) -> float:
+    return float(np.polynomial.Polynomial.fit(points[:, 0], points[:, 1], 1)(0.0))

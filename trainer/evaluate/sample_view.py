@@ -17,6 +17,7 @@ from diffusion.frechet import FrechetReference
 from trainer.evaluate.classifier import Extractor
 from trainer.evaluate.coverage import class_coverage
 from trainer.evaluate.extractors import FeatureExtractor, frechet_name
+from trainer.evaluate.features import SampleFeatures
 from trainer.evaluate.infinity import Extrapolation, extrapolate
 from trainer.evaluate.kernel import kernel_distance
 from trainer.evaluate.neighbours import Memorisation, memorisation, precision_recall
@@ -34,12 +35,12 @@ class Compared:
 
     Attributes:
         extractor: which.
-        sets: of the samples, a set a seed, float32 [N, d] each.
+        sets: of the samples, a set a seed, N in each.
         references: of `train` and of each yardstick.
     """
 
     extractor: FeatureExtractor
-    sets: Sequence[Tensor]
+    sets: Sequence[SampleFeatures]
     references: Mapping[str, Reference]
 
     @property
@@ -86,11 +87,11 @@ def _infinite(name: str, found: Sequence[Extrapolation]) -> Values:
 def kernel_scores(compared: Compared, seed: int) -> Values:
     """KID of the samples and of the yardsticks, each against the training images."""
     name, train = f"kid_{compared.extractor.name}", compared.train.features
-    found = [kernel_distance(features, train, seed) for features in compared.sets]
+    found = [kernel_distance(features.whole(), train, seed) for features in compared.sets]
     scores = over_seeds(name, [each.value for each in found], [each.standard_error for each in found])
     for yardstick in YARDSTICKS:
         features = compared.references[yardstick].features
-        if len(features) >= len(compared.sets[0]) // 2:
+        if len(features) >= compared.sets[0].count // 2:
             scores[f"{name}_{yardstick}"] = kernel_distance(features, train, seed).value
     return scores
 
@@ -105,8 +106,8 @@ def neighbour_scores(compared: Compared) -> Values:
         found = precision_recall(real, drawn)
         return found.precision, found.recall
 
-    count = min(len(compared.sets[0]), len(train), MOST_NEIGHBOURS)
-    pairs = [of(features) for features in compared.sets]
+    count = min(compared.sets[0].count, len(train), MOST_NEIGHBOURS)
+    pairs = [of(features.whole()) for features in compared.sets]
     scores: Values = {}
     real = of(compared.references["heldout"].features)
     for name, values, yardstick in zip(("precision", "recall"), zip(*pairs, strict=True), real, strict=True):
@@ -122,7 +123,8 @@ def coverage_scores(compared: Compared, classifier: Extractor) -> tuple[Values, 
         The scores, and the counts by class of samples, of training and of held-out images.
     """
     seen = {name: classifier.predicted(compared.references[name].features) for name in ("train", "heldout")}
-    found = [class_coverage(classifier.predicted(each), seen["train"], classifier.classes) for each in compared.sets]
+    predicted = (classifier.predicted(each.whole()) for each in compared.sets)
+    found = [class_coverage(classes, seen["train"], classifier.classes) for classes in predicted]
     real = class_coverage(seen["heldout"], seen["train"], classifier.classes)
     scores = over_seeds("class_variation", [each.total_variation for each in found], [None])
     scores |= {"class_variation_heldout": real.total_variation, "classes_missing": fmean(e.missing for e in found)}
@@ -135,7 +137,7 @@ def memorisation_scores(compared: Compared) -> tuple[Values, Memorisation]:
     Raises:
         ValueError: most held-out images are training images too.
     """
-    found = memorisation(compared.train.features, compared.references["heldout"].features, compared.sets[0])
+    found = memorisation(compared.train.features, compared.references["heldout"].features, compared.sets[0].whole())
     return {"memorisation_ratio": found.median_ratio, "memorisation_closer": found.closer_fraction}, found
 
 

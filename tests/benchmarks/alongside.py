@@ -1,0 +1,120 @@
+"""`python -m tests.benchmarks.alongside --storage FOLDER`: what evaluating checkpoints costs the training beside it.
+
+One run of digits. While it trains, phases take turns: nothing beside it, the evaluation of a checkpoint, and a load that
+has nothing to do with it, which is as far behind in priority as an evaluation is. The load's cost is that of sharing
+the machine with anything; what the evaluation costs beyond it is its own doing.
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.benchmarks.timing import quartiles
+from trainer.journal import Journal
+
+EVALUATION, LOAD, NOTHING = "evaluation", "load", "nothing"
+MARGIN_S, POLL_SECONDS = 0.5, 0.05
+EVERY, LOG_EVERY, CHECKPOINT_EVERY = 100, 5, 25
+LOADED = """
+import torch
+from trainer.evaluate.tasks import yield_cpu
+yield_cpu()
+torch.set_num_threads(1)
+layer, x = torch.nn.Conv2d(64, 64, 3, padding=1), torch.zeros(128, 64, 8, 8)
+with torch.inference_mode():
+    while True:
+        layer(x)
+"""
+
+
+@dataclass
+class Phases:
+    """Which phase was on from when on."""
+
+    marks: list[tuple[float, str]] = field(default_factory=list)
+
+    def begin(self, name: str) -> None:
+        """Another phase, unless it is the same."""
+        if not self.marks or self.marks[-1][1] != name:
+            self.marks.append((time.time(), name))
+
+    def of(self, begin: float, end: float) -> str | None:
+        """The phase that was on all the time between; None near a change."""
+        before = [(at, name) for at, name in self.marks if at <= end + MARGIN_S]
+        return before[-1][1] if before and before[-1][0] + MARGIN_S <= begin else None
+
+
+def evaluating(folder: Path) -> bool:
+    """Whether a checkpoint is being evaluated."""
+    return any(not (package.parent / "evaluation.json").exists() for package in folder.glob("*/package"))
+
+
+def watch(training: "subprocess.Popen[bytes]", load: "subprocess.Popen[bytes]", run: Path) -> Phases:
+    """Note phases until training ends; every second time that no checkpoint is evaluated, the load is let run."""
+    phases, turn = Phases(), 0
+    while training.poll() is None:
+        if evaluating(run / "evaluations"):
+            load.send_signal(signal.SIGSTOP)
+            phases.begin(EVALUATION)
+        elif phases.marks and phases.marks[-1][1] == EVALUATION:
+            turn += 1
+            load.send_signal(signal.SIGCONT if turn % 2 else signal.SIGSTOP)
+            phases.begin(LOAD if turn % 2 else NOTHING)
+        time.sleep(POLL_SECONDS)
+    return phases
+
+
+def throughput(run: Path, phases: Phases) -> dict[str, list[float]]:
+    """Steps/s between neighbouring records of the journal, by phase."""
+    found: dict[str, list[float]] = {name: [] for name in (NOTHING, LOAD, EVALUATION)}
+    records = [record for record, _ in Journal(run / "journal.jsonl").read() if record["kind"] == "metrics"]
+    for first, second in zip(records, records[1:], strict=False):
+        begin, end = first["time_ms"] / 1000, second["time_ms"] / 1000
+        if phase := phases.of(begin, end):
+            found[phase].append((second["step"] - first["step"]) / (end - begin))
+    return found
+
+
+def main() -> None:
+    """Train, and print a line for each phase."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.alongside", description=__doc__)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--samples", type=int, default=512)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as storage:
+        settings = {
+            "run.storage": storage,
+            "run.name": "run",
+            "run.register_as": "null",
+            "run.evaluate_every": EVERY,
+            "run.checkpoint_every": CHECKPOINT_EVERY,
+            "run.log_every": LOG_EVERY,
+            "training.steps": options.steps,
+            "parallel.workers": options.workers,
+            "evaluation.samples": options.samples,
+            "evaluation.metrics": "[vlb, frechet]",
+        }
+        sets = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
+        command = [sys.executable, "-m", "trainer", "--config", "configs/digits.yaml", *sets]
+        load = subprocess.Popen([sys.executable, "-c", LOADED])
+        load.send_signal(signal.SIGSTOP)
+        try:
+            phases = watch(subprocess.Popen(command), load, Path(storage) / "digits" / "run")
+        finally:
+            load.kill()
+        found = throughput(Path(storage) / "digits" / "run", phases)
+    for name, values in found.items():
+        print(f"{name:<12} {quartiles(values)} steps/s, {len(values)} times {LOG_EVERY} steps")
+    print({name: statistics.fmean(values) for name, values in found.items()}, os.getloadavg())
+
+
+if __name__ == "__main__":
+    main()
