@@ -1,8 +1,8 @@
-"""`python -m tests.benchmarks.alongside --storage FOLDER`: what evaluating checkpoints costs the training beside it.
+"""`python -m tests.benchmarks.alongside`: what evaluating checkpoints costs the training beside it.
 
-One run of digits. While it trains, phases take turns: nothing beside it, the evaluation of a checkpoint, and a load that
-has nothing to do with it, which is as far behind in priority as an evaluation is. The load's cost is that of sharing
-the machine with anything; what the evaluation costs beyond it is its own doing.
+One run of digits. While it trains, phases take turns: nothing beside it, the evaluation of a checkpoint, and a load
+that has nothing to do with it, which is as far behind in priority as an evaluation is. The load's cost is that of
+sharing the machine with anything; what the evaluation costs beyond it is its own doing.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from tests.benchmarks.timing import quartiles
@@ -75,7 +76,7 @@ def throughput(run: Path, phases: Phases) -> dict[str, list[float]]:
     """Steps/s between neighbouring records of the journal, by phase."""
     found: dict[str, list[float]] = {name: [] for name in (NOTHING, LOAD, EVALUATION)}
     records = [record for record, _ in Journal(run / "journal.jsonl").read() if record["kind"] == "metrics"]
-    for first, second in zip(records, records[1:], strict=False):
+    for first, second in pairwise(records):
         begin, end = first["time_ms"] / 1000, second["time_ms"] / 1000
         if phase := phases.of(begin, end):
             found[phase].append((second["step"] - first["step"]) / (end - begin))

@@ -64,7 +64,7 @@ def bucket(tmp_path_factory):
         server = subprocess.Popen([*weed, *ports, *address], stdout=log, stderr=log, cwd=folder)
     settings = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any",
-        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "DUALVIEW_CACHE": str(folder / "cache"),
     }  # fmt: skip
     patch = pytest.MonkeyPatch()
     for name, value in settings.items():
@@ -202,21 +202,25 @@ def test_an_array_is_prepared_on_s3(bucket, node, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_data_in_s3_is_the_run_on_the_same_data_here(bucket, node, tmp_path):
-    """Trained, packaged and scored, by Ray's workers that read S3 themselves."""
+def test_a_run_on_data_in_s3_is_the_run_on_the_same_data_here(bucket, tmp_path):
+    """Trained, packaged, scored and recorded, by Ray's workers that read S3 themselves."""
     digests = []
     for name, place in (("there", f"{bucket}/digits"), ("here", str(tmp_path / "digits"))):
         assert main(["prepare", "digits", place]) == 0
         sets = [f"data.source={place}", f"run.storage={tmp_path / name}", "run.name=short", "training.steps=12"]
         sets += ["evaluation.samples=65", "evaluation.vlb_draws=1", "evaluation.solver.num_steps=2"]
+        sets += ["evaluation.metrics=[vlb, frechet]", "run.register_as=null"]
         assert train(["--config", "configs/digits.yaml", *(part for each in sets for part in ("--set", each))]) == 0
         summary = json.loads((tmp_path / name / "digits" / "short" / "results" / "summary.json").read_text())
+        assert summary["recorded"]
         package = tmp_path / name / "digits" / "short" / "package"
         digests.append(
             ((package / "model.safetensors").read_bytes(), summary["vlb_bpd"], summary["frechet_classifier"])
         )
     assert digests[0] == digests[1]
-    assert len(list(node.glob("*.arrow"))) == 2
+    kept = {file.stem for file in cache.cache_folder().glob("*.arrow")}
+    shards = prepare(DataConfig(source=f"{bucket}/digits"), tmp_path / "there").info.shards
+    assert {shard.sha256 for split in shards.values() for shard in split} <= kept
 
 
 def test_an_endpoint_that_is_no_url_is_bad_input(monkeypatch):
