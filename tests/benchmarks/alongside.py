@@ -6,7 +6,6 @@ sharing the machine with anything; what the evaluation costs beyond it is its ow
 """
 
 import argparse
-import os
 import signal
 import statistics
 import subprocess
@@ -21,8 +20,8 @@ from tests.benchmarks.timing import quartiles
 from trainer.journal import Journal
 
 EVALUATION, LOAD, NOTHING = "evaluation", "load", "nothing"
-MARGIN_S, POLL_SECONDS = 0.5, 0.05
-EVERY, LOG_EVERY, CHECKPOINT_EVERY = 100, 5, 25
+MARGIN_S, TURN_S, POLL_SECONDS = 0.5, 8.0, 0.05
+EVERY, LOG_EVERY, CHECKPOINT_EVERY = 250, 5, 25
 LOADED = """
 import torch
 from trainer.evaluate.tasks import yield_cpu
@@ -58,16 +57,18 @@ def evaluating(folder: Path) -> bool:
 
 
 def watch(training: "subprocess.Popen[bytes]", load: "subprocess.Popen[bytes]", run: Path) -> Phases:
-    """Note phases until training ends; every second time that no checkpoint is evaluated, the load is let run."""
-    phases, turn = Phases(), 0
+    """Note phases until training ends; while no checkpoint is evaluated, the load is let run by turns."""
+    phases = Phases()
     while training.poll() is None:
         if evaluating(run / "evaluations"):
             load.send_signal(signal.SIGSTOP)
             phases.begin(EVALUATION)
-        elif phases.marks and phases.marks[-1][1] == EVALUATION:
-            turn += 1
-            load.send_signal(signal.SIGCONT if turn % 2 else signal.SIGSTOP)
-            phases.begin(LOAD if turn % 2 else NOTHING)
+        elif int(time.time() / TURN_S) % 2:
+            load.send_signal(signal.SIGCONT)
+            phases.begin(LOAD)
+        else:
+            load.send_signal(signal.SIGSTOP)
+            phases.begin(NOTHING)
         time.sleep(POLL_SECONDS)
     return phases
 
@@ -87,7 +88,7 @@ def main() -> None:
     """Train, and print a line for each phase."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.alongside", description=__doc__)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--samples", type=int, default=512)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as storage:
@@ -112,9 +113,11 @@ def main() -> None:
         finally:
             load.kill()
         found = throughput(Path(storage) / "digits" / "run", phases)
+    plain = statistics.fmean(found[NOTHING])
     for name, values in found.items():
-        print(f"{name:<12} {quartiles(values)} steps/s, {len(values)} times {LOG_EVERY} steps")
-    print({name: statistics.fmean(values) for name, values in found.items()}, os.getloadavg())
+        change, error = statistics.fmean(values) / plain - 1, statistics.stdev(values) / len(values) ** 0.5 / plain
+        text = f"{quartiles(values)} steps/s, mean {100 * change:+.1f} +- {100 * error:.1f} %"
+        print(f"{name:<12} {text}, {len(values)} times {LOG_EVERY} steps")
 
 
 if __name__ == "__main__":
