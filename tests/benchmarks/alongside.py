@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks.alongside`: what evaluating checkpoints costs the training beside it.
 
 One run of digits. While it trains, phases take turns: nothing beside it, the evaluation of a checkpoint, and a load
-that has nothing to do with it, which is as far behind in priority as an evaluation is. The load's cost is that of
-sharing the machine with anything; what the evaluation costs beyond it is its own doing.
+that knows nothing of it: the same network, evaluated as far behind in priority as an evaluation is. The load's cost is
+that of sharing the machine with anything; what the evaluation costs beyond it is its own doing.
 """
 
 import argparse
@@ -23,14 +23,16 @@ EVALUATION, LOAD, NOTHING = "evaluation", "load", "nothing"
 MARGIN_S, TURN_S, POLL_SECONDS = 0.5, 8.0, 0.05
 EVERY, LOG_EVERY, CHECKPOINT_EVERY = 250, 5, 25
 LOADED = """
-import torch
 from trainer.evaluate.tasks import yield_cpu
 yield_cpu()
+import torch
+from diffusion.config import UNetConfig
+from diffusion.network import build_network
 torch.set_num_threads(1)
-layer, x = torch.nn.Conv2d(64, 64, 3, padding=1), torch.zeros(128, 64, 8, 8)
+network = build_network(UNetConfig(channels=(32, 64), attention=(False, True)), (1, 8, 8))
 with torch.inference_mode():
     while True:
-        layer(x)
+        network(torch.randn(128, 1, 8, 8), torch.rand(128), None)
 """
 
 
