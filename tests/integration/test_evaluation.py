@@ -90,6 +90,13 @@ def test_checkpoints_are_evaluated_while_training_goes_on(
     assert {int(step) for path in images for step in re.findall(r"samples\W+step\W+(\d+)", path)} == {*records, STEPS}
 
 
+def test_what_gives_up_its_priority_has_processes_of_its_own_and_uses_them_again(cluster: Cluster) -> None:
+    background, other, again, others = json.loads(cluster.run("tests.integration.background").splitlines()[-1])
+    assert background == again
+    assert background[0] not in (other[0], others[0])
+    assert [idle for _, idle in (background, other, again, others)] == [True, False, True, False]
+
+
 def test_a_standalone_evaluation_is_a_run_of_its_own_below_the_training(
     cluster: Cluster, finished: FinishedRun, client: MlflowClient, tmp_path: Path
 ) -> None:

@@ -32,8 +32,19 @@ EXTENT = {
     *("extractors", "inception_file", "inception_sha256", "classifier_seed"),
 }
 POLL_SECONDS = 0.5
+BACKGROUND = {"env_vars": {"DUALVIEW_BACKGROUND": "1"}}
 
 Progress = Callable[[str, int, int], None]
+
+
+def as_task(function: Callable[..., Any], cpus: float, gpus: float, background: bool) -> Any:  # noqa: ANN401 - Ray's
+    """A function as a Ray task; one that gives up its priority is in a process with others that do, and no others.
+
+    A process does not get its priority back. Ray keeps processes of different environments apart and uses each again,
+    so that those in the background import once, and not once a task.
+    """
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus)(function)
+    return task.options(runtime_env=BACKGROUND) if background else task
 
 
 @dataclass(frozen=True)
@@ -122,9 +133,7 @@ class Evaluation:
         self._wait("comparing", running, files)
 
     def _task(self, function: Any, *arguments: Any) -> Any:  # noqa: ANN401 - a Ray task of any function
-        # a process does not get its priority back, so one that gives it up is not used again
         gpus = 1 if self.device == "cuda" and function is tasks.blocks else 0
-        remote = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_calls=1 if self.background else 0)(function)
         work = tasks.Work(
             network=self.network,
             dataset=self.data.folder,
@@ -136,7 +145,7 @@ class Evaluation:
             background=self.background,
             device=self.device if function is tasks.blocks else "cpu",
         )
-        return remote.remote(work, *arguments)
+        return as_task(function, self.cpus, gpus, self.background).remote(work, *arguments)
 
     def _wait(self, stage: str, running: list[Any], files: Sequence[Path]) -> None:
         """Until all tasks are done; the first that fails ends it."""

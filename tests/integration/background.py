@@ -1,0 +1,26 @@
+"""`python -m tests.integration.background`: where background tasks and others run, as JSON.
+
+A process of its own, since Ray reads its token and its node address once, when it is imported.
+"""
+
+import json
+import os
+
+import ray
+
+from trainer.driver import connect_ray
+from trainer.evaluate.run import as_task
+from trainer.evaluate.tasks import yield_cpu
+
+
+def task(background: bool) -> tuple[int, bool]:
+    """The process, and whether it runs only when nothing else would."""
+    if background:
+        yield_cpu()
+    return os.getpid(), os.sched_getscheduler(0) == os.SCHED_IDLE
+
+
+if __name__ == "__main__":
+    connect_ray()
+    turns = [True, False, True, False]
+    print(json.dumps([ray.get(as_task(task, 0.0, 0, background).remote(background)) for background in turns]))
