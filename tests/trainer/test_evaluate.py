@@ -33,7 +33,7 @@ from trainer.evaluate.blocks import Block, Kind, SampleSet, blocks_of
 from trainer.evaluate.classifier import train_extractor
 from trainer.evaluate.found import Found
 from trainer.evaluate.likelihood_view import bound_metrics
-from trainer.evaluate.shards import BlockEvaluator, evaluate_blocks, spread_labels
+from trainer.evaluate.shards import BlockEvaluator, spread_labels
 from trainer.evaluate.yardsticks import fitted_gaussian, uniform_noise
 
 SHAPE = (1, 4, 4)
@@ -93,9 +93,9 @@ def test_results_do_not_depend_on_who_computes_which_block_bitwise(package, data
     blocks = blocks_of(ALL, 21)
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
-    evaluate_blocks(package, dataset, ALL, tmp_path / "whole", blocks)
+    BlockEvaluator(package, ALL, dataset).keep(blocks, tmp_path / "whole")
     for index in reversed(range(count)):
-        evaluate_blocks(package, dataset, ALL, tmp_path / "parts", blocks[index::count])
+        BlockEvaluator(package, ALL, dataset).keep(blocks[index::count], tmp_path / "parts")
     whole, parts = Found(tmp_path / "whole", blocks, ALL), Found(tmp_path / "parts", blocks, ALL)
     for each in (SampleSet(3), SampleSet(4), SampleSet(3, 2)):
         assert len(parts.samples(each)) == 70

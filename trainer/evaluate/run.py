@@ -6,9 +6,10 @@ Both stages leave files that are not computed twice; the scores are put together
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ POLL_SECONDS = 0.5
 BACKGROUND = {"env_vars": {"DUALVIEW_BACKGROUND": "1"}}
 
 Progress = Callable[[str, int, int], None]
+Call = tuple[Any, ...]
+"""A function of `tasks`, and its arguments behind `Work`."""
 
 
+@cache
 def as_task(function: Callable[..., Any], cpus: float, gpus: float, background: bool) -> Any:  # noqa: ANN401 - Ray's
     """A function as a Ray task; one that gives up its priority is in a process with others that do, and no others.
 
@@ -104,18 +108,21 @@ class Evaluation:
 
     def _compute(self, blocks: Sequence[Block]) -> None:
         wants_classifier = self.config.samples_images and "classifier" in self._names
-        trained = [self._task(tasks.classifier)] if wants_classifier else []
         left = [block for block in blocks if block.load(self.blocks) is None]
-        count = min(self.tasks, len(left))
-        running = [self._task(tasks.blocks, left[index::count]) for index in range(count)]
-        self._wait("scoring", running + trained, [block.file(self.blocks) for block in left])
+        if self.device == "cuda":  # Ray ends a process that had a GPU after its task, so each gets one share
+            shares = [left[index :: self.tasks] for index in range(min(self.tasks, len(left)))]
+        else:  # a process goes on with the next block at once, and all end together
+            shares = [[block] for block in left]
+        work: list[Call] = [(tasks.classifier,)] if wants_classifier else []
+        work += [(tasks.blocks, share) for share in shares]
+        self._do("scoring", work, [block.file(self.blocks) for block in left])
 
     @property
     def _names(self) -> tuple[ExtractorName, ...]:
         return extractors_of(self.config, self.data.info.classes)
 
     def _features(self) -> None:
-        running, files = list[Any](), list[Path]()
+        calls, files = list[Call](), list[Path]()
         for extractor in extractors_to_load(self.config, self.data, self.references):
             compared = sample_sets(self.config) if extractor.name in self._names else sample_sets(self.config)[:1]
             left = [
@@ -127,10 +134,10 @@ class Evaluation:
             sets = list(reference_sets(self.config).values())
             shares = max(1, min(self.tasks, len(left)))
             for index in range(shares):
-                work = (extractor.name, extractor.sha256, left[index::shares], sets[index::shares])
-                running.append(self._task(tasks.features, *work))
+                part = left[index::shares], sets[index::shares]
+                calls.append((tasks.features, extractor.name, extractor.sha256, *part))
             files += [block.file(self.blocks) for block in left]
-        self._wait("comparing", running, files)
+        self._do("comparing", calls, files)
 
     def _task(self, function: Any, *arguments: Any) -> Any:  # noqa: ANN401 - a Ray task of any function
         gpus = 1 if self.device == "cuda" and function is tasks.blocks else 0
@@ -147,11 +154,13 @@ class Evaluation:
         )
         return as_task(function, self.cpus, gpus, self.background).remote(work, *arguments)
 
-    def _wait(self, stage: str, running: list[Any], files: Sequence[Path]) -> None:
-        """Until all tasks are done; the first that fails ends it."""
-        left = running
-        while left:
-            done, left = ray.wait(left, num_returns=len(left), timeout=POLL_SECONDS)
+    def _do(self, stage: str, calls: Sequence[Call], files: Sequence[Path]) -> None:
+        """All of it, in turn, `tasks` at a time; the first that fails ends it."""
+        waiting, running = deque(calls), list[Any]()
+        while waiting or running:
+            while waiting and len(running) < self.tasks:
+                running.append(self._task(*waiting.popleft()))
+            done, running = ray.wait(running, timeout=POLL_SECONDS)
             ray.get(done)
             if self.progress:
                 self.progress(stage, sum(file.is_file() for file in files), len(files))

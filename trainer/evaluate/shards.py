@@ -24,22 +24,6 @@ from trainer.evaluate.blocks import Block
 from trainer.evaluate.likelihoods import Likelihoods
 from trainer.evaluate.nfe import at_most
 
-
-def evaluate_blocks(
-    package: Path,
-    data: Dataset,
-    config: EvaluationConfig,
-    folder: Path,
-    blocks: Sequence[Block],
-    device: str = "cpu",
-) -> None:
-    """Compute blocks in this process, from the package and the data alone, and keep each in `folder`."""
-    evaluator = BlockEvaluator(package, config, data, torch.device(device))
-    with torch.inference_mode():
-        for block in blocks:
-            block.save(folder, evaluator.compute(block))
-
-
 CPU = torch.device("cpu")
 
 
@@ -86,6 +70,12 @@ class BlockEvaluator:
                 return {"nll": nll, "evaluations": evaluations}
             case "denoising":
                 return self.likelihoods.denoising(block.items)
+
+    def keep(self, blocks: Sequence[Block], folder: Path) -> None:
+        """Compute blocks, and keep each in `folder`."""
+        with torch.inference_mode():
+            for block in blocks:
+                block.save(folder, self.compute(block))
 
     def samples(self, seed: int, numbers: Sequence[int], nfe: int = 0) -> NDArray[np.uint8]:
         """The samples of a seed with these numbers, quantised to 8 bits, [n, H, W, C].

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from trainer.startup import import_stack
 
 if TYPE_CHECKING:
     from trainer.evaluate.blocks import Block
+    from trainer.evaluate.shards import BlockEvaluator
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,19 @@ def yield_cpu() -> None:
 
 def blocks(work: Work, which: "Sequence[Block]") -> None:
     """Compute blocks of the packaged model, and keep them."""
-    config, data = work.begin()
-    from trainer.evaluate.shards import evaluate_blocks
+    work.begin()
+    _evaluator(work).keep(which, work.blocks)
 
-    evaluate_blocks(work.package, data, config, work.blocks, which, work.device)
+
+@lru_cache(maxsize=1)
+def _evaluator(work: Work) -> "BlockEvaluator":
+    """Loaded once a process, and with it what the bounds' pilots find: blocks come one after another."""
+    config, data = work.begin()
+    import torch
+
+    from trainer.evaluate.shards import BlockEvaluator
+
+    return BlockEvaluator(work.package, config, data, torch.device(work.device))
 
 
 def classifier(work: Work) -> None:
