@@ -56,7 +56,7 @@ def to_diffusers(package: Path, folder: Path) -> None:
     Raises:
         ValueError: the package does not verify, or diffusers has not its process, prediction or network.
     """
-    from diffusion.diffusers_folder import save_diffusers
+    from diffusion.interop.diffusers_folder import save_diffusers
     from diffusion.package import load_package
 
     save_diffusers(load_package(package)[0], folder)
@@ -74,7 +74,7 @@ def from_diffusers(folder: Path, package: Path, null_label: int | None = None) -
         ValueError: as `load_diffusers`, or an architecture that `network.kind = unet` has not.
     """
     from diffusion.config import Dpmpp2M
-    from diffusion.diffusers_folder import load_diffusers, read_process, scheduler_fields, unet_config
+    from diffusion.interop.diffusers_folder import load_diffusers, read_process, scheduler_fields, unet_config
     from diffusion.network import UNet
     from diffusion.package import PackageConfig, save_package
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from diffusion.prediction import Prediction, Reading
-from diffusion.schedule import rows
-from diffusion.sde import Process, SubVp, Ve
+from diffusion.process.sde import Process, SubVp, Ve
+from diffusion.tensors import rows
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

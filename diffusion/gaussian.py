@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import rows
-from diffusion.sde import Chain, Process
+from diffusion.process.sde import Chain, Process
+from diffusion.tensors import rows
 
 
 def exact_denoiser(process: Process, epsilon: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:

@@ -6,13 +6,13 @@ They are separate paths to one number: with s_theta = -eps_theta / sigma_t, (8) 
 import torch
 from torch import Tensor, nn
 
-from diffusion.chain import diffuse
 from diffusion.config import AdaptiveWeighting, ObjectiveConfig
 from diffusion.denoiser import Denoiser
-from diffusion.learned_schedule import LearnedLogSnr
-from diffusion.likelihood import reverse_kernel_loss
+from diffusion.likelihood.discrete import reverse_kernel_loss
 from diffusion.prediction import edm_target, velocity
-from diffusion.schedule import rows
+from diffusion.process.kernels import diffuse
+from diffusion.process.learned_schedule import LearnedLogSnr
+from diffusion.tensors import rows
 from diffusion.weighting import LogVariance, weights, x0_error_ratio
 
 # of the bound in the loss, where the reverse variance is learned (Nichol & Dhariwal 2021, in nats and not in bits)

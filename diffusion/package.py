@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from diffusion.config import Config, Dpmpp2M, NetworkConfig, Positive, ProcessConfig, SolverConfig
 from diffusion.denoiser import Denoiser
-from diffusion.learned_schedule import LearnedLogSnr
 from diffusion.network import build_network
 from diffusion.prediction import Prediction
-from diffusion.sde import Process, make_process
+from diffusion.process.learned_schedule import LearnedLogSnr
+from diffusion.process.sde import Process, make_process
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
 SCHEDULE_PREFIX = "schedule."  # a learned schedule's weights, beside the network's

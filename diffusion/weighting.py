@@ -12,7 +12,6 @@ The exceptions: `simple` is by the field's custom 1 on the predicted quantity's 
 import torch
 from torch import Tensor, nn
 
-from diffusion.chain import transition_variance
 from diffusion.config import (
     AdaptiveWeighting,
     EdmWeighting,
@@ -25,7 +24,8 @@ from diffusion.config import (
     WeightingConfig,
 )
 from diffusion.prediction import Reading
-from diffusion.sde import Chain, Process
+from diffusion.process.kernels import transition_variance
+from diffusion.process.sde import Chain, Process
 
 
 def x0_error_ratio(reading: Reading, process: Process, t: Tensor) -> Tensor:

@@ -22,11 +22,12 @@ from diffusion import config as configs
 from diffusion.config import ScheduleConfig, SolverConfig, VpProcess, WeightingConfig
 from diffusion.gaussian import MixtureData
 from diffusion.prediction import Reading
-from diffusion.schedule import Schedule, make_schedule
-from diffusion.sde import Process, make_process
+from diffusion.process.make_schedule import make_schedule
+from diffusion.process.schedule import Schedule
+from diffusion.process.sde import Process, make_process
 from diffusion.solvers import ImageNoise, make_solver
-from diffusion.statements.orders import exact_ends, sampled_ends
-from diffusion.statements.sampling import DoubleNoise
+from diffusion.verify.statements.orders import exact_ends, sampled_ends
+from diffusion.verify.statements.sampling import DoubleNoise
 from diffusion.weighting import weights
 
 # Okabe & Ito's palette, told apart by colour-blind readers as well

@@ -21,7 +21,7 @@ from diffusion.images import to_pixels
 from sampler.batcher import Batcher, Busy
 from sampler.encode import ENCODERS, Pixels, check_format
 from sampler.models import Model
-from sampler.parts import NonFinite
+from sampler.requests import NonFinite
 
 MAX_IMAGES = 1024
 MAX_EVALUATIONS = 10_000  # of one image, which is also where rk45 gives up

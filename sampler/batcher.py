@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusion.solvers import Query
-from sampler.parts import Part, Request, Start, choose
+from sampler.requests import Part, Request, Start, choose
 
 Evaluate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

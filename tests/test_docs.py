@@ -11,7 +11,7 @@ import pytest
 
 from diffusion.config import ProcessConfig, ScheduleConfig, SolverConfig, TimeSamplingConfig, WeightingConfig
 from diffusion.config.objective import ObjectiveConfig
-from diffusion.statements import STATEMENTS
+from diffusion.verify.statements import STATEMENTS
 from docs import plots
 
 ROOT = Path(__file__).resolve().parent.parent

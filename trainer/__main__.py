@@ -8,7 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from trainer.settings import InputError, load_config
+from trainer.config.load import load_config
+from trainer.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -53,14 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser().error("--json goes with --dry-run")
     try:
         config = load_config(options.config, options.sets)
-        from trainer.plan import check, plan, render
+        from trainer.driver.plan import check, plan, render
 
         paths, state = check(config)
         if options.dry_run:
             described = plan(config, paths, state)
             print(json.dumps(described, indent=2) if options.json else render(described))
             return 0
-        from trainer.driver import execute
+        from trainer.driver.run import execute
 
         return execute(config, paths)
     except InputError as error:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.scores import LIKELIHOODS, Evaluated, Verdict, compare, read
-from trainer.settings import InputError, default_storage, tracking_uri
+from trainer.config.load import default_storage, tracking_uri
+from trainer.errors import InputError
+from trainer.evaluate.comparison import LIKELIHOODS, Evaluated, Verdict, compare, read
 
 EXAMPLES = """\
 examples:
@@ -85,7 +86,7 @@ def evaluated(run: str, given_uri: str | None, scratch: Path) -> Evaluated:
         return read(folder, folder.parent.name if folder.name in ("evaluation", "evaluation.json") else folder.name)
     if len(run) != 32 or not set(run) <= set("0123456789abcdef"):
         raise InputError(f"RUN = {run}: no such folder; allowed: a folder, or the id of an MLflow run, 32 hex digits")
-    from trainer.tracking import fetch_results
+    from trainer.tracking.standalone import fetch_results
 
     uri = tracking_uri(given_uri, default_storage())
     try:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trainer.settings import InputError
+from trainer.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -113,8 +113,8 @@ def _run(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from trainer.config import RunConfig
-    from trainer.settings import resolve
+    from trainer.config.load import resolve
+    from trainer.config.run_config import RunConfig
     from tuning import report
     from tuning.sweep import Sweep
 

@@ -7,13 +7,15 @@ import traceback
 
 from rich.console import Console
 
-from trainer.checks import check_data, check_ray_address
-from trainer.data.dataset import prepare
-from trainer.driver import RunFailed, last_line
+from trainer.data.prepare import prepare
+from trainer.driver.data_checks import check_data
+from trainer.errors import RunFailed, last_line
+from trainer.runtime.ray_cluster import check_ray_address
 from tuning import report
-from tuning.record import Recorder, recorded
+from tuning import scores as report_scores
+from tuning.mlflow_record import Recorder, recorded
+from tuning.progress import Story
 from tuning.space import Trial
-from tuning.story import Story
 from tuning.sweep import Sweep
 
 
@@ -51,7 +53,7 @@ def execute(sweep: Sweep) -> int:
             return 1
         report.show(sweep, console)
         story.say(f"heat map: {sweep.heatmap}" if sweep.heatmap.is_file() else "heat map: no scores to draw")
-        return 1 if any(row["state"] != "done" for row in report.rows(sweep)) else 0
+        return 1 if any(row["state"] != "done" for row in report_scores.rows(sweep)) else 0
 
 
 def _run(sweep: Sweep, pending: list[Trial], story: Story) -> None:

@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from tuning.report import METRICS, WORDS, Row, number
+from tuning.scores import METRICS, WORDS, Row, number
 from tuning.space import short_names, spelled
 from tuning.sweep import Sweep
 

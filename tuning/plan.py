@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from trainer.plan import bundles
-from trainer.state import State
-from tuning.record import recorded
+from trainer.driver.plan import bundles
+from trainer.run.identity import State
+from tuning.mlflow_record import recorded
 from tuning.sweep import Sweep
 
 

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion.config import ProcessConfig
-from diffusion.screening import DenoisingCurve, Screened, screen
-from diffusion.sde import make_process
-from trainer.settings import InputError, apply_sets
+from diffusion.likelihood.screening import DenoisingCurve, Screened, screen
+from diffusion.process.sde import make_process
+from trainer.config.load import apply_sets
+from trainer.errors import InputError
 
 SCHEDULES = ("linear", "scaled_linear", "quadratic", "cosine", "sigmoid", "laplace", "edm", "geometric")
 STEPS = (100, 250, 1000)
@@ -155,7 +156,7 @@ def draw(curve: DenoisingCurve, candidates: list[Candidate], path: Path) -> None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from trainer.evaluate.panels import draw_curve
+    from trainer.evaluate.report.panels import draw_curve
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     FigureCanvasAgg(figure)

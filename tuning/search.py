@@ -16,13 +16,15 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
-from trainer import driver
-from trainer.config import RunConfig as TrainerConfig
-from trainer.paths import RunPaths
-from trainer.settings import InputError
-from tuning.report import FRECHET, VLB, VLB_SE
+from trainer import errors as driver_errors
+from trainer.config.run_config import RunConfig as TrainerConfig
+from trainer.driver import run as driver
+from trainer.errors import InputError
+from trainer.run.paths import RunPaths
+from trainer.runtime import ray_cluster as driver_ray_cluster
+from tuning.progress import Story
+from tuning.scores import FRECHET, VLB, VLB_SE
 from tuning.space import Trial
-from tuning.story import Story
 from tuning.sweep import Sweep
 
 RESOURCES = {"CPU": 0.0, "memory": 1.0}
@@ -38,7 +40,7 @@ SETTINGS = {
 def search(sweep: Sweep, pending: list[Trial], story: Story) -> None:
     """Run the pending trials in order; one that fails is noted and stops no other."""
     os.environ |= SETTINGS
-    driver.connect_ray()
+    driver_ray_cluster.connect_ray()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(sweep.tune, ignore_errors=True)
     configs = {trial.name: trial.config.canonical_json() for trial in pending}
@@ -69,7 +71,7 @@ def run_trial(setting: dict[str, Any], configs: dict[str, str]) -> None:
     try:
         tune.report(ray.get(task.remote(configs[setting["name"]])))
     except Exception as error:  # noqa: BLE001 - whatever Ray raises, the other trials go on
-        tune.report({"reason": driver.last_line(error)})
+        tune.report({"reason": driver_errors.last_line(error)})
 
 
 def complete_trial(text: str) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def complete_trial(text: str) -> dict[str, Any]:
     try:
         # a predecessor that was killed may take a moment to let go of the run
         summary = driver.complete(config, RunPaths.of(config), LOCK_PATIENCE_S)
-    except (driver.RunFailed, InputError) as error:
+    except (driver_errors.RunFailed, InputError) as error:
         return {"reason": str(error)}
     scores = {name: summary[name] for name in (VLB, VLB_SE, FRECHET) if name in summary}
     return {**scores, "recorded": summary["recorded"]}

@@ -15,9 +15,10 @@ from pydantic import Field, JsonValue, ValidationError, field_validator
 from pydantic_core import ErrorDetails, to_json
 
 from diffusion.config import Config, Count
-from trainer.config import RunConfig, canonical
+from trainer.config.load import apply_sets, read_yaml, resolve, setting_paths, validate
+from trainer.config.run_config import RunConfig, canonical
 from trainer.data.sources import check_source
-from trainer.settings import InputError, apply_sets, read_yaml, resolve, setting_paths, validate
+from trainer.errors import InputError
 
 MAX_TRIALS = 1000
 NOT_METHOD = ("run", "parallel", "training.steps")

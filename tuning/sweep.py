@@ -12,12 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainer import state
-from trainer.config import RunConfig, canonical
-from trainer.paths import RunPaths
-from trainer.plan import check
-from trainer.settings import InputError
-from trainer.state import State
+from trainer import files
+from trainer.config.run_config import RunConfig, canonical
+from trainer.driver.plan import check
+from trainer.errors import InputError
+from trainer.run import identity
+from trainer.run.identity import State
+from trainer.run.paths import RunPaths
 from tuning.space import SweepConfig, Trial
 
 FOLDER = "sweeps"
@@ -56,7 +57,7 @@ class Sweep:
             raise InputError(f"SWEEP = {name!r}: not in {storage / FOLDER}; allowed: {', '.join(names) or 'none yet'}")
         root = storage / FOLDER / name
         try:
-            record = state.read_json(root / "sweep.json")
+            record = files.read_json(root / "sweep.json")
             space = {path: grid["values"] for path, grid in record["space"].items()}
             trials = [Trial(trial["settings"], _moved(trial["config"], storage)) for trial in record["trials"]]
         except (ValidationError, ValueError, LookupError) as error:
@@ -98,7 +99,7 @@ class Sweep:
     def record(self) -> dict[str, Any]:
         """What `sweep.json` holds; nothing when the sweep is new."""
         path = self.root / "sweep.json"
-        return state.read_json(path) if path.is_file() else {}
+        return files.read_json(path) if path.is_file() else {}
 
     def paths(self) -> Iterator[tuple[Trial, RunPaths]]:
         """Each trial with its run's files."""
@@ -124,8 +125,8 @@ class Sweep:
         Raises:
             InputError: another process holds it.
         """
-        return state.hold(
-            self.root / "lock", f"name = {self.name!r}: another process is working on this sweep", state.patience()
+        return files.hold(
+            self.root / "lock", f"name = {self.name!r}: another process is working on this sweep", identity.patience()
         )
 
     def claim(self) -> None:
@@ -139,17 +140,17 @@ class Sweep:
 
     def note(self, **values: Any) -> None:  # noqa: ANN401 - any JSON value
         """Put values into `sweep.json`."""
-        state.write_json(self.root / "sweep.json", {**self.record, **values})
+        files.write_json(self.root / "sweep.json", {**self.record, **values})
 
     def failures(self) -> dict[str, str]:
         """Why trials failed when they last ran, by their names."""
         path = self.root / "failures.json"
-        return state.read_json(path) if path.is_file() else {}
+        return files.read_json(path) if path.is_file() else {}
 
     def note_failure(self, name: str, reason: str | None) -> None:
         """Keep why a trial failed; None when it runs again."""
         kept = {other: text for other, text in self.failures().items() if other != name}
-        state.write_json(self.root / "failures.json", {**kept, **({name: reason} if reason else {})})
+        files.write_json(self.root / "failures.json", {**kept, **({name: reason} if reason else {})})
 
 
 def known(storage: Path) -> list[str]:

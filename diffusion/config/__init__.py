@@ -4,18 +4,8 @@ Every model forbids unknown keys and is validated strictly (a string is never re
 unions discriminated on `kind`. This package imports no torch, so that a command line can validate in milliseconds.
 """
 
-from diffusion.config.base import (
-    Config,
-    Count,
-    Positive,
-)
-from diffusion.config.network import (
-    DiTConfig,
-    MLPConfig,
-    NetworkConfig,
-    NetworkOptions,
-    UNetConfig,
-)
+from diffusion.config.base import Config, Count, Positive
+from diffusion.config.network import DiTConfig, MLPConfig, NetworkConfig, NetworkOptions, UNetConfig
 from diffusion.config.objective import (
     AdaptiveWeighting,
     EdmWeighting,

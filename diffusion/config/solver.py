@@ -2,9 +2,10 @@
 # `kind` comes first wherever a model is shown, so it is declared first; frozen models may narrow it:
 # pyright: reportIncompatibleVariableOverride=false
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from diffusion.config.base import Config, Count, Positive
 from diffusion.config.process import ProcessConfig
@@ -141,8 +142,6 @@ SolverConfig = Annotated[
     | UniPC,
     Field(discriminator="kind"),
 ]
-
-
 FROM_PURE_NOISE = ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")
 
 
@@ -209,3 +208,22 @@ def check_guidance(guidance: GuidanceConfig | None, classes: int, field: str = "
     """
     if isinstance(guidance, ClassifierFree) and not classes:
         raise ValueError(f"{field}.kind = classifier_free: needs network.classes > 0; allowed: none, or autoguidance")
+
+
+ADAPTER: TypeAdapter[SolverConfig] = TypeAdapter(SolverConfig)
+
+
+def at_most(solver: SolverConfig, nfe: int) -> SolverConfig:
+    """The solver with the most steps that take no more than `nfe` network evaluations per image.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if solver.kind == "rk45":
+        raise ValueError(f"{nfe}: rk45 chooses its steps by itself; allowed: another solver")
+    values = solver.model_dump(mode="json")
+    for steps in range(nfe, 0, -1):
+        found = ADAPTER.validate_json(json.dumps(values | {"num_steps": steps}))
+        if (evaluations(found) or 0) <= nfe:
+            return found
+    raise ValueError(f"{nfe}; allowed: at least 1")

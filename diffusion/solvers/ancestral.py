@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from diffusion.chain import learned_reverse_variance, posterior, reverse_variance
 from diffusion.config import Ancestral
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import numbers
+from diffusion.process.kernels import learned_reverse_variance, posterior, reverse_variance
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
+from diffusion.tensors import numbers
 
 
 class AncestralSolver(GridSolver):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from diffusion.config import SolverOptions
 from diffusion.denoiser import Denoiser
-from diffusion.keyed import Stream, keyed_normal
 from diffusion.prediction import Coefficient, x0_to_epsilon
+from diffusion.rng import Stream, keyed_normal
 
 
 class Query(NamedTuple):

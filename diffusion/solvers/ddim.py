@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from diffusion.chain import posterior
 from diffusion.config import Ddim
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import numbers
+from diffusion.process.kernels import posterior
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
+from diffusion.tensors import numbers
 
 
 class DdimSolver(GridSolver):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffusion.schedule import rows
+from diffusion.tensors import rows
 
 NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)  # c_2 .. c_7
 STAGES = (  # a_i1 .. a_i,i-1 of i = 2 .. 7; the last are also b_1 .. b_6, and b_7 = 0

@@ -4,10 +4,10 @@ from torch import Tensor
 
 from diffusion.config import Euler
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import numbers
-from diffusion.sde import Process
+from diffusion.process.sde import Process
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
+from diffusion.tensors import numbers
 
 
 class EulerSolver(GridSolver):

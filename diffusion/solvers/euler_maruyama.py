@@ -5,11 +5,11 @@ from torch import Tensor
 
 from diffusion.config import EulerMaruyama
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import numbers
-from diffusion.sde import Process
+from diffusion.process.sde import Process
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.euler import reverse_sde_coefficients
 from diffusion.solvers.grid import GridSolver
+from diffusion.tensors import numbers
 
 
 class EulerMaruyamaSolver(GridSolver):

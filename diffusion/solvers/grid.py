@@ -8,9 +8,9 @@ from torch import Tensor
 
 from diffusion.config import GridOptions
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import numbers
-from diffusion.sde import Chain, Process
+from diffusion.process.sde import Chain, Process
 from diffusion.solvers.base import Noise, Point, Solver, Wanted
+from diffusion.tensors import numbers
 
 KARRAS_RHO = 7.0
 

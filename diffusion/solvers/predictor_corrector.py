@@ -7,12 +7,12 @@ exact however far apart t and s are.
 import torch
 from torch import Tensor
 
-from diffusion.chain import posterior, transition_variance
 from diffusion.config import PredictorCorrector
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import numbers
+from diffusion.process.kernels import posterior, transition_variance
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
+from diffusion.tensors import numbers
 
 
 class PredictorCorrectorSolver(GridSolver):

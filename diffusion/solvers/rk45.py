@@ -5,10 +5,10 @@ from torch import Tensor
 
 from diffusion.config import Rk45
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import numbers, rows
 from diffusion.solvers.base import Noise, Point, Solver, Steps, Wanted
 from diffusion.solvers.dormand_prince import DormandPrince
 from diffusion.solvers.euler import log_snr_coefficients
+from diffusion.tensors import numbers, rows
 
 
 class Rk45Solver(Solver):

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from diffusion.config import UniPC
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import numbers
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
+from diffusion.tensors import numbers
 
 History = list[tuple[float, Tensor]]
 

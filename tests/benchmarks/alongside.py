@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tests.benchmarks.timing import quartiles
-from trainer.journal import Journal
+from trainer.run.journal import Journal
 
 EVALUATION, LOAD, NOTHING = "evaluation", "load", "nothing"
 MARGIN_S, TURN_S, POLL_SECONDS = 0.5, 8.0, 0.05

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from diffusion.images import to_model_range
-from diffusion.likelihood import bits_per_dim, estimate_vlb
+from diffusion.likelihood.discrete import bits_per_dim, estimate_vlb
+from diffusion.likelihood.proposal import StepProposal, spread_uniforms
 from diffusion.package import load_package
-from diffusion.proposal import StepProposal, spread_uniforms
 from tests.benchmarks.solver_table import dataset_of
-from trainer.config import EvaluationConfig
-from trainer.evaluate.likelihoods import PILOT_IMAGES, PILOT_STEPS, Likelihoods, all_draws
+from trainer.config.evaluation import EvaluationConfig
+from trainer.evaluate.likelihood.scorer import PILOT_IMAGES, PILOT_STEPS, Likelihoods, all_draws
 
 TARGET = 0.002
 BLOCK = 40

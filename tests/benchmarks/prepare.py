@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from trainer.config import DataConfig
+from trainer.config.data import DataConfig
 
 ROWS_PER_GROUP = 1000
 

@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from diffusion.config import ProcessConfig
-from diffusion.screening import DenoisingCurve, screen
-from diffusion.sde import make_process
+from diffusion.likelihood.screening import DenoisingCurve, screen
+from diffusion.process.sde import make_process
 
 SCHEDULES = ("cosine", "linear", "quadratic", "sigmoid")
 

@@ -11,10 +11,10 @@ import torch
 
 from diffusion.config import DdpmProcess, ObjectiveConfig, UNetConfig
 from diffusion.network import build_network
-from diffusion.sde import make_process
+from diffusion.process.sde import make_process
 from tests.benchmarks.timing import interleaved, quartiles
-from trainer.config import TrainingConfig
-from trainer.draws import Draws
+from trainer.config.training import TrainingConfig
+from trainer.worker.batch_plan import Draws
 
 REPEATS = 15
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion.config import DdpmProcess, SolverConfig, UNetConfig
 from diffusion.denoiser import Denoiser
 from diffusion.network import build_network
-from diffusion.sde import make_process
+from diffusion.process.sde import make_process
 from diffusion.solvers import ImageNoise, make_solver
 from tests.benchmarks.timing import quartiles, timed
 

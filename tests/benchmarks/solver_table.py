@@ -15,21 +15,15 @@ from typing import get_args
 
 import torch
 
-from diffusion.config import (
-    EdmStochastic,
-    Heun,
-    PredictorCorrector,
-    Rk45,
-    SolverConfig,
-    evaluations,
-)
+from diffusion.config import EdmStochastic, Heun, PredictorCorrector, Rk45, SolverConfig, evaluations
 from diffusion.frechet import Moments, frechet_distance
 from diffusion.images import to_pixels
 from diffusion.package import load_package
 from diffusion.solvers import ImageNoise, make_solver
-from trainer.config import RunConfig
-from trainer.data.dataset import Dataset, prepare
-from trainer.evaluate.classifier import Extractor, train_extractor
+from trainer.config.run_config import RunConfig
+from trainer.data.dataset import Dataset
+from trainer.data.prepare import prepare
+from trainer.evaluate.extractors.classifier import Extractor, train_extractor
 
 NFE = (5, 10, 20, 50, 100, 1000)
 AT_1000 = ("ancestral", "ddim")  # the ODE solvers have converged by then

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 TURNS = 7
-PLAIN = "import diffusers.models.unets.unet_2d, deepspeed, trainer.loop, trainer.evaluate.shards, trainer.fit"
-QUICK = "from trainer.startup import import_stack; import_stack('unet', 'cpu'); import trainer.fit"
+PLAIN = "import diffusers.models.unets.unet_2d, deepspeed, trainer.worker.loop, trainer.evaluate.evaluator, trainer.driver.ray_train"
+QUICK = "from trainer.worker.entry import import_stack; import_stack('unet', 'cpu'); import trainer.fit"
 TIMED = """
 import os, time
 os.environ["DS_ACCELERATOR"] = "cpu"

@@ -5,8 +5,8 @@ import torch
 
 from diffusion.config import DdpmProcess, SubVpProcess, VeProcess, VpProcess
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import rows
-from diffusion.sde import make_process
+from diffusion.process.sde import make_process
+from diffusion.tensors import rows
 
 PROCESSES = {config.kind: make_process(config) for config in (DdpmProcess(), VpProcess(), SubVpProcess(), VeProcess())}
 VALID = [

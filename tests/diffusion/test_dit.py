@@ -11,7 +11,7 @@ from diffusion.config import DdpmProcess, DiTConfig
 from diffusion.denoiser import Denoiser
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, load_package, save_package
-from diffusion.sde import make_process
+from diffusion.process.sde import make_process
 
 SHAPE = (3, 8, 8)
 CONFIG = DiTConfig(layers=2, heads=2, head_width=8)

@@ -6,7 +6,7 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from diffusion.config import CosineSchedule, DdpmProcess, SubVpProcess, VeProcess, VpProcess
 from diffusion.gaussian import GaussianData, MixtureData
-from diffusion.sde import Chain, Process, make_process
+from diffusion.process.sde import Chain, Process, make_process
 
 PROCESSES = {
     config.kind: make_process(config)

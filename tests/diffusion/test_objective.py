@@ -26,11 +26,11 @@ from diffusion.config import (
     VpProcess,
 )
 from diffusion.denoiser import Denoiser
-from diffusion.likelihood import ReverseKernel, reverse_kernel_loss
+from diffusion.likelihood.discrete import ReverseKernel, reverse_kernel_loss
 from diffusion.objective import VARIANCE_SHARE, Objective, total_loss
 from diffusion.prediction import Prediction, edm_target, epsilon_to_x0, velocity
-from diffusion.schedule import rows
-from diffusion.sde import Chain, Process, make_process
+from diffusion.process.sde import Chain, Process, make_process
+from diffusion.tensors import rows
 from diffusion.weighting import weights, x0_error_ratio
 
 WEIGHTINGS = [

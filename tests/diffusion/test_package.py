@@ -20,7 +20,6 @@ from diffusion.config import (
     VeProcess,
     VpProcess,
 )
-from diffusion.learned_schedule import LearnedLogSnr
 from diffusion.network import build_network
 from diffusion.package import (
     CONFIG,
@@ -35,6 +34,7 @@ from diffusion.package import (
     save_package,
     verify_package,
 )
+from diffusion.process.learned_schedule import LearnedLogSnr
 
 SHAPE = (1, 4, 4)
 SETTINGS = PackageConfig(

@@ -4,16 +4,8 @@ import pytest
 import torch
 
 from diffusion.config import DdpmProcess, LinearSchedule, SubVpProcess, VeProcess, VpProcess
-from diffusion.prediction import (
-    Prediction,
-    Reading,
-    edm_norm,
-    edm_target,
-    epsilon_to_x0,
-    velocity,
-    x0_to_epsilon,
-)
-from diffusion.sde import make_process
+from diffusion.prediction import Prediction, Reading, edm_norm, edm_target, epsilon_to_x0, velocity, x0_to_epsilon
+from diffusion.process.sde import make_process
 
 SIGMA_DATA = 0.4
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "score", "x0", "v", "edm")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.config import DdpmProcess, ImportanceTime, StratifiedTime, TimeSamplingConfig, UniformTime
-from diffusion.keyed import Stream, keyed_generator
-from diffusion.sde import Chain, make_process
+from diffusion.process.sde import Chain, make_process
+from diffusion.rng import Stream, keyed_generator
 from diffusion.time_sampling import LossMoments, below_one, draw_shares
 
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from diffusion.chain import transition_variance
 from diffusion.config import (
     AdaptiveWeighting,
     CosineSchedule,
@@ -24,9 +23,10 @@ from diffusion.config import (
     VpProcess,
 )
 from diffusion.gaussian import GaussianData
-from diffusion.likelihood import ReverseKernel
+from diffusion.likelihood.discrete import ReverseKernel
 from diffusion.prediction import Prediction, Reading, edm_target, velocity
-from diffusion.sde import Chain, make_process
+from diffusion.process.kernels import transition_variance
+from diffusion.process.sde import Chain, make_process
 from diffusion.weighting import LogVariance, weights, x0_error_ratio
 
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "score", "x0", "v", "edm")

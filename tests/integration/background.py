@@ -8,9 +8,9 @@ import os
 
 import ray
 
-from trainer.driver import connect_ray
-from trainer.evaluate.run import as_task
+from trainer.evaluate.evaluation import as_task
 from trainer.evaluate.tasks import yield_cpu
+from trainer.runtime.ray_cluster import connect_ray
 
 
 def task(background: bool) -> tuple[int, bool]:

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from tests.conftest import Cluster
-from trainer.config import RunConfig
-from trainer.journal import Journal
-from trainer.paths import RunPaths
-from trainer.settings import load_config
+from trainer.config.load import load_config
+from trainer.config.run_config import RunConfig
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
 
 STEPS, CHECKPOINT_EVERY = 150, 25
 TINY: dict[str, Any] = {

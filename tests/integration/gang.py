@@ -6,11 +6,11 @@ A process of its own, since Ray reads its token and its node address once, when 
 import sys
 from pathlib import Path
 
-from trainer.data.dataset import prepare
-from trainer.driver import connect_ray
-from trainer.fit import fit
-from trainer.paths import RunPaths
-from trainer.settings import load_config
+from trainer.config.load import load_config
+from trainer.data.prepare import prepare
+from trainer.driver.ray_train import fit
+from trainer.run.paths import RunPaths
+from trainer.runtime.ray_cluster import connect_ray
 
 config = load_config(Path(sys.argv[1]), sys.argv[2:])
 paths = RunPaths.of(config)

@@ -1,7 +1,7 @@
 """`python -m tests.integration.gradient STAGE`: a finite loss with an infinite gradient, through the real engine.
 
 The network is sqrt(w x^2) at w = 0: its value is 0 and its derivative with respect to w is infinite. Prints the norm
-that `trainer.zero.step` returns and whether any weight has changed.
+that `trainer.worker.engine.step` returns and whether any weight has changed.
 """
 
 import os
@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from trainer.config import ParallelConfig, RunConfig
-from trainer.zero import Masters, initialize, step
+from trainer.config.parallel import ParallelConfig
+from trainer.config.run_config import RunConfig
+from trainer.worker.engine import Masters, initialize, step
 
 
 class Steep(nn.Module):

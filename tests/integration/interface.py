@@ -9,8 +9,8 @@ import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from trainer.driver import connect_ray
-from trainer.network import NodeTorchConfig
+from trainer.runtime.nic import NodeTorchConfig
+from trainer.runtime.ray_cluster import connect_ray
 
 
 def work(payload: dict[str, str]) -> None:

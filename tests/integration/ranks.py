@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
-from trainer import checkpoint
-from trainer.data.dataset import prepare
-from trainer.draws import Draws, Rows
-from trainer.loop import run, start_worker
-from trainer.paths import RunPaths
-from trainer.settings import load_config
-from trainer.worker import Place
+from trainer.config.load import load_config
+from trainer.data.prepare import prepare
+from trainer.run import attempt as checkpoint
+from trainer.run.paths import RunPaths
+from trainer.worker.batch_plan import Draws, Rows
+from trainer.worker.loop import run, start_worker
+from trainer.worker.step import Place
 
 DRAWN = Draws.rows
 

@@ -14,8 +14,8 @@ from infra.stack import environment
 from tests.conftest import ROOT, Cluster
 from tests.integration.conftest import configured, losses
 from tests.integration.test_training import train
-from trainer.journal import Journal
-from trainer.paths import RunPaths
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 

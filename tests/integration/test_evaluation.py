@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from tests.conftest import Cluster
 from tests.integration.conftest import STEPS, FinishedRun, configured
-from trainer.journal import Journal
+from trainer.run.journal import Journal
 
 pytestmark = pytest.mark.integration
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from trainer.checkpoint import Checkpoint, find_latest
-from trainer.paths import RunPaths
-from trainer.settings import load_config
+from trainer.checkpoint.reader import Checkpoint, find_latest
+from trainer.config.load import load_config
+from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
 

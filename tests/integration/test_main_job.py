@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from diffusion.package import verify_package
 from tests.conftest import ROOT, Cluster
 from tests.integration.conftest import CHECKPOINT_EVERY, STEPS, FinishedRun, configured
-from trainer.checkpoint import Checkpoint, find_latest
-from trainer.meters import bucket_names
+from trainer.checkpoint.reader import Checkpoint, find_latest
+from trainer.worker.meters import bucket_names
 
 pytestmark = pytest.mark.integration
 

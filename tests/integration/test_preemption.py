@@ -14,9 +14,9 @@ import torch
 
 from tests.conftest import Cluster
 from tests.integration.conftest import FinishedRun, configured, losses
-from trainer.checkpoint import Checkpoint, find_latest
-from trainer.journal import Journal
-from trainer.paths import RunPaths
+from trainer.checkpoint.reader import Checkpoint, find_latest
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import Cluster
 from tests.integration.conftest import FinishedRun, configured
-from trainer.scores import read
+from trainer.evaluate.comparison import read
 
 pytestmark = pytest.mark.integration
 

@@ -11,12 +11,13 @@ import yaml
 from diffusion.ema import decay, gamma_from_sigma_rel
 from tests.conftest import ROOT
 from tests.integration.conftest import TINY
-from trainer.checkpoint import Checkpoint, complete_steps, step_folder
-from trainer.config import EmaConfig
-from trainer.journal import Journal, Record
-from trainer.paths import RunPaths
-from trainer.settings import load_config
-from trainer.sharded_ema import EMA_KINDS
+from trainer.checkpoint.manifest import complete_steps, step_folder
+from trainer.checkpoint.reader import Checkpoint
+from trainer.config.load import load_config
+from trainer.config.training import EmaConfig
+from trainer.ema.sharded import EMA_KINDS
+from trainer.run.journal import Journal, Record
+from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.conftest import Cluster
 from tests.integration.conftest import TINY
-from trainer.paths import RunPaths
-from trainer.state import locked
+from trainer.run.identity import locked
+from trainer.run.paths import RunPaths
 from tuning.space import read_sweep
 from tuning.sweep import Sweep
 

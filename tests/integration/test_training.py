@@ -11,9 +11,10 @@ import torch
 from diffusion.package import load_package, verify_package
 from tests.conftest import ROOT, Cluster
 from tests.integration.conftest import FinishedRun, configured, losses
-from trainer.checkpoint import Checkpoint, complete_steps, find_latest, step_folder
-from trainer.journal import Journal
-from trainer.paths import RunPaths
+from trainer.checkpoint.manifest import complete_steps, step_folder
+from trainer.checkpoint.reader import Checkpoint, find_latest
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
 

@@ -13,8 +13,8 @@ import torch
 from tests.conftest import ROOT, Cluster
 from tests.integration.conftest import configured, losses
 from tests.integration.test_training import train
-from trainer.checkpoint import Checkpoint, find_latest
-from trainer.paths import RunPaths
+from trainer.checkpoint.reader import Checkpoint, find_latest
+from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
 

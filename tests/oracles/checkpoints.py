@@ -9,20 +9,13 @@ from safetensors.torch import save_file
 from diffusion.config import MLPConfig
 from diffusion.package import file_sha256
 from tests.oracles.world import FlatMasters, ThreadWorld
-from trainer import checkpoint
-from trainer.checkpoint import (
-    MANIFEST,
-    Checkpoint,
-    Fence,
-    begin_attempt,
-    facts,
-    fragments_of,
-    save,
-    sealed,
-    step_folder,
-)
-from trainer.config import RunConfig
-from trainer.zero import MOMENTS
+from trainer.checkpoint.fragments import fragments_of
+from trainer.checkpoint.manifest import MANIFEST, sealed, step_folder
+from trainer.checkpoint.reader import Checkpoint
+from trainer.checkpoint.writer import facts, save
+from trainer.config.run_config import RunConfig
+from trainer.run.attempt import Fence, begin_attempt
+from trainer.worker.engine import MOMENTS
 
 CONFIG = RunConfig(network=MLPConfig(width=8, depth=1))
 PARAMETERS = {
@@ -40,13 +33,13 @@ def write(folder, step, world, parameters=PARAMETERS, attempt="mine", skipped=0,
     folder.mkdir(parents=True, exist_ok=True)
     begin_attempt(charge, "mine")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "dist", ranks)
+        patch.setattr("trainer.checkpoint.writer.dist", ranks)
 
         def rank_main(rank):
             masters = FlatMasters(parameters, rank, world)
             aligned = {kind: [flat * KINDS[kind] for flat in masters.flats] for kind in ("param", "ema_0", "ema_1")}
             aligned |= {kind: masters.moments(kind) for kind in MOMENTS}
-            stated = facts(CONFIG, masters, (1, 4, 4), step, skipped, loss)
+            stated = facts(CONFIG, masters.shapes(), (1, 4, 4), step, skipped, loss)
             return save(folder, fragments_of(masters.fragments, aligned), stated, Fence(charge, attempt))
 
         return ranks.run(rank_main)[0]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.zero import MOMENTS, Fragment, Masters
+from trainer.checkpoint.fragments import Fragment
+from trainer.worker.engine import MOMENTS, Masters
 
 
 @dataclass

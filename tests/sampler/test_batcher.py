@@ -14,7 +14,7 @@ from diffusion.config import Ancestral, ClassifierFree, Ddim, Dpmpp2M, SolverCon
 from diffusion.solvers import Sampler, Solver, drive
 from sampler.batcher import PARTS_AT_ONCE, Batcher, Busy
 from sampler.models import Model, load, resolve
-from sampler.parts import NonFinite, Start
+from sampler.requests import NonFinite, Start
 
 CONFIGS = (Ancestral(num_steps=12), Ddim(num_steps=7, eta=0.5), Dpmpp2M(num_steps=9))
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer import state
-from trainer.paths import RunPaths
+from trainer import files
+from trainer.run import identity
+from trainer.run.paths import RunPaths
 from tuning.space import Trial, read_sweep
 from tuning.sweep import Sweep
 
@@ -39,8 +40,8 @@ def finish(trial: Trial, vlb: float, se: float, frechet: float | None = None, st
     """Leave behind what a finished run leaves behind."""
     paths = RunPaths.of(trial.config)
     paths.results.mkdir(parents=True)
-    state.claim(trial.config, paths)
+    identity.claim(trial.config, paths)
     scale = {"frechet_classifier_heldout": 4.6, "frechet_classifier_gaussian": 75.2, "frechet_classifier_noise": 655.6}
     measured = {} if frechet is None else {"frechet_classifier": frechet, **scale}
     found = {"step": step, "vlb_bpd": vlb, "vlb_bpd_se": se, **measured, "run_id": f"id-{trial.name}", "recorded": True}
-    state.write_json(paths.summary, {**found, "registered_model": None, "alias": None})
+    files.write_json(paths.summary, {**found, "registered_model": None, "alias": None})

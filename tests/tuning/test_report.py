@@ -8,7 +8,8 @@ from PIL import Image
 
 from tests.tuning.conftest import SCHEDULES, WEIGHTINGS, finish, made
 from tuning.__main__ import main
-from tuning.report import draw, rows
+from tuning.report import draw
+from tuning.scores import rows
 
 
 @pytest.fixture
@@ -71,11 +72,11 @@ def test_scores_of_fewer_steps_than_wanted_are_not_shown(tmp_path):
 
 
 def test_trials_of_different_lengths_are_said_not_to_be_alike(sweep, capsys):
-    from trainer import state
-    from trainer.paths import RunPaths
+    from trainer import files
+    from trainer.run.paths import RunPaths
 
     summary = RunPaths.of(sweep.trials[0].config).summary
-    state.write_json(summary, {**state.read_json(summary), "step": 60})
+    files.write_json(summary, {**files.read_json(summary), "step": 60})
     assert main(["report", "mine"]) == 0
     assert "trials were trained for 20, 60 steps" in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.screening import DenoisingCurve
+from diffusion.likelihood.screening import DenoisingCurve
 from tuning.__main__ import main
 
 

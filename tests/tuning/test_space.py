@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 
-from diffusion.sde import make_process
+from diffusion.process.sde import make_process
 from tests.conftest import ROOT
 from tests.tuning.conftest import SCHEDULES, SPACE, made, written
-from trainer.draws import Draws
-from trainer.settings import InputError
+from trainer.errors import InputError
+from trainer.worker.batch_plan import Draws
 from tuning.__main__ import main
 from tuning.space import read_sweep, short_names
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.tuning.conftest import SCHEDULES, finish, made, written
-from trainer.settings import InputError
+from trainer.errors import InputError
 from tuning.__main__ import main
+from tuning.mlflow_record import metrics
 from tuning.plan import plan
-from tuning.record import metrics
-from tuning.report import rows
+from tuning.scores import rows
 from tuning.sweep import Sweep
 
 
@@ -63,7 +63,7 @@ def test_the_plan_counts_what_trials_at_one_time_ask_for(tmp_path):
 
 
 def test_a_sweep_is_done_once_its_trials_are_and_mlflow_has_them(tmp_path, monkeypatch):
-    from tuning import record
+    from tuning import mlflow_record as record
 
     sweep = claimed(made(tmp_path))
     assert plan(sweep, sweep.states())["sweep"]["state"] == "resumable"

@@ -1,1 +1,1 @@
-"""Image data: sources, their preparation as a Ray Data job, and the prepared format that workers map."""
+"""Data sets: preparing any source into memory-mapped shards, and reading them."""

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from trainer.config import DataConfig
-from trainer.data.info import MAX_REJECTED, SPLITS, DatasetInfo
-from trainer.settings import InputError
+from trainer.config.data import DataConfig
+from trainer.data.manifest import MAX_REJECTED, SPLITS, DatasetInfo
+from trainer.errors import InputError
 
 DESCRIPTION = """\
 Prepare images for training, as a Ray Data job on the cluster of RAY_ADDRESS or on a local one.
@@ -99,7 +99,7 @@ def _prepare(options: argparse.Namespace) -> int:
     source, dest = Store(data.source), Store(options.dest)
     if data.source != "digits" and f"{dest.url}/".startswith(f"{source.url}/"):
         raise InputError(f"DEST = {options.dest!r}: lies in SOURCE; allowed: another place")
-    from trainer.driver import RunFailed
+    from trainer.errors import RunFailed
 
     try:
         info = prepare_into(data, dest, look(data), options.max_rejected, lambda line: print(line, flush=True))

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import DataConfig
-from trainer.settings import InputError
+from trainer.config.data import DataConfig
+from trainer.errors import InputError
 
 
 @dataclass(frozen=True)

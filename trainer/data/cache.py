@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from trainer.data.info import Shard
+from trainer.data.manifest import Shard
 from trainer.data.store import Store
-from trainer.state import hold
+from trainer.files import hold
 
 DOWNLOADS = 4
 PATIENCE_S = 3600.0

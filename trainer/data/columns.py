@@ -5,8 +5,8 @@ from typing import Literal
 
 import pyarrow as pa
 
-from trainer.config import DataConfig
-from trainer.settings import InputError
+from trainer.config.data import DataConfig
+from trainer.errors import InputError
 
 LABEL_NAMES = ("label", "labels", "class", "target", "fine_label")
 NO_LABELS = "none"

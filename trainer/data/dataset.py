@@ -4,19 +4,15 @@ A run's sources are prepared once into storage/datasets/<plan>/, or used where t
 set on S3 the run's storage holds `dataset.json` alone, which says where the shards are; each node copies them once.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import DataConfig
 from trainer.data.cache import cached
-from trainer.data.info import FILE, DatasetInfo, parse
-from trainer.data.pixels import Pixels, map_shard, shard_pixels
-from trainer.data.sources import check_source, prepared_info
-from trainer.data.store import Store, is_s3
-from trainer.settings import InputError
+from trainer.data.manifest import FILE, DatasetInfo, parse
+from trainer.data.mapped_images import Pixels, map_shard, shard_pixels
 
 
 @dataclass(frozen=True)
@@ -57,34 +53,3 @@ def open_dataset(folder: Path) -> Dataset:
         InputError: it is of another format version.
     """
     return Dataset(folder, parse((folder / FILE).read_bytes(), str(folder)))
-
-
-def prepare(data: DataConfig, storage: Path) -> Dataset:
-    """The data set of a run: its source as it is prepared, or prepared now.
-
-    Raises:
-        InputError: the source is not there, is not images, or is prepared otherwise.
-    """
-    check_source(data)
-    info = prepared_info(data.source)
-    if info is None:
-        from trainer.data.prepare import look, prepare_into  # workers open data sets, and are started often
-
-        looked = look(data)
-        folder = storage / "datasets" / looked[1][:16]
-        info = prepare_into(data, Store(str(folder)), looked)
-    elif is_s3(data.source):
-        folder = storage / "datasets" / f"s3-{info.fingerprint[:16]}"
-        info = replace(info, location=Store(data.source).url)
-        Store(str(folder)).write(FILE, info.to_json().encode())
-    else:
-        folder = Path(data.source).absolute()
-        _check_whole(folder, info)
-    return Dataset(folder, replace(info, source=data.source))
-
-
-def _check_whole(folder: Path, info: DatasetInfo) -> None:
-    for shard in (shard for shards in info.shards.values() for shard in shards):
-        path = folder / shard.name
-        if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise InputError(f"{path}: not there or not whole; allowed: {shard.bytes} bytes, as {FILE} says")

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from trainer.config import DataConfig
+from trainer.config.data import DataConfig
 from trainer.data.columns import class_names, find_columns, label_kind
 from trainer.data.decode import SUFFIXES
-from trainer.data.info import check_no_columns
+from trainer.data.manifest import check_no_columns
 from trainer.data.store import Store
-from trainer.settings import InputError
+from trainer.errors import InputError
 
 FILES_PER_UNIT = 512
 ROWS_PER_BATCH = 256

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.config import DataConfig, canonical
+from trainer.config.data import DataConfig
+from trainer.config.run_config import canonical
 from trainer.data.arrays import load_array
+from trainer.data.dataset import Dataset
 from trainer.data.files import Source, find
-from trainer.data.info import FILE, FORMAT_VERSION, MAX_REJECTED, DatasetInfo, parse
-from trainer.data.sources import is_array
-from trainer.data.store import Store
+from trainer.data.manifest import FILE, FORMAT_VERSION, MAX_REJECTED, DatasetInfo, parse
+from trainer.data.sources import check_source, is_array, prepared_info
+from trainer.data.store import Store, is_s3
 from trainer.data.writer import Block, heldout_rows, write_dataset
-from trainer.settings import InputError
-from trainer.state import hold
+from trainer.errors import InputError
+from trainer.files import hold
 
 DECODER_VERSION = 1
 """Rises when the same source would give other pixels."""
@@ -86,7 +88,7 @@ def prepare_into(
         if found is None:
             info = _prepare_array(data, store, known)
         else:
-            from trainer.data.job import prepare_files
+            from trainer.data.ray_job import prepare_files
 
             folder = f"{PARTS}/{_parts_key(data, found)}"
             info = prepare_files(data, found, store, folder, known, max_rejected, say)
@@ -159,3 +161,34 @@ def _held(store: Store) -> Iterator[None]:
 
 def _digest(values: object) -> str:
     return hashlib.sha256(canonical(values).encode()).hexdigest()
+
+
+def prepare(data: DataConfig, storage: Path) -> Dataset:
+    """The data set of a run: its source as it is prepared, or prepared now.
+
+    Raises:
+        InputError: the source is not there, is not images, or is prepared otherwise.
+    """
+    check_source(data)
+    info = prepared_info(data.source)
+    if info is None:
+        # workers open data sets, and are started often
+
+        looked = look(data)
+        folder = storage / "datasets" / looked[1][:16]
+        info = prepare_into(data, Store(str(folder)), looked)
+    elif is_s3(data.source):
+        folder = storage / "datasets" / f"s3-{info.fingerprint[:16]}"
+        info = replace(info, location=Store(data.source).url)
+        Store(str(folder)).write(FILE, info.to_json().encode())
+    else:
+        folder = Path(data.source).absolute()
+        _check_whole(folder, info)
+    return Dataset(folder, replace(info, source=data.source))
+
+
+def _check_whole(folder: Path, info: DatasetInfo) -> None:
+    for shard in (shard for shards in info.shards.values() for shard in shards):
+        path = folder / shard.name
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise InputError(f"{path}: not there or not whole; allowed: {shard.bytes} bytes, as {FILE} says")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from trainer.config import DataConfig
-from trainer.data.info import FILE, DatasetInfo, check_agrees, check_no_columns, parse
-from trainer.settings import InputError
+from trainer.config.data import DataConfig
+from trainer.data.manifest import FILE, DatasetInfo, check_agrees, check_no_columns, parse
+from trainer.errors import InputError
 
 ALLOWED = (
     "digits; the path of a .npy or .parquet file, of a folder of images or of Parquet files, or of a prepared folder; "

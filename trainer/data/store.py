@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from trainer.settings import InputError
+from trainer.errors import InputError
 
 COPY_BYTES = 8 * 2**20
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import ipc
 
-from trainer.config import DataConfig
+from trainer.config.data import DataConfig
 from trainer.data.cache import file_sha256
-from trainer.data.info import FILE, SPLITS, DatasetInfo, Shard
+from trainer.data.manifest import FILE, SPLITS, DatasetInfo, Shard
 from trainer.data.store import Store
-from trainer.settings import InputError
+from trainer.errors import InputError
 
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 65536

@@ -1,1 +1,1 @@
-"""What a trained model is worth, measured on its package: the variational bound and the Frechet distance of samples."""
+"""Evaluation tasks: what a trained package is worth, in both views. Knows nothing of the training worker."""

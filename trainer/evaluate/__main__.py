@@ -1,6 +1,6 @@
 """`python -m trainer.evaluate`: score a model that there is, apart from its training.
 
-    MODEL -> package, data and settings (subject.py) -> blocks as Ray tasks (run.py) -> table, evaluation.json, pictures
+    MODEL -> package, data and settings (target.py) -> blocks as Ray tasks (evaluation.py) -> table, evaluation.json, pictures
 
 Imports of torch and Ray wait until work begins, so that --help answers at once.
 """
@@ -14,11 +14,13 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from trainer.config import EvaluationConfig, Extractor, Metric
-from trainer.data.info import DatasetInfo
-from trainer.evaluate.sizes import FEATURES
-from trainer.evaluate.subject import Recorded, Subject, find, with_options
-from trainer.settings import InputError
+from trainer.config.evaluation import EvaluationConfig, Extractor, Metric
+from trainer.config.load import default_storage, tracking_uri
+from trainer.config.run_config import RunConfig
+from trainer.data.manifest import DatasetInfo
+from trainer.errors import InputError
+from trainer.evaluate.extractors.dimensions import FEATURES
+from trainer.evaluate.target import Recorded, Subject, find, with_options
 
 EXAMPLES = f"""\
 examples:
@@ -84,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
     try:
-        subject = with_options(find(options.model, options.tracking_uri), options)
+        subject = with_options(find(options.model, options.tracking_uri, _registered), options)
         values = evaluate(subject, options.tasks, options.device)
     except ValidationError as error:
         problem = error.errors()[0]
@@ -98,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 1
     except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
-        from trainer.driver import last_line
+        from trainer.errors import last_line
 
         print(f"failed: {type(error).__name__}: {last_line(error)}", file=sys.stderr)
         return 1
@@ -115,9 +117,8 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> dict[
         InputError: the data do not fit the model, or nobody answers at RAY_ADDRESS.
     """
     from diffusion.package import verify_package
-    from trainer.checks import check_ray_address
-    from trainer.data.dataset import prepare
-    from trainer.driver import connect_ray
+    from trainer.data.prepare import prepare
+    from trainer.runtime.ray_cluster import check_ray_address, connect_ray
 
     check_ray_address()
     data = prepare(subject.data, subject.storage)
@@ -125,10 +126,10 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> dict[
     connect_ray()
     import ray
 
-    from trainer.evaluate.bar import Bar
-    from trainer.evaluate.report import write_report
-    from trainer.evaluate.run import Evaluation
-    from trainer.state import write_json
+    from trainer.evaluate.evaluation import Evaluation
+    from trainer.evaluate.report.html import write_report
+    from trainer.files import write_json
+    from trainer.runtime.progress_bar import Bar
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
@@ -163,7 +164,7 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> dict[
 
 def record(subject: Subject, recorded: Recorded, info: DatasetInfo, values: dict[str, Any]) -> None:
     """Put the evaluation into MLflow, or say why not: what was found is in its folder all the same."""
-    from trainer.tracking import log_standalone
+    from trainer.tracking.standalone import log_standalone
 
     config = subject.evaluation
     what = f"{config.seeds} x {config.samples}, {config.solver.kind}" if config.samples_images else "likelihoods"
@@ -172,7 +173,7 @@ def record(subject: Subject, recorded: Recorded, info: DatasetInfo, values: dict
             recorded.tracking_uri, recorded.run_id, f"evaluation: {subject.name}, {what}", info, values, subject.out
         )
     except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the evaluation itself is whole
-        from trainer.driver import last_line
+        from trainer.errors import last_line
 
         print(f"warning: MLflow at {recorded.tracking_uri}: {last_line(error)}", file=sys.stderr)
         print("  everything is kept here; the same command tries again", file=sys.stderr)
@@ -193,6 +194,17 @@ def table(config: EvaluationConfig, values: dict[str, Any]) -> str:
         lines.append(f"  {config.seeds} x {config.samples} samples, {config.solver.kind}; +- is a standard error")
     lines += [f"  note: {note}" for note in values.get("notes", [])]
     return "\n".join(lines)
+
+
+def _registered(name: str, alias: str, given: str | None) -> Subject:
+    from trainer.registry.models import fetch
+
+    storage = default_storage()
+    uri = tracking_uri(given, storage)
+    package, config_json, run_id = fetch(name, alias, uri, storage / "fetched")
+    config = RunConfig.model_validate_json(config_json)
+    recorded = Recorded(uri, run_id)
+    return Subject(f"{name}@{alias}", package, config.data, config.evaluation, Path(), storage, recorded)
 
 
 if __name__ == "__main__":

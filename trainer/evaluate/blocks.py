@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion.config import evaluations
-from trainer.config import EvaluationConfig
+from trainer.config.evaluation import EvaluationConfig
 
 Kind = Literal["samples", "vlb", "continuous_vlb", "nll", "denoising"]
 SIZES: dict[Kind, int] = {"samples": 128, "vlb": 32, "continuous_vlb": 32, "nll": 32, "denoising": 32}

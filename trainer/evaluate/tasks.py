@@ -1,5 +1,6 @@
 """What the evaluation's Ray tasks run. This module imports nothing heavy, so that `import_stack` does all of it."""
 
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +8,27 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.startup import import_stack
+from trainer.runtime.fast_import import NOT_NEEDED, quick_imports
 
 if TYPE_CHECKING:
     from trainer.evaluate.blocks import Block
-    from trainer.evaluate.shards import BlockEvaluator
+    from trainer.evaluate.evaluator import BlockEvaluator
+
+
+def import_stack(network: str, device: str) -> None:
+    """Import all that an evaluation task will want for this kind of network."""
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    with quick_imports(*NOT_NEEDED):
+        import trainer.evaluate.evaluator
+        import trainer.evaluate.extractors.classifier  # noqa: F401
+
+        if network == "unet":
+            import diffusers.models.unets.unet_2d
+        elif network == "dit":
+            import diffusers.models.transformers.dit_transformer_2d  # noqa: F401
+    if not gc.get_freeze_count():
+        gc.freeze()
 
 
 @dataclass(frozen=True)
@@ -47,9 +64,9 @@ class Work:
         import_stack(self.network, self.device)
         import torch
 
-        from trainer.config import EvaluationConfig
+        from trainer.config.evaluation import EvaluationConfig
         from trainer.data.dataset import open_dataset
-        from trainer.device import full_precision
+        from trainer.runtime.device import full_precision
 
         full_precision()
         torch.set_num_threads(self.threads)
@@ -79,7 +96,7 @@ def _evaluator(work: Work) -> "BlockEvaluator":
     config, data = work.begin()
     import torch
 
-    from trainer.evaluate.shards import BlockEvaluator
+    from trainer.evaluate.evaluator import BlockEvaluator
 
     return BlockEvaluator(work.package, config, data, torch.device(work.device))
 
@@ -89,7 +106,7 @@ def classifier(work: Work) -> None:
     config, data = work.begin()
     import torch
 
-    from trainer.evaluate.load import load_extractor
+    from trainer.evaluate.extractors.load import load_extractor
 
     torch.set_num_threads(1)  # one thread, so that one seed gives one extractor
     load_extractor("classifier", config, data, work.references)
@@ -98,8 +115,8 @@ def classifier(work: Work) -> None:
 def features(work: Work, extractor: str, digest: str, which: "Sequence[Block]", sets: Sequence[str]) -> None:
     """Features of blocks of samples, and of sets of images that they are compared with; keep them."""
     config, data = work.begin()
-    from trainer.evaluate.load import load_extractor
-    from trainer.evaluate.references import ReferenceCache
+    from trainer.evaluate.extractors.load import load_extractor
+    from trainer.evaluate.references.cache import ReferenceCache
 
     loaded: Any = load_extractor(extractor, config, data, work.references)  # type: ignore[arg-type]
     if loaded.sha256 != digest:
@@ -117,6 +134,6 @@ def features(work: Work, extractor: str, digest: str, which: "Sequence[Block]", 
 def views(work: Work, results: Path) -> dict[str, Any]:
     """Put both views together from what is kept; writes their files to `results`."""
     config, data = work.begin()
-    from trainer.evaluate.view import both_views
+    from trainer.evaluate.summarize import both_views
 
     return both_views(config, data, work.package, work.blocks, work.references, results)

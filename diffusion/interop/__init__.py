@@ -1,0 +1,1 @@
+"""diffusers' schedulers and folders, read and written."""

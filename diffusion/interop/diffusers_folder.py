@@ -1,0 +1,204 @@
+"""Hugging Face diffusers' folders as denoisers, and denoisers as folders that diffusers samples from identically.
+
+A folder is that of a DDPMPipeline (`unet/` and `scheduler/`), or a UNet2DModel's with scheduler_config.json in it or in
+a folder `scheduler` in it or beside it. Networks are told t - 1 here, which is diffusers' timestep, so a network's
+outputs are the same bit for bit; the chain is too, up to diffusers' float32. Only safetensors are read, never pickle,
+and nothing is fetched.
+"""
+# diffusers is partly typed:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import copy
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffusion.config import DdpmProcess, UNetConfig
+from diffusion.denoiser import Denoiser
+from diffusion.interop.diffusers_scheduler import read_scheduler, unsupported, write_scheduler
+from diffusion.network import UNet, build_unet
+from diffusion.prediction import Prediction
+from diffusion.process.sde import make_process
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
+INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler_config.json"
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+
+
+def load_diffusers(folder: Path, null_label: int | None = None) -> Denoiser:
+    """The denoiser of a diffusers folder, in evaluation mode on the CPU, float32.
+
+    Args:
+        folder: a pipeline's, or a UNet2DModel's with its scheduler's configuration.
+        null_label: the label of a class-conditional network that stands for none; diffusers' folders do not say. Where
+            there is none, every row needs a label.
+
+    Raises:
+        ValueError: a file that is missing or not safetensors, or a field that has no counterpart here; it names the
+            field, its value and what is allowed.
+    """
+    process, prediction = read_process(folder)
+    network = _load_unet(folder / "unet" if (folder / "unet").is_dir() else folder)
+    settings = network.model.config
+    channels = settings["in_channels"] * (2 if process.reverse_variance == "learned" else 1)
+    if settings["out_channels"] != channels:
+        raise unsupported(
+            "unet.out_channels",
+            settings["out_channels"],
+            f"{channels}, for scheduler.variance_type gives a reverse variance of {process.reverse_variance}",
+        )
+    labels = settings["num_class_embeds"] or 0
+    if null_label is not None and not 0 <= null_label < labels:
+        raise unsupported("null_label", null_label, f"below unet.num_class_embeds = {labels}")
+    return Denoiser(
+        network,
+        make_process(process),
+        prediction,
+        null_label=null_label,
+        needs_label=labels > 0 and null_label is None,
+    )
+
+
+def read_process(folder: Path) -> tuple[DdpmProcess, Prediction]:
+    """The chain of a diffusers folder, and what its network predicts.
+
+    Raises:
+        ValueError: as `load_diffusers`.
+    """
+    return read_scheduler(scheduler_fields(folder))
+
+
+def scheduler_fields(folder: Path) -> dict[str, Any]:
+    """The fields of a folder's scheduler_config.json.
+
+    Raises:
+        ValueError: there is none, or the folder is another pipeline's.
+    """
+    if (folder / INDEX).exists():
+        pipeline = _read_json(folder / INDEX).get("_class_name")
+        if pipeline not in PIPELINES:
+            raise unsupported(f"{folder / INDEX}: _class_name", pipeline, ", ".join(PIPELINES))
+    places = [folder / "scheduler", folder, folder.parent / "scheduler"]
+    for place in places:
+        if (place / SCHEDULER_CONFIG).exists():
+            return _read_json(place / SCHEDULER_CONFIG)
+    raise ValueError(f"{folder}: no {SCHEDULER_CONFIG}; allowed: one in {', '.join(map(str, places))}")
+
+
+def save_diffusers(denoiser: Denoiser, folder: Path) -> None:
+    """Write a DDPMPipeline folder that samples as `ancestral` over all T steps does here; over fewer with beta-tilde.
+
+    A DDIMScheduler made of its configuration samples as `ddim` with timestep_spacing = trailing.
+
+    A `score` network is written with its last convolution's sign changed, which makes it an epsilon network exactly.
+    diffusers has no field for the null label of a class-conditional network; it is the last of `num_class_embeds`.
+
+    Raises:
+        ValueError: a network that is no UNet, or a process or prediction that diffusers has not.
+    """
+    from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    network = denoiser.network
+    if not isinstance(network, UNet):
+        raise unsupported("network.kind", type(network).__name__, "unet, since diffusers' DDPMPipeline has no other")
+    arguments = write_scheduler(denoiser)
+    model = network.model if denoiser.prediction != "score" else _negated(network.model)
+    DDPMPipeline(unet=model, scheduler=DDPMScheduler(**arguments)).save_pretrained(folder)
+
+
+def unet_config(model: "UNet2DModel") -> tuple[UNetConfig, tuple[int, int, int]]:
+    """The configuration here, and the image shape, that build a UNet2DModel like this one.
+
+    Raises:
+        ValueError: an architecture that `network.kind = unet` has not, or a model that does not say its image size.
+    """
+    theirs = dict(model.config)
+    size, labels = theirs["sample_size"], theirs["num_class_embeds"]
+    if size is None:
+        raise unsupported("unet.sample_size", size, "the height and width of the images")
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (theirs["in_channels"], height, width)
+    config = UNetConfig(
+        channels=tuple(theirs["block_out_channels"]),
+        attention=tuple(kind.startswith("Attn") for kind in theirs["down_block_types"]),
+        layers_per_block=theirs["layers_per_block"],
+        norm_groups=theirs["norm_num_groups"],
+        dropout=theirs["dropout"],
+        classes=labels - 1 if labels else 0,
+    )
+    with torch.device("meta"):
+        ours = dict(build_unet(config, shape, theirs["out_channels"]).model.config)
+    for name in inspect.signature(type(model).__init__).parameters:
+        if name in ours and name != "sample_size" and _plain(theirs[name]) != _plain(ours[name]):
+            raise unsupported(f"unet.{name}", theirs[name], f"{ours[name]}, as network.kind = unet has it")
+    return config, shape
+
+
+def _plain(value: object) -> object:
+    """JSON's own form of a value, which has no tuples."""
+    return json.loads(json.dumps(value))
+
+
+def _load_unet(folder: Path) -> UNet:
+    """The UNet2DModel of a folder; its files may not add, lack or reshape a weight."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    _check_unet(_read_json(folder / CONFIG), UNet2DModel)
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder}: no {WEIGHTS}; allowed: safetensors only, since other formats are pickles")
+    options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
+    try:
+        loaded: Any = UNet2DModel.from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: not a UNet2DModel's folder: {error}") from error
+    model, report = loaded
+    if wrong := {name: keys for name, keys in report.items() if keys}:
+        raise ValueError(f"{folder / WEIGHTS}: weights do not fit the network of {CONFIG}: {wrong}")
+    # tensors mapped from a file need not be aligned in memory, and some kernels round otherwise where they are not
+    return UNet(copy.deepcopy(model)).eval()
+
+
+def _check_unet(fields: dict[str, Any], model_type: "type[UNet2DModel]") -> None:
+    """Refuse a configuration whose network is not a function of (x, float time, int label) that diffusers knows."""
+    if fields.get("_class_name") != model_type.__name__:
+        raise unsupported("unet._class_name", fields.get("_class_name"), model_type.__name__)
+    known = inspect.signature(model_type.__init__).parameters
+    for name, value in fields.items():
+        if not name.startswith("_") and name not in known:
+            raise unsupported(f"unet.{name}", value, f"the fields of this diffusers' {model_type.__name__}")
+    if (kind := fields.get("time_embedding_type", "positional")) != "positional":
+        raise unsupported("unet.time_embedding_type", kind, "positional")
+    if (kind := fields.get("class_embed_type")) is not None:
+        raise unsupported("unet.class_embed_type", kind, "null")
+
+
+def _negated(model: "UNet2DModel") -> "UNet2DModel":
+    """A copy whose prediction has the other sign; what comes with it for a learned variance stays."""
+    if "SkipUpBlock2D" in model.config["up_block_types"]:
+        raise unsupported("objective.prediction", "score", "another, since SkipUpBlock2D adds to the last convolution")
+    model = copy.deepcopy(model)
+    channels = model.config["in_channels"]
+    with torch.no_grad():
+        model.conv_out.weight[:channels].neg_()
+        assert model.conv_out.bias is not None, "UNet2DModel's last convolution has one"
+        model.conv_out.bias[:channels].neg_()
+    return model
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: missing") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: holds no fields")
+    return fields

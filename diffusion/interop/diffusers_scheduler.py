@@ -1,0 +1,190 @@
+"""diffusers' scheduler_config.json as a chain and a prediction, and back.
+
+diffusers counts timesteps 0..T - 1 where this house counts t = 1..T, and every scheduler of its chain shares these
+fields: `num_train_timesteps`; betas by `trained_betas`, or by `beta_schedule` from `beta_start` to `beta_end`, which it
+takes as they are where this house scales them by 1000 / T; `rescale_betas_zero_snr`; `prediction_type`. DDPM's own is
+`variance_type`, the Sigma_theta of equation (6); without it the chain gets beta-tilde, which is DDPM's default. What
+else there is says how to sample, which is a solver's business here.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from diffusion.config import (
+    CosineSchedule,
+    DdpmProcess,
+    LinearSchedule,
+    ScaledLinearSchedule,
+    ScheduleConfig,
+    SigmoidSchedule,
+    TableSchedule,
+)
+from diffusion.denoiser import Denoiser
+from diffusion.prediction import Prediction
+from diffusion.process.kernels import transition_variance
+from diffusion.process.sde import Chain
+from diffusion.tensors import numbers
+
+Fields = Mapping[str, Any]
+Choice = TypeVar("Choice")
+ReverseVariance = Literal["beta", "beta_tilde", "learned"]
+
+DDPM_ENDS, KARRAS_ENDS = (1e-4, 0.02), (0.00085, 0.012)
+DEFAULT_ENDS = {  # beta_start and beta_end of a file that lacks them
+    "DDPMScheduler": DDPM_ENDS,
+    "DDIMScheduler": DDPM_ENDS,
+    "PNDMScheduler": DDPM_ENDS,
+    "DPMSolverMultistepScheduler": DDPM_ENDS,
+    "DPMSolverSinglestepScheduler": DDPM_ENDS,
+    "DEISMultistepScheduler": DDPM_ENDS,
+    "UniPCMultistepScheduler": DDPM_ENDS,
+    "EulerDiscreteScheduler": DDPM_ENDS,
+    "EulerAncestralDiscreteScheduler": DDPM_ENDS,
+    "LMSDiscreteScheduler": DDPM_ENDS,
+    "HeunDiscreteScheduler": KARRAS_ENDS,
+    "KDPM2DiscreteScheduler": KARRAS_ENDS,
+    "KDPM2AncestralDiscreteScheduler": KARRAS_ENDS,
+}
+BETA_SCHEDULES = {
+    "linear": LinearSchedule,
+    "scaled_linear": ScaledLinearSchedule,
+    "sigmoid": SigmoidSchedule,
+    "squaredcos_cap_v2": CosineSchedule,
+}
+PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+PREDICTION_TYPES = {"epsilon": "epsilon", "score": "epsilon", "x0": "sample", "v": "v_prediction"}
+REVERSE_VARIANCES: dict[str, ReverseVariance] = {  # `learned` is the variance itself, not a share between two
+    "fixed_small": "beta_tilde",
+    "fixed_small_log": "beta_tilde",
+    "fixed_large": "beta",
+    "fixed_large_log": "beta",
+    "learned_range": "learned",
+}
+VARIANCE_TYPES = {"beta": "fixed_large", "beta_tilde": "fixed_small", "learned": "learned_range"}
+
+
+def unsupported(field: str, value: object, allowed: str) -> ValueError:
+    """The error that names a field, its value, and what is allowed."""
+    return ValueError(f"{field} = {value}; allowed: {allowed}")
+
+
+def read_scheduler(fields: Fields) -> tuple[DdpmProcess, Prediction]:
+    """The chain and the meaning of the network's output that a scheduler's configuration states.
+
+    Args:
+        fields: of scheduler_config.json.
+
+    Raises:
+        ValueError: a field that has no counterpart here; it names the field, its value and what is allowed.
+    """
+    ends = _choice(fields, "_class_name", "", DEFAULT_ENDS)
+    if fields.get("use_flow_sigmas", False):
+        raise unsupported("scheduler.use_flow_sigmas", True, "false, since a flow is not a chain of betas")
+    if (kind := fields.get("timestep_type", "discrete")) != "discrete":
+        raise unsupported("scheduler.timestep_type", kind, "discrete")
+    prediction = _choice(fields, "prediction_type", "epsilon", PREDICTIONS)
+    steps = fields.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or steps < 2:
+        raise unsupported("scheduler.num_train_timesteps", steps, "a whole number from 2")
+    schedule = _schedule(fields, ends, steps)
+    if schedule.zero_terminal_snr and prediction == "epsilon":
+        raise unsupported("scheduler.prediction_type", "epsilon", "sample, v_prediction where the terminal SNR is zero")
+    variance = _reverse_variance(fields)
+    return DdpmProcess(num_train_timesteps=steps, schedule=schedule, reverse_variance=variance), prediction
+
+
+def _choice(fields: Fields, name: str, default: str, choices: Mapping[str, Choice]) -> Choice:
+    value = fields.get(name, default)
+    if not isinstance(value, str) or value not in choices:
+        raise unsupported(f"scheduler.{name}", value, ", ".join(choices))
+    return choices[value]
+
+
+def _reverse_variance(fields: Fields) -> ReverseVariance:
+    # the null of other schedulers says only that the network gives no variance
+    if fields["_class_name"] != "DDPMScheduler" and fields.get("variance_type") is None:
+        return "beta_tilde"
+    return _choice(fields, "variance_type", "fixed_small", REVERSE_VARIANCES)
+
+
+def _schedule(fields: Fields, ends: tuple[float, float], steps: int) -> ScheduleConfig:
+    zero_terminal_snr = bool(fields.get("rescale_betas_zero_snr", False))
+    table = fields.get("trained_betas")
+    if table is not None:
+        return _table(table, steps, zero_terminal_snr)
+    kind = _choice(fields, "beta_schedule", "linear", BETA_SCHEDULES)
+    if issubclass(kind, CosineSchedule):
+        return CosineSchedule(zero_terminal_snr=zero_terminal_snr)
+    start = _beta(fields, "beta_start", ends[0], steps)
+    end = _beta(fields, "beta_end", ends[1], steps)
+    return kind(beta_start=start, beta_end=end, zero_terminal_snr=zero_terminal_snr)
+
+
+def _beta(fields: Fields, name: str, default: float, steps: int) -> float:
+    """An end of the betas, as it is given for T = 1000 here."""
+    value = fields.get(name, default)
+    below = 1000 / max(1000, steps)
+    if not isinstance(value, int | float) or not 0 < value < below:
+        raise unsupported(f"scheduler.{name}", value, f"between 0 and {below:g} with {steps} steps, or trained_betas")
+    return value * steps / 1000
+
+
+def _table(values: object, steps: int, zero_terminal_snr: bool) -> TableSchedule:
+    """Betas as they are; a last one of 1 is a terminal SNR of zero."""
+    table = cast(list[object], values) if isinstance(values, list) else []
+    if len(table) != steps or not all(isinstance(beta, int | float) for beta in table):
+        allowed = f"null or a list of num_train_timesteps = {steps} numbers"
+        raise unsupported("scheduler.trained_betas", f"{len(table)} entries", allowed)
+    betas = torch.tensor(table, dtype=torch.float64)
+    if betas[-1] == 1:
+        betas, zero_terminal_snr = _with_terminal_snr(betas), True
+    try:
+        return TableSchedule(betas=tuple(numbers(betas)), zero_terminal_snr=zero_terminal_snr)
+    except ValidationError as error:
+        beta = error.errors()[0]["input"]
+        raise unsupported("a beta of scheduler.trained_betas", beta, "above 0 and below 1; the last may be 1") from None
+
+
+def _with_terminal_snr(betas: Tensor) -> Tensor:
+    """Betas below 1 that `betas.rescale_to_zero_terminal_snr` turns into these, whose last is 1.
+
+    It maps alpha_t to (alpha_t - alpha_T) alpha_1 / (alpha_1 - alpha_T), whose inverse leaves alpha_T free.
+    """
+    alpha = torch.exp(torch.log1p(-betas).cumsum(0) / 2)
+    last = alpha[-2] / 2
+    alpha = last + alpha * (alpha[0] - last) / alpha[0]
+    a = torch.cat([torch.ones(1, dtype=torch.float64), alpha**2])
+    return 1 - a[1:] / a[:-1]
+
+
+def write_scheduler(denoiser: Denoiser) -> dict[str, Any]:
+    """The arguments of a diffusers DDPMScheduler for a denoiser's chain.
+
+    Betas are written as a table, and estimates of x_0 are clipped to [-1, 1], as every solver here does unless told
+    otherwise. `trailing` timesteps are this house's `uniform`, but where they skip steps DDPMScheduler adds noise to
+    the image itself; beta-tilde's is zero there, and the other variances get `leading`, diffusers' default, instead.
+
+    Raises:
+        ValueError: a process or a prediction that diffusers has not.
+    """
+    process, prediction = denoiser.process, denoiser.prediction
+    if not isinstance(process, Chain):
+        allowed = "ddpm, since diffusers' schedulers are chains of betas"
+        raise unsupported("process.kind", type(process).__name__.lower(), allowed)
+    if prediction not in PREDICTION_TYPES:
+        reason = "diffusers' chains show the network x_t itself, not c_in x_t / alpha_t"
+        raise unsupported("objective.prediction", prediction, f"{', '.join(PREDICTION_TYPES)}, since {reason}")
+    times = process.step_times()
+    return {
+        "num_train_timesteps": process.num_steps,
+        "trained_betas": numbers(transition_variance(process, times[:-1], times[1:])),
+        "prediction_type": PREDICTION_TYPES[prediction],
+        "variance_type": VARIANCE_TYPES[process.reverse_variance],
+        "timestep_spacing": "trailing" if process.reverse_variance == "beta_tilde" else "leading",
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+    }

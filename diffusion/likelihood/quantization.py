@@ -1,0 +1,85 @@
+"""The 256 levels of 8-bit data in [-1, 1], continuous data made of them, and what a likelihood refuses to score.
+
+Level p in 0..255 is x_0 = 2 p / 255 - 1. The two variational bounds are on the probability P(p) of the levels; a
+density needs continuous data, y = 2 (p + u) / 256 - 1 with u uniform on [0, 1), whose bins are 2 / 256 wide (Theis et
+al. 2016):
+
+    -log P(p) <= E_u[-log p(y)] + D log(256 / 2), and so bits/dim = E_u[-log p(y)] / (D ln 2) + 7.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+LEVELS = 256
+OFFSET = math.log2(LEVELS) - 1  # bits/dim: the data span 2, not 256
+ON_A_LEVEL = 1e-3  # of the distance between two; float32 puts a level within 2e-5 of it
+FIX = "scale 8-bit pixels p as 2 p / 255 - 1 (diffusion.images.to_model_range)"
+
+
+def dequantise(x_0: Tensor, u: Tensor) -> Tensor:
+    """y = 2 (p + u) / 256 - 1 of the levels p of x_0, for u uniform on [0, 1); float64, the shape of x_0.
+
+    Raises:
+        ValueError: data that are not on the levels.
+    """
+    require_levels(x_0)
+    return 2 * (level_index(x_0) + u.to(torch.float64)) / LEVELS - 1
+
+
+def level_index(x_0: Tensor) -> Tensor:
+    """The nearest level p of each value, int64."""
+    return torch.round(_position(x_0)).long()
+
+
+def level_values(like: Tensor) -> Tensor:
+    """All levels, float64 [256], on the device of `like`."""
+    return torch.arange(LEVELS, dtype=torch.float64, device=like.device) * (2 / (LEVELS - 1)) - 1
+
+
+def require_levels(x_0: Tensor) -> None:
+    """Refuse data of which the discrete probability has no meaning.
+
+    Raises:
+        ValueError: a value that is not finite, beyond [-1, 1] or between two levels.
+    """
+    _require_range(x_0, 0.0)
+    off = ~_on_levels(x_0)
+    if off.any():
+        raise ValueError(
+            f"data hold {float(x_0[off][0]):.6g}, between two of the 256 levels of [-1, 1]; allowed: the levels: "
+            f"{FIX}; continuous data have a density instead (diffusion.likelihood.ode)"
+        )
+
+
+def require_dequantised(x: Tensor) -> None:
+    """Refuse data of which the density has no meaning, or not that of images in [-1, 1].
+
+    Raises:
+        ValueError: a value that is not finite or beyond [-1, 1], no value below 0 anywhere, or a row all on the levels.
+    """
+    _require_range(x, 2 / LEVELS)
+    if x.numel() and float(x.min()) >= 0:
+        raise ValueError(f"data range over [{float(x.min()):.4g}, {float(x.max()):.4g}]; allowed: [-1, 1]: {FIX}")
+    if _on_levels(x).flatten(1).all(1).any():
+        raise ValueError(
+            "data on the 256 levels have no density, and a flexible model's would be infinite; allowed: dequantised "
+            "data: diffusion.likelihood.quantization.dequantise(x_0, u), u uniform on [0, 1)"
+        )
+
+
+def _require_range(x: Tensor, slack: float) -> None:
+    if not x.isfinite().all():
+        raise ValueError("data hold NaN or infinity; allowed: numbers in [-1, 1]")
+    if x.numel() and float(x.abs().max()) > 1 + slack + 1e-5:
+        raise ValueError(f"data range over [{float(x.min()):.4g}, {float(x.max()):.4g}]; allowed: [-1, 1]: {FIX}")
+
+
+def _position(x: Tensor) -> Tensor:
+    return (x.to(torch.float64) + 1) * ((LEVELS - 1) / 2)
+
+
+def _on_levels(x: Tensor) -> Tensor:
+    position = _position(x)
+    return (position - torch.round(position)).abs() < ON_A_LEVEL

@@ -1,0 +1,73 @@
+"""From a schedule's configuration to the schedule."""
+# torch.special has no type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import torch
+
+from diffusion.config import (
+    CosineSchedule,
+    EdmSchedule,
+    GeometricSchedule,
+    LaplaceSchedule,
+    LearnedSchedule,
+    LinearSchedule,
+    QuadraticSchedule,
+    ScaledLinearSchedule,
+    ScheduleConfig,
+    SigmoidSchedule,
+    TableSchedule,
+)
+from diffusion.process.schedule import (
+    Cosine,
+    LaplaceQuantile,
+    LinearBeta,
+    LinearLogSnr,
+    LogNormalQuantile,
+    QuadraticBeta,
+    Schedule,
+    SigmoidBeta,
+    Table,
+)
+
+BetaSchedules = (
+    LinearSchedule | QuadraticSchedule | ScaledLinearSchedule | SigmoidSchedule | CosineSchedule | TableSchedule
+)
+
+
+def make_schedule(config: ScheduleConfig, highest: float, lowest: float) -> Schedule:
+    """The schedule in continuous time that a configuration names.
+
+    Args:
+        config: its kind and settings.
+        highest: log-SNR at the start of a schedule that runs between two ends (`geometric`, `learned`).
+        lowest: at its end.
+    """
+    match config:
+        case LaplaceSchedule(mean=mean, scale=scale):
+            return LaplaceQuantile(mean, scale)
+        case EdmSchedule(p_mean=p_mean, p_std=p_std):
+            return LogNormalQuantile(p_mean, p_std)
+        case GeometricSchedule():
+            return LinearLogSnr(highest, lowest)
+        case LearnedSchedule(width=width):
+            from diffusion.process.learned_schedule import LearnedLogSnr
+
+            return LearnedLogSnr(width, highest, lowest)
+        case _:
+            return _schedule_of_betas(config)
+
+
+def _schedule_of_betas(config: BetaSchedules) -> Schedule:
+    """What DDPM's betas go to as T grows; a table keeps its steps."""
+    match config:
+        case LinearSchedule(beta_start=start, beta_end=end):
+            return LinearBeta(1000 * start, 1000 * end)
+        case QuadraticSchedule(beta_start=start, beta_end=end) | ScaledLinearSchedule(beta_start=start, beta_end=end):
+            return QuadraticBeta(1000 * start, 1000 * end)
+        case SigmoidSchedule(beta_start=start, beta_end=end):
+            return SigmoidBeta(1000 * start, 1000 * end)
+        case CosineSchedule(s=s):
+            return Cosine(s)
+        case _:  # a table
+            log_a = torch.log1p(-torch.tensor(config.betas, dtype=torch.float64)).cumsum(0)
+            return Table(torch.cat([torch.zeros(1, dtype=torch.float64), log_a]))

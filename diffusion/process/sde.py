@@ -1,0 +1,284 @@
+"""Forward processes: what noise does to data, in discrete and in continuous time.
+
+    x_t = alpha_t x_0 + sigma_t eps,   dx = f(t) x dt + g(t) dw          equations (4) and (9)
+
+All are linear, so with log_snr = log(alpha_t^2 / sigma_t^2) the drift is f = d log(alpha) / dt and, for every one of
+them, g^2 = -sigma_t^2 d log_snr / dt. A process is a schedule (log-SNR over time, `schedule.py`) and a rule that makes
+alpha and sigma of log-SNR; solvers and likelihoods need no more. Time t is a float64 or int64 tensor on the CPU; t = 0
+is data.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from diffusion.config import DdpmProcess, ProcessConfig, ProcessOptions, SubVpProcess, VeProcess, VpProcess
+from diffusion.process.betas import betas
+from diffusion.process.make_schedule import make_schedule
+from diffusion.process.schedule import Schedule, Table, softplus
+from diffusion.tensors import numbers
+
+
+class Process(ABC):
+    """A forward process.
+
+    Attributes:
+        num_steps: T, the steps of its chain; networks are told times on the scale of 0..T.
+        t_min: the time of the least noise that networks see; t = 0 itself is data.
+        t_max: the time of the most noise, where generation starts.
+        prior_std: standard deviation of the prior p(x_T) = N(0, prior_std^2 I).
+        reverse_variance: Sigma_theta of equation (6): `beta`, `beta_tilde` or `learned`.
+        schedule: log-SNR of the variance-preserving process over t in [0, 1].
+    """
+
+    num_steps: int
+    t_min: float
+    t_max: float
+    prior_std: float = 1.0
+    reverse_variance: str = "beta"
+    schedule: Schedule
+
+    @abstractmethod
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2), float64; +inf at t = 0."""
+
+    @abstractmethod
+    def slope(self, t: Tensor) -> Tensor:
+        """The derivative of log_snr in t, for t > 0."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The t with this log-SNR, within [t_min, t_max]."""
+
+    def log_alpha_at(self, log_snr: Tensor) -> Tensor:
+        """log(alpha) where log-SNR is given: log sigmoid(log_snr) / 2 in a variance-preserving process."""
+        return logsigmoid(log_snr) / 2
+
+    def log_alpha_slope_at(self, log_snr: Tensor) -> Tensor:
+        """d log(alpha) / d log_snr where log-SNR is given: sigma^2 / 2 in a variance-preserving process."""
+        return torch.sigmoid(-log_snr) / 2
+
+    def alpha_at(self, log_snr: Tensor) -> Tensor:
+        """Alpha where log-SNR is given."""
+        return torch.exp(self.log_alpha_at(log_snr))
+
+    def sigma_at(self, log_snr: Tensor) -> Tensor:
+        """Sigma = alpha exp(-log_snr / 2) where log-SNR is given: sqrt(sigmoid(-log_snr)) if variance-preserving."""
+        return torch.exp(logsigmoid(-log_snr) / 2)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """alpha_t, the coefficient of x_0 in equation (4), float64."""
+        return self.alpha_at(self.log_snr(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sigma_t, the coefficient of eps in equation (4), float64."""
+        return self.sigma_at(self.log_snr(t))
+
+    def drift(self, t: Tensor) -> Tensor:
+        """f(t) = d log(alpha) / dt of equation (9), for t > 0; for `vp` -beta(t) / 2."""
+        return self.log_alpha_slope_at(self.log_snr(t)) * self.slope(t)
+
+    def squared_diffusion(self, t: Tensor) -> Tensor:
+        """g(t)^2 = -sigma_t^2 d log_snr / dt of equation (9), for t > 0; for `vp` beta(t)."""
+        return -(self.sigma(t) ** 2) * self.slope(t)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What a network is told of t, float64 on the scale of 0..T."""
+        return self.num_steps * self.schedule.progress(t)
+
+    def time_at(self, share: Tensor) -> Tensor:
+        """The time a share in [0, 1) of the way from t_min to t_max; in a chain the whole steps are equally likely."""
+        return self.t_min + share * (self.t_max - self.t_min)
+
+    def step_times(self) -> Tensor:
+        """The times of a chain of T steps, float64 [T + 1]; entry 0 is data."""
+        times = torch.linspace(self.t_min, self.t_max, self.num_steps, dtype=torch.float64)
+        return torch.cat([torch.zeros(1, dtype=torch.float64), times])
+
+
+class Chain(Process):
+    """DDPM's chain, equations (1)-(4): t = 0..T counts its steps, log(alpha^2) is linear between them.
+
+    Networks are told t - 1, as diffusers' networks are.
+
+    Args:
+        betas: beta_1..beta_T, index 0 is t = 1.
+        reverse_variance: Sigma_theta of equation (6).
+
+    Raises:
+        ValueError: a beta outside (0, 1); the last may be 1, a terminal SNR of zero.
+    """
+
+    def __init__(self, betas: Tensor, reverse_variance: str = "beta") -> None:
+        """Build the tables."""
+        betas = betas.to(torch.float64)
+        if not bool(((betas[:-1] > 0) & (betas[:-1] < 1)).all() and 0 < betas[-1] <= 1):
+            raise ValueError(
+                f"process.schedule: betas must lie in (0, 1), so that log-SNR falls; got {float(betas.min()):.4g} to "
+                f"{float(betas.max()):.4g}: change the schedule's ends, or bring process.log_snr_max and log_snr_min "
+                "closer together"
+            )
+        self.num_steps = len(betas)
+        self.t_min, self.t_max = 1.0, float(self.num_steps)
+        self.reverse_variance = reverse_variance
+        table = Table(torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)]))
+        self.schedule = self._table = table
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Of the table, interpolated."""
+        return self._table.log_snr_at(t)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """Per step."""
+        return self._table.slope_at(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """In steps."""
+        return self._table.step(log_snr).clamp(self.t_min, self.t_max)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The index of step t in DDPM's arrays, t - 1."""
+        return t - 1
+
+    def time_at(self, share: Tensor) -> Tensor:
+        """floor(T share) + 1."""
+        return torch.floor(share * self.num_steps) + 1
+
+    def step_times(self) -> Tensor:
+        """0, 1, ..., T."""
+        return torch.arange(self.num_steps + 1, dtype=torch.float64)
+
+
+class Continuous(Process):
+    """A process in continuous time, from log_snr_max at t_min to log_snr_min at t_max <= 1.
+
+    Args:
+        config: the process.
+        schedule: log-SNR of the variance-preserving process.
+
+    Raises:
+        ValueError: log-SNR does not fall between the two ends.
+    """
+
+    def __init__(self, config: ProcessOptions, schedule: Schedule) -> None:
+        self.num_steps = config.num_train_timesteps
+        self.schedule = schedule
+        ends = torch.tensor([config.log_snr_max, config.log_snr_min], dtype=torch.float64)
+        with torch.no_grad():
+            self.t_min, self.t_max = (float(t) for t in schedule.time(self._schedule_log_snr(ends)))
+            self._check_falling()
+
+    def _check_falling(self) -> None:
+        log_snr = self.log_snr(self.step_times()[1:])
+        if not bool(log_snr.isfinite().all() and (log_snr.diff() < 0).all()):
+            raise ValueError(
+                f"process.schedule: log-SNR must fall, finite; over t = {self.t_min:.4g} to {self.t_max:.4g} it "
+                f"goes from {float(log_snr[0]):.4g} to {float(log_snr[-1]):.4g}: bring process.log_snr_max and "
+                "log_snr_min closer together, or widen the schedule"
+            )
+
+    def _own_log_snr(self, log_snr: Tensor) -> Tensor:
+        """This process's log-SNR where that of the variance-preserving one is given."""
+        return log_snr
+
+    def _schedule_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `_own_log_snr`."""
+        return log_snr
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """From the schedule; +inf at t = 0."""
+        t = t.double()
+        return torch.where(t > 0, self._own_log_snr(self.schedule.log_snr(t.clamp(min=1e-300))), math.inf)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """From the schedule."""
+        return self.schedule.slope(t.double())
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """From the schedule."""
+        return self.schedule.time(self._schedule_log_snr(log_snr)).clamp(self.t_min, self.t_max)
+
+
+class Vp(Continuous):
+    """The variance-preserving SDE, equation (12): f = -beta(t) / 2, g^2 = beta(t)."""
+
+
+class SubVp(Continuous):
+    """The sub-VP SDE (Song et al. 2021, equation 29): alpha_t of the VP SDE, sigma_t = 1 - alpha_t^2 the square of its.
+
+    f = -beta(t) / 2, g^2 = beta(t) (1 - alpha_t^4).
+    """
+
+    def _own_log_snr(self, log_snr: Tensor) -> Tensor:
+        """log(a) - 2 log(1 - a), a = alpha_t^2."""
+        return log_snr + softplus(log_snr)
+
+    def _schedule_log_snr(self, log_snr: Tensor) -> Tensor:
+        return sub_vp_to_vp(log_snr)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """(1 + a) times the schedule's."""
+        return super().slope(t) * (1 + torch.sigmoid(self.schedule.log_snr(t.double())))
+
+    def log_alpha_at(self, log_snr: Tensor) -> Tensor:
+        """Half of log(a), a the smaller root of a / (1 - a)^2 = SNR."""
+        inverse = torch.exp(-log_snr)
+        return -torch.log1p(inverse / 2 + torch.sqrt(inverse + inverse**2 / 4)) / 2
+
+    def log_alpha_slope_at(self, log_snr: Tensor) -> Tensor:
+        """(1 - a) / (2 (1 + a))."""
+        log_a = 2 * self.log_alpha_at(log_snr)
+        return -torch.expm1(log_a) / (2 * (1 + torch.exp(log_a)))
+
+    def sigma_at(self, log_snr: Tensor) -> Tensor:
+        """Alpha exp(-log_snr / 2)."""
+        return torch.exp(self.log_alpha_at(log_snr) - log_snr / 2)
+
+
+def sub_vp_to_vp(log_snr: Tensor) -> Tensor:
+    """log(a / (1 - a)) where log(a / (1 - a)^2) is given."""
+    inverse = torch.exp(-log_snr)
+    return (log_snr - torch.log1p(inverse / 2 + torch.sqrt(inverse + inverse**2 / 4))) / 2
+
+
+class Ve(Continuous):
+    """The variance-exploding SDE (Song et al. 2021): alpha_t = 1, f = 0, g^2 = d sigma_t^2 / dt."""
+
+    def __init__(self, config: ProcessOptions, schedule: Schedule) -> None:
+        super().__init__(config, schedule)
+        with torch.no_grad():
+            self.prior_std = float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
+
+    def log_alpha_at(self, log_snr: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(log_snr)
+
+    def log_alpha_slope_at(self, log_snr: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(log_snr)
+
+    def sigma_at(self, log_snr: Tensor) -> Tensor:
+        """exp(-log_snr / 2), the edm_sigma."""
+        return torch.exp(-log_snr / 2)
+
+
+CONTINUOUS: dict[type[ProcessOptions], type[Continuous]] = {VpProcess: Vp, SubVpProcess: SubVp, VeProcess: Ve}
+
+
+def make_process(config: ProcessConfig) -> Process:
+    """The process that a configuration names.
+
+    Raises:
+        ValueError: betas outside (0, 1), or a log-SNR that does not fall.
+    """
+    if isinstance(config, DdpmProcess):
+        return Chain(betas(config), config.reverse_variance)
+    ends = torch.tensor([config.log_snr_max, config.log_snr_min], dtype=torch.float64)
+    if isinstance(config, SubVpProcess):
+        ends = sub_vp_to_vp(ends)
+    process = CONTINUOUS[type(config)](config, make_schedule(config.schedule, *numbers(ends)))
+    process.reverse_variance = config.reverse_variance
+    return process

@@ -1,0 +1,35 @@
+"""Statement 16: post-hoc EMA."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from diffusion import ema
+from diffusion.verify.statements.check import Check
+
+
+def posthoc_ema(quick: bool) -> Iterator[Check]:
+    """Statement 16: two tracks (sigma_rel 0.05, 0.10), 16 even snapshots each, stand for other widths at their end.
+
+    A track of the rows of the identity is its own profile, so the recursion's profiles are put together and held
+    against the power function's; the closed form must give the same error.
+    """
+    steps = 400 if quick else 1600
+    every = steps // 16
+    tracks = [ema.gamma_from_sigma_rel(sigma_rel) for sigma_rel in (0.05, 0.10)]
+    profiles = np.concatenate([ema.track(np.eye(steps), gamma, every) for gamma in tracks])
+    snapshots = np.tile(np.arange(every, steps + 1, every), 2), np.repeat(tracks, 16)
+    for sigma_rel, expected, tolerance in (
+        (0.06, 0.0, 0.01),
+        (0.075, 0.0, 0.01),
+        (0.12, 0.0, 0.01),
+        (0.15, 0.0, 0.01),
+        (0.20, 0.023, 0.0005),
+    ):
+        gamma = ema.gamma_from_sigma_rel(sigma_rel)
+        weights = ema.posthoc_weights(*snapshots, steps, gamma)
+        target = ema.step_weights(steps, gamma)
+        found = float(np.linalg.norm(weights @ profiles - target) / np.linalg.norm(target))
+        closed = ema.reconstruction_error(weights, *snapshots, steps, gamma)
+        yield Check(f"sigma_rel {sigma_rel}: L2 error of the recursion's profile", found, expected, tolerance)
+        yield Check(f"sigma_rel {sigma_rel}: that in closed form over it", closed / found, 1.0, 0.005)

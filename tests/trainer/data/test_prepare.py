@@ -1,0 +1,302 @@
+"""The preparation as a Ray Data job: what comes out of hostile sources, on any number of CPUs, after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+
+from tests.trainer.data.images import encoded, noise, parquet, png
+from trainer.config.data import DataConfig
+from trainer.data.__main__ import main
+from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.prepare import prepare
+from trainer.runtime.ray_cluster import connect_ray
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).resolve().parents[3]
+SHARED = ROOT.parent / "shared" / "data"
+ON_CPUS = """
+import sys, ray
+ray.init(num_cpus=int(sys.argv[1]), log_to_driver=False)
+from trainer.data.__main__ import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    """A Ray of two CPUs in this process."""
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    connect_ray()
+    yield
+    ray.shutdown()
+
+
+def many(count, size=(6, 4), mode="L"):
+    return [encoded(noise(mode, size, seed)) for seed in range(count)]
+
+
+def prepared(source, dest, *options) -> Dataset:
+    assert main(["prepare", str(source), str(dest), *map(str, options)]) == 0
+    return open_dataset(Path(dest))
+
+
+def by_id(dataset):
+    """Every image and its label by its id."""
+    return {
+        name: (image, int(label))
+        for split in ("train", "heldout")
+        for name, image, label in zip(dataset.ids(split), dataset.images(split)[:], dataset.labels(split), strict=True)
+    }
+
+
+def refused(capsys, *arguments) -> str:
+    assert main(["prepare", *map(str, arguments)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert errors.startswith("error: ")
+    return errors
+
+
+def hostile():
+    """Files of all modes and sizes; and what is wrong with the bad ones, by row."""
+    good = many(40)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    other = [
+        encoded(noise("RGBA", (12, 8))),
+        encoded(noise("LA", (7, 9))),
+        encoded(noise("RGB", (30, 20)), "JPEG"),
+        encoded(noise("RGB", (4, 6)), "JPEG", exif=turned),
+        encoded(Image.new("CMYK", (9, 6), (0, 255, 255, 0)), "JPEG"),
+        encoded(noise("L").convert("P")),
+        encoded(noise("RGB").convert("P"), "GIF"),
+        encoded(Image.fromarray(np.full((4, 6), 40_000, np.uint16))),
+        encoded(noise("L").convert("1")),
+        encoded(noise("RGB"), "WEBP", lossless=True),
+    ]
+    bad = {
+        3: (None, "null"),
+        9: (b"", "empty"),
+        17: (encoded(noise("RGB", (64, 64)), "JPEG")[:700], "cannot be decoded: OSError: image file is truncated"),
+        21: (png(30_000, 30_000), "more than 50000000 pixels"),
+        22: (b"<html>404</html>", "not an image of the formats"),
+        30: (encoded(noise("L", (200, 2))), "wrong shape: 200 x 2"),
+    }
+    files = [*good, *other]
+    for row, (file, _) in bad.items():
+        files.insert(row, file)
+    return files, {row: reason for row, (_, reason) in bad.items()}
+
+
+def test_a_hostile_parquet_file_gives_its_good_images_and_a_reason_for_each_bad_one(tmp_path, capsys):
+    files, bad = hostile()
+    source = parquet(tmp_path / "hostile.parquet", files, [row % 2 for row in range(len(files))])
+    line = refused(capsys, source, tmp_path / "dest")
+    assert (
+        f"--max-rejected = 0.01: {len(bad)} of {len(files)} images are rejected, the first hostile.parquet:3 (null)"
+        in line
+    )
+    assert not (tmp_path / "dest" / "dataset.json").exists()
+    dataset = prepared(source, tmp_path / "dest", "--max-rejected", len(bad) / len(files))
+    rows = pq.read_table(tmp_path / "dest" / "rejected.parquet").to_pylist()
+    assert [(row["path"], row["row"]) for row in rows] == [("hostile.parquet", row) for row in bad]
+    assert all(row["reason"].startswith(reason) for row, reason in zip(rows, bad.values(), strict=True))
+    assert (dataset.info.image_shape, dataset.info.rejected, dataset.info.classes) == ((3, 4, 6), len(bad), 2)
+    found = by_id(dataset)
+    assert set(found) == {f"hostile.parquet:{row}" for row in range(len(files)) if row not in bad}
+    assert all(label == int(name.split(":")[1]) % 2 for name, (_, label) in found.items())
+    image = found["hostile.parquet:0"][0]
+    assert np.array_equal(image, np.asarray(noise("L", seed=0))[..., np.newaxis].repeat(3, -1))
+    assert {path.name for path in (tmp_path / "dest").iterdir()} == {
+        "dataset.json", "rejected.parquet", "train-00000.arrow", "heldout-00000.arrow",
+    }  # fmt: skip
+
+
+def test_images_of_one_channel_stay_so_and_a_broken_coloured_one_does_not_count(tmp_path):
+    files = [*many(20), encoded(noise("RGB"))[:80]]
+    dataset = prepared(parquet(tmp_path / "grey.parquet", files), tmp_path / "dest", "--max-rejected", 0.1)
+    assert (dataset.info.image_shape, dataset.info.classes) == ((1, 4, 6), 0)
+    assert np.array_equal(by_id(dataset)["grey.parquet:5"][0][..., 0], np.asarray(noise("L", seed=5)))
+
+
+def test_size_and_channels_are_as_asked_for(tmp_path):
+    dataset = prepared(parquet(tmp_path / "a.parquet", many(10)), tmp_path / "dest", "--size", 5, "--channels", 3)
+    assert dataset.info.image_shape == (3, 5, 5)
+
+
+def test_a_folder_of_images_has_its_sub_folders_as_classes(tmp_path):
+    for seed, name in enumerate(["cats/b.png", "cats/a.png", "dogs/old/c.PNG", "dogs/d.png"] * 5):
+        path = tmp_path / "pets" / name.replace(".", f"-{seed:02d}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(noise("RGB", seed=seed)))
+    (tmp_path / "pets" / "README.txt").write_text("not an image")
+    (tmp_path / "pets" / ".hidden.png").write_bytes(b"no")
+    dataset = prepared(tmp_path / "pets", tmp_path / "dest", "--heldout-fraction", 0.5)
+    assert (dataset.info.class_names, dataset.info.classes) == (("cats", "dogs"), 2)
+    assert dataset.info.class_counts == {"train": (5, 5), "heldout": (5, 5)}
+    found = by_id(dataset)
+    assert np.array_equal(found["dogs/old/c-02.PNG"][0], np.asarray(noise("RGB", seed=2)))
+    assert {name: label for name, (_, label) in found.items()} == {name: int(name[0] == "d") for name in found}
+    assert dataset.ids("train") == sorted(dataset.ids("train"))
+
+
+def test_several_parquet_files_are_one_source_in_the_order_of_their_names(tmp_path):
+    files = many(12)
+    parquet(tmp_path / "raw/b.parquet", files[6:], ["x", "y"] * 3)
+    parquet(tmp_path / "raw/a/z.parquet", files[:6], ["y", "z"] * 3)
+    dataset = prepared(tmp_path / "raw", tmp_path / "dest", "--heldout-fraction", 0.5)
+    assert dataset.info.class_names == ("x", "y", "z")
+    found = by_id(dataset)
+    assert set(found) == {f"a/z.parquet:{row}" for row in range(6)} | {f"b.parquet:{row}" for row in range(6)}
+    assert np.array_equal(found["b.parquet:1"][0][..., 0], np.asarray(noise("L", seed=7)))
+    assert (found["a/z.parquet:0"][1], found["b.parquet:0"][1]) == (1, 0)
+
+
+def command(cpus, *arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", ON_CPUS, str(cpus), "prepare", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_cpus(tmp_path):
+    files, bad = hostile()
+    source = parquet(tmp_path / "raw.parquet", files * 4, rows=5)
+    two = prepared(source, tmp_path / "two", "--max-rejected", 0.2)
+    with command(1, source, tmp_path / "one", "--max-rejected", 0.2) as process:
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 0, output
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert two.info.fingerprint in output
+    assert two.info.rejected == 4 * len(bad)
+
+
+def test_a_killed_preparation_goes_on_from_its_parts(tmp_path, capsys):
+    source = parquet(tmp_path / "raw.parquet", many(160, (256, 256), "RGB"), rows=4)
+    dest, mark = tmp_path / "dest", f"killed-{os.getpid()}"
+    process = command(1, source, dest, "--size", 8, env={**os.environ, "DUALVIEW_TEST_MARK": mark})
+    try:
+        deadline = time.monotonic() + 60
+        while len(kept := list(dest.glob(".parts/*/images-*.arrow"))) < 3:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finally:
+        end(mark)
+    assert not (dest / "dataset.json").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in dest.glob(".parts/*/images-*.arrow")}
+    assert 3 <= len(kept) < 40
+    capsys.readouterr()
+    whole = prepared(source, dest, "--size", 8)
+    assert f"images: {len(kept)} of 40 parts are there already" in capsys.readouterr().out
+    fresh = prepared(source, tmp_path / "fresh", "--size", 8)
+    assert whole.info.fingerprint == fresh.info.fingerprint
+    assert contents(dest) == contents(tmp_path / "fresh")
+
+
+def end(mark):
+    """End the processes that a killed driver's Ray may have left."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("DUALVIEW_TEST_MARK") == mark:
+                process.kill()
+        except psutil.Error:
+            continue
+
+
+def test_a_part_that_was_kept_is_not_made_again(tmp_path, capsys):
+    files = [*many(20), b"bad"]
+    source = parquet(tmp_path / "raw.parquet", files, rows=5)
+    refused(capsys, source, tmp_path / "dest")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("dest/.parts/*/*")}
+    assert Counter(path.name.split("-")[0] for path in before) == {"sizes": 5, "images": 5}
+    refused(capsys, source, tmp_path / "dest", "--max-rejected", 0.04)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("dest/.parts/*/*")} == before
+
+
+def test_the_same_again_is_done_and_anything_else_is_refused(tmp_path, capsys):
+    source = parquet(tmp_path / "raw.parquet", many(10))
+    first = prepared(source, tmp_path / "dest")
+    assert prepared(source, tmp_path / "dest") == first
+    assert "prepared otherwise" in refused(capsys, source, tmp_path / "dest", "--size", 3)
+
+
+def test_a_run_prepares_a_raw_source_once(tmp_path):
+    source = parquet(tmp_path / "raw.parquet", many(20), [0, 1] * 10, names=["even", "odd"])
+    first = prepare(DataConfig(source=source), tmp_path / "storage")
+    written = (first.folder / "dataset.json").stat().st_mtime_ns
+    again = prepare(DataConfig(source=source), tmp_path / "storage")
+    assert again == first
+    assert (again.folder / "dataset.json").stat().st_mtime_ns == written
+    assert first.folder.parent == tmp_path / "storage" / "datasets"
+    assert (first.info.class_names, first.info.source) == (("even", "odd"), source)
+    assert prepare(DataConfig(source=source, size=5), tmp_path / "storage").info.image_shape == (1, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "said"),
+    [
+        ([0.5] * 10, None, "labels without classes: column 'label' is double"),
+        ([0, None] * 5, None, "labels without classes: 5 of 10 images have none"),
+        ([0, -1] * 5, None, "labels without classes: 5 of 10 images have none"),
+        (["a", None] * 5, None, "labels without classes: 5 of 10 images have none"),
+        ([0, 2] * 5, ["a", "b"], "labels without classes: 2 is the label of an image; allowed: 0 to 1"),
+        ([0, 2] * 5, None, "labels without classes: labels go up to 2, but no image has 1"),
+    ],
+)
+def test_labels_without_classes_are_refused(tmp_path, capsys, labels, names, said):
+    source = parquet(tmp_path / "raw.parquet", many(10), labels, names=names)
+    assert said in refused(capsys, source, tmp_path / "dest")
+    assert prepared(source, tmp_path / "unlabelled", "--label-column", "none").info.classes == 0
+
+
+@pytest.mark.parametrize("labels", [[-1] * 10, pa.array([None] * 10, pa.int64()), pa.array([None] * 10, pa.string())])
+def test_labels_that_all_images_lack_are_no_labels(tmp_path, labels):
+    dataset = prepared(parquet(tmp_path / "raw.parquet", many(10), labels), tmp_path / "dest")
+    assert (dataset.info.classes, set(dataset.labels("train"))) == (0, {-1})
+
+
+@pytest.mark.parametrize("files", [[b"bad", None, b""], []])
+def test_a_source_without_a_good_row_is_refused(tmp_path, capsys, files):
+    source = parquet(tmp_path / "raw.parquet", files)
+    assert "no good rows" in refused(capsys, source, tmp_path / "dest", "--max-rejected", 1)
+
+
+def test_a_parquet_file_with_broken_pages_is_refused(tmp_path, capsys):
+    source = Path(parquet(tmp_path / "raw.parquet", many(20)))
+    content = bytearray(source.read_bytes())
+    content[4:200] = bytes(196)
+    source.write_bytes(content)
+    assert "data.source: raw.parquet, row group 0: " in refused(capsys, source, tmp_path / "dest")
+
+
+@pytest.mark.parametrize(("name", "shape", "classes"), [("mnist5k", (1, 28, 28), 10), ("emoji32", (3, 32, 32), 10)])
+def test_real_data(tmp_path, name, shape, classes):
+    source = SHARED / f"{name}.parquet"
+    if not source.is_file():
+        pytest.skip(f"{source} is not there; it is for developers, and never committed")
+    dataset = prepared(source, tmp_path / "dest")
+    assert (dataset.info.image_shape, dataset.info.classes, dataset.info.rejected) == (shape, classes, 0)
+    assert dataset.info.train + dataset.info.heldout == pq.read_metadata(source).num_rows

@@ -1,0 +1,71 @@
+"""Which checkpoints are evaluated beside training, and with which of the metrics."""
+
+import json
+
+import pytest
+
+from trainer.checkpoint.manifest import MANIFEST, step_folder
+from trainer.config.evaluation import EvaluationConfig
+from trainer.config.run import RunSettings
+from trainer.config.run_config import RunConfig
+from trainer.config.training import TrainingConfig
+from trainer.data.dataset import Dataset
+from trainer.data.manifest import DatasetInfo
+from trainer.driver.background_evaluation import Alongside, quick
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
+
+
+@pytest.fixture
+def alongside(tmp_path):
+    settings = RunSettings(storage=str(tmp_path), name="mine", checkpoint_every=50, evaluate_every=100)
+    config = RunConfig(run=settings, training=TrainingConfig(steps=400))
+    paths = RunPaths.of(config)
+    paths.checkpoints.mkdir(parents=True)
+    dataset = Dataset(tmp_path, DatasetInfo("digits", "ab" * 32, (1, 8, 8), 1437, 360, 10))
+    return Alongside(config, paths, dataset, Journal(paths.journal))
+
+
+def checkpoint(alongside, *steps):
+    for step in steps:
+        folder = step_folder(alongside._paths.checkpoints, step)
+        folder.mkdir()
+        (folder / MANIFEST).write_text("{}")
+
+
+def test_the_newest_multiple_comes_first_and_the_last_step_is_left_to_the_end(alongside):
+    assert alongside._next() is None
+    checkpoint(alongside, 50)
+    assert alongside._next() is None
+    checkpoint(alongside, 100, 150, 200, 250, 400)
+    assert alongside._next() == 200
+    done = alongside._paths.evaluation(200)
+    done.mkdir(parents=True)
+    (done / "evaluation.json").write_text("{}")
+    assert alongside._next() == 100
+
+
+def test_a_checkpoint_that_cannot_be_read_is_a_warning_and_is_not_tried_again(alongside):
+    checkpoint(alongside, 100)
+    alongside.start()
+    while not alongside._given_up:
+        alongside.join(0.01)
+    alongside.close()
+    assert not alongside.is_alive()
+    ((record, _),) = alongside._journal.read()
+    assert (record["kind"], record["step"]) == ("warning", 100)
+    assert "no evaluation of step 100: its checkpoint was removed before it could be read" in record["text"]
+
+
+def test_beside_training_one_set_of_samples_and_the_bounds_are_measured():
+    config = EvaluationConfig(metrics=("nll", "vlb", "kid", "denoising"), seeds=3, nfe_curve=(5,), samples=100)
+    found = quick(config)
+    assert found.metrics == ("vlb", "kid")
+    assert (found.seeds, found.nfe_curve, found.samples) == (1, (), 100)
+    assert quick(EvaluationConfig(metrics=("nll",))).metrics == ("vlb",)
+    assert json.loads(found.model_dump_json())["solver"] == json.loads(config.model_dump_json())["solver"]
+
+
+def test_what_is_evaluated_are_checkpoints():
+    with pytest.raises(ValueError, match="allowed: a multiple of checkpoint_every = 50, or null"):
+        RunSettings(checkpoint_every=50, evaluate_every=120)

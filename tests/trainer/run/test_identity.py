@@ -1,0 +1,180 @@
+"""A run's name, its state and its lock."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from trainer.config.parallel import ParallelConfig
+from trainer.config.run import RunSettings
+from trainer.config.run_config import RunConfig
+from trainer.config.training import OptimConfig, TrainingConfig
+from trainer.errors import InputError
+from trainer.files import read_json, write_json
+from trainer.run.identity import claim, inspect, is_done, locked, patience
+from trainer.run.paths import RunPaths
+
+
+@pytest.fixture
+def config(tmp_path):
+    settings = RunSettings(name="mine", storage=str(tmp_path), tracking_uri="http://127.0.0.1:9")
+    return RunConfig(run=settings, training=TrainingConfig(steps=100))
+
+
+@pytest.fixture
+def paths(config):
+    return RunPaths.of(config)
+
+
+def finish(paths, step=100, registered=None):
+    paths.results.mkdir(parents=True, exist_ok=True)
+    gate = {"alias": "champion", "reason": "of a test"}
+    write_json(paths.summary, {"step": step, "registered_model": registered, "gate": gate, "recorded": True})
+
+
+def test_a_name_nobody_took_is_new(config, paths):
+    assert inspect(config, paths) == "new"
+
+
+def test_a_claimed_name_is_resumable_and_says_whose_it_is(config, paths):
+    claim(config, paths)
+    assert inspect(config, paths) == "resumable"
+    assert RunConfig.model_validate_json(json.dumps(read_json(paths.identity)["config"])) == config
+
+
+def test_a_claim_is_never_overwritten(config, paths):
+    claim(config, paths)
+    before = paths.identity.read_bytes()
+    claim(config.model_copy(update={"seed": 9}), paths)
+    assert paths.identity.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"parallel": ParallelConfig(workers=1, zero_stage=3)}, {"training": TrainingConfig(steps=999)}]
+)
+def test_the_same_method_resumes_whatever_the_workers_and_the_length(config, paths, change):
+    claim(config, paths)
+    assert inspect(config.model_copy(update=change), paths) == "resumable"
+
+
+def test_a_name_of_another_method_is_bad_input(config, paths):
+    claim(config, paths)
+    other = config.model_copy(update={"optim": OptimConfig(lr=5e-4)})
+    with pytest.raises(InputError) as caught:
+        inspect(other, paths)
+    line = str(caught.value)
+    assert line.startswith("run.name = 'mine': taken by another method")
+    assert config.method_sha256[:8] in line
+    assert other.method_sha256[:8] in line
+    assert "allowed: another name" in line
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(config, paths, claimed):
+    if claimed:
+        claim(config, paths)
+    texts = ["", "[]", "{}", json.dumps({"method_sha256": config.method_sha256})]
+    manifests = [paths.checkpoints / f"step-{step:08d}" / "manifest.json" for step in range(len(texts))]
+    for manifest, text in zip(manifests, texts, strict=True):
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(text)
+    assert inspect(config, paths) == ("resumable" if claimed else "new")
+    manifests[-1].write_text(json.dumps({"method_sha256": "f" * 64}))
+    with pytest.raises(InputError, match=r"step-00000003: a checkpoint of another method \(ffffffff, this is "):
+        inspect(config, paths)
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "registered", "register_as", "done"),
+    [
+        (100, 100, None, None, True),
+        (100, 101, None, None, False),
+        (100, 50, None, None, True),
+        (100, 100, None, "digits", False),
+        (100, 100, "digits", "digits", True),
+        (100, 100, "other", "digits", False),
+        (100, 100, "digits", None, True),
+    ],
+)
+def test_done_is_enough_steps_and_registered_where_asked(config, paths, step, steps, registered, register_as, done):
+    claim(config, paths)
+    finish(paths, step, registered)
+    wanted = config.model_copy(
+        update={
+            "training": TrainingConfig(steps=steps),
+            "run": config.run.model_copy(update={"register_as": register_as}),
+        }
+    )
+    assert is_done(wanted, paths) is done
+    assert inspect(wanted, paths) == ("done" if done else "resumable")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from trainer.run.paths import RunPaths
+from trainer.run.identity import locked
+with locked(RunPaths(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_of_another_process_is_bad_input_and_goes_with_its_process(paths):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(paths.root)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(InputError, match=r"run\.name = 'mine': another process is working on this run"),
+            locked(paths),
+        ):
+            pytest.fail("two processes hold one run")
+    finally:
+        holder.kill()
+        holder.communicate()
+    with locked(paths):
+        pass
+
+
+def test_a_job_of_the_queue_waits_for_its_predecessor_to_go(paths, monkeypatch):
+    monkeypatch.delenv("DUALVIEW_JOB", raising=False)
+    assert patience() == 0
+    monkeypatch.setenv("DUALVIEW_JOB", "7")
+    assert patience() > 0
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(paths.root)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        threading.Timer(0.2, holder.kill).start()
+        with locked(paths, patience()):
+            assert holder.wait() != 0
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_a_lock_is_free_again_after_a_failure(paths):
+    with pytest.raises(KeyError), locked(paths):
+        raise KeyError
+    started = time.monotonic()
+    with locked(paths):
+        assert time.monotonic() - started < 1
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+
+
+def test_every_file_of_a_run_lies_in_its_own_folder(config, paths, tmp_path):
+    assert paths.root == tmp_path / "digits" / "mine"
+    places = [getattr(paths, name) for name, value in vars(RunPaths).items() if isinstance(value, property)]
+    assert len(set(places)) == len(places) > 8
+    assert all(paths.root in place.parents for place in places)

@@ -1,0 +1,1 @@
+"""Sharded checkpoints of named fragments, complete only once their manifest is there."""

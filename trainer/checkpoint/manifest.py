@@ -1,0 +1,59 @@
+"""The manifest of a checkpoint, written last: a folder without one is no checkpoint, and an altered one is refused.
+
+checkpoints/step-00000250/rank-00000.safetensors   "kind|parameter|offset"; kinds param, exp_avg, exp_avg_sq, ema_*
+manifest.json            step, data and RNG position, config, shapes, SHA-256 of each file
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from trainer.config.run_config import canonical
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 3
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not whole or not unaltered; the message names the file and what is wrong."""
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lives."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the digest of all else in it as `sha256`, whatever stood there."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return {**rest, "sha256": hashlib.sha256(canonical(rest).encode()).hexdigest()}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, once it is what was written.
+
+    Raises:
+        CheckpointError: not readable, of another format version, altered, or of another folder.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable: {error}") from error
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{path}: not a manifest")
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format version {version}; this code reads {FORMAT_VERSION}")
+    if manifest != sealed(manifest):
+        raise CheckpointError(f"{path}: altered since it was written (its own SHA-256 differs)")
+    if step_folder(folder.parent, manifest["step"]).name != folder.name:
+        raise CheckpointError(f"{path}: is that of step {manifest['step']}")
+    return manifest
+
+
+def complete_steps(checkpoints: Path) -> list[int]:
+    """Steps that have a manifest, oldest first; nothing is verified."""
+    names = [re.fullmatch(r"step-(\d{8})", path.parent.name) for path in checkpoints.glob(f"step-*/{MANIFEST}")]
+    return sorted(int(name[1]) for name in names if name)

@@ -1,0 +1,234 @@
+"""From a YAML file and `--set` to a validated RunConfig; from a validation error to one line a person can act on."""
+
+import difflib
+import os
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, to_json
+
+from trainer.config.run import check_tracking_uri
+from trainer.config.run_config import RunConfig
+from trainer.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, reading 1e-3 as the number that everyone means and refusing a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+.0123456789")
+)
+
+
+def load_config(path: Path, sets: list[str]) -> RunConfig:
+    """Read a run file, apply `--set`, validate, and fill in the places that depend on this machine.
+
+    Raises:
+        InputError: anything wrong with the file, an override or a value.
+    """
+    try:
+        return resolve(validate(apply_sets(read_yaml(path), sets)))
+    except RecursionError:
+        raise InputError(f"--config {path}: a value that contains itself") from None
+
+
+def read_yaml(path: Path, named: str = "--config") -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping. `named` is what errors call the file."""
+    try:
+        values = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise InputError(f"{named} {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{named} {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{named} {path}: a mapping of settings is wanted, not a {type(values).__name__}")
+    return values
+
+
+def apply_sets(values: dict[str, Any], sets: list[str]) -> dict[str, Any]:
+    """A copy of values with each `dotted.path=value` applied.
+
+    `*.kind` goes first, and a new kind replaces its whole subtree by that kind's defaults; then groups, then their
+    parts.
+    """
+    defaults = RunConfig().model_dump(mode="json")
+    result = _copy(values)
+    for path, value in sorted(map(_split, sets), key=lambda pair: (pair[0][-1] != "kind", len(pair[0]))):
+        *parents, leaf = path
+        node = result
+        for depth, key in enumerate(parents):
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+            if not isinstance(node, dict):
+                where = ".".join(parents[: depth + 1])
+                raise InputError(f"--set {'.'.join(path)}: {where} is a value, not a group of settings")
+        if leaf == "kind" and node.get("kind", _default_kind(defaults, parents)) != value:
+            node.clear()
+        node[leaf] = _copy(value)
+    return result
+
+
+def _copy(values: Any) -> Any:  # noqa: ANN401 - any YAML value
+    return {key: _copy(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+
+def _default_kind(defaults: Any, path: list[str]) -> Any:  # noqa: ANN401 - any YAML value
+    for key in [*path, "kind"]:
+        defaults = defaults.get(key) if isinstance(defaults, dict) else None
+    return defaults
+
+
+def _with_kinds(values: Any, defaults: Any) -> Any:  # noqa: ANN401 - any YAML value
+    """A copy in which a group that names no kind has the default one; below another kind, defaults mean nothing."""
+    if not isinstance(values, dict):
+        return values
+    if not isinstance(defaults, dict) or values.get("kind", defaults.get("kind")) != defaults.get("kind"):
+        defaults = {}
+    kind = {"kind": defaults["kind"]} if "kind" in defaults else {}
+    return {**kind, **{key: _with_kinds(value, defaults.get(key)) for key, value in values.items()}}
+
+
+def _split(item: str) -> tuple[list[str], Any]:
+    path, separator, text = item.partition("=")
+    if not separator or not all(path.split(".")):
+        raise InputError(f"--set {item!r}: allowed: dotted.path=value")
+    try:
+        return path.split("."), yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {path}: {text!r} is not a YAML value") from error
+
+
+def validate(values: dict[str, Any]) -> RunConfig:
+    """A RunConfig from plain values; a group that names no kind has the default one.
+
+    Raises:
+        InputError: the first problem, as `field = value: what is allowed`.
+    """
+    try:
+        return RunConfig.model_validate_json(to_json(_with_kinds(values, RunConfig().model_dump(mode="json"))))
+    except ValidationError as error:
+        raise InputError(describe(error)) from None
+    except ValueError as error:
+        raise InputError(f"a value that no setting can be: {error}") from None
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill the null settings of `run`: storage, tracking URI and name."""
+    storage = config.run.storage or str(default_storage())
+    uri = tracking_uri(config.run.tracking_uri, storage)
+    name = config.run.name or f"{config.run.experiment[:91]}-{config.method_sha256[:8]}"
+    run = config.run.model_copy(update={"storage": storage, "tracking_uri": uri, "name": name})
+    return config.model_copy(update={"run": run})
+
+
+def default_storage() -> Path:
+    """DUALVIEW_STORAGE, or a folder in the home.
+
+    Raises:
+        InputError: it is no absolute path.
+    """
+    storage = os.environ.get("DUALVIEW_STORAGE") or str(Path.home() / "dualview")
+    if not storage.startswith("/"):
+        raise InputError(f"DUALVIEW_STORAGE = {storage!r}: must be an absolute path that every node sees")
+    return Path(storage)
+
+
+def tracking_uri(given: str | None, storage: Path | str) -> str:
+    """What is given, MLFLOW_TRACKING_URI, or the local database in the storage.
+
+    Raises:
+        InputError: no server or database could stand behind it.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
+    try:
+        check_tracking_uri(uri)
+    except ValueError as error:
+        source = "tracking URI" if given else "MLFLOW_TRACKING_URI"
+        raise InputError(f"{source} = {_masked(uri)!r}: {error}") from None
+    return uri
+
+
+def describe(error: ValidationError) -> str:
+    """The first problem of a validation error in one line; says how many more there are."""
+    problems = error.errors(include_url=False)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return _describe_one(problems[0]) + more
+
+
+def _describe_one(problem: ErrorDetails) -> str:
+    model, fields = _walk(problem["loc"])
+    path = ".".join(fields)
+    if problem["type"] == "extra_forbidden":
+        allowed = list(model.model_fields)
+        near = difflib.get_close_matches(fields[-1], allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*fields[:-1], near[0]])}?" if near else f"allowed here: {', '.join(allowed)}"
+        return f"{path}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{path}: missing; it is required here"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"{path}: {message}" if path else message
+    if problem["type"] == "union_tag_invalid":
+        context = problem.get("ctx", {})
+        return f"{path}.kind = {context.get('tag')}: allowed: {context.get('expected_tags')}"
+    if problem["type"] == "union_tag_not_found":
+        kinds = _models(_walk(problem["loc"][:-1])[0].model_fields[fields[-1]].annotation)
+        return f"{path}.kind: missing; allowed: {', '.join(model.model_fields['kind'].default for model in kinds)}"
+    return f"{path} = {_masked(repr(problem['input']))}: {message[0].lower()}{message[1:]}"
+
+
+def _masked(text: str) -> str:
+    """A text with the passwords of URLs in it starred out."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+
+
+def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
+    """The model that holds the last part of an error's location, and the location without union tags."""
+    holder: type[BaseModel] = RunConfig
+    variants: list[type[BaseModel]] = []
+    fields: list[str] = []
+    for part in location:
+        tagged = [model for model in variants if model.model_fields["kind"].default == part]
+        if tagged:
+            holder, variants = tagged[0], []
+            continue
+        fields.append(str(part))
+        field = holder.model_fields.get(str(part))
+        models = _models(field.annotation) if field else []
+        variants = models if len(models) > 1 else []
+        holder = models[0] if len(models) == 1 else holder
+    return holder, fields
+
+
+def setting_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """The dotted paths of all settings and of the groups they are in, of every kind."""
+    paths: dict[str, None] = {}
+    for name, field in model.model_fields.items():
+        paths[f"{prefix}{name}"] = None
+        for part in _models(field.annotation):
+            paths |= dict.fromkeys(setting_paths(part, f"{prefix}{name}."))
+    return list(paths)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return []

@@ -1,0 +1,89 @@
+"""RunConfig: everything one training run depends on, and its identity.
+
+The canonical JSON of a resolved RunConfig travels unchanged from the command line to the workers, MLflow, checkpoints
+and the model package. This module imports no torch.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from diffusion.config import (
+    Config,
+    DdpmProcess,
+    NetworkConfig,
+    ObjectiveConfig,
+    ProcessConfig,
+    UNetConfig,
+    check_guidance,
+    check_objective,
+    check_solver,
+)
+from trainer.config.data import DataConfig
+from trainer.config.evaluation import EvaluationConfig, check_curve, check_metrics
+from trainer.config.fields import Seed
+from trainer.config.parallel import ParallelConfig
+from trainer.config.run import RunSettings
+from trainer.config.training import EmaConfig, OptimConfig, TrainingConfig
+
+
+class RunConfig(Config):
+    """One training run."""
+
+    data: DataConfig = DataConfig()
+    process: ProcessConfig = DdpmProcess()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    network: NetworkConfig = Field(default=UNetConfig(), discriminator="kind")
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    run: RunSettings = RunSettings()
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "RunConfig":
+        check_objective(self.process, self.objective)
+        check_solver(self.process, self.evaluation.solver, "evaluation.solver")
+        check_guidance(self.evaluation.guidance, self.network.classes, "evaluation.guidance")
+        check_metrics(self.process, self.evaluation.metrics)
+        check_curve(self.process, self.evaluation)
+        if self.parallel.deepspeed.activation_checkpointing and self.network.kind == "mlp":
+            raise ValueError(
+                "parallel.deepspeed.activation_checkpointing = True; allowed: with network.kind unet or dit"
+            )
+        if self.parallel.channels_last and self.network.kind != "unet":
+            raise ValueError("parallel.channels_last = True; allowed: with network.kind unet, which is convolutions")
+        if self.parallel.most_workers > self.training.global_batch_size:
+            raise ValueError(
+                f"parallel.workers = {self.parallel.most_workers}; allowed: at most training.global_batch_size = "
+                f"{self.training.global_batch_size}"
+            )
+        return self
+
+    def canonical_json(self) -> str:
+        """The one spelling of this configuration: sorted keys, no spaces."""
+        return canonical(self.model_dump(mode="json"))
+
+    @property
+    def config_sha256(self) -> str:
+        """SHA-256 of everything."""
+        return _sha256(self.canonical_json())
+
+    @property
+    def method_sha256(self) -> str:
+        """SHA-256 of what decides the result: all but `parallel`, `run` and `training.steps`."""
+        values = self.model_dump(mode="json", exclude={"parallel": True, "run": True, "training": {"steps"}})
+        return _sha256(canonical(values))
+
+
+def canonical(values: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Canonical JSON: sorted keys, no white space."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,112 @@
+"""Evaluation while training goes on: finished checkpoints, by their EMA weights, on what is free.
+
+A thread of the driver looks for checkpoints of multiples of `run.evaluate_every`, the newest first. Where the cluster
+has free GPUs or CPUs the tasks take them; where it has none, one task at a time runs on the CPUs of training whenever
+a worker waits. Results go to the journal, like a step's.
+"""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.manifest import CheckpointError, complete_steps, step_folder
+from trainer.checkpoint.reader import Checkpoint
+from trainer.config.evaluation import EvaluationConfig
+from trainer.config.run_config import RunConfig
+from trainer.data.dataset import Dataset
+from trainer.ema.export import package_checkpoint
+from trainer.files import write_json
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
+
+POLL_SECONDS = 1.0
+DEAR = ("nll", "denoising")  # left to the end
+
+
+class Alongside(threading.Thread):
+    """Evaluates a run's checkpoints until it is closed."""
+
+    def __init__(self, config: RunConfig, paths: RunPaths, dataset: Dataset, journal: Journal) -> None:
+        """Nothing is looked for before `start()`."""
+        super().__init__(name="evaluation", daemon=True)
+        self._config, self._paths, self._dataset, self._journal = config, paths, dataset, journal
+        self._given_up = set[int]()
+        self._closing = threading.Event()
+
+    def run(self) -> None:
+        """The thread: the newest checkpoint that is not evaluated, again and again."""
+        while not self._closing.is_set():
+            step = self._next()
+            if step is None:
+                self._closing.wait(POLL_SECONDS)
+                continue
+            try:
+                self._evaluate(step)
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong here, training goes on
+                from trainer.errors import last_line
+
+                self._given_up.add(step)
+                self._journal.append("warning", step=step, text=f"no evaluation of step {step}: {last_line(error)}")
+
+    def close(self) -> None:
+        """Begin no other evaluation, and wait for the one that has begun."""
+        self._closing.set()
+        if self.is_alive():
+            self.join()
+
+    def _next(self) -> int | None:
+        every = self._config.run.evaluate_every
+        assert every is not None, "without it, nothing is evaluated beside training"
+        steps = [
+            step
+            for step in complete_steps(self._paths.checkpoints)
+            if step % every == 0
+            and step < self._config.training.steps  # the last one is evaluated in full
+            and step not in self._given_up
+            and not (self._paths.evaluation(step) / "evaluation.json").is_file()
+        ]
+        return max(steps, default=None)
+
+    def _evaluate(self, step: int) -> None:
+        import ray
+
+        from trainer.evaluate.evaluation import Evaluation
+
+        folder = self._paths.evaluation(step)
+        package = folder / "package"
+        try:
+            checkpoint = Checkpoint(step_folder(self._paths.checkpoints, step))
+            digest = package_checkpoint(self._config, self._paths, self._dataset.info, checkpoint, package)
+        except (CheckpointError, OSError) as error:
+            raise RuntimeError(f"its checkpoint was removed before it could be read ({error})") from None
+        parallel, available = self._config.parallel, ray.available_resources()
+        gpus = int(available.get("GPU", 0))
+        free = int(available.get("CPU", 0) // parallel.cpus_per_worker)
+        evaluation = Evaluation(
+            package=package,
+            network=self._config.network.kind,
+            data=self._dataset,
+            config=quick(self._config.evaluation),
+            results=folder,
+            references=Path(self._config.run.storage or "") / "references",
+            tasks=max(1, min(gpus or free, parallel.most_workers)),
+            device="cuda" if gpus else "cpu",
+            cpus=parallel.cpus_per_worker if free else 0.0,
+            background=True,
+        )
+        found = evaluation.run()
+        scores = {name: value for name, value in found.items() if isinstance(value, float)}
+        picture = {"samples_png": str(folder / "samples.png")} if "samples" in found else {}
+        write_json(folder / "evaluation.json", {"step": step, "package_sha256": digest, **found})
+        self._journal.append("evaluation", step=step, **scores, **picture)
+        shutil.rmtree(evaluation.blocks.parent)
+        shutil.rmtree(package)
+
+
+def quick(config: EvaluationConfig) -> EvaluationConfig:
+    """What is measured beside training: one set of samples and the bounds, as at the end."""
+    metrics = [name for name in config.metrics if name not in DEAR] or ["vlb"]
+    values: dict[str, Any] = config.model_dump(mode="json") | {"metrics": metrics, "seeds": 1, "nfe_curve": []}
+    return EvaluationConfig.model_validate_json(json.dumps(values))

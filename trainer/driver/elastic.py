@@ -1,0 +1,50 @@
+"""As many workers as the cluster has room for: those at work checkpoint before Ray Train changes their number.
+
+Ray Train ends workers where they stand, and starts as many as there is room for now, which go on from the newest
+checkpoint: without one of the step at hand, every change would lose the steps since. After a failure there is nobody to
+ask, and the checkpoint before it is what there is.
+"""
+
+import time
+from typing import Any
+
+from ray.train.v2._internal.execution.callback import ControllerCallback
+
+from trainer.driver.preemption import GRACE_S
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
+from trainer.run.stop_request import put_up, take_down
+
+POLL_SECONDS = 0.2
+
+
+class Resizing(ControllerCallback):
+    """Ray Train's controller asks here before it changes the number of workers."""
+
+    def __init__(self, paths: RunPaths, attempt: str, grace_s: float = GRACE_S) -> None:
+        """For the workers of an attempt, which get `grace_s` seconds for their checkpoint."""
+        self._paths, self._attempt, self._grace_s = paths, attempt, grace_s
+        self._began = Journal(paths.journal).size()
+        self._failed = False
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:  # noqa: ANN401, ARG002 - Ray's
+        """Some worker is gone."""
+        self._failed = True
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:  # noqa: ANN401 - Ray's
+        """Have the workers that train now checkpoint and end, if there are any; the others are ended at once."""
+        journal = Journal(self._paths.journal)
+        at_work = not self._failed and _has(journal, "start", self._began)
+        self._began, self._failed = journal.size(), False
+        if not at_work:
+            return
+        reason = f"going on with {resize_decision.num_workers} workers"
+        put_up(self._paths.preempt, self._attempt, reason)
+        deadline = time.monotonic() + self._grace_s
+        while not _has(journal, "preempted", self._began) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        take_down(self._paths.preempt, reason)
+
+
+def _has(journal: Journal, kind: str, since: int) -> bool:
+    return any(record["kind"] == kind for record, _ in journal.read(since))

@@ -1,0 +1,107 @@
+"""A sign of life to whoever gave out the machines, who may answer that they are wanted back.
+
+The contract, also in docs/operations.md: every INTERVAL_S seconds a POST of a JSON object {job, run, step, steps} to
+the URL in DUALVIEW_QUEUE_URL; the answer is a JSON object whose `preempt` is true to ask for a checkpoint and exit code
+75, with an optional `reason`. Anything else, and no answer at all, means: go on.
+"""
+
+import json
+import os
+import threading
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from trainer.config.run_config import RunConfig
+from trainer.errors import InputError
+from trainer.run.journal import Journal
+
+VARIABLE = "DUALVIEW_QUEUE_URL"
+INTERVAL_S = 5.0
+TIMEOUT_S = 5.0
+LARGEST_ANSWER = 1 << 16
+
+
+def queue_url() -> str | None:
+    """Where to send heartbeats; None without DUALVIEW_QUEUE_URL.
+
+    Raises:
+        InputError: it is no http or https URL.
+    """
+    url = os.environ.get(VARIABLE)
+    if not url:
+        return None
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good:
+        raise InputError(f"{VARIABLE} = {url!r}: not a URL; allowed: http(s)://host[:port]/path")
+    return url
+
+
+class Heartbeat:
+    """Sends heartbeats from a thread until it is closed, or until one is answered with `preempt`."""
+
+    def __init__(
+        self,
+        url: str,
+        config: RunConfig,
+        journal: Journal,
+        ask: Callable[[str], None],
+        warn: Callable[[str], None],
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        """Begin.
+
+        Args:
+            url: where to.
+            config: of the run.
+            journal: which knows the step.
+            ask: called once, with the reason, when the machines are wanted back.
+            warn: called once, when a heartbeat is not answered as it should be.
+            interval_s: from one to the next.
+        """
+        self._url, self._journal, self._ask, self._warn = url, journal, ask, warn
+        self._beat: dict[str, Any] = {"job": os.environ.get("DUALVIEW_JOB"), "run": config.run.name, "step": 0}
+        self._beat["steps"] = config.training.steps
+        self._offset, self._warned, self._interval_s = 0, False, interval_s
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Send no more; one that is under way is not waited for."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        while True:
+            answer = self._send()
+            if self._closed.is_set():
+                return
+            if answer.get("preempt") is True:
+                self._ask(str(answer.get("reason") or "the queue wants the machines back"))
+                return
+            if self._closed.wait(self._interval_s):
+                return
+
+    def _send(self) -> dict[str, Any]:
+        for record, offset in self._journal.read(self._offset):
+            self._offset = offset
+            self._beat["step"] = record.get("step", self._beat["step"])
+        body = json.dumps(self._beat).encode()
+        request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})  # noqa: S310 - checked
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:  # noqa: S310 - checked
+                answer = json.loads(reply.read(LARGEST_ANSWER))
+        except (OSError, ValueError) as error:
+            return self._go_on(str(error))
+        return answer if isinstance(answer, dict) else self._go_on("the answer is no JSON object")
+
+    def _go_on(self, problem: str) -> dict[str, Any]:
+        if not self._warned and not self._closed.is_set():
+            self._warn(f"warning: {VARIABLE} = {self._url}: {problem}; the run goes on")
+        self._warned = True
+        return {}

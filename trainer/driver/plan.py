@@ -1,0 +1,61 @@
+"""What a run would do, without doing it: the checks before any worker starts, and `--dry-run`. No torch, no Ray."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffusion.config import Autoguidance
+from trainer.config.run_config import RunConfig
+from trainer.data.sources import check_source
+from trainer.errors import InputError
+from trainer.run.identity import State, inspect
+from trainer.run.paths import RunPaths
+
+
+def check(config: RunConfig) -> tuple[RunPaths, State]:
+    """Everything that can be refused from here.
+
+    Raises:
+        InputError: data or a guide that is not there, or a run name taken by another method.
+    """
+    check_source(config.data)
+    guidance = config.evaluation.guidance
+    if isinstance(guidance, Autoguidance) and not (guidance.guide.startswith("/") and Path(guidance.guide).is_dir()):
+        raise InputError(
+            f"evaluation.guidance.guide = {guidance.guide!r}: not the absolute path of a folder; allowed: that of a "
+            "package folder that every node sees"
+        )
+    paths = RunPaths.of(config)
+    return paths, inspect(config, paths)
+
+
+def bundles(config: RunConfig, device: str) -> list[dict[str, float]]:
+    """The resources without which nothing runs, one bundle per worker."""
+    bundle = {"CPU": config.parallel.cpus_per_worker}
+    if device == "cuda":
+        bundle["GPU"] = 1.0
+    return [dict(bundle) for _ in range(config.parallel.least_workers)]
+
+
+def plan(config: RunConfig, paths: RunPaths, state: State) -> dict[str, Any]:
+    """The resolved configuration, its identity, the DeepSpeed configuration and the resource bundles."""
+    from trainer.worker.deepspeed_config import deepspeed_config
+
+    return {
+        "run": {"name": config.run.name, "directory": str(paths.root), "state": state},
+        "config_sha256": config.config_sha256,
+        "method_sha256": config.method_sha256,
+        "config": config.model_dump(mode="json"),
+        "deepspeed": deepspeed_config(config, config.parallel.most_workers),
+        "device": config.parallel.device,
+        "bundles": bundles(config, config.parallel.device),
+        **({"bundles_where_gpus_suffice": bundles(config, "cuda")} if config.parallel.device == "auto" else {}),
+    }
+
+
+def render(described: dict[str, Any]) -> str:
+    """A plan for people: YAML, with a word on the run's state."""
+    states = {"new": "would start", "resumable": "would resume", "done": "is done; nothing would run"}
+    run = described["run"]
+    return f"# {run['name']} {states[run['state']]}\n" + yaml.safe_dump(described, sort_keys=False).rstrip()

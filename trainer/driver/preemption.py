@@ -1,0 +1,105 @@
+"""Giving the machines back on request: a checkpoint, and exit code 75.
+
+SIGTERM is the one way in; a heartbeat that is answered with `preempt` sends it to its own process. While workers train
+they are asked for a checkpoint after the step at hand; at any other time there is nothing to save, and the driver ends
+at once. A second SIGTERM, or workers that do not answer in time, ends it too: the last complete checkpoint is good.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
+from trainer.run.stop_request import put_up
+
+EXIT_CODE = 75
+GRACE_S = 60.0
+AGAIN_S = 5.0  # until an exception that came to nothing is raised again
+
+
+class Preempted(BaseException):
+    """The driver was asked to give its machines back; like KeyboardInterrupt, not for `except Exception` to swallow."""
+
+
+class Preemption:
+    """What a driver does when it is asked to stop.
+
+    Attributes:
+        reason: why it was asked; None while it was not.
+    """
+
+    def __init__(self, paths: RunPaths, grace_s: float = GRACE_S) -> None:
+        """For the run of `paths`, whose workers get `grace_s` seconds for their checkpoint."""
+        self.reason: str | None = None
+        self._paths, self._grace_s = paths, grace_s
+        self._said: str | None = None
+        self._training_since: int | None = None
+        self._timer: threading.Timer | None = None
+
+    def ask(self, reason: str) -> None:
+        """As SIGTERM does, from any thread of this process."""
+        self._said = reason
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def listen(self) -> None:
+        """Take SIGTERM over; again after `ray.init`, which does so too. For the main thread."""
+        signal.signal(signal.SIGTERM, self._asked)
+
+    @contextmanager
+    def training(self, journal: Journal) -> Iterator[None]:
+        """While workers train, whose first record comes after what the journal holds now.
+
+        Raises:
+            Preempted: at the end, if it was asked for.
+        """
+        self._training_since = journal.size()
+        try:
+            yield
+        except Exception:
+            if self.reason is None:
+                raise  # otherwise what went wrong will go wrong again, or was the machines' being taken away
+        finally:
+            self._training_since = None
+            self.caught()
+        if self.reason is not None:
+            raise Preempted(self.reason)
+
+    def _asked(self, _number: int, _frame: FrameType | None) -> None:
+        again = self.reason is not None
+        self.reason = self.reason or self._said or "SIGTERM"
+        if again or not self._workers_train():
+            self._ask_again(AGAIN_S)  # what is raised in a destructor or in compiled code may be lost there
+            raise Preempted(self.reason)
+        put_up(self._paths.preempt, self._paths.attempt.read_text(), self.reason)
+        self._ask_again(self._grace_s)
+
+    def caught(self) -> None:
+        """The driver is ending: nothing asks again."""
+        if self._timer:
+            self._timer.cancel()
+
+    def _ask_again(self, after_s: float) -> None:
+        self.caught()
+        self._timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGTERM))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _workers_train(self) -> bool:
+        since = self._training_since
+        return since is not None and any(r["kind"] == "start" for r, _ in Journal(self._paths.journal).read(since))
+
+
+@contextmanager
+def listening(preemption: Preemption) -> Iterator[None]:
+    """Listen to SIGTERM, and leave it as it was."""
+    before = signal.getsignal(signal.SIGTERM)
+    preemption.listen()
+    try:
+        yield
+    finally:
+        preemption.caught()
+        signal.signal(signal.SIGTERM, before)

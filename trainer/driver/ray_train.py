@@ -1,0 +1,88 @@
+"""Ray Train around the loop: asks the cluster for a gang of workers and runs `trainer.worker.loop` on each.
+
+Checkpoints are the loop's own; Ray Train's storage holds only its bookkeeping, one folder per attempt, so a restarted
+driver never trips over the state of the one before.
+"""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.train import ControllerError, FailureConfig, ScalingConfig, TrainingFailedError
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchTrainer
+
+from trainer.checkpoint.manifest import complete_steps
+from trainer.config.run_config import RunConfig
+from trainer.driver.elastic import Resizing
+from trainer.driver.plan import bundles
+from trainer.run.attempt import begin_attempt
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
+from trainer.runtime.nic import NodeTorchConfig
+from trainer.worker.entry import train_worker
+
+MAX_FAILURES = 3
+RESIZE_INTERVAL_S = 30.0
+SILENCE_S = 600  # of a rank, after which the others take it for lost
+
+
+def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
+    """Train until `training.steps` or a non-finite loss (the journal says which).
+
+    A lost worker or node restarts the gang: up to MAX_FAILURES times without a newer checkpoint, as often as need be
+    with one, so that a long run may outlive many machines.
+
+    Raises:
+        ray.train.TrainingFailedError: it did not get any further.
+    """
+    barren = 0
+    while True:
+        reached = _newest_step(paths)
+        try:
+            _attempt(config, paths, dataset_folder, device)
+            return
+        except TrainingFailedError as error:
+            barren = 0 if _newest_step(paths) > reached else barren + 1
+            # Ray Train has tried again where a worker failed, and not where its controller did, as it does with a node
+            if barren > (MAX_FAILURES if isinstance(error, ControllerError) else 0):
+                raise
+            cause = str(error).splitlines()[-1]
+            Journal(paths.journal).append("warning", text=f"training goes on from its checkpoint after: {cause}")
+
+
+def _newest_step(paths: RunPaths) -> int:
+    return max(complete_steps(paths.checkpoints), default=0)
+
+
+def _attempt(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
+    """One trainer of Ray Train's, which restarts the gang MAX_FAILURES times."""
+    attempt = f"attempt-{time.time_ns()}"
+    begin_attempt(paths.attempt, attempt)
+    payload = {
+        "config": config.canonical_json(),
+        "root": str(paths.root),
+        "dataset": str(dataset_folder),
+        "attempt": attempt,
+    }
+    elastic = not isinstance(config.parallel.workers, int)
+    callbacks: Any = [Resizing(paths, attempt)] if elastic else None  # of the controller, which Ray's types leave out
+    TorchTrainer(
+        train_worker,
+        train_loop_config=payload,
+        torch_config=NodeTorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=SILENCE_S),
+        scaling_config=ScalingConfig(
+            num_workers=config.parallel.workers,
+            elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+            use_gpu=device == "cuda",
+            resources_per_worker=bundles(config, device)[0],
+        ),
+        run_config=RayRunConfig(
+            name=attempt,
+            storage_path=str(paths.ray),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=callbacks,
+        ),
+    ).fit()
+    shutil.rmtree(paths.ray, ignore_errors=True)

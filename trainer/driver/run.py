@@ -1,0 +1,321 @@
+"""The driver of one run: prepare, train, package, evaluate, record, register. Each part is skipped if it is done.
+
+The driver holds the run's lock and may be killed at any point: the same command goes on where it was.
+"""
+
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer import files
+from trainer.config.run_config import RunConfig
+from trainer.data.dataset import Dataset
+from trainer.data.prepare import prepare
+from trainer.driver.data_checks import check_data
+from trainer.driver.heartbeat import Heartbeat, queue_url
+from trainer.driver.preemption import EXIT_CODE, Preempted, Preemption, listening
+from trainer.driver.progress import ProgressView
+from trainer.errors import RunFailed, last_line
+from trainer.run import identity
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
+from trainer.runtime.ray_cluster import check_ray_address, connect_ray, resolve_device
+
+TRACKING_DEADLINE_S = 30.0
+PREEMPTED_DEADLINE_S = 5.0
+WAITING_NOTICE_S = 60.0
+NOT_RECORDED = {
+    "run_id": None,
+    "model_uri": None,
+    "registered_model": None,
+    "registered_version": None,
+    "alias": None,
+    "gate": None,
+    "recorded": False,
+}
+
+
+def execute(config: RunConfig, paths: RunPaths) -> int:
+    """The command: bring the run to its end, say what happened; returns the exit code.
+
+    Raises:
+        InputError: found only now, such as an unreadable data file; nothing has been started.
+    """
+    if identity.inspect(config, paths) == "done":
+        print(f"{config.run.name} is done: {paths.results}")
+        print("to start another: change the configuration, e.g. --set seed=1, or name it with --set run.name=…")
+        return 0
+    queue, preemption = queue_url(), Preemption(paths)
+    try:
+        with listening(preemption):
+            complete(config, paths, identity.patience(), preemption, queue)
+    except RunFailed as error:
+        print(f"failed: {error}")
+        return 1
+    except Preempted as reason:
+        from trainer.checkpoint.manifest import complete_steps
+
+        steps = complete_steps(paths.checkpoints)
+        kept = f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+        print(f"preempted ({reason}): {kept}; the same command goes on")
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint")
+        return 1
+    return 0
+
+
+def complete(
+    config: RunConfig,
+    paths: RunPaths,
+    patience_s: float = 0.0,
+    preemption: Preemption | None = None,
+    queue: str | None = None,
+) -> dict[str, Any]:
+    """Bring the run to its end, from wherever it stands; returns its summary.
+
+    Args:
+        config: resolved.
+        paths: of the run.
+        patience_s: how long to wait for another process that is working on the run.
+        preemption: which may ask to stop; without it, SIGTERM is as Ray leaves it.
+        queue: where heartbeats go.
+
+    Raises:
+        Preempted: it was asked to stop.
+        InputError: found only now, such as an unreadable data file; nothing has been started.
+        RunFailed: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
+    """
+    with identity.locked(paths, patience_s):
+        if identity.inspect(config, paths) == "done":
+            return files.read_json(paths.summary)
+        check_ray_address()
+        dataset = prepare(config.data, Path(config.run.storage or ""))
+        check_data(config, dataset)
+        identity.claim(config, paths)
+        journal = Journal(paths.journal)
+        with ProgressView(journal) as view:
+            view.say(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")
+            info = dataset.info
+            view.say(f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})")
+            try:
+                with beating(queue, config, journal, view, preemption):
+                    return Driver(config, paths, dataset, journal, view, preemption).run()
+            except RunFailed:
+                raise
+            except Exception as error:
+                paths.error.write_text(traceback.format_exc())
+                reason = f"{type(error).__name__}: {last_line(error)}  (all of it: {paths.error})"
+                raise RunFailed(reason) from error
+
+
+@contextmanager
+def beating(
+    queue: str | None, config: RunConfig, journal: Journal, view: ProgressView, preemption: Preemption | None
+) -> Iterator[None]:
+    """Heartbeats to `queue`, where there is one that can ask this process to stop."""
+    if queue is None or preemption is None:
+        yield
+        return
+    heartbeat = Heartbeat(queue, config, journal, preemption.ask, view.say)
+    try:
+        yield
+    finally:
+        heartbeat.close()
+
+
+@dataclass
+class Driver:
+    """The parts of a run, in order.
+
+    Attributes:
+        seconds: how long each part took, of those that this process did.
+    """
+
+    config: RunConfig
+    paths: RunPaths
+    dataset: Dataset
+    journal: Journal
+    view: ProgressView
+    preemption: Preemption | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> dict[str, Any]:
+        """All parts; the tracker uploads alongside. Returns the summary.
+
+        Raises:
+            RunFailed: training stopped.
+            Preempted: it was asked to stop.
+        """
+        from trainer.tracking.tracker import Tracker
+
+        connect_ray()
+        if self.preemption:
+            self.preemption.listen()
+        tracker = Tracker(self.config, self.paths, self.dataset.info, self.journal)
+        tracker.start()
+        try:
+            with self._evaluating_alongside():
+                self._train()
+            summary = self._evaluate()
+        except Preempted:
+            if self.preemption:
+                self.preemption.caught()
+            tracker.finish("KILLED", PREEMPTED_DEADLINE_S)
+            raise
+        except BaseException:
+            tracker.finish("FAILED", TRACKING_DEADLINE_S)
+            raise
+        return self._record(tracker, summary)
+
+    @contextmanager
+    def _evaluating_alongside(self) -> Iterator[None]:
+        """Checkpoints are evaluated while training goes on, where that is asked for."""
+        if self.config.run.evaluate_every is None:
+            yield
+            return
+        from trainer.driver.background_evaluation import Alongside
+
+        alongside = Alongside(self.config, self.paths, self.dataset, self.journal)
+        alongside.start()
+        yield  # where training fails the process ends, and what has begun goes on in the next
+        self.view.stage("finishing the evaluation of a checkpoint")
+        alongside.close()
+
+    def _train(self) -> None:
+        from trainer.checkpoint.reader import Checkpoint, find_latest
+        from trainer.driver.ray_train import fit
+
+        latest = find_latest(self.paths.checkpoints).folder
+        if latest and Checkpoint(latest).step >= self.config.training.steps:
+            return
+        device = resolve_device(self.config)
+        least, most = self.config.parallel.least_workers, self.config.parallel.most_workers
+        workers = str(most) if least == most else f"{least} to {most}"
+        self.view.say(
+            f"asking Ray for {workers} x {self.config.parallel.cpus_per_worker:g} CPU"
+            f"{' + 1 GPU' if device == 'cuda' else ''}"
+        )
+        self.view.stage("starting workers")
+        before, asked = self.journal.size(), time.time()
+        reminder = threading.Timer(WAITING_NOTICE_S, self._say_if_waiting, (before,))
+        reminder.daemon = True
+        reminder.start()
+        try:
+            with self.preemption.training(self.journal) if self.preemption else nullcontext():
+                fit(self.config, self.paths, self.dataset.folder, device)
+        except Exception as error:  # whatever Ray raises, the user gets one line and the place of the rest
+            raise RunFailed(f"training: {last_line(error)}; the workers' logs are in Ray's session folder") from error
+        finally:
+            reminder.cancel()
+        records = [record for record, _ in self.journal.read(before)]
+        for record in records:
+            if record["kind"] == "nonfinite":
+                raise RunFailed(f"{record['text']}. The last checkpoint is good: {self.paths.checkpoints}")
+        started = next((record["time_ms"] / 1000 for record in records if record["kind"] == "start"), None)
+        if started is not None:  # by the worker's clock, which need not be this one's
+            ended = records[-1]["time_ms"] / 1000
+            self.seconds |= {"startup": max(0.0, started - asked), "training": ended - started}
+
+    def _say_if_waiting(self, before: int) -> None:
+        """Tell what the cluster has free, when no worker has begun since the journal was `before` bytes long."""
+        import ray
+
+        if not any(record["kind"] == "start" for record, _ in self.journal.read(before)):
+            free = ray.available_resources()
+            resources = f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+            self.view.say(f"  still waiting for the workers; free in the cluster: {resources}")
+
+    def _evaluate(self) -> dict[str, Any]:
+        from trainer.ema.export import package_latest
+        from trainer.evaluate.evaluation import Evaluation
+        from trainer.evaluate.report.html import write_report
+
+        step, digest = package_latest(self.config, self.paths, self.dataset.info)
+        if step < self.config.training.steps:
+            raise RunFailed(
+                f"the newest good checkpoint is of step {step}, not {self.config.training.steps}; run it again"
+            )
+        if self.paths.summary.is_file():
+            summary = files.read_json(self.paths.summary)
+            if (summary["step"], summary["package_sha256"]) == (step, digest):
+                return summary
+        self.view.say(
+            f"evaluating step {step}: {self.config.evaluation.samples} samples, "
+            f"variational bound on {self.dataset.info.heldout} images"
+        )
+        self.view.stage("evaluating")
+        started = time.monotonic()
+        parallel = self.config.parallel
+        evaluation = Evaluation(
+            package=self.paths.package,
+            network=self.config.network.kind,
+            data=self.dataset,
+            config=self.config.evaluation,
+            results=self.paths.results,
+            references=Path(self.config.run.storage or "") / "references",
+            tasks=parallel.most_workers,
+            cpus=parallel.cpus_per_worker,
+            device=resolve_device(self.config),
+            progress=lambda stage, done, total: self.view.stage(f"evaluating: {stage}", done, total),
+        )
+        metrics = evaluation.run()
+        self.seconds["evaluation"] = time.monotonic() - started
+        self.view.say(f"evaluated in {self.seconds['evaluation']:.0f} s")
+        summary = {
+            "name": self.config.run.name,
+            "experiment": self.config.run.experiment,
+            "step": step,
+            "package_sha256": digest,
+            "config_sha256": self.config.config_sha256,
+            "method_sha256": self.config.method_sha256,
+            "dataset_fingerprint": self.dataset.info.fingerprint,
+            **metrics,
+            "images_per_second": throughput(self.journal),
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            **NOT_RECORDED,
+        }
+        files.write_json(self.paths.summary, summary)
+        write_report(self.paths.results, {**summary, "evaluation": self.config.evaluation.model_dump(mode="json")})
+        shutil.rmtree(evaluation.blocks.parent)
+        return summary
+
+    def _record(self, tracker: Any, summary: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - Tracker
+        """Finish the upload and register; without an answer it warns, and the same command tries again."""
+        from trainer.registry.models import log_results, log_summary, register
+
+        self.view.stage("recording")
+        try:
+            if not tracker.drain(TRACKING_DEADLINE_S):
+                raise TimeoutError(tracker.problem or f"nothing for {TRACKING_DEADLINE_S:.0f} s")
+            summary["run_id"] = tracker.run_id
+            log_results(self.config, self.paths, summary["run_id"], summary["step"])
+            summary |= register(self.config, self.paths, self.dataset.info, summary, str(tracker.run_id))
+            files.write_json(self.paths.summary, summary)
+            log_summary(self.config, self.paths, summary["run_id"])
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the run itself is whole
+            self.view.say(f"warning: MLflow at {self.config.run.tracking_uri} did not answer: {last_line(error)}")
+            self.view.say("  everything is kept here; the same command uploads and registers it later")
+            tracker.finish("FINISHED", 0)
+            return summary
+        tracker.finish("FINISHED", TRACKING_DEADLINE_S)
+        summary["recorded"] = True
+        files.write_json(self.paths.summary, summary)
+        if summary["registered_model"]:
+            self.view.say(
+                f"registered {summary['registered_model']} version {summary['registered_version']} "
+                f"as {summary['alias']}: {summary['gate']['reason']}"
+            )
+        return summary
+
+
+def throughput(journal: Journal) -> float:
+    """Mean training images per second over all logged windows, whatever attempt they belong to."""
+    rates = [record["images_per_second"] for record, _ in journal.read() if record["kind"] == "metrics"]
+    return len(rates) / sum(1 / rate for rate in rates)

@@ -1,0 +1,1 @@
+"""Features of images, which distances between sets of images are told by."""

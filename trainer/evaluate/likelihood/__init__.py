@@ -1,0 +1,1 @@
+"""The likelihood view's numbers, block by block and put together."""

@@ -1,0 +1,1 @@
+"""The sample view's numbers, from features alone."""

@@ -1,0 +1,154 @@
+"""The sample view of a model: what its samples are like, as numbers with errors and a scale to read them by.
+
+Everything here is of features that blocks and references hold already. `_se` is the standard error of a value, from the
+samples' side: over seeds where there are several, else of the one set. `_sd` is the spread of one seed's value.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, stdev
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.frechet import FrechetReference
+from trainer.evaluate.extractors.base import FeatureExtractor, frechet_name
+from trainer.evaluate.extractors.classifier import Extractor
+from trainer.evaluate.metrics.coverage import class_coverage
+from trainer.evaluate.metrics.frechet_infinity import Extrapolation, extrapolate
+from trainer.evaluate.metrics.kid import kernel_distance
+from trainer.evaluate.metrics.neighbours import Memorisation, memorisation, precision_recall
+from trainer.evaluate.metrics.sample_features import SampleFeatures
+from trainer.evaluate.references.baselines import YARDSTICKS, spread
+from trainer.evaluate.references.cache import Reference
+
+MOST_NEIGHBOURS = 10_000  # images a side for precision and recall
+
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Features of one extractor.
+
+    Attributes:
+        extractor: which.
+        sets: of the samples, a set a seed, N in each.
+        references: of `train` and of each yardstick.
+    """
+
+    extractor: FeatureExtractor
+    sets: Sequence[SampleFeatures]
+    references: Mapping[str, Reference]
+
+    @property
+    def train(self) -> Reference:
+        """Of the training images."""
+        return self.references["train"]
+
+    @cached_property
+    def gaussian(self) -> FrechetReference:
+        """That of the training images, which Frechet distances are to."""
+        return FrechetReference.of(self.train.moments)
+
+
+def over_seeds(name: str, values: Sequence[float], errors: Sequence[float | None]) -> Values:
+    """A score's mean over seeds, its standard error where it has one, and the spread of one seed's."""
+    found = {name: fmean(values)}
+    if len(values) > 1:
+        sd = stdev(values)
+        return found | {f"{name}_se": sd / len(values) ** 0.5, f"{name}_sd": sd}
+    return found if errors[0] is None else found | {f"{name}_se": errors[0]}
+
+
+def frechet_scores(compared: Compared, seed: int) -> Values:
+    """The Frechet distance to the training images of the samples, also extrapolated, and of the yardsticks.
+
+    A yardstick of no more images than there are features has no value; neither has an extrapolation from too few.
+    """
+    name, reference = frechet_name(compared.extractor), compared.gaussian
+    found = [extrapolate(features, reference, seed) for features in compared.sets]
+    scores = over_seeds(name, [each.distance for each in found], [each.distance_se for each in found])
+    scores |= _infinite(f"{name}_infinite", found)
+    for yardstick in YARDSTICKS:
+        moments = compared.references[yardstick].moments
+        if moments.count > compared.extractor.dimensions:
+            scores[f"{name}_{yardstick}"] = reference.distance(moments)
+    return scores
+
+
+def _infinite(name: str, found: Sequence[Extrapolation]) -> Values:
+    values = [each.infinite for each in found if each.infinite is not None]
+    return over_seeds(name, values, [each.infinite_se for each in found]) if len(values) == len(found) else {}
+
+
+def kernel_scores(compared: Compared, seed: int) -> Values:
+    """KID of the samples and of the yardsticks, each against the training images."""
+    name, train = f"kid_{compared.extractor.name}", compared.train.features
+    found = [kernel_distance(features.whole(), train, seed) for features in compared.sets]
+    scores = over_seeds(name, [each.value for each in found], [each.standard_error for each in found])
+    for yardstick in YARDSTICKS:
+        features = compared.references[yardstick].features
+        if len(features) >= compared.sets[0].count // 2:
+            scores[f"{name}_{yardstick}"] = kernel_distance(features, train, seed).value
+    return scores
+
+
+def neighbour_scores(compared: Compared) -> Values:
+    """Precision and recall of the samples against as many training images, and of the held-out ones likewise."""
+    train = compared.train.features
+
+    def of(features: Tensor) -> tuple[float, float]:
+        most = min(len(features), len(train), MOST_NEIGHBOURS)
+        real, drawn = (each[torch.from_numpy(spread(len(each), most))] for each in (train, features))
+        found = precision_recall(real, drawn)
+        return found.precision, found.recall
+
+    count = min(compared.sets[0].count, len(train), MOST_NEIGHBOURS)
+    pairs = [of(features.whole()) for features in compared.sets]
+    scores: Values = {}
+    real = of(compared.references["heldout"].features)
+    for name, values, yardstick in zip(("precision", "recall"), zip(*pairs, strict=True), real, strict=True):
+        binomial = (values[0] * (1 - values[0]) / count) ** 0.5
+        scores |= over_seeds(name, values, [binomial]) | {f"{name}_heldout": yardstick}
+    return scores
+
+
+def coverage_scores(compared: Compared, classifier: Extractor) -> tuple[Values, dict[str, list[int]]]:
+    """How far the samples' classes are from the training images' in total variation, and how many are missing.
+
+    Returns:
+        The scores, and the counts by class of samples, of training and of held-out images.
+    """
+    seen = {name: classifier.predicted(compared.references[name].features) for name in ("train", "heldout")}
+    predicted = (classifier.predicted(each.whole()) for each in compared.sets)
+    found = [class_coverage(classes, seen["train"], classifier.classes) for classes in predicted]
+    real = class_coverage(seen["heldout"], seen["train"], classifier.classes)
+    scores = over_seeds("class_variation", [each.total_variation for each in found], [None])
+    scores |= {"class_variation_heldout": real.total_variation, "classes_missing": fmean(e.missing for e in found)}
+    return scores, {"samples": list(found[0].samples), "train": list(real.data), "heldout": list(real.samples)}
+
+
+def memorisation_scores(compared: Compared) -> tuple[Values, Memorisation]:
+    """How much nearer samples are to training images than held-out images are, in pixels; of the first seed.
+
+    Raises:
+        ValueError: most held-out images are training images too.
+    """
+    found = memorisation(compared.train.features, compared.references["heldout"].features, compared.sets[0].whole())
+    return {"memorisation_ratio": found.median_ratio, "memorisation_closer": found.closer_fraction}, found
+
+
+def pairs_with_nearest(
+    samples: np.ndarray,
+    found: Memorisation,
+    reference: Reference,
+    train: Callable[[np.ndarray], np.ndarray],
+    count: int,
+) -> np.ndarray:
+    """Samples from the nearest to a training image to the farthest, and below each that image: uint8 [2 n, H, W, C]."""
+    order = np.argsort(found.distances, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
+    return np.concatenate([samples[chosen], train(reference.rows[found.nearest[chosen]])])

@@ -1,0 +1,51 @@
+"""Files that several processes share: JSON that is replaced whole, and locks that go with their process."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from trainer.errors import Busy, InputError
+
+POLL_SECONDS = 0.5
+
+
+@contextmanager
+def hold(lock: Path, busy: str, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold a lock file, whose folder is made; `busy` says what another process that holds it is doing."""
+    deadline = time.monotonic() + patience_s
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+")
+    except OSError as error:
+        raise InputError(f"run.storage: {lock.parent}: {error.strerror}; allowed: a folder to write to") from None
+    with file:
+        while not _lock(file):
+            if time.monotonic() >= deadline:
+                raise Busy(f"{busy}; allowed: one at a time")
+            time.sleep(POLL_SECONDS)
+        yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object so that readers see the old file or the new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,110 @@
+"""`python -m trainer.registry`: the versions of a registered model, and which of them is served."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from trainer.config.load import default_storage, tracking_uri
+from trainer.errors import InputError
+
+EXAMPLES = """\
+examples:
+  python -m trainer.registry list digits
+  python -m trainer.registry promote digits 3
+  python -m trainer.registry promote digits 3 --force --reason "the samples are better, see the report"
+  python -m trainer.registry rollback digits --reason "complaints about sevens"
+
+A new version is `challenger`. It becomes `champion` if its package is whole, its outputs are finite, its three
+likelihoods agree within run.gate.likelihood_gap, and it beats the champion by run.gate.metric beyond the error bars.
+Every decision is a tag of the version, with its reason.
+
+exit codes: 0 done; 2 bad input; 1 the gate says no, or anything else
+"""
+SHOWN = ("vlb_bpd", "nll_bpd", "frechet_classifier", "fid")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m trainer.registry",
+        description="List, promote and roll back the versions of a registered model.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = result.add_subparsers(dest="command", required=True, metavar="list | promote | rollback")
+    several = (
+        ("list", "the versions, their scores, and what the gate decided"),
+        ("promote", "give a version the alias, if it passes the gate"),
+        ("rollback", "give the alias back to the version that had it before"),
+    )
+    for name, text in several:
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command.add_argument("name", metavar="NAME", help="of the registered model")
+        if name == "promote":
+            command.add_argument("version", metavar="VERSION", help="its number")
+            command.add_argument("--force", action="store_true", help="whatever the gate says; the tag tells")
+        if name != "list":
+            command.add_argument("--reason", default="", metavar="TEXT", help="to be kept with the decision")
+        command.add_argument("--alias", default="champion", help="which is served (default champion)")
+        command.add_argument(
+            "--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, or the local database"
+        )
+        if name == "list":
+            command.add_argument("--json", action="store_true", help="print as JSON")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    from trainer.registry import models as registry
+
+    try:
+        storage = default_storage()
+        uri = tracking_uri(options.tracking_uri, storage)
+        if options.command == "list":
+            return _list(registry.open_versions(options.name, uri), options.json)
+        if options.command == "rollback":
+            before, present = registry.rollback(options.name, options.alias, uri, options.reason or "by hand")
+            print(f"{options.name} version {before} is {options.alias} again, instead of version {present}")
+            return 0
+        decision = registry.promote(
+            options.name, options.version, options.alias, uri, storage / "fetched", options.force, options.reason
+        )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    became = options.alias if decision.promoted else "not promoted"
+    print(f"{options.name} version {options.version}: {became}: {decision.reason}")
+    return 0 if decision.promoted else 1
+
+
+def _list(found: list[Any], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps([vars(each) for each in found], indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [name for name in SHOWN if any(name in each.metrics for each in found)]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("version", "alias", *shown, "decided", "reason"):
+        table.add_column(heading, overflow="fold")
+    for each in found:
+        scores = [_score(each.metrics, name) for name in shown]
+        decided = f"{each.decision} {each.time[:10]}".strip()
+        table.add_row(each.number, ", ".join(each.aliases), *scores, decided, each.reason)
+    Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 160).print(table)
+    return 0
+
+
+def _score(metrics: dict[str, float], name: str) -> str:
+    if name not in metrics:
+        return "-"
+    error = metrics.get(f"{name}_se")
+    return f"{metrics[name]:.4g}" + ("" if error is None else f" +- {error:.2g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The gate between a new version of a model and the alias that is served: a pure decision, and the checks it rests on.
+
+A version becomes champion only if its package is whole, its outputs are finite, its three likelihoods agree roughly
+with each other, and it beats the champion beyond the error bars. What is not measured is not known to be right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config.run import GateConfig
+from trainer.evaluate.comparison import LIKELIHOODS, Evaluated, compare
+
+PROBES = 5  # times at which a network is asked for its outputs
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a version becomes champion, and why or why not."""
+
+    promoted: bool
+    reason: str
+
+
+def decide(
+    gate: GateConfig,
+    candidate: Evaluated,
+    faults: Sequence[str],
+    champion: Evaluated | None,
+    likelihoods: Sequence[str] = LIKELIHOODS,
+) -> Decision:
+    """The decision.
+
+    Args:
+        gate: its bounds.
+        candidate: the new version.
+        faults: what is wrong with its package.
+        champion: what it has to beat; None where there is none.
+        likelihoods: those that its process has.
+    """
+    wrong = [*faults, *inconsistencies(candidate, likelihoods, gate.likelihood_gap)]
+    if wrong:
+        return Decision(False, "; ".join(wrong))
+    score = candidate.score(gate.metric)
+    if score is None:
+        return Decision(False, f"{gate.metric}, which decides, was not measured (run.gate.metric, evaluation.metrics)")
+    if champion is None:
+        return Decision(True, f"{gate.metric} {_spelled(score)}; there was no champion")
+    verdict = compare(champion, candidate, gate.metric, gate.sigmas)
+    beside = f"{gate.metric} {_spelled(score)} beside {champion.name}'s {_spelled(champion.score(gate.metric))}"
+    if verdict.word == "not comparable":
+        return Decision(False, f"not comparable with {champion.name}: {verdict.reason}")
+    return Decision(verdict.word == "better", f"{beside}: {verdict.word}, {verdict.reason}")
+
+
+def inconsistencies(candidate: Evaluated, likelihoods: Sequence[str], most: float) -> list[str]:
+    """Likelihoods that were not measured, or that are further apart than `most` bits/dim.
+
+    They are not the same number (a bound by the chain, one in continuous time, a density), but of one model they lie
+    close: a schedule that is read wrongly, weights that were not loaded or data on another scale show as several bits.
+    """
+    found = {name: candidate.score(name) for name in likelihoods}
+    missing = [name for name, score in found.items() if score is None]
+    if missing:
+        return [f"{', '.join(missing)} {'was' if len(missing) == 1 else 'were'} not measured (evaluation.metrics)"]
+    values = {name: score[0] for name, score in found.items() if score is not None}
+    low, high = min(values, key=lambda name: values[name]), max(values, key=lambda name: values[name])
+    if not values[high] - values[low] <= most:
+        return [
+            f"likelihoods do not agree: {low} {values[low]:.3f} and {high} {values[high]:.3f} are more than {most:g} "
+            "bits/dim apart (run.gate.likelihood_gap)"
+        ]
+    return []
+
+
+def _spelled(score: tuple[float, float | None] | None) -> str:
+    if score is None:
+        return "nothing"
+    return f"{score[0]:.4g}" + ("" if score[1] is None else f" +- {score[1]:.2g}")
+
+
+def faults_of(package: Path) -> list[str]:
+    """What is wrong with a package: its digests, its network, or outputs that are not finite from t_min to t_max."""
+    import torch
+
+    from diffusion.package import load_package
+    from diffusion.rng import Stream, keyed_normal
+    from diffusion.tensors import rows
+
+    try:
+        denoiser, config = load_package(package)
+    except (ValueError, OSError) as error:
+        return [f"the package is not whole: {str(error).splitlines()[0]}"]
+    process = denoiser.process
+    noise = keyed_normal(0, Stream.SAMPLING_NOISE, [(0, row) for row in range(PROBES)], config.image_shape)
+    t = torch.linspace(process.t_min, process.t_max, PROBES, dtype=torch.float64)
+    label = None if denoiser.null_label is None else torch.arange(PROBES) % denoiser.null_label
+    with torch.inference_mode():
+        output = denoiser.output(noise * rows(process.sigma(t), noise), t, label)
+    bad = [float(time) for time, row in zip(t, output, strict=True) if not bool(row.isfinite().all())]
+    return [f"its outputs are not finite at t = {', '.join(f'{time:g}' for time in bad)}"] if bad else []
+
+
+def likelihoods_of(package: Path) -> tuple[str, ...]:
+    """The likelihoods that a packaged model has: of a terminal SNR of zero there is only the discrete bound."""
+    from diffusion.likelihood.continuous import log_snr_ends
+    from diffusion.package import load_package
+
+    try:
+        log_snr_ends(load_package(package)[0].process)
+    except ValueError:
+        return ("vlb_bpd",)
+    return LIKELIHOODS

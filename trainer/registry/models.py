@@ -1,0 +1,237 @@
+"""The model registry: a package becomes a LoggedModel, a registered version and an alias.
+
+What is registered is the package folder itself, wrapped by a models-from-code pyfunc (`registry_pyfunc.py`) so that
+`mlflow.pyfunc.load_model("models:/digits@champion").predict(...)` works with pickle deserialisation switched off.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trainer.config.run import CHALLENGER, GateConfig
+from trainer.config.run_config import RunConfig
+from trainer.data.manifest import DatasetInfo
+from trainer.errors import InputError
+from trainer.evaluate.comparison import Evaluated, read
+from trainer.registry.gate import Decision, decide, faults_of, likelihoods_of
+from trainer.registry.promotion import Version, admit, give, holder, note, roll_back, versions
+from trainer.run.paths import RunPaths
+from trainer.run.provenance import ROOT
+from trainer.tracking.client import mlflow_client, mlflow_environment
+from trainer.tracking.runs import log_evaluation, log_grid
+from trainer.tracking.standalone import fetch_results
+
+REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "pydantic", "numpy", "pandas")
+
+
+def register(
+    config: RunConfig, paths: RunPaths, dataset: DatasetInfo, summary: dict[str, Any], run_id: str
+) -> dict[str, Any]:
+    """Log the package as a model of the run, with its metrics, and register it where `run.register_as` asks.
+
+    Returns:
+        model_uri, registered_model, registered_version, alias (None where not registered) and what the gate said.
+    """
+    mlflow_environment()
+    import mlflow
+
+    mlflow.set_tracking_uri(str(config.run.tracking_uri))
+    client = mlflow.MlflowClient()
+    model = _log_model(config, paths, summary, run_id)
+    log_evaluation(client, run_id, model.model_id, dataset, summary)
+    name, alias = config.run.register_as, config.run.alias
+    if name is None:
+        return {
+            "model_uri": model.model_uri,
+            "registered_model": None,
+            "registered_version": None,
+            "alias": None,
+            "gate": None,
+        }
+    number = _version(client, name, model, run_id, summary["package_sha256"])
+    candidate = read(paths.results, "this version")
+    gate = Gate(client, name, str(config.run.tracking_uri), config.run.gate)
+    decision = admit(client, name, number, alias, lambda champion: gate.decide(candidate, paths.package, champion))
+    given = alias if decision.promoted else CHALLENGER
+    return {
+        "model_uri": f"models:/{name}@{given}",
+        "registered_model": name,
+        "registered_version": int(number),
+        "alias": given,
+        "gate": {"alias": alias, "reason": decision.reason},
+    }
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The gate of a registered model: what a version is compared with is fetched from the registry."""
+
+    client: Any
+    name: str
+    tracking_uri: str
+    config: GateConfig
+
+    def decide(self, candidate: Evaluated, package: Path, champion: str | None) -> Decision:
+        """Whether a version passes beside the version with the number `champion`."""
+        faults = faults_of(package)
+        likelihoods = likelihoods_of(package)
+        if champion is None:
+            return decide(self.config, candidate, faults, None, likelihoods)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                present = self.evaluated(champion, Path(folder))
+            except InputError as error:
+                return Decision(False, f"not comparable with version {champion}: {error}")
+        return decide(self.config, candidate, faults, present, likelihoods)
+
+    def evaluated(self, number: str, scratch: Path) -> Evaluated:
+        """What the run of a version was found to be.
+
+        Raises:
+            InputError: its evaluation is not there.
+        """
+        run_id = str(self.client.get_model_version(self.name, number).run_id)
+        _, results = fetch_results(self.tracking_uri, run_id, scratch)
+        return read(results, f"version {number}")
+
+
+@contextmanager
+def _asked(what: str, tracking_uri: str) -> Iterator[None]:
+    """A registry that has no such thing, or does not answer, is bad input."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise InputError(f"{what}: {str(error).splitlines()[0]}; registry: {tracking_uri}") from None
+
+
+def open_versions(name: str, tracking_uri: str) -> list[Version]:
+    """The versions of a registered model, the newest first.
+
+    Raises:
+        InputError: there is no such model, or the registry does not answer.
+    """
+    client = mlflow_client(tracking_uri)
+    with _asked(f"NAME = {name}", tracking_uri):
+        return versions(client, name)
+
+
+def rollback(name: str, alias: str, tracking_uri: str, reason: str) -> tuple[str, str]:
+    """Give an alias back to the version that had it before; its number, and that of the one that had it.
+
+    Raises:
+        InputError: there is none, or the registry does not answer.
+    """
+    client = mlflow_client(tracking_uri)
+    with _asked(f"NAME = {name}", tracking_uri):
+        return roll_back(client, name, alias, reason)
+
+
+def promote(name: str, number: str, alias: str, tracking_uri: str, into: Path, force: bool, reason: str) -> Decision:
+    """Give a version the alias if it passes the gate of its run's configuration, or whatever that says with `force`.
+
+    Raises:
+        InputError: there is no such version, or the registry does not answer.
+    """
+    client = mlflow_client(tracking_uri)
+    with _asked(f"NAME = {name}, VERSION = {number}", tracking_uri):
+        package, config_json, _ = _download(client, client.get_model_version(name, number), into, tracking_uri)
+        gate = Gate(client, name, tracking_uri, RunConfig.model_validate_json(config_json).run.gate)
+        champion = holder(client, name, alias)
+        if champion == number:
+            return Decision(True, f"it is {alias} already")
+        with tempfile.TemporaryDirectory() as folder:
+            decision = gate.decide(gate.evaluated(number, Path(folder)), package, champion)
+        promoted = decision.promoted or force
+        by_hand = f"by hand{': ' + reason if reason else ''}; the gate: " if force or reason else ""
+        said = Decision(promoted, by_hand + decision.reason)
+        note(client, name, number, alias if promoted else CHALLENGER, said.reason)
+        if promoted:
+            give(client, name, number, alias)
+        return said
+
+
+def log_results(config: RunConfig, paths: RunPaths, run_id: str, step: int) -> None:
+    """Upload the results folder: summary, report, samples and pictures."""
+    client = mlflow_client(str(config.run.tracking_uri))
+    client.log_artifacts(run_id, str(paths.results), "results")
+    log_grid(client, run_id, paths.results / "samples.png", step)
+
+
+def log_summary(config: RunConfig, paths: RunPaths, run_id: str) -> None:
+    """Upload the summary again, which says now what was registered."""
+    mlflow_client(str(config.run.tracking_uri)).log_artifact(run_id, str(paths.summary), "results")
+
+
+def _log_model(config: RunConfig, paths: RunPaths, summary: dict[str, Any], run_id: str) -> Any:  # noqa: ANN401 - ModelInfo
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # an input example would be run through the model here, which the evaluation has just done
+        warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
+        return mlflow.pyfunc.log_model(
+            name=str(config.run.name).replace(".", "-"),  # MLflow allows no dot here
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"package": str(paths.package)},
+            code_paths=[str(ROOT / "diffusion")],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            signature=ModelSignature(inputs=Schema([ColSpec("long", "seed"), ColSpec("long", "image")])),
+            metadata={"package_sha256": summary["package_sha256"], "method_sha256": summary["method_sha256"]},
+            step=summary["step"],
+        )
+
+
+def _version(client: Any, name: str, model: Any, run_id: str, package_sha256: str) -> str:  # noqa: ANN401 - MLflow types
+    """The version of this package under `name`, made unless it is there already."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for found in client.search_model_versions(f"name = '{name}'"):
+        if found.tags.get("package_sha256") == package_sha256:
+            return found.version
+    tags = {"package_sha256": package_sha256}
+    return client.create_model_version(name, model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id).version
+
+
+def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, str, str]:
+    """Download a registered package and its run's configuration.
+
+    Args:
+        name: of the registered model.
+        alias: of its version.
+        tracking_uri: the registry.
+        into: the folder that keeps packages, by their version.
+
+    Returns:
+        The package's folder, not verified, the configuration's JSON, and the id of the MLflow run.
+
+    Raises:
+        InputError: there is no such model, or the registry does not answer.
+    """
+    client = mlflow_client(tracking_uri)
+    with _asked(f"MODEL = {name}@{alias}", tracking_uri):
+        return _download(client, client.get_model_version_by_alias(name, alias), into, tracking_uri)
+
+
+def _download(client: Any, found: Any, into: Path, tracking_uri: str) -> tuple[Path, str, str]:  # noqa: ANN401
+    """A version's package, its run's configuration, and the run's id."""
+    from mlflow.artifacts import download_artifacts
+
+    folder = into / found.name / str(found.version)
+    folder.mkdir(parents=True, exist_ok=True)
+    location = f"{client.get_model_version_download_uri(found.name, found.version)}/artifacts/package"
+    package = download_artifacts(location, dst_path=str(folder), tracking_uri=tracking_uri)
+    config = client.download_artifacts(str(found.run_id), "config.json", str(folder))
+    return Path(package).absolute(), Path(config).read_text(), str(found.run_id)

@@ -1,0 +1,58 @@
+"""The Ray cluster of RAY_ADDRESS, or a local one: whether it answers, joining it, and whether it has GPUs."""
+
+import logging
+import os
+import socket
+
+from trainer.config.run_config import RunConfig
+from trainer.errors import InputError, RunFailed, last_line
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+def check_ray_address() -> None:
+    """Knock at RAY_ADDRESS: ray.init would do so at a dead address for minutes.
+
+    Raises:
+        InputError: nothing answers there.
+    """
+    host, separator, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    if separator and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"RAY_ADDRESS = {host}:{port}: no Ray cluster answers: {error}; allowed: the address of a running "
+                "cluster, or none to start a local one"
+            ) from None
+
+
+def connect_ray() -> None:
+    """Join the cluster of RAY_ADDRESS or start a local one, quietly.
+
+    Raises:
+        RunFailed: there is none where RAY_ADDRESS says.
+    """
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **RAY_TRAIN_SETTINGS} | os.environ
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    except ConnectionError as error:
+        raise RunFailed(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}: {last_line(error)}") from error
+
+
+def resolve_device(config: RunConfig) -> str:
+    """cpu or cuda: `auto` takes GPUs where the cluster has one for every worker that there must be."""
+    import ray
+
+    if config.parallel.device != "auto":
+        return config.parallel.device
+    return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.parallel.least_workers else "cpu"
+
+
+RAY_TRAIN_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process fewer; nothing here asks for its answer
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # how late Ray Train sees that its workers are done
+}

@@ -1,0 +1,120 @@
+"""A training run as MLflow has it: its parameters, data set, metrics and pictures."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.config.run_config import RunConfig, canonical
+from trainer.data.manifest import DatasetInfo
+from trainer.run.provenance import git_commit
+from trainer.tracking.client import create_once
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Dataset, Metric
+
+METRICS_PER_BATCH = 500
+
+
+def create_run(client: "MlflowClient", config: RunConfig, dataset: DatasetInfo, key: str) -> str:
+    """A new MLflow run, tagged with what it comes from, or the one that was made with this key; returns its id."""
+    tags = {
+        "mlflow.source.name": "python -m trainer",
+        "mlflow.source.git.commit": git_commit(),
+        "dualview.method_sha256": config.method_sha256,
+        "dualview.config_sha256": config.config_sha256,
+        "dualview.dataset_fingerprint": dataset.fingerprint,
+    }
+    return create_once(client, experiment_id(client, config), str(config.run.name), key, tags)
+
+
+def describe_run(client: "MlflowClient", run_id: str, config: RunConfig, dataset: DatasetInfo) -> None:
+    """The run's parameters, configuration and data set; doing it twice changes nothing."""
+    from mlflow.entities import DatasetInput, InputTag, Param
+
+    parameters = flatten(config.model_dump(mode="json"))
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in parameters.items()])
+    client.log_text(run_id, config.canonical_json() + "\n", "config.json")
+    client.log_inputs(run_id, [DatasetInput(mlflow_dataset(dataset), [InputTag("mlflow.data.context", "training")])])
+
+
+def experiment_id(client: "MlflowClient", config: RunConfig) -> str:
+    """The experiment's id; with a bare database, artifacts go beside the runs and not under the working directory."""
+    name, uri = config.run.experiment, str(config.run.tracking_uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment:
+        return experiment.experiment_id
+    served = uri.startswith("http")
+    return client.create_experiment(
+        name, artifact_location=None if served else f"file://{config.run.storage}/mlflow-artifacts/{name}"
+    )
+
+
+def mlflow_dataset(dataset: DatasetInfo) -> "Dataset":
+    """The data set as MLflow names it; its digest is the start of the fingerprint (MLflow allows 36 characters)."""
+    from mlflow.entities import Dataset
+
+    source = canonical({"source": dataset.source, "fingerprint": dataset.fingerprint})
+    profile = canonical({"train": dataset.train, "heldout": dataset.heldout, "image_shape": dataset.image_shape})
+    return Dataset(
+        name=dataset.source[-500:],
+        digest=dataset.fingerprint[:32],
+        source_type="dualview",
+        source=source,
+        profile=profile,
+    )
+
+
+def log_evaluation(
+    client: "MlflowClient",
+    run_id: str,
+    model_id: str | None,
+    dataset: DatasetInfo,
+    summary: dict[str, Any],
+) -> None:
+    """The run's final metrics, tied to the LoggedModel and the data set, and its curves and samples."""
+    found = flatten({name: value for name, value in summary.items() if name != "evaluation"})
+    scores = {name: value for name, value in found.items() if isinstance(value, float)}
+    metrics = evaluation_metrics(scores, dataset, summary["step"], run_id, model_id)
+    for name, points in summary.get("frechet_at_nfe", {}).items():
+        for point in points:  # the x axis of MLflow's charts is the step
+            values = {f"{name}_at_nfe": point["value"]}
+            metrics += evaluation_metrics(values, dataset, point["nfe"], run_id, model_id)
+    for first in range(0, len(metrics), METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_BATCH])
+
+
+def evaluation_metrics(
+    scores: dict[str, float],
+    dataset: DatasetInfo,
+    step: int,
+    run_id: str,
+    model_id: str | None = None,
+    time_ms: int | None = None,
+) -> "list[Metric]":
+    """Scores as MLflow's metrics, tied to the data set, the step and, where there is one, the LoggedModel."""
+    from mlflow.entities import Metric
+
+    entity, now = mlflow_dataset(dataset), time_ms or time.time_ns() // 10**6
+    names = {"dataset_name": entity.name, "dataset_digest": entity.digest, "run_id": run_id, "model_id": model_id}
+    return [Metric(name, value, now, step, **names) for name, value in scores.items()]
+
+
+def log_grid(client: "MlflowClient", run_id: str, picture: Path, step: int, time_ms: int | None = None) -> None:
+    """A grid of samples as MLflow's image `samples` of a step, which its pages show over training."""
+    if picture.is_file():
+        from PIL import Image
+
+        with Image.open(picture) as image:
+            client.log_image(run_id, image, key="samples", step=step, timestamp=time_ms, synchronous=True)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

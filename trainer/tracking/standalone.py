@@ -1,0 +1,88 @@
+"""Evaluations apart from training as MLflow runs of their own, and what another run's evaluation found."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from trainer.config.run_config import canonical
+from trainer.data.manifest import DatasetInfo
+from trainer.errors import InputError, one_line
+from trainer.evaluate.comparison import FILES, PER_IMAGE
+from trainer.run.provenance import git_commit
+from trainer.tracking.client import create_once, mlflow_client
+from trainer.tracking.runs import flatten, log_evaluation, mlflow_dataset
+
+RESULT_FILES = (
+    "evaluation.json", "report.html", "report.png", "samples.png", "neighbours.png", "denoising.json", PER_IMAGE,
+)  # fmt: skip
+
+
+def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path]:
+    """The name of an MLflow run, and a folder with the files of its evaluation that models are compared by.
+
+    Raises:
+        InputError: there is no such run.
+        OSError: the server does not answer.
+    """
+    folder = into / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    client = mlflow_client(tracking_uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        name = client.get_run(run_id).info.run_name
+        there = {Path(str(file.path)).name for file in client.list_artifacts(run_id, "results")}
+        for file in {*FILES, PER_IMAGE} & there:  # whose folders there are not those here, with every store
+            os.replace(client.download_artifacts(run_id, f"results/{file}", str(folder)), folder / file)
+    except MlflowException as error:
+        told = f"MLflow run {run_id}: {one_line(error)}; at {tracking_uri}"
+        raise (InputError if error.error_code == "RESOURCE_DOES_NOT_EXIST" else ConnectionError)(told) from None
+    return str(name), folder
+
+
+def log_standalone(
+    tracking_uri: str, trained: str, name: str, dataset: DatasetInfo, values: dict[str, Any], folder: Path
+) -> str:
+    """An evaluation apart from training, as an MLflow run of its own below that which trained the model.
+
+    Doing it twice changes nothing: the run's key is what was measured of which package, and with what result.
+
+    Args:
+        tracking_uri: of a server or database.
+        trained: the id of the run that trained the model.
+        name: of the new run.
+        dataset: whose images were compared with.
+        values: what `evaluation.json` says.
+        folder: its report and pictures.
+
+    Returns:
+        The run's id.
+    """
+    client = mlflow_client(tracking_uri)
+    from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Param
+
+    parent = client.get_run(trained)
+    models = parent.outputs.model_outputs if parent.outputs else []
+    model_id, step = (models[-1].model_id, models[-1].step) if models else (None, 0)
+    tags = {
+        "mlflow.source.name": "python -m trainer.evaluate",
+        "mlflow.source.git.commit": git_commit(),
+        "mlflow.parentRunId": trained,
+        "dualview.package_sha256": values["package_sha256"],
+        "dualview.dataset_fingerprint": dataset.fingerprint,
+    }
+    key = hashlib.sha256(canonical(values).encode()).hexdigest()
+    run_id = create_once(client, parent.info.experiment_id, name, key, tags)
+    if client.get_run(run_id).info.status == "FINISHED":
+        return run_id
+    settings = flatten(values["evaluation"], "evaluation.")
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
+    inputs = [DatasetInput(mlflow_dataset(dataset), [InputTag("mlflow.data.context", "evaluation")])]
+    client.log_inputs(run_id, inputs, models=[LoggedModelInput(model_id)] if model_id else None)
+    log_evaluation(client, run_id, model_id, dataset, {**values, "step": step})
+    for file in RESULT_FILES:
+        if (folder / file).is_file():
+            client.log_artifact(run_id, str(folder / file), "results")
+    client.set_terminated(run_id, "FINISHED")
+    return run_id

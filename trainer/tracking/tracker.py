@@ -1,0 +1,135 @@
+"""MLflow, fed from the journal by a thread of the driver: a slow or dead tracking server never stops a step.
+
+The journal is the spool. `tracking.json` says which MLflow run it goes to and how far it has been uploaded, so a driver
+that is killed, or a server that comes back tomorrow, loses and doubles nothing: a record carries its own time stamp,
+and MLflow keeps one metric per (name, time, step, value).
+"""
+
+import threading
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer import files
+from trainer.config.run_config import RunConfig
+from trainer.data.manifest import DatasetInfo
+from trainer.errors import one_line
+from trainer.run.journal import Journal, Record
+from trainer.run.paths import RunPaths
+from trainer.tracking.client import mlflow_client, run_exists
+from trainer.tracking.runs import METRICS_PER_BATCH, create_run, describe_run, evaluation_metrics, log_grid
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 5.0
+BOOKKEEPING = ("kind", "time_ms", "step")
+
+
+class Tracker(threading.Thread):
+    """Uploads a run's journal for as long as it grows.
+
+    Attributes:
+        run_id: the MLflow run, once the server has answered.
+        problem: the last failure in one line, None after a success.
+    """
+
+    def __init__(self, config: RunConfig, paths: RunPaths, dataset: DatasetInfo, journal: Journal) -> None:
+        """Go on from `tracking.json` where there is one; nothing is contacted before `start()`."""
+        super().__init__(name="tracker", daemon=True)
+        self._config, self._paths, self._dataset, self._journal = config, paths, dataset, journal
+        saved = files.read_json(paths.tracking) if paths.tracking.is_file() else {}
+        self.run_id: str | None = saved.get("run_id")
+        self._key: str = saved.get("key") or uuid.uuid4().hex
+        self._described: bool = saved.get("described", False)
+        self._offset: int = saved.get("offset", 0)
+        self._step: int = saved.get("step", 0)
+        self.problem: str | None = None
+        self._client: MlflowClient | None = None
+        self._stop_event, self._round = threading.Event(), threading.Condition()
+        self._answered = False
+
+    def run(self) -> None:
+        """The thread: upload what is new, wait, again; failures are kept as `problem` and retried."""
+        while not self._stop_event.is_set():
+            try:
+                self._upload(self._connect())
+                self.problem = None
+                with self._round:
+                    self._answered = True
+                    self._round.notify_all()
+            except Exception as error:  # noqa: BLE001 - whatever the server or network does, training goes on
+                self.problem = one_line(error)
+            self._stop_event.wait(RETRY_SECONDS if self.problem else POLL_SECONDS)
+
+    def drain(self, deadline_s: float) -> bool:
+        """Wait until all that is in the journal now is uploaded; False if that takes longer than the deadline."""
+        target = max((offset for _, offset in self._journal.read()), default=0)
+        with self._round:
+            return self._round.wait_for(lambda: self._answered and self._offset >= target, deadline_s)
+
+    def finish(self, status: str, deadline_s: float) -> None:
+        """Upload what is left, set the MLflow run's status (FINISHED or FAILED) and stop; bounded by the deadline."""
+        try:
+            if deadline_s and self.drain(deadline_s):
+                self._connect().set_terminated(str(self.run_id), status)
+        except Exception as error:  # noqa: BLE001 - a server that goes away now takes nothing from the run
+            self.problem = one_line(error)
+        self._stop_event.set()
+
+    def _connect(self) -> "MlflowClient":
+        if self._client is not None:
+            return self._client
+        client = mlflow_client(str(self._config.run.tracking_uri))
+        if self.run_id is None or not run_exists(client, self.run_id):
+            self.run_id, self._described, self._offset, self._step = None, False, 0, 0
+            self._save()  # the key, by which a driver that is killed now finds the run again
+            self.run_id = create_run(client, self._config, self._dataset, self._key)
+            self._save()  # before anything else can fail, so that a retry fills this run and makes no other
+        else:
+            client.set_terminated(self.run_id, "RUNNING")
+        if not self._described:
+            describe_run(client, self.run_id, self._config, self._dataset)
+            self._described = True
+            self._save()
+        self._client = client
+        return client
+
+    def _upload(self, client: "MlflowClient") -> None:
+        """All complete records behind the offset, in batches; progress is noted once they are there."""
+        pending: list[Record] = []
+        evaluated: list[Record] = []
+        reached, step = self._offset, self._step
+        for record, offset in self._journal.read(self._offset):
+            if record["kind"] == "metrics" and record["step"] > step:
+                pending.append(record)
+                step = record["step"]
+            elif record["kind"] == "evaluation":
+                evaluated.append(record)
+            reached = offset
+        rows = [(name, record) for record in pending for name in record if name not in BOOKKEEPING]
+        for first in range(0, len(rows), METRICS_PER_BATCH):
+            self._log(client, rows[first : first + METRICS_PER_BATCH])
+        for record in evaluated:
+            self._log_checkpoint(client, record)
+        self._offset, self._step = reached, step
+        if pending or evaluated:
+            self._save()
+
+    def _log(self, client: "MlflowClient", rows: list[tuple[str, Record]]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, record[name], record["time_ms"], record["step"]) for name, record in rows]
+        client.log_batch(str(self.run_id), metrics=metrics)
+
+    def _log_checkpoint(self, client: "MlflowClient", record: Record) -> None:
+        """The scores of a checkpoint that was evaluated beside training, at its step, and its grid of samples."""
+        scores = {name: value for name, value in record.items() if isinstance(value, float)}
+        metrics = evaluation_metrics(scores, self._dataset, record["step"], str(self.run_id), time_ms=record["time_ms"])
+        client.log_batch(str(self.run_id), metrics=metrics)
+        log_grid(client, str(self.run_id), Path(record.get("samples_png", "")), record["step"], record["time_ms"])
+
+    def _save(self) -> None:
+        progress = {"described": self._described, "offset": self._offset, "step": self._step}
+        files.write_json(self._paths.tracking, {"key": self._key, "run_id": self.run_id, **progress})

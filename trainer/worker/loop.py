@@ -1,0 +1,180 @@
+"""The training loop that every Ray Train worker runs.
+
+Everything a step depends on is a function of (config, step) or in the checkpoint, so resuming is loading the newest
+complete one and going on. Rank 0 reports to the journal alone. A step itself is in trainer/worker/step.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from diffusion.config import ImportanceTime
+from diffusion.denoiser import Denoiser
+from diffusion.network import build_network
+from diffusion.objective import Objective
+from diffusion.process.sde import make_process
+from diffusion.time_sampling import LossMoments
+from trainer.checkpoint import reader as checkpoint
+from trainer.checkpoint.background import Writer
+from trainer.config.run_config import RunConfig
+from trainer.data.dataset import open_dataset
+from trainer.ema import snapshots
+from trainer.ema.sharded import ShardedEma
+from trainer.run import attempt as checkpoint_attempt
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
+from trainer.run.stop_request import StopSign
+from trainer.runtime.device import full_precision, prepare_network, require_compiler
+from trainer.worker.batch_plan import Draws
+from trainer.worker.batches import Feed
+from trainer.worker.engine import Masters, initialize
+from trainer.worker.meters import Meters
+from trainer.worker.step import HINT, NonFiniteError, Place, Worker
+
+
+def start_worker(place: Place) -> Worker:
+    """Build this rank's state, at the newest complete checkpoint if there is one; collective."""
+    config, paths = place.config, place.paths
+    journal = Journal(paths.journal) if dist.get_rank() == 0 else None
+    dataset = open_dataset(place.dataset)
+    torch.manual_seed(config.seed)
+    objective = build_objective(config, dataset.info.image_shape)
+    process = objective.denoiser.process
+    resumed = _agree_on_checkpoint(paths, journal)
+    if resumed:
+        objective.load_state_dict(resumed.tensors("param"))
+    full_precision()
+    if config.parallel.compile:
+        require_compiler(place.device)
+    engine = initialize(objective.to(place.device), config, place.device)
+    masters = Masters(engine, config.parallel.zero_stage)
+    ema = ShardedEma(masters.flats, config.ema.tracks)
+    if resumed:
+        masters.restore_moments(resumed.optimizer_steps, resumed.read)
+        for kind, flats in ema.tracks.items():
+            for fragment in masters.fragments:
+                fragment.of(flats).copy_(resumed.read(kind, fragment.name, fragment.offset, fragment.numel))
+    draws = Draws(
+        config.seed,
+        dataset.info.train,
+        config.training,
+        process,
+        config.objective,
+        dataset.info.image_shape,
+        restored_moments(config, resumed),
+    )
+    labels = torch.from_numpy(dataset.labels("train")) if config.network.classes else None
+    return Worker(
+        place=place,
+        engine=engine,
+        masters=masters,
+        ema=ema,
+        feed=Feed(draws, dataset.images("train"), labels, config.network.classes, place.device),
+        writer=Writer(),
+        journal=journal,
+        fence=checkpoint_attempt.Fence(paths.attempt, place.attempt),
+        stop_sign=StopSign(paths.preempt, place.attempt) if journal else None,
+        step=resumed.step if resumed else 0,
+        skipped=resumed.step - resumed.optimizer_steps if resumed else 0,
+    )
+
+
+def build_objective(config: RunConfig, image_shape: tuple[int, int, int]) -> Objective:
+    """The objective around a freshly initialised network, with all that is trained as its children."""
+    process = make_process(config.process)
+    network = build_network(config.network, image_shape, process.reverse_variance == "learned")
+    prepare_network(network, config.parallel)
+    settings = config.objective
+    null_label = config.network.classes or None
+    return Objective(settings, Denoiser(network, process, settings.prediction, settings.sigma_data, null_label))
+
+
+def restored_moments(config: RunConfig, resumed: checkpoint.Checkpoint | None) -> LossMoments | None:
+    """The second moments that t is drawn by, as the checkpoint has them; None for other ways to draw t."""
+    if not isinstance(config.objective.time_sampling, ImportanceTime):
+        return None
+    moments = LossMoments(config.objective.time_sampling)
+    if resumed:
+        moments.sums, moments.counts = (np.array(resumed.loss_moments[name]) for name in ("sums", "counts"))
+    return moments
+
+
+def _agree_on_checkpoint(paths: RunPaths, journal: Journal | None) -> checkpoint.Checkpoint | None:
+    """Rank 0 looks for the newest good checkpoint, and every rank takes that one."""
+    choice: list[Path | None] = [None]
+    if journal:
+        found = checkpoint.find_latest(paths.checkpoints)
+        for reason in found.refused:
+            journal.append("warning", text=f"checkpoint passed over: {reason}")
+        choice = [found.folder]
+    dist.broadcast_object_list(choice, src=0)
+    return checkpoint.Checkpoint(choice[0]) if choice[0] else None
+
+
+def run(place: Place, report: Any) -> None:  # noqa: ANN401 - ray.train.report
+    """Train to `training.steps`, to a stop sign or to a non-finite loss; the journal says which.
+
+    Args:
+        place: of this worker.
+        report: called with metrics on every rank at every checkpoint.
+    """
+    worker = start_worker(place)
+    settings, last = place.config.run, place.config.training.steps
+    meters = Meters(place.device)
+    worker.record("start", steps=last, world_size=dist.get_world_size())
+    returned_to: int | None = None
+    try:
+        while worker.step < last and not worker.stopping:
+            worker.train_step(meters)
+            if worker.skips_in_a_row == place.config.training.max_skips:
+                worker, returned_to = rolled_back(worker, returned_to)
+            ending = worker.step == last or worker.stopping
+            if worker.step % settings.log_every == 0 or ending:
+                metrics = meters.flush(place.config.training.global_batch_size)
+                worker.record("metrics", lr=worker.lr, **metrics)
+            if worker.step % settings.checkpoint_every == 0 or ending:
+                worker.save_checkpoint()
+                if not worker.stopping:  # whoever asked to stop may not be listening
+                    report({"step": worker.step, "loss": meters.last_loss})
+        worker.close()
+        if worker.stopping:
+            worker.record("preempted", text=worker.stop_sign.reason if worker.stop_sign else "")
+    except NonFiniteError as error:
+        worker.close()
+        worker.record("nonfinite", text=str(error))
+
+
+def rolled_back(worker: Worker, returned_to: int | None) -> tuple[Worker, int]:
+    """The weights of the last good checkpoint, and the batches after the step at hand: those between are left out.
+
+    Args:
+        worker: that has skipped too many steps in a row.
+        returned_to: the checkpoint of the last time.
+
+    Returns:
+        A worker to go on with, and the checkpoint's step.
+
+    Raises:
+        NonFiniteError: there is no checkpoint, or none since the last time.
+    """
+    worker.close()
+    worker.engine.destroy()
+    fresh = start_worker(worker.place)
+    found, skips = fresh.step, worker.skips_in_a_row
+    if found == 0 or found == returned_to:
+        fresh.close()
+        since = f"again, with the weights of step {found}" if found else "before the first checkpoint"
+        raise NonFiniteError(f"step {worker.step}: {skips} steps in a row were not finite, {since}; gave up. {HINT}")
+    if fresh.journal:
+        snapshots.forget(worker.place.paths.ema, found)
+    for left_out in range(found + 1, worker.step + 1):
+        fresh.step, fresh.skipped = left_out, fresh.skipped + 1
+        fresh.ema.update(left_out)  # the weights stood still
+        fresh.save_snapshot()
+    fresh.record(
+        "warning", text=f"step {worker.step}: {skips} skipped in a row; going on with the weights of step {found}"
+    )
+    return fresh, found

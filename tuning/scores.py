@@ -1,0 +1,82 @@
+"""A sweep's trials as rows of scores, and which of them stand out.
+
+Trials are compared by what was measured on held-out images, never by a training loss. The standard error of a
+difference is taken as sqrt(se_1^2 + se_2^2). Trials are scored on the same images with the same noise, so their
+differences are better known than that: `not distinguishable` errs on the safe side.
+"""
+
+import math
+from typing import Any
+
+from trainer import files
+from trainer.run.paths import RunPaths
+from tuning.space import Trial
+from tuning.sweep import Sweep
+
+VLB, VLB_SE, FRECHET = "vlb_bpd", "vlb_bpd_se", "frechet_classifier"
+METRICS = {VLB: "bits/dim", FRECHET: "squared Frechet distance"}
+SCALE = ("heldout", "gaussian", "noise")
+CLOSE_SE = 2.0
+WORDS = {"new": "not run", "resumable": "interrupted", "failed": "failed", "done": "done"}
+Row = dict[str, Any]
+
+
+def rows(sweep: Sweep) -> list[Row]:
+    """One row a trial, in the sweep's order: settings, state, scores, and where it stands among the others."""
+    failures = sweep.failures()
+    result = [_row(trial, paths, failures.get(trial.name)) for trial, paths in sweep.paths()]
+    for row in result:
+        row["best"] = [name for name in METRICS if row[name] is not None and row[name] == _lowest(result, name)]
+    best = next((row for row in result if VLB in row["best"]), None)
+    for row in result:
+        row["indistinguishable_from_best"] = best is not None and row is not best and _close(row, best)
+    return result
+
+
+def _row(trial: Trial, paths: RunPaths, failure: str | None) -> Row:
+    summary = files.read_json(paths.summary) if paths.summary.is_file() else {}
+    done = summary.get("step", 0) >= trial.config.training.steps
+    begun = "resumable" if paths.identity.is_file() else "new"
+    scores = {name: _finite(summary.get(name)) if done else None for name in (VLB, VLB_SE, FRECHET)}
+    return {
+        "name": trial.name,
+        "settings": trial.settings,
+        "state": "done" if done else "failed" if failure else begun,
+        "reason": None if done else failure,
+        "step": summary.get("step") if done else None,
+        **scores,
+        "run_id": summary.get("run_id") if done else None,
+    }
+
+
+def _finite(score: float | None) -> float | None:
+    """A score that can be compared; one that is NaN or infinite is none."""
+    return score if score is not None and math.isfinite(score) else None
+
+
+def _lowest(table: list[Row], name: str) -> float | None:
+    return min((row[name] for row in table if row[name] is not None), default=None)
+
+
+def _close(row: Row, best: Row) -> bool:
+    """Whether vlb_bpd is within 2 standard errors of the best."""
+    known = all(value is not None for value in (row[VLB], row[VLB_SE], best[VLB_SE]))
+    return known and row[VLB] - best[VLB] <= CLOSE_SE * math.hypot(row[VLB_SE], best[VLB_SE])
+
+
+def scale(sweep: Sweep) -> dict[str, float]:
+    """What frechet_classifier is for held-out images, a Gaussian of the right moments, and noise."""
+    for _, paths in sweep.paths():
+        summary = files.read_json(paths.summary) if paths.summary.is_file() else {}
+        if FRECHET in summary:
+            return {name: summary[f"{FRECHET}_{name}"] for name in SCALE if f"{FRECHET}_{name}" in summary}
+    return {}
+
+
+def number(row: Row, name: str) -> str:
+    """A score for people, with its standard error where it has one."""
+    if row[name] is None:
+        return "none" if row["state"] == "done" else "-"
+    if name != VLB:
+        return f"{row[name]:.4g}"
+    return f"{row[VLB]:.3f}" + (f" ± {row[VLB_SE]:.3f}" if row[VLB_SE] is not None else "")
