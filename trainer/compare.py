@@ -10,7 +10,8 @@ from typing import Any
 
 from trainer.config.load import default_storage, tracking_uri
 from trainer.errors import InputError
-from trainer.evaluate.comparison import LIKELIHOODS, Evaluated, Verdict, compare, read
+from trainer.evaluate.comparison import ComparedModel, Verdict, compare, read
+from trainer.run.summary import LIKELIHOODS
 
 EXAMPLES = """\
 examples:
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def evaluated(run: str, given_uri: str | None, scratch: Path) -> Evaluated:
+def evaluated(run: str, given_uri: str | None, scratch: Path) -> ComparedModel:
     """What was measured of a run.
 
     Raises:
@@ -99,7 +100,7 @@ def evaluated(run: str, given_uri: str | None, scratch: Path) -> Evaluated:
 Table = dict[str, list[Verdict]]
 
 
-def compared(found: Sequence[Evaluated], metrics: Sequence[str] | None, sigmas: float) -> Table:
+def compared(found: Sequence[ComparedModel], metrics: Sequence[str] | None, sigmas: float) -> Table:
     """The verdicts of all but the first beside the first, by metric.
 
     Raises:
@@ -129,7 +130,7 @@ def views(verdicts: Table, index: int) -> dict[str, str]:
     return said
 
 
-def as_json(found: Sequence[Evaluated], verdicts: Table) -> dict[str, Any]:
+def as_json(found: Sequence[ComparedModel], verdicts: Table) -> dict[str, Any]:
     """All of it, for programs."""
     first, *others = found
     return {
@@ -145,7 +146,7 @@ def as_json(found: Sequence[Evaluated], verdicts: Table) -> dict[str, Any]:
     }
 
 
-def show(found: Sequence[Evaluated], verdicts: Table, console: Any) -> None:  # noqa: ANN401 - rich's Console
+def show(found: Sequence[ComparedModel], verdicts: Table, console: Any) -> None:  # noqa: ANN401 - rich's Console
     """A table with a row a metric, and a line a model."""
     from rich.table import Table as RichTable
 
@@ -166,11 +167,9 @@ def show(found: Sequence[Evaluated], verdicts: Table, console: Any) -> None:  # 
         console.print(f"{other.name} beside {found[0].name}: {words or 'nothing to compare'}", markup=False)
 
 
-def _value(each: Evaluated, metric: str) -> str:
+def _value(each: ComparedModel, metric: str) -> str:
     score = each.score(metric)
-    if score is None:
-        return "-"
-    return f"{score[0]:.4g}" + (f" +- {score[1]:.2g}" if score[1] is not None else "")
+    return "-" if score is None else str(score)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from trainer.driver.progress import ProgressView
-from trainer.run.journal import Journal, Record
+from trainer.run.journal import Journal, Metrics, Record
 from trainer.run.paths import RunPaths
 from tuning.scores import FRECHET, VLB, VLB_SE
 from tuning.space import Trial
@@ -22,7 +22,7 @@ class TrialView(ProgressView):
 
     def _show(self, record: Record) -> None:
         super()._show(record)
-        if record["kind"] == "metrics" and record["step"] >= self._steps:
+        if isinstance(record, Metrics) and record.step >= self._steps:
             self._begin("evaluating")
 
 

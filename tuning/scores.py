@@ -8,7 +8,7 @@ differences are better known than that: `not distinguishable` errs on the safe s
 import math
 from typing import Any
 
-from trainer import files
+from trainer.run.identity import read_summary
 from trainer.run.paths import RunPaths
 from tuning.space import Trial
 from tuning.sweep import Sweep
@@ -34,24 +34,21 @@ def rows(sweep: Sweep) -> list[Row]:
 
 
 def _row(trial: Trial, paths: RunPaths, failure: str | None) -> Row:
-    summary = files.read_json(paths.summary) if paths.summary.is_file() else {}
-    done = summary.get("step", 0) >= trial.config.training.steps
+    summary = read_summary(paths)
+    done = summary is not None and summary.step >= trial.config.training.steps
     begun = "resumable" if paths.identity.is_file() else "new"
-    scores = {name: _finite(summary.get(name)) if done else None for name in (VLB, VLB_SE, FRECHET)}
+    vlb, frechet = (summary.evaluated.score(name) if summary and done else None for name in (VLB, FRECHET))
     return {
         "name": trial.name,
         "settings": trial.settings,
         "state": "done" if done else "failed" if failure else begun,
         "reason": None if done else failure,
-        "step": summary.get("step") if done else None,
-        **scores,
-        "run_id": summary.get("run_id") if done else None,
+        "step": summary.step if summary and done else None,
+        VLB: None if vlb is None else vlb.value,
+        VLB_SE: None if vlb is None else vlb.se,
+        FRECHET: None if frechet is None else frechet.value,
+        "run_id": summary.registration.run_id if summary and done else None,
     }
-
-
-def _finite(score: float | None) -> float | None:
-    """A score that can be compared; one that is NaN or infinite is none."""
-    return score if score is not None and math.isfinite(score) else None
 
 
 def _lowest(table: list[Row], name: str) -> float | None:
@@ -67,9 +64,10 @@ def _close(row: Row, best: Row) -> bool:
 def scale(sweep: Sweep) -> dict[str, float]:
     """What frechet_classifier is for held-out images, a Gaussian of the right moments, and noise."""
     for _, paths in sweep.paths():
-        summary = files.read_json(paths.summary) if paths.summary.is_file() else {}
-        if FRECHET in summary:
-            return {name: summary[f"{FRECHET}_{name}"] for name in SCALE if f"{FRECHET}_{name}" in summary}
+        summary = read_summary(paths)
+        if summary and FRECHET in summary.evaluated.scores:
+            found = {name: summary.evaluated.score(f"{FRECHET}_{name}") for name in SCALE}
+            return {name: score.value for name, score in found.items() if score is not None}
     return {}
 
 

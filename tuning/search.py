@@ -16,12 +16,11 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
-from trainer import errors as driver_errors
 from trainer.config.run_config import RunConfig as TrainerConfig
 from trainer.driver import run as driver
-from trainer.errors import InputError
+from trainer.errors import InputError, RunFailed, last_line
 from trainer.run.paths import RunPaths
-from trainer.runtime import ray_cluster as driver_ray_cluster
+from trainer.runtime.ray_cluster import connect_ray
 from tuning.progress import Story
 from tuning.scores import FRECHET, VLB, VLB_SE
 from tuning.space import Trial
@@ -40,7 +39,7 @@ SETTINGS = {
 def search(sweep: Sweep, pending: list[Trial], story: Story) -> None:
     """Run the pending trials in order; one that fails is noted and stops no other."""
     os.environ |= SETTINGS
-    driver_ray_cluster.connect_ray()
+    connect_ray()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(sweep.tune, ignore_errors=True)
     configs = {trial.name: trial.config.canonical_json() for trial in pending}
@@ -71,7 +70,7 @@ def run_trial(setting: dict[str, Any], configs: dict[str, str]) -> None:
     try:
         tune.report(ray.get(task.remote(configs[setting["name"]])))
     except Exception as error:  # noqa: BLE001 - whatever Ray raises, the other trials go on
-        tune.report({"reason": driver_errors.last_line(error)})
+        tune.report({"reason": last_line(error)})
 
 
 def complete_trial(text: str) -> dict[str, Any]:
@@ -80,10 +79,11 @@ def complete_trial(text: str) -> dict[str, Any]:
     try:
         # a predecessor that was killed may take a moment to let go of the run
         summary = driver.complete(config, RunPaths.of(config), LOCK_PATIENCE_S)
-    except (driver_errors.RunFailed, InputError) as error:
+    except (RunFailed, InputError) as error:
         return {"reason": str(error)}
-    scores = {name: summary[name] for name in (VLB, VLB_SE, FRECHET) if name in summary}
-    return {**scores, "recorded": summary["recorded"]}
+    numbers = summary.evaluated.numbers()
+    scores = {name: numbers[name] for name in (VLB, VLB_SE, FRECHET) if name in numbers}
+    return {**scores, "recorded": summary.registration.recorded}
 
 
 class Listener(Callback):

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tests.benchmarks.timing import quartiles
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Metrics
 
 EVALUATION, LOAD, NOTHING = "evaluation", "load", "nothing"
 MARGIN_S, TURN_S, POLL_SECONDS = 0.5, 8.0, 0.05
@@ -78,11 +78,11 @@ def watch(training: "subprocess.Popen[bytes]", load: "subprocess.Popen[bytes]", 
 def throughput(run: Path, phases: Phases) -> dict[str, list[float]]:
     """Steps/s between neighbouring records of the journal, by phase."""
     found: dict[str, list[float]] = {name: [] for name in (NOTHING, LOAD, EVALUATION)}
-    records = [record for record, _ in Journal(run / "journal.jsonl").read() if record["kind"] == "metrics"]
+    records = Journal(run / "journal.jsonl").records(Metrics)
     for first, second in pairwise(records):
-        begin, end = first["time_ms"] / 1000, second["time_ms"] / 1000
+        begin, end = first.time_ms / 1000, second.time_ms / 1000
         if phase := phases.of(begin, end):
-            found[phase].append((second["step"] - first["step"]) / (end - begin))
+            found[phase].append((second.step - first.step) / (end - begin))
     return found
 
 

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 TURNS = 7
-PLAIN = "import diffusers.models.unets.unet_2d, deepspeed, trainer.worker.loop, trainer.evaluate.evaluator, trainer.driver.ray_train"
-QUICK = "from trainer.worker.entry import import_stack; import_stack('unet', 'cpu'); import trainer.fit"
+PLAIN = "import diffusers.models.unets.unet_2d, deepspeed, trainer.worker.loop, trainer.driver.ray_train"
+QUICK = (
+    "from trainer.worker.entry import MODULES, import_stack; import_stack(MODULES, 'unet', 'cpu'); "
+    "import trainer.driver.ray_train"
+)
 TIMED = """
 import os, time
 os.environ["DS_ACCELERATOR"] = "cpu"

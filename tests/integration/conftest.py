@@ -11,7 +11,7 @@ import yaml
 from tests.conftest import Cluster
 from trainer.config.load import load_config
 from trainer.config.run_config import RunConfig
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Metrics
 from trainer.run.paths import RunPaths
 
 STEPS, CHECKPOINT_EVERY = 150, 25
@@ -62,9 +62,7 @@ class FinishedRun:
 
 def losses(paths: RunPaths) -> list[float]:
     """The logged losses, the last record of each step."""
-    steps = {
-        record["step"]: record["loss"] for record, _ in Journal(paths.journal).read() if record["kind"] == "metrics"
-    }
+    steps = {record.step: record.values["loss"] for record in Journal(paths.journal).records(Metrics)}
     return [steps[step] for step in sorted(steps)]
 
 

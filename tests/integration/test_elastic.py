@@ -14,7 +14,7 @@ from infra.stack import environment
 from tests.conftest import ROOT, Cluster
 from tests.integration.conftest import configured, losses
 from tests.integration.test_training import train
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Metrics, Started
 from trainer.run.paths import RunPaths
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -43,10 +43,10 @@ def gangs(paths: RunPaths) -> list[tuple[int, int, list[int]]]:
     """Of each gang of workers: how many they were, the step they began after, and the steps they took."""
     found: list[tuple[int, int, list[int]]] = []
     for record, _ in Journal(paths.journal).read():
-        if record["kind"] == "start":
-            found.append((record["world_size"], record["step"], []))
-        if record["kind"] == "metrics":
-            found[-1][2].append(record["step"])
+        if isinstance(record, Started):
+            found.append((record.world_size, record.step, []))
+        if isinstance(record, Metrics):
+            found[-1][2].append(record.step)
     return found
 
 

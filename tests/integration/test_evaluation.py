@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from tests.conftest import Cluster
 from tests.integration.conftest import STEPS, FinishedRun, configured
-from trainer.run.journal import Journal
+from trainer.run.journal import CheckpointEvaluated, Journal
 
 pytestmark = pytest.mark.integration
 
@@ -73,17 +73,17 @@ def test_checkpoints_are_evaluated_while_training_goes_on(
     run = FinishedRun(config, paths, output)
     assert run.losses() == finished.losses()
     assert run.summary["package_sha256"] == finished.summary["package_sha256"]
-    records = {record["step"]: record for record, _ in Journal(paths.journal).read() if record["kind"] == "evaluation"}
+    records = {record.step: record for record in Journal(paths.journal).records(CheckpointEvaluated)}
     assert records
     assert set(records) <= {50, 100}
     step = max(records)
-    assert f"step {step} evaluated: vlb_bpd {records[step]['vlb_bpd']:.4g}" in output
+    assert f"step {step} evaluated: vlb_bpd {records[step].scores['vlb_bpd']:.4g}" in output
     found = json.loads((paths.evaluation(step) / "evaluation.json").read_text())
     assert found["package_sha256"] != run.summary["package_sha256"]
     assert not list(paths.evaluation(step).glob("package/*"))
     history = client.get_metric_history(run.summary["run_id"], "vlb_bpd")
     assert {(each.step, each.value) for each in history} == {
-        *((at, record["vlb_bpd"]) for at, record in records.items()),
+        *((at, record.scores["vlb_bpd"]) for at, record in records.items()),
         (run.summary["step"], run.summary["vlb_bpd"]),
     }
     images = [file.path for file in client.list_artifacts(run.summary["run_id"], "images")]

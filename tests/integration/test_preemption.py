@@ -15,7 +15,7 @@ import torch
 from tests.conftest import Cluster
 from tests.integration.conftest import FinishedRun, configured, losses
 from trainer.checkpoint.reader import Checkpoint, find_latest
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Metrics, Stopped
 from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
@@ -42,7 +42,7 @@ def until(true: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
 
 
 def last_step(paths: RunPaths) -> int:
-    return max((r["step"] for r, _ in Journal(paths.journal).read() if r["kind"] == "metrics"), default=0)
+    return max((record.step for record in Journal(paths.journal).records(Metrics)), default=0)
 
 
 def goes_on_bitwise(cluster: Cluster, tiny: Path, name: str, paths: RunPaths, finished: FinishedRun) -> None:
@@ -68,8 +68,8 @@ def test_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(
     output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 75, output
     assert "preempted (SIGTERM): the last checkpoint is of step" in output
-    [record] = [r for r, _ in Journal(paths.journal).read() if r["kind"] == "preempted"]
-    assert record["text"] == "SIGTERM"
+    [record] = Journal(paths.journal).records(Stopped)
+    assert record.text == "SIGTERM"
     goes_on_bitwise(cluster, tiny, "terminated", paths, finished)
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from tests.conftest import Cluster
 from tests.integration.conftest import FinishedRun, configured
-from trainer.evaluate.comparison import read
 
 pytestmark = pytest.mark.integration
 
@@ -34,7 +33,7 @@ def test_a_version_that_is_not_better_is_challenger_until_it_is_promoted_by_hand
     runs = [str(configured(cluster, tiny, *sets, f"run.name={name}")[1].root) for name in words]
     verdicts = json.loads(cluster.run("trainer.compare", *runs, "--json"))
     assert verdicts["others"][0]["metrics"]["vlb_bpd"]["word"] == "worse"
-    run_id = read(Path(runs[0]) / "results", "good").values["run_id"]
+    run_id = json.loads((Path(runs[0]) / "results" / "summary.json").read_text())["run_id"]
     told = cluster.run("trainer.compare", run_id, runs[1], "--metrics", "vlb_bpd")
     assert "likelihood view: worse" in told
     assert "paired" in told

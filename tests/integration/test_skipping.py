@@ -16,7 +16,7 @@ from trainer.checkpoint.reader import Checkpoint
 from trainer.config.load import load_config
 from trainer.config.training import EmaConfig
 from trainer.ema.sharded import EMA_KINDS
-from trainer.run.journal import Journal, Record
+from trainer.run.journal import Journal, Metrics, NonFinite, Warned
 from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
@@ -42,8 +42,8 @@ def train(config_file: Path, name: str, bad: list[int], *sets: str, world: int =
     return RunPaths.of(load_config(config_file, list(sets)))
 
 
-def records(paths: RunPaths, kind: str) -> list[Record]:
-    return [record for record, _ in Journal(paths.journal).read() if record["kind"] == kind]
+def texts(paths: RunPaths, kind: type[Warned | NonFinite]) -> list[str]:
+    return [record.text for record in Journal(paths.journal).records(kind)]
 
 
 def kept(paths: RunPaths, step: int) -> Checkpoint:
@@ -69,8 +69,9 @@ def test_a_skipped_step_is_left_out_on_all_ranks_and_the_next_one_is_taken(confi
     assert not same(kept(paths, 2), kept(paths, 4))
     assert same(kept(paths, 4), kept(paths, 5))
     assert all(torch.isfinite(tensor).all() for tensor in kept(paths, 5).tensors("ema_0").values())
-    assert ["loss" in record for record in records(paths, "metrics")] == [True, True, False, True, False]
-    assert [r["text"] for r in records(paths, "warning")] == [
+    metrics = Journal(paths.journal).records(Metrics)
+    assert ["loss" in record.values for record in metrics] == [True, True, False, True, False]
+    assert texts(paths, Warned) == [
         f"step {step} skipped: the loss on rank 1 is not finite; {count} skipped so far"
         for count, step in enumerate((3, 5), 1)
     ]
@@ -90,7 +91,7 @@ def test_after_too_many_in_a_row_the_last_good_weights_are_taken_up_again(config
     paths = train(config_file, f"back{stage}", [6, 7, 8], f"parallel.zero_stage={stage}", "ema.snapshot_every=2")
     good, back = kept(paths, 4), kept(paths, 8)
     assert complete_steps(paths.checkpoints) == [2, 4, 8, 10, 12]
-    assert records(paths, "warning")[-1]["text"] == "step 8: 3 skipped in a row; going on with the weights of step 4"
+    assert texts(paths, Warned)[-1] == "step 8: 3 skipped in a row; going on with the weights of step 4"
     assert same(good, back)
     assert back.optimizer_steps == good.optimizer_steps == 4
     assert kept(paths, 12).optimizer_steps == 8
@@ -111,9 +112,9 @@ def test_after_too_many_in_a_row_the_last_good_weights_are_taken_up_again(config
 @pytest.mark.slow
 def test_where_going_back_does_not_help_it_gives_up_and_says_so(config_file: Path) -> None:
     paths = train(config_file, "hopeless", [5, 6, 7, 8, 9, 10])
-    [record] = records(paths, "nonfinite")
-    assert "step 10: 3 steps in a row were not finite, again, with the weights of step 4; gave up" in record["text"]
+    [text] = texts(paths, NonFinite)
+    assert "step 10: 3 steps in a row were not finite, again, with the weights of step 4; gave up" in text
     early = train(config_file, "early", [1, 2, 3])
-    [record] = records(early, "nonfinite")
-    assert "step 3: 3 steps in a row were not finite, before the first checkpoint; gave up" in record["text"]
+    [text] = texts(early, NonFinite)
+    assert "step 3: 3 steps in a row were not finite, before the first checkpoint; gave up" in text
     assert not list(early.checkpoints.glob("*"))

@@ -13,7 +13,7 @@ from tests.conftest import ROOT, Cluster
 from tests.integration.conftest import FinishedRun, configured, losses
 from trainer.checkpoint.manifest import complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint, find_latest
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Metrics, NonFinite
 from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
@@ -87,8 +87,7 @@ def test_score_view_with_a_linear_schedule_and_vlb_weighting_learns(cluster: Clu
         "parallel.workers=1",
     ]
     paths = train(cluster, tiny, "score", *sets)
-    records = [record for record, _ in Journal(paths.journal).read() if record["kind"] == "metrics"]
-    errors = [record["epsilon_mse/log_snr_m4_m2"] for record in records]
+    errors = [record.values["epsilon_mse/log_snr_m4_m2"] for record in Journal(paths.journal).records(Metrics)]
     assert errors[0] == pytest.approx(1, abs=0.3)
     assert max(errors[-10:]) < 0.5
 
@@ -153,7 +152,7 @@ def test_nan_loss_stops_before_the_step_and_keeps_the_last_checkpoint(cluster: C
     failed = next(line for line in output.splitlines() if line.startswith("failed:"))
     assert re.search(r"step \d+: the loss is (nan|inf) on rank 0, 1;", failed), failed
     _, paths = configured(cluster, tiny, *calm)
-    record = next(r for r, _ in Journal(paths.journal).read() if r["kind"] == "nonfinite")
+    record = next(Journal(paths.journal).records(NonFinite))
     latest = Checkpoint(find_latest(paths.checkpoints).folder)  # type: ignore[arg-type]
-    assert latest.step == record["step"] - 1
+    assert latest.step == record.step - 1
     assert all(torch.isfinite(tensor).all() for tensor in latest.tensors("param").values())

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.oracles.summaries import finish
 from trainer.__main__ import main
 from trainer.config.load import resolve
 from trainer.config.run_config import RunConfig
-from trainer.files import write_json
 from trainer.run.identity import claim
 from trainer.run.paths import RunPaths
 
@@ -86,8 +86,7 @@ def test_dry_run_knows_how_far_a_run_got(run_file, capsys, summary_step, state, 
     paths = RunPaths.of(config)
     claim(config, paths)
     if summary_step:
-        paths.results.mkdir()
-        write_json(paths.summary, {"step": summary_step, "registered_model": None, "alias": None, "recorded": True})
+        finish(paths, step=summary_step)
     assert main(["--config", str(run_file), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["run"]["state"] == state
     assert main(["--config", str(run_file), "--dry-run"]) == 0

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer import files
+from tests.oracles import summaries
 from trainer.run import identity
 from trainer.run.paths import RunPaths
+from trainer.run.summary import Evaluated, Registration, Score
 from tuning.space import Trial, read_sweep
 from tuning.sweep import Sweep
 
@@ -39,9 +40,9 @@ def made(folder: Path, *sets: str, run_file: dict | None = None, **changes) -> S
 def finish(trial: Trial, vlb: float, se: float, frechet: float | None = None, step: int = 20) -> None:
     """Leave behind what a finished run leaves behind."""
     paths = RunPaths.of(trial.config)
-    paths.results.mkdir(parents=True)
     identity.claim(trial.config, paths)
     scale = {"frechet_classifier_heldout": 4.6, "frechet_classifier_gaussian": 75.2, "frechet_classifier_noise": 655.6}
     measured = {} if frechet is None else {"frechet_classifier": frechet, **scale}
-    found = {"step": step, "vlb_bpd": vlb, "vlb_bpd_se": se, **measured, "run_id": f"id-{trial.name}", "recorded": True}
-    files.write_json(paths.summary, {**found, "registered_model": None, "alias": None})
+    scores = {"vlb_bpd": Score(vlb, se), **{name: Score(value) for name, value in measured.items()}}
+    registration = Registration(run_id=f"id-{trial.name}", recorded=True)
+    summaries.finish(paths, step=step, evaluated=Evaluated(scores), registration=registration)

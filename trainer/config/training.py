@@ -63,7 +63,7 @@ class AugmentConfig(Config):
 class TrainingConfig(Config):
     """How long, with how large a global batch, in which precision, and what is done about NaN and infinity.
 
-    `dequantise` uniform trains on continuous data (diffusion.likelihood.quantization.dequantise), which a density can be asked of.
+    `dequantise` uniform trains on continuous data (diffusion.likelihood.quantization), which have a density.
 
     `skip` leaves a step with a non-finite loss or gradient out on all ranks; after `max_skips` in a row the weights of
     the last good checkpoint are taken up again, once for each checkpoint.

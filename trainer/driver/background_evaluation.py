@@ -17,8 +17,8 @@ from trainer.config.evaluation import EvaluationConfig
 from trainer.config.run_config import RunConfig
 from trainer.data.dataset import Dataset
 from trainer.ema.export import package_checkpoint
-from trainer.files import write_json
-from trainer.run.journal import Journal
+from trainer.errors import last_line
+from trainer.run.journal import CheckpointEvaluated, Journal, Warned
 from trainer.run.paths import RunPaths
 
 POLL_SECONDS = 1.0
@@ -33,7 +33,7 @@ class Alongside(threading.Thread):
         super().__init__(name="evaluation", daemon=True)
         self._config, self._paths, self._dataset, self._journal = config, paths, dataset, journal
         self._given_up = set[int]()
-        self._closing = threading.Event()
+        self._closing, self._abandoned = threading.Event(), threading.Event()
 
     def run(self) -> None:
         """The thread: the newest checkpoint that is not evaluated, again and again."""
@@ -45,16 +45,21 @@ class Alongside(threading.Thread):
             try:
                 self._evaluate(step)
             except Exception as error:  # noqa: BLE001 - whatever goes wrong here, training goes on
-                from trainer.errors import last_line
-
+                if self._abandoned.is_set():
+                    return
                 self._given_up.add(step)
-                self._journal.append("warning", step=step, text=f"no evaluation of step {step}: {last_line(error)}")
+                self._journal.append(Warned(step=step, text=f"no evaluation of step {step}: {last_line(error)}"))
 
     def close(self) -> None:
         """Begin no other evaluation, and wait for the one that has begun."""
         self._closing.set()
         if self.is_alive():
             self.join()
+
+    def abandon(self) -> None:
+        """Give up the evaluation that has begun, too, and return once its thread has ended."""
+        self._abandoned.set()
+        self.close()
 
     def _next(self) -> int | None:
         every = self._config.run.evaluate_every
@@ -72,7 +77,7 @@ class Alongside(threading.Thread):
     def _evaluate(self, step: int) -> None:
         import ray
 
-        from trainer.evaluate.evaluation import Evaluation
+        from trainer.evaluate.evaluation import Evaluation, evaluate_package
 
         folder = self._paths.evaluation(step)
         package = folder / "package"
@@ -95,13 +100,16 @@ class Alongside(threading.Thread):
             device="cuda" if gpus else "cpu",
             cpus=parallel.cpus_per_worker if free else 0.0,
             background=True,
+            stop=self._abandoned,
         )
-        found = evaluation.run()
-        scores = {name: value for name, value in found.items() if isinstance(value, float)}
-        picture = {"samples_png": str(folder / "samples.png")} if "samples" in found else {}
-        write_json(folder / "evaluation.json", {"step": step, "package_sha256": digest, **found})
-        self._journal.append("evaluation", step=step, **scores, **picture)
-        shutil.rmtree(evaluation.blocks.parent)
+        evaluated = evaluate_package(
+            evaluation,
+            folder / "evaluation.json",
+            lambda found: {"step": step, "package_sha256": digest, **found.to_json()},
+            with_report=False,
+        )
+        picture = str(folder / "samples.png") if evaluated.samples is not None else None
+        self._journal.append(CheckpointEvaluated(step=step, scores=evaluated.numbers(), samples_png=picture))
         shutil.rmtree(package)
 
 

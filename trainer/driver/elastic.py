@@ -11,7 +11,7 @@ from typing import Any
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from trainer.driver.preemption import GRACE_S
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Started, Stopped
 from trainer.run.paths import RunPaths
 from trainer.run.stop_request import put_up, take_down
 
@@ -34,17 +34,17 @@ class Resizing(ControllerCallback):
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:  # noqa: ANN401 - Ray's
         """Have the workers that train now checkpoint and end, if there are any; the others are ended at once."""
         journal = Journal(self._paths.journal)
-        at_work = not self._failed and _has(journal, "start", self._began)
+        at_work = not self._failed and _has(journal, Started, self._began)
         self._began, self._failed = journal.size(), False
         if not at_work:
             return
         reason = f"going on with {resize_decision.num_workers} workers"
         put_up(self._paths.preempt, self._attempt, reason)
         deadline = time.monotonic() + self._grace_s
-        while not _has(journal, "preempted", self._began) and time.monotonic() < deadline:
+        while not _has(journal, Stopped, self._began) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         take_down(self._paths.preempt, reason)
 
 
-def _has(journal: Journal, kind: str, since: int) -> bool:
-    return any(record["kind"] == kind for record, _ in journal.read(since))
+def _has(journal: Journal, kind: type[Started | Stopped], since: int) -> bool:
+    return any(True for _ in journal.records(kind, since))

@@ -90,7 +90,7 @@ class Heartbeat:
     def _send(self) -> dict[str, Any]:
         for record, offset in self._journal.read(self._offset):
             self._offset = offset
-            self._beat["step"] = record.get("step", self._beat["step"])
+            self._beat["step"] = self._beat["step"] if record.step is None else record.step
         body = json.dumps(self._beat).encode()
         request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})  # noqa: S310 - checked
         try:

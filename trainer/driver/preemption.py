@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Started
 from trainer.run.paths import RunPaths
 from trainer.run.stop_request import put_up
 
@@ -90,7 +90,7 @@ class Preemption:
 
     def _workers_train(self) -> bool:
         since = self._training_since
-        return since is not None and any(r["kind"] == "start" for r, _ in Journal(self._paths.journal).read(since))
+        return since is not None and any(True for _ in Journal(self._paths.journal).records(Started, since))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from trainer.run.journal import Journal, Record
+from trainer.run.journal import CheckpointEvaluated, Journal, Metrics, Record, Started, Warned
 
 POLL_SECONDS = 0.5
 LINE_EVERY_SECONDS = 15.0
@@ -82,34 +82,35 @@ class ProgressView:
                 self._show(record)
 
     def _show(self, record: Record) -> None:
-        match record["kind"]:
-            case "start":
+        match record:
+            case Started():
                 self._started(record)
-            case "metrics":
+            case Metrics():
                 self._metrics(record)
-            case "evaluation":
-                scores = [f"{name} {record[name]:.4g}" for name in SHOWN if name in record]
-                self.say(f"  step {record['step']} evaluated: {', '.join(scores)}")
-            case "warning":
-                self.say(f"  warning: {record['text']}")
+            case CheckpointEvaluated():
+                scores = [f"{name} {record.scores[name]:.4g}" for name in SHOWN if name in record.scores]
+                self.say(f"  step {record.step} evaluated: {', '.join(scores)}")
+            case Warned():
+                self.say(f"  warning: {record.text}")
             case _:
                 pass
 
-    def _started(self, record: Record) -> None:
-        after = f"resuming after step {record['step']} of" if record["step"] else "training"
-        self.say(f"  {after} {record['steps']} steps on {record['world_size']} workers")
-        self._begin("training", record["step"], record["steps"])
+    def _started(self, record: Started) -> None:
+        after = f"resuming after step {record.step} of" if record.step else "training"
+        self.say(f"  {after} {record.steps} steps on {record.world_size} workers")
+        self._begin("training", record.step, record.steps)
 
-    def _metrics(self, record: Record) -> None:
-        loss = f"loss {record['loss']:.4f}" if "loss" in record else "no finite loss"
-        text = f"{loss}  {record['images_per_second']:,.0f} images/s"
-        self._bar.update(self._task, completed=record["step"], text=text)
+    def _metrics(self, record: Metrics) -> None:
+        values = record.values
+        loss = f"loss {values['loss']:.4f}" if "loss" in values else "no finite loss"
+        text = f"{loss}  {values['images_per_second']:,.0f} images/s"
+        self._bar.update(self._task, completed=record.step, text=text)
         now = time.monotonic()
         total = self._bar.tasks[0].total
         if (
             not self._console.is_terminal
             and total
-            and (now - self._last_line >= LINE_EVERY_SECONDS or record["step"] == total)
+            and (now - self._last_line >= LINE_EVERY_SECONDS or record.step == total)
         ):
             self._last_line = now
-            self.say(f"  step {record['step']}/{total:.0f} ({record['step'] / total:.0%})  {text}")
+            self.say(f"  step {record.step}/{total:.0f} ({record.step / total:.0%})  {text}")

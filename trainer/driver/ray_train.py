@@ -18,7 +18,7 @@ from trainer.config.run_config import RunConfig
 from trainer.driver.elastic import Resizing
 from trainer.driver.plan import bundles
 from trainer.run.attempt import begin_attempt
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Warned
 from trainer.run.paths import RunPaths
 from trainer.runtime.nic import NodeTorchConfig
 from trainer.worker.entry import train_worker
@@ -49,7 +49,7 @@ def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -
             if barren > (MAX_FAILURES if isinstance(error, ControllerError) else 0):
                 raise
             cause = str(error).splitlines()[-1]
-            Journal(paths.journal).append("warning", text=f"training goes on from its checkpoint after: {cause}")
+            Journal(paths.journal).append(Warned(text=f"training goes on from its checkpoint after: {cause}"))
 
 
 def _newest_step(paths: RunPaths) -> int:

@@ -3,15 +3,14 @@
 The driver holds the run's lock and may be killed at any point: the same command goes on where it was.
 """
 
-import shutil
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer import files
 from trainer.config.run_config import RunConfig
@@ -23,22 +22,17 @@ from trainer.driver.preemption import EXIT_CODE, Preempted, Preemption, listenin
 from trainer.driver.progress import ProgressView
 from trainer.errors import RunFailed, last_line
 from trainer.run import identity
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Metrics, NonFinite, Started
 from trainer.run.paths import RunPaths
+from trainer.run.summary import Evaluated, RunSummary
 from trainer.runtime.ray_cluster import check_ray_address, connect_ray, resolve_device
+
+if TYPE_CHECKING:
+    from trainer.tracking.tracker import Tracker
 
 TRACKING_DEADLINE_S = 30.0
 PREEMPTED_DEADLINE_S = 5.0
 WAITING_NOTICE_S = 60.0
-NOT_RECORDED = {
-    "run_id": None,
-    "model_uri": None,
-    "registered_model": None,
-    "registered_version": None,
-    "alias": None,
-    "gate": None,
-    "recorded": False,
-}
 
 
 def execute(config: RunConfig, paths: RunPaths) -> int:
@@ -77,7 +71,7 @@ def complete(
     patience_s: float = 0.0,
     preemption: Preemption | None = None,
     queue: str | None = None,
-) -> dict[str, Any]:
+) -> RunSummary:
     """Bring the run to its end, from wherever it stands; returns its summary.
 
     Args:
@@ -93,8 +87,8 @@ def complete(
         RunFailed: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
     """
     with identity.locked(paths, patience_s):
-        if identity.inspect(config, paths) == "done":
-            return files.read_json(paths.summary)
+        if identity.inspect(config, paths) == "done" and (summary := identity.read_summary(paths)):
+            return summary
         check_ray_address()
         dataset = prepare(config.data, Path(config.run.storage or ""))
         check_data(config, dataset)
@@ -146,7 +140,7 @@ class Driver:
     preemption: Preemption | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunSummary:
         """All parts; the tracker uploads alongside. Returns the summary.
 
         Raises:
@@ -184,7 +178,11 @@ class Driver:
 
         alongside = Alongside(self.config, self.paths, self.dataset, self.journal)
         alongside.start()
-        yield  # where training fails the process ends, and what has begun goes on in the next
+        try:
+            yield
+        except BaseException:
+            alongside.abandon()  # the process may go on, with another trial of a sweep
+            raise
         self.view.stage("finishing the evaluation of a checkpoint")
         alongside.close()
 
@@ -216,36 +214,34 @@ class Driver:
             reminder.cancel()
         records = [record for record, _ in self.journal.read(before)]
         for record in records:
-            if record["kind"] == "nonfinite":
-                raise RunFailed(f"{record['text']}. The last checkpoint is good: {self.paths.checkpoints}")
-        started = next((record["time_ms"] / 1000 for record in records if record["kind"] == "start"), None)
+            if isinstance(record, NonFinite):
+                raise RunFailed(f"{record.text}. The last checkpoint is good: {self.paths.checkpoints}")
+        started = next((record.time_ms / 1000 for record in records if isinstance(record, Started)), None)
         if started is not None:  # by the worker's clock, which need not be this one's
-            ended = records[-1]["time_ms"] / 1000
+            ended = records[-1].time_ms / 1000
             self.seconds |= {"startup": max(0.0, started - asked), "training": ended - started}
 
     def _say_if_waiting(self, before: int) -> None:
         """Tell what the cluster has free, when no worker has begun since the journal was `before` bytes long."""
         import ray
 
-        if not any(record["kind"] == "start" for record, _ in self.journal.read(before)):
+        if not any(True for _ in self.journal.records(Started, before)):
             free = ray.available_resources()
             resources = f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
             self.view.say(f"  still waiting for the workers; free in the cluster: {resources}")
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self) -> RunSummary:
         from trainer.ema.export import package_latest
-        from trainer.evaluate.evaluation import Evaluation
-        from trainer.evaluate.report.html import write_report
+        from trainer.evaluate.evaluation import Evaluation, evaluate_package
 
         step, digest = package_latest(self.config, self.paths, self.dataset.info)
         if step < self.config.training.steps:
             raise RunFailed(
                 f"the newest good checkpoint is of step {step}, not {self.config.training.steps}; run it again"
             )
-        if self.paths.summary.is_file():
-            summary = files.read_json(self.paths.summary)
-            if (summary["step"], summary["package_sha256"]) == (step, digest):
-                return summary
+        known = identity.read_summary(self.paths)
+        if known is not None and (known.step, known.package_sha256) == (step, digest):
+            return known
         self.view.say(
             f"evaluating step {step}: {self.config.evaluation.samples} samples, "
             f"variational bound on {self.dataset.info.heldout} images"
@@ -265,28 +261,32 @@ class Driver:
             device=resolve_device(self.config),
             progress=lambda stage, done, total: self.view.stage(f"evaluating: {stage}", done, total),
         )
-        metrics = evaluation.run()
-        self.seconds["evaluation"] = time.monotonic() - started
-        self.view.say(f"evaluated in {self.seconds['evaluation']:.0f} s")
-        summary = {
-            "name": self.config.run.name,
-            "experiment": self.config.run.experiment,
-            "step": step,
-            "package_sha256": digest,
-            "config_sha256": self.config.config_sha256,
-            "method_sha256": self.config.method_sha256,
-            "dataset_fingerprint": self.dataset.info.fingerprint,
-            **metrics,
-            "images_per_second": throughput(self.journal),
-            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
-            **NOT_RECORDED,
-        }
-        files.write_json(self.paths.summary, summary)
-        write_report(self.paths.results, {**summary, "evaluation": self.config.evaluation.model_dump(mode="json")})
-        shutil.rmtree(evaluation.blocks.parent)
-        return summary
+        summaries = list[RunSummary]()
 
-    def _record(self, tracker: Any, summary: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - Tracker
+        def to_json(evaluated: Evaluated) -> dict[str, Any]:
+            self.seconds["evaluation"] = time.monotonic() - started
+            summaries.append(self._summary(step, digest, evaluated))
+            return summaries[0].to_json()
+
+        evaluate_package(evaluation, self.paths.summary, to_json)
+        self.view.say(f"evaluated in {self.seconds['evaluation']:.0f} s")
+        return summaries[0]
+
+    def _summary(self, step: int, package_sha256: str, evaluated: Evaluated) -> RunSummary:
+        return RunSummary(
+            name=str(self.config.run.name),
+            experiment=self.config.run.experiment,
+            step=step,
+            package_sha256=package_sha256,
+            config_sha256=self.config.config_sha256,
+            method_sha256=self.config.method_sha256,
+            dataset_fingerprint=self.dataset.info.fingerprint,
+            evaluated=evaluated,
+            images_per_second=throughput(self.journal),
+            seconds={name: round(value, 2) for name, value in self.seconds.items()},
+        )
+
+    def _record(self, tracker: "Tracker", summary: RunSummary) -> RunSummary:
         """Finish the upload and register; without an answer it warns, and the same command tries again."""
         from trainer.registry.models import log_results, log_summary, register
 
@@ -294,28 +294,29 @@ class Driver:
         try:
             if not tracker.drain(TRACKING_DEADLINE_S):
                 raise TimeoutError(tracker.problem or f"nothing for {TRACKING_DEADLINE_S:.0f} s")
-            summary["run_id"] = tracker.run_id
-            log_results(self.config, self.paths, summary["run_id"], summary["step"])
-            summary |= register(self.config, self.paths, self.dataset.info, summary, str(tracker.run_id))
-            files.write_json(self.paths.summary, summary)
-            log_summary(self.config, self.paths, summary["run_id"])
+            run_id = str(tracker.run_id)
+            log_results(self.config, self.paths, run_id, summary.step)
+            registration = register(self.config, self.paths, self.dataset.info, summary, run_id)
+            summary = replace(summary, registration=registration)
+            files.write_json(self.paths.summary, summary.to_json())
+            log_summary(self.config, self.paths, run_id)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the run itself is whole
             self.view.say(f"warning: MLflow at {self.config.run.tracking_uri} did not answer: {last_line(error)}")
             self.view.say("  everything is kept here; the same command uploads and registers it later")
             tracker.finish("FINISHED", 0)
             return summary
         tracker.finish("FINISHED", TRACKING_DEADLINE_S)
-        summary["recorded"] = True
-        files.write_json(self.paths.summary, summary)
-        if summary["registered_model"]:
+        summary = replace(summary, registration=replace(registration, recorded=True))
+        files.write_json(self.paths.summary, summary.to_json())
+        if registration.registered_model and registration.gate:
             self.view.say(
-                f"registered {summary['registered_model']} version {summary['registered_version']} "
-                f"as {summary['alias']}: {summary['gate']['reason']}"
+                f"registered {registration.registered_model} version {registration.registered_version} "
+                f"as {registration.alias}: {registration.gate.reason}"
             )
         return summary
 
 
 def throughput(journal: Journal) -> float:
     """Mean training images per second over all logged windows, whatever attempt they belong to."""
-    rates = [record["images_per_second"] for record, _ in journal.read() if record["kind"] == "metrics"]
+    rates = [record.values["images_per_second"] for record in journal.records(Metrics)]
     return len(rates) / sum(1 / rate for rate in rates)

@@ -1,6 +1,6 @@
 """`python -m trainer.evaluate`: score a model that there is, apart from its training.
 
-    MODEL -> package, data and settings (target.py) -> blocks as Ray tasks (evaluation.py) -> table, evaluation.json, pictures
+    MODEL -> package, data, settings (target.py) -> blocks as Ray tasks (evaluation.py) -> table, files, pictures
 
 Imports of torch and Ray wait until work begins, so that --help answers at once.
 """
@@ -21,6 +21,7 @@ from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.extractors.dimensions import FEATURES
 from trainer.evaluate.target import Recorded, Subject, find, with_options
+from trainer.run.summary import Evaluated
 
 EXAMPLES = f"""\
 examples:
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         subject = with_options(find(options.model, options.tracking_uri, _registered), options)
-        values = evaluate(subject, options.tasks, options.device)
+        model, evaluated = evaluate(subject, options.tasks, options.device)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
@@ -104,14 +105,16 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"failed: {type(error).__name__}: {last_line(error)}", file=sys.stderr)
         return 1
-    print(json.dumps(values, indent=2) if options.json else table(subject.evaluation, values))
-    if not options.json:
+    if options.json:
+        print(json.dumps({**model, **evaluated.to_json()}, indent=2))
+    else:
+        print(table(subject.evaluation, model, evaluated))
         print(f"  report: {subject.out / 'report.html'}")
     return 0
 
 
-def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> dict[str, Any]:
-    """Score the subject; its values, which are also in its folder's evaluation.json.
+def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> tuple[dict[str, Any], Evaluated]:
+    """Score the subject: what identifies it, and what was found, which are also in its folder's evaluation.json.
 
     Raises:
         InputError: the data do not fit the model, or nobody answers at RAY_ADDRESS.
@@ -126,9 +129,7 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> dict[
     connect_ray()
     import ray
 
-    from trainer.evaluate.evaluation import Evaluation
-    from trainer.evaluate.report.html import write_report
-    from trainer.files import write_json
+    from trainer.evaluate.evaluation import Evaluation, evaluate_package
     from trainer.runtime.progress_bar import Bar
 
     resources = ray.cluster_resources()
@@ -146,23 +147,27 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> dict[
         cpus=1.0,
         device="cuda" if gpus else "cpu",
     )
-    with Bar() as bar:
-        found = replace(evaluation, progress=bar.show).run()
-    values = {
+    model = {
         "model": subject.name,
         "package_sha256": verify_package(subject.package),
         "dataset_fingerprint": data.info.fingerprint,
         "evaluation": subject.evaluation.model_dump(mode="json"),
-        **found,
     }
-    write_json(subject.out / "evaluation.json", values)
-    write_report(subject.out, values)
+    with Bar() as bar:
+        evaluated = evaluate_package(
+            replace(evaluation, progress=bar.show),
+            subject.out / "evaluation.json",
+            lambda found: {**model, **found.to_json()},
+            keep_blocks=True,
+        )
     if subject.recorded:
-        record(subject, subject.recorded, data.info, values)
-    return values
+        record(subject, subject.recorded, data.info, model, evaluated)
+    return model, evaluated
 
 
-def record(subject: Subject, recorded: Recorded, info: DatasetInfo, values: dict[str, Any]) -> None:
+def record(
+    subject: Subject, recorded: Recorded, info: DatasetInfo, model: dict[str, Any], evaluated: Evaluated
+) -> None:
     """Put the evaluation into MLflow, or say why not: what was found is in its folder all the same."""
     from trainer.tracking.standalone import log_standalone
 
@@ -170,7 +175,13 @@ def record(subject: Subject, recorded: Recorded, info: DatasetInfo, values: dict
     what = f"{config.seeds} x {config.samples}, {config.solver.kind}" if config.samples_images else "likelihoods"
     try:
         log_standalone(
-            recorded.tracking_uri, recorded.run_id, f"evaluation: {subject.name}, {what}", info, values, subject.out
+            recorded.tracking_uri,
+            recorded.run_id,
+            f"evaluation: {subject.name}, {what}",
+            info,
+            model,
+            evaluated,
+            subject.out,
         )
     except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the evaluation itself is whole
         from trainer.errors import last_line
@@ -179,20 +190,18 @@ def record(subject: Subject, recorded: Recorded, info: DatasetInfo, values: dict
         print("  everything is kept here; the same command tries again", file=sys.stderr)
 
 
-def table(config: EvaluationConfig, values: dict[str, Any]) -> str:
-    """Values for people: one metric a line, with its standard error."""
-    lines = [f"{values['model']}  (package {values['package_sha256'][:8]}, data {values['dataset_fingerprint'][:8]})"]
-    for name, value in values.items():
-        if isinstance(value, float) and not name.endswith(("_se", "_sd")):
-            error = values.get(f"{name}_se")
-            spread = "" if error is None else f" +- {error:.4f}"
-            lines.append(f"  {name:34} {value:10.4f}{spread}")
-    for name, points in values.get("frechet_at_nfe", {}).items():
-        curve = ", ".join(f"{point['value']:.2f} at {point['nfe']}" for point in points)
+def table(config: EvaluationConfig, model: dict[str, Any], evaluated: Evaluated) -> str:
+    """Scores for people: one metric a line, with its standard error."""
+    lines = [f"{model['model']}  (package {model['package_sha256'][:8]}, data {model['dataset_fingerprint'][:8]})"]
+    for name, score in evaluated.scores.items():
+        spread = "" if score.se is None else f" +- {score.se:.4f}"
+        lines.append(f"  {name:34} {score.value:10.4f}{spread}")
+    for name, points in evaluated.frechet_at_nfe.items():
+        curve = ", ".join(f"{point.value:.2f} at {point.nfe}" for point in points)
         lines.append(f"  {name} against network evaluations: {curve}")
     if config.samples_images:
         lines.append(f"  {config.seeds} x {config.samples} samples, {config.solver.kind}; +- is a standard error")
-    lines += [f"  note: {note}" for note in values.get("notes", [])]
+    lines += [f"  note: {note}" for note in evaluated.notes]
     return "\n".join(lines)
 
 

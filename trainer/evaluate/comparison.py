@@ -16,44 +16,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.errors import InputError
+from trainer.evaluate.results import PER_IMAGE
+from trainer.run.summary import LIKELIHOODS, Evaluated, Score, evaluated_from_json
 
-LIKELIHOODS = ("vlb_bpd", "continuous_vlb_bpd", "nll_bpd")
 SAMPLE = re.compile(r"(frechet|kid)_(pixels|classifier|efficientnet_lite0|inception)|fid|precision|recall")
 HIGHER_IS_BETTER = ("precision", "recall")
 FILES = ("evaluation.json", "summary.json")
-PER_IMAGE = "heldout.safetensors"
 
 Word = Literal["better", "worse", "undecided", "not comparable"]
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """What an evaluation found of a model.
+class ComparedModel:
+    """A model, and what an evaluation found of it.
 
     Attributes:
-        name: of the model, for people.
-        values: of `evaluation.json` or a run's `summary.json`.
-        per_image: bits/dim of each held-out image, by metric; empty where the file is not there.
+        name: for people.
+        dataset_fingerprint: of the data whose held-out images were scored.
+        evaluated: its scores.
+        per_image: bits/dim of each held-out image, float64 [N], by metric; empty where the file is not there.
     """
 
     name: str
-    values: Mapping[str, Any]
+    dataset_fingerprint: str
+    evaluated: Evaluated
     per_image: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
-    def score(self, metric: str) -> tuple[float, float | None] | None:
-        """A metric's value and its standard error; None where it was not measured or is no number."""
-        value, error = _number(self.values.get(metric)), _number(self.values.get(f"{metric}_se"))
-        return None if value is None else (value, error)
+    def score(self, metric: str) -> Score | None:
+        """A metric that can be compared; None where it was not measured, or is NaN or infinite."""
+        return self.evaluated.score(metric)
 
     @property
     def metrics(self) -> list[str]:
         """The metrics that models are compared by and that were measured, the likelihoods first."""
-        sampled = [name for name in self.values if SAMPLE.fullmatch(name)]
+        sampled = [name for name in self.evaluated.scores if SAMPLE.fullmatch(name)]
         return [name for name in [*LIKELIHOODS, *sampled] if self.score(name) is not None]
-
-
-def _number(value: Any) -> float | None:  # noqa: ANN401 - any JSON value
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Verdict:
     standard_error: float | None = None
 
 
-def compare(first: Evaluated, other: Evaluated, metric: str, sigmas: float = 2.0) -> Verdict:
+def compare(first: ComparedModel, other: ComparedModel, metric: str, sigmas: float = 2.0) -> Verdict:
     """Whether `other` is better than `first` by more than `sigmas` standard errors of the difference."""
     a, b = first.score(metric), other.score(metric)
     if a is None or b is None:
@@ -82,9 +79,9 @@ def compare(first: Evaluated, other: Evaluated, metric: str, sigmas: float = 2.0
     if unlike:
         return Verdict("not comparable", unlike)
     paired = _paired(first, other, metric)
-    if paired is None and (a[1] is None or b[1] is None):
-        return Verdict("not comparable", f"{metric} of {(first if a[1] is None else other).name} has no standard error")
-    difference, error = paired or (b[0] - a[0], math.hypot(a[1] or 0, b[1] or 0))
+    if paired is None and (a.se is None or b.se is None):
+        return Verdict("not comparable", f"{metric} of {(first if a.se is None else other).name} has no standard error")
+    difference, error = paired or (b.value - a.value, math.hypot(a.se or 0, b.se or 0))
     how = ", paired" if paired else ""
     if abs(difference) <= sigmas * error or difference == 0:
         return Verdict("undecided", f"{difference:+.4g} +- {error:.2g}{how}", difference, error)
@@ -93,33 +90,27 @@ def compare(first: Evaluated, other: Evaluated, metric: str, sigmas: float = 2.0
     return Verdict("better" if better else "worse", f"{difference:+.4g} +- {error:.2g}{how}{size}", difference, error)
 
 
-def measured_otherwise(first: Evaluated, other: Evaluated, metric: str) -> str | None:
+def measured_otherwise(first: ComparedModel, other: ComparedModel, metric: str) -> str | None:
     """Why values of a metric are not of the same thing; None where they are."""
-    asked = ["dataset_fingerprint"] + (["samples"] if SAMPLE.fullmatch(metric) else [])
-    for name in asked:
-        values = [each.values.get(name) for each in (first, other)]
-        if values[0] != values[1]:
-            return f"{name} is {_short(values[1])}, not {_short(values[0])}"
-    extractors = [_extractors(each.values, metric) for each in (first, other)]
-    if extractors[0] != extractors[1]:
+    if first.dataset_fingerprint != other.dataset_fingerprint:
+        return f"dataset_fingerprint is {other.dataset_fingerprint[:16]}, not {first.dataset_fingerprint[:16]}"
+    if not SAMPLE.fullmatch(metric):
+        return None
+    if first.evaluated.samples != other.evaluated.samples:
+        return f"samples is {other.evaluated.samples}, not {first.evaluated.samples}"
+    if _extractors(first.evaluated, metric) != _extractors(other.evaluated, metric):
         return "the extractors are not the same"
     return None
 
 
-def _extractors(values: Mapping[str, Any], metric: str) -> dict[str, str]:
+def _extractors(evaluated: Evaluated, metric: str) -> dict[str, str]:
     """The digests of what a sample metric is told by; precision and recall name none, so all are."""
-    if not SAMPLE.fullmatch(metric):
-        return {}
-    known = {name: found["sha256"] for name, found in values.get("extractors", {}).items()}
+    known = {name: used.sha256 for name, used in evaluated.extractors.items()}
     name = "inception" if metric == "fid" else metric.partition("_")[2]
     return {name: known[name]} if name in known else known
 
 
-def _short(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    return str(value)[:16]
-
-
-def _paired(first: Evaluated, other: Evaluated, metric: str) -> tuple[float, float] | None:
+def _paired(first: ComparedModel, other: ComparedModel, metric: str) -> tuple[float, float] | None:
     a, b = first.per_image.get(metric), other.per_image.get(metric)
     if a is None or b is None or len(a) != len(b) or len(a) < 2:
         return None
@@ -127,7 +118,7 @@ def _paired(first: Evaluated, other: Evaluated, metric: str) -> tuple[float, flo
     return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
-def read(folder: Path, name: str) -> Evaluated:
+def read(folder: Path, name: str) -> ComparedModel:
     """What an evaluation left in its folder, or in one of these files.
 
     Raises:
@@ -140,9 +131,10 @@ def read(folder: Path, name: str) -> Evaluated:
         values: dict[str, Any] = json.loads(file.read_text())
         if not isinstance(values, dict) or "dataset_fingerprint" not in values:
             raise ValueError("no dataset_fingerprint")
-    except (OSError, ValueError) as error:
+        fingerprint, evaluated = str(values["dataset_fingerprint"]), evaluated_from_json(values)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: not what an evaluation leaves: {error}") from None
-    return Evaluated(name, values, _per_image(file.parent / PER_IMAGE, str(values["dataset_fingerprint"])))
+    return ComparedModel(name, fingerprint, evaluated, _per_image(file.parent / PER_IMAGE, fingerprint))
 
 
 def _per_image(file: Path, fingerprint: str) -> dict[str, NDArray[np.float64]]:

@@ -6,6 +6,8 @@ Both stages leave files that are not computed twice; the scores are put together
 """
 
 import hashlib
+import shutil
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from trainer.evaluate.extractors.base import feature_key
 from trainer.evaluate.extractors.dimensions import extractors_of
 from trainer.evaluate.extractors.load import extractors_to_load
 from trainer.evaluate.references.baselines import reference_sets
+from trainer.files import write_json
+from trainer.run.summary import Evaluated
 
 # which blocks there are and what is made of them, and not what is in them
 EXTENT = {
@@ -39,6 +43,10 @@ BACKGROUND = {"env_vars": {"DUALVIEW_BACKGROUND": "1"}}
 Progress = Callable[[str, int, int], None]
 Call = tuple[Any, ...]
 """A function of `tasks`, and its arguments behind `Work`."""
+
+
+class EvaluationStoppedError(RuntimeError):
+    """Nobody wants the scores any more."""
 
 
 @cache
@@ -68,6 +76,7 @@ class Evaluation:
         device: on which networks are evaluated; with cuda, a task that does so has a GPU.
         background: whether they run only when nothing else would.
         progress: told a stage's name, how many of its files there are, and how many there will be.
+        stop: once set, running tasks are cancelled and `run` raises EvaluationStoppedError.
     """
 
     package: Path
@@ -81,6 +90,7 @@ class Evaluation:
     device: str = "cpu"
     background: bool = False
     progress: Progress | None = None
+    stop: threading.Event | None = None
 
     @cached_property
     def blocks(self) -> Path:
@@ -94,12 +104,8 @@ class Evaluation:
         }
         return self.results / "blocks" / hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
 
-    def run(self) -> dict[str, Any]:
-        """Compute what is not kept yet, and put it together; writes pictures, and values an image or a sample.
-
-        Returns:
-            Metrics by the names of the house, and what they were measured with.
-        """
+    def run(self) -> Evaluated:
+        """Compute what is not kept yet, and put it together; writes pictures and the likelihoods of each image."""
         self.blocks.mkdir(parents=True, exist_ok=True)
         blocks = blocks_of(self.config, self.data.info.heldout)
         self._compute(blocks)
@@ -159,9 +165,42 @@ class Evaluation:
         """All of it, in turn, `tasks` at a time; the first that fails ends it."""
         waiting, running = deque(calls), list[Any]()
         while waiting or running:
+            if self.stop is not None and self.stop.is_set():
+                for task in running:
+                    ray.cancel(task, force=True)
+                raise EvaluationStoppedError(f"{stage}: stopped; what is finished is kept")
             while waiting and len(running) < self.tasks:
                 running.append(self._task(*waiting.popleft()))
             done, running = ray.wait(running, timeout=POLL_SECONDS)
             ray.get(done)
             if self.progress:
                 self.progress(stage, sum(file.is_file() for file in files), len(files))
+
+
+def evaluate_package(
+    evaluation: Evaluation,
+    file: Path,
+    to_json: Callable[[Evaluated], dict[str, Any]],
+    *,
+    with_report: bool = True,
+    keep_blocks: bool = False,
+) -> Evaluated:
+    """Score a package from its blocks to its files: the one way, of a run's end, beside training, and apart from it.
+
+    Args:
+        evaluation: what is evaluated, and how the work is spread.
+        file: gets the JSON of what was found, once everything else is there.
+        to_json: the object that goes into it, with whatever identifies the model.
+        with_report: whether to write report.html and report.png beside it.
+        keep_blocks: whether the same evaluation may want to go on from them, with more samples or seeds.
+    """
+    from trainer.evaluate.report.html import write_report
+
+    evaluated = evaluation.run()
+    values = to_json(evaluated)
+    write_json(file, values)
+    if with_report:
+        write_report(evaluation.results, {**values, "evaluation": evaluation.config.model_dump(mode="json")})
+    if not keep_blocks:
+        shutil.rmtree(evaluation.blocks.parent)
+    return evaluated

@@ -15,6 +15,9 @@ from trainer.evaluate.blocks import Block, Kind, SampleSet
 from trainer.evaluate.extractors.base import FeatureExtractor, feature_key
 from trainer.evaluate.metrics.sample_features import SampleFeatures
 
+PER_IMAGE = "heldout.safetensors"
+"""Nats of each held-out image, by likelihood."""
+
 
 @dataclass(frozen=True)
 class Found:

@@ -1,8 +1,8 @@
-"""From an evaluation's files to the sample view: scores, and the pictures that go with them."""
+"""From an evaluation's files to both views: scores, and the pictures that go with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,11 @@ from PIL import Image
 
 from diffusion.config import evaluations
 from diffusion.images import grid
+from diffusion.likelihood.continuous import log_snr_ends
 from diffusion.package import load_package, verify_package
+from diffusion.process.sde import Process
 from trainer.config.evaluation import EvaluationConfig
+from trainer.config.run_config import canonical
 from trainer.data.dataset import Dataset
 from trainer.evaluate.blocks import blocks_of, sample_sets
 from trainer.evaluate.extractors.base import FeatureExtractor, frechet_name
@@ -32,6 +35,7 @@ from trainer.evaluate.metrics.sample_scores import (
 from trainer.evaluate.references.baselines import reference_sets
 from trainer.evaluate.references.cache import ReferenceCache
 from trainer.evaluate.results import Found
+from trainer.run.summary import ClassCounts, CurvePoint, Evaluated, ExtractorUsed, Protocol, Score
 
 GRID_IMAGES, PAIRS = 64, 12
 NO_CLASSES = "the data have no classes for a classifier to learn, so it is left out; evaluation.extractors names others"
@@ -39,8 +43,8 @@ NO_CLASSES = "the data have no classes for a classifier to learn, so it is left 
 
 def both_views(
     config: EvaluationConfig, data: Dataset, package: Path, blocks: Path, references: Path, results: Path
-) -> dict[str, Any]:
-    """Metrics by the names of the house, and what they were measured with; writes to `results`.
+) -> Evaluated:
+    """Both views of a model, put together from files; writes its own to `results`.
 
     Args:
         config: what was measured.
@@ -48,19 +52,38 @@ def both_views(
         package: of which model.
         blocks: the folder that holds all blocks.
         references: the folder that holds classifiers and references.
-        results: for pictures, and for values an image.
+        results: for pictures, and for the likelihoods of each image.
     """
     found = Found(blocks, blocks_of(config, data.info.heldout), config)
-    denoiser, _ = load_package(package)
-    values = likelihood_view(found, denoiser.process, data, results, verify_package(package))
-    if config.samples_images:
-        values |= sample_view(found, extractors_to_load(config, data, references), data, references, results)
-    return values
+    process = load_package(package)[0].process
+    scores = likelihood_view(found, process, data, results, verify_package(package))
+    likelihoods = {name: replace(score, protocol=likelihood_protocol(name, process)) for name, score in scores.items()}
+    if not config.samples_images:
+        return Evaluated(likelihoods)
+    sampled = sample_view(found, extractors_to_load(config, data, references), data, references, results)
+    return replace(sampled, scores={**likelihoods, **sampled.scores})
+
+
+def likelihood_protocol(name: str, process: Process) -> Protocol:
+    """How a likelihood is measured: the continuous bound and the ODE integrate between two log-SNRs."""
+    continuous = name.startswith(("continuous_vlb", "nll"))
+    return Protocol(log_snr_ends=log_snr_ends(process) if continuous else None)
+
+
+def sample_protocol(name: str, config: EvaluationConfig, extractors: Mapping[str, ExtractorUsed]) -> Protocol:
+    """How a score of samples is measured; one that names no extractor, such as precision, is told by all of them."""
+    owner = "inception" if name.startswith("fid") else name
+    used = {each: value.sha256 for each, value in extractors.items() if each in owner}
+    return Protocol(
+        samples=config.samples,
+        sampler=canonical(config.solver.model_dump(mode="json")),
+        extractors=used or {each: value.sha256 for each, value in extractors.items()},
+    )
 
 
 def sample_view(
     found: Found, extractors: Sequence[FeatureExtractor], data: Dataset, references: Path, results: Path
-) -> dict[str, Any]:
+) -> Evaluated:
     """Scores of the samples; writes samples.npy, samples.png and neighbours.png.
 
     Args:
@@ -70,14 +93,14 @@ def sample_view(
         references: where its features are kept.
         results: the folder to write to.
     """
-    config = found.config
+    config, view = found.config, _SampleView()
     sets = [each for each in sample_sets(config) if not each.nfe]
     samples = found.samples(sets[0])
     np.save(results / "samples.npy", samples[..., 0] if samples.shape[-1] == 1 else samples)
     Image.fromarray(grid(samples[:GRID_IMAGES])).save(results / "samples.png")
     wanted = extractors_of(config, data.info.classes)
-    values: dict[str, Any] = {"samples": config.samples, "extractors": {}, "frechet_at_nfe": {}}
-    notes = [NO_CLASSES] if len(wanted) < len(config.extractors) else []
+    if len(wanted) < len(config.extractors):
+        view.notes.append(NO_CLASSES)
     cache = ReferenceCache(references)
     for extractor in extractors:
         scored = extractor.name in wanted
@@ -87,48 +110,71 @@ def sample_view(
             {name: cache.get(data, which, extractor) for name, which in reference_sets(config).items()},
         )
         if scored:
-            values["extractors"][extractor.name] = {"sha256": extractor.sha256}
-            values |= _distances(compared, config)
-            if extractor.name == wanted[0] and "precision_recall" in config.metrics:
-                values |= neighbour_scores(compared)
-            if "frechet" in config.metrics and config.nfe_curve:
-                values["frechet_at_nfe"][frechet_name(extractor)] = _curve(found, compared)
+            view.add_distances(found, compared, with_neighbours=extractor.name == wanted[0])
         if isinstance(extractor, Extractor):
-            scores, counts = coverage_scores(compared, extractor)
-            accuracy = extractor.accuracy(data.images("heldout")[:], data.labels("heldout"))
-            values["extractors"][extractor.name] |= {"heldout_accuracy": accuracy}
-            values |= scores | {"classes": counts}
+            view.add_classes(compared, extractor, data)
         if extractor.name == "pixels":
-            values |= _memorisation(compared, data, samples, results, notes)
-    return values | ({"notes": notes} if notes else {})
+            view.add_memorisation(compared, data, samples, results)
+    return view.evaluated(config)
 
 
-def _distances(compared: Compared, config: EvaluationConfig) -> dict[str, float]:
-    scores = frechet_scores(compared, config.seed) if "frechet" in config.metrics else {}
-    return scores | (kernel_scores(compared, config.seed) if "kid" in config.metrics else {})
+@dataclass
+class _SampleView:
+    """The sample view while it is put together, one extractor after the other."""
+
+    scores: dict[str, Score] = field(default_factory=dict)
+    extractors: dict[str, ExtractorUsed] = field(default_factory=dict)
+    curves: dict[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
+    classes: ClassCounts | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def add_distances(self, found: Found, compared: Compared, with_neighbours: bool) -> None:
+        """Distances to the training images by one extractor."""
+        config, extractor = found.config, compared.extractor
+        self.extractors[extractor.name] = ExtractorUsed(extractor.sha256)
+        if "frechet" in config.metrics:
+            self.scores |= frechet_scores(compared, config.seed)
+        if "kid" in config.metrics:
+            self.scores |= kernel_scores(compared, config.seed)
+        if with_neighbours and "precision_recall" in config.metrics:
+            self.scores |= neighbour_scores(compared)
+        if "frechet" in config.metrics and config.nfe_curve:
+            self.curves[frechet_name(extractor)] = _curve(found, compared)
+
+    def add_classes(self, compared: Compared, classifier: Extractor, data: Dataset) -> None:
+        """Which classes a classifier sees, and how often it is right."""
+        scores, self.classes = coverage_scores(compared, classifier)
+        self.scores |= scores
+        accuracy = classifier.accuracy(data.images("heldout")[:], data.labels("heldout"))
+        self.extractors[classifier.name] = ExtractorUsed(classifier.sha256, accuracy)
+
+    def add_memorisation(self, compared: Compared, data: Dataset, samples: NDArray[np.uint8], results: Path) -> None:
+        """How near samples are to training images, in pixels; writes neighbours.png."""
+        try:
+            scores, nearest = memorisation_scores(compared)
+        except ValueError as error:
+            self.notes.append(f"no memorisation check: {error}")
+            return
+        self.scores |= scores
+        train = data.images("train")
+        pairs = pairs_with_nearest(samples, nearest, compared.train, lambda rows: train[rows], PAIRS)
+        Image.fromarray(grid(pairs, columns=len(pairs) // 2)).save(results / "neighbours.png")
+
+    def evaluated(self, config: EvaluationConfig) -> Evaluated:
+        """All of it, each score with the protocol that it was measured under."""
+        scores = {
+            name: replace(score, protocol=sample_protocol(name, config, self.extractors))
+            for name, score in self.scores.items()
+        }
+        return Evaluated(scores, config.samples, self.extractors, self.curves, self.classes, tuple(self.notes))
 
 
-def _curve(found: Found, compared: Compared) -> list[dict[str, float]]:
+def _curve(found: Found, compared: Compared) -> tuple[CurvePoint, ...]:
     """The Frechet distance at each number of network evaluations, that of the solver as it is configured included."""
-    config, points = found.config, dict[int, dict[str, float]]()
+    config, points = found.config, dict[int, CurvePoint]()
     for each in sample_sets(config):
         nfe = each.nfe or evaluations(config.solver)
         if nfe is not None and each.seed == config.seed:
             at = extrapolate(found.features(each, compared.extractor), compared.gaussian, config.seed, parts=1)
-            error = {} if at.distance_se is None else {"se": at.distance_se}
-            points[nfe] = {"nfe": nfe, "value": at.distance, **error}
-    return [points[nfe] for nfe in sorted(points)]
-
-
-def _memorisation(
-    compared: Compared, data: Dataset, samples: NDArray[np.uint8], results: Path, notes: list[str]
-) -> dict[str, float]:
-    try:
-        scores, nearest = memorisation_scores(compared)
-    except ValueError as error:
-        notes.append(f"no memorisation check: {error}")
-        return {}
-    train = data.images("train")
-    pairs = pairs_with_nearest(samples, nearest, compared.train, lambda rows: train[rows], PAIRS)
-    Image.fromarray(grid(pairs, columns=len(pairs) // 2)).save(results / "neighbours.png")
-    return scores
+            points[nfe] = CurvePoint(nfe, at.distance, at.distance_se)
+    return tuple(points[nfe] for nfe in sorted(points))

@@ -18,8 +18,7 @@ from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.extractors.dimensions import check_sizes
 from trainer.evaluate.extractors.requirements import check_extractors
-from trainer.files import read_json
-from trainer.run.identity import read_run
+from trainer.run.identity import read_run, read_summary
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,8 @@ def _of_run(run: Path) -> Subject:
         raise InputError(f"MODEL = {run}: has no package yet; allowed: a run that was trained to its end")
     out = (run / "evaluation").absolute()
     storage = Path(str(config.run.storage))
-    run_id = read_json(paths.summary)["run_id"] if paths.summary.is_file() else None
+    summary = read_summary(paths)
+    run_id = summary.registration.run_id if summary else None
     recorded = Recorded(str(config.run.tracking_uri), run_id) if run_id and config.run.tracking_uri else None
     name = str(config.run.name)
     return Subject(name, paths.package.absolute(), config.data, config.evaluation, out, storage, recorded)

@@ -1,6 +1,5 @@
 """What the evaluation's Ray tasks run. This module imports nothing heavy, so that `import_stack` does all of it."""
 
-import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,27 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.runtime.fast_import import NOT_NEEDED, quick_imports
+from trainer.runtime.fast_import import import_stack
 
 if TYPE_CHECKING:
     from trainer.evaluate.blocks import Block
     from trainer.evaluate.evaluator import BlockEvaluator
+    from trainer.run.summary import Evaluated
 
-
-def import_stack(network: str, device: str) -> None:
-    """Import all that an evaluation task will want for this kind of network."""
-    if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    with quick_imports(*NOT_NEEDED):
-        import trainer.evaluate.evaluator
-        import trainer.evaluate.extractors.classifier  # noqa: F401
-
-        if network == "unet":
-            import diffusers.models.unets.unet_2d
-        elif network == "dit":
-            import diffusers.models.transformers.dit_transformer_2d  # noqa: F401
-    if not gc.get_freeze_count():
-        gc.freeze()
+MODULES = ("trainer.evaluate.evaluator", "trainer.evaluate.extractors.classifier")
 
 
 @dataclass(frozen=True)
@@ -61,7 +47,7 @@ class Work:
         """Import, and read the configuration and the data: (EvaluationConfig, Dataset)."""
         if self.background:
             yield_cpu()
-        import_stack(self.network, self.device)
+        import_stack(MODULES, self.network, self.device)
         import torch
 
         from trainer.config.evaluation import EvaluationConfig
@@ -131,7 +117,7 @@ def features(work: Work, extractor: str, digest: str, which: "Sequence[Block]", 
         block.save(work.blocks, {"features": loaded.features(part["pixels"].numpy()).float()})
 
 
-def views(work: Work, results: Path) -> dict[str, Any]:
+def views(work: Work, results: Path) -> "Evaluated":
     """Put both views together from what is kept; writes their files to `results`."""
     config, data = work.begin()
     from trainer.evaluate.summarize import both_views

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.run import GateConfig
-from trainer.evaluate.comparison import LIKELIHOODS, Evaluated, compare
+from trainer.evaluate.comparison import ComparedModel, compare
+from trainer.run.summary import LIKELIHOODS
 
 PROBES = 5  # times at which a network is asked for its outputs
 
@@ -24,9 +25,9 @@ class Decision:
 
 def decide(
     gate: GateConfig,
-    candidate: Evaluated,
+    candidate: ComparedModel,
     faults: Sequence[str],
-    champion: Evaluated | None,
+    champion: ComparedModel | None,
     likelihoods: Sequence[str] = LIKELIHOODS,
 ) -> Decision:
     """The decision.
@@ -45,15 +46,15 @@ def decide(
     if score is None:
         return Decision(False, f"{gate.metric}, which decides, was not measured (run.gate.metric, evaluation.metrics)")
     if champion is None:
-        return Decision(True, f"{gate.metric} {_spelled(score)}; there was no champion")
+        return Decision(True, f"{gate.metric} {score}; there was no champion")
     verdict = compare(champion, candidate, gate.metric, gate.sigmas)
-    beside = f"{gate.metric} {_spelled(score)} beside {champion.name}'s {_spelled(champion.score(gate.metric))}"
+    beside = f"{gate.metric} {score} beside {champion.name}'s {champion.score(gate.metric) or 'nothing'}"
     if verdict.word == "not comparable":
         return Decision(False, f"not comparable with {champion.name}: {verdict.reason}")
     return Decision(verdict.word == "better", f"{beside}: {verdict.word}, {verdict.reason}")
 
 
-def inconsistencies(candidate: Evaluated, likelihoods: Sequence[str], most: float) -> list[str]:
+def inconsistencies(candidate: ComparedModel, likelihoods: Sequence[str], most: float) -> list[str]:
     """Likelihoods that were not measured, or that are further apart than `most` bits/dim.
 
     They are not the same number (a bound by the chain, one in continuous time, a density), but of one model they lie
@@ -63,7 +64,7 @@ def inconsistencies(candidate: Evaluated, likelihoods: Sequence[str], most: floa
     missing = [name for name, score in found.items() if score is None]
     if missing:
         return [f"{', '.join(missing)} {'was' if len(missing) == 1 else 'were'} not measured (evaluation.metrics)"]
-    values = {name: score[0] for name, score in found.items() if score is not None}
+    values = {name: score.value for name, score in found.items() if score is not None}
     low, high = min(values, key=lambda name: values[name]), max(values, key=lambda name: values[name])
     if not values[high] - values[low] <= most:
         return [
@@ -71,12 +72,6 @@ def inconsistencies(candidate: Evaluated, likelihoods: Sequence[str], most: floa
             "bits/dim apart (run.gate.likelihood_gap)"
         ]
     return []
-
-
-def _spelled(score: tuple[float, float | None] | None) -> str:
-    if score is None:
-        return "nothing"
-    return f"{score[0]:.4g}" + ("" if score[1] is None else f" +- {score[1]:.2g}")
 
 
 def faults_of(package: Path) -> list[str]:

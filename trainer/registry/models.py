@@ -17,11 +17,12 @@ from trainer.config.run import CHALLENGER, GateConfig
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
-from trainer.evaluate.comparison import Evaluated, read
+from trainer.evaluate.comparison import ComparedModel, read
 from trainer.registry.gate import Decision, decide, faults_of, likelihoods_of
 from trainer.registry.promotion import Version, admit, give, holder, note, roll_back, versions
 from trainer.run.paths import RunPaths
 from trainer.run.provenance import ROOT
+from trainer.run.summary import GateSaid, Registration, RunSummary
 from trainer.tracking.client import mlflow_client, mlflow_environment
 from trainer.tracking.runs import log_evaluation, log_grid
 from trainer.tracking.standalone import fetch_results
@@ -30,41 +31,32 @@ REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "pydantic", "nump
 
 
 def register(
-    config: RunConfig, paths: RunPaths, dataset: DatasetInfo, summary: dict[str, Any], run_id: str
-) -> dict[str, Any]:
-    """Log the package as a model of the run, with its metrics, and register it where `run.register_as` asks.
-
-    Returns:
-        model_uri, registered_model, registered_version, alias (None where not registered) and what the gate said.
-    """
+    config: RunConfig, paths: RunPaths, dataset: DatasetInfo, summary: RunSummary, run_id: str
+) -> Registration:
+    """Log the package as a model of the run, with its metrics, and register it where `run.register_as` asks."""
     mlflow_environment()
     import mlflow
 
     mlflow.set_tracking_uri(str(config.run.tracking_uri))
-    client = mlflow.MlflowClient()
+    client = mlflow_client(str(config.run.tracking_uri))
     model = _log_model(config, paths, summary, run_id)
-    log_evaluation(client, run_id, model.model_id, dataset, summary)
+    log_evaluation(client, run_id, model.model_id, dataset, summary.step, summary.evaluated, summary.metrics())
     name, alias = config.run.register_as, config.run.alias
     if name is None:
-        return {
-            "model_uri": model.model_uri,
-            "registered_model": None,
-            "registered_version": None,
-            "alias": None,
-            "gate": None,
-        }
-    number = _version(client, name, model, run_id, summary["package_sha256"])
+        return Registration(run_id, model.model_uri)
+    number = _version(client, name, model, run_id, summary.package_sha256)
     candidate = read(paths.results, "this version")
     gate = Gate(client, name, str(config.run.tracking_uri), config.run.gate)
     decision = admit(client, name, number, alias, lambda champion: gate.decide(candidate, paths.package, champion))
     given = alias if decision.promoted else CHALLENGER
-    return {
-        "model_uri": f"models:/{name}@{given}",
-        "registered_model": name,
-        "registered_version": int(number),
-        "alias": given,
-        "gate": {"alias": alias, "reason": decision.reason},
-    }
+    return Registration(
+        run_id=run_id,
+        model_uri=f"models:/{name}@{given}",
+        registered_model=name,
+        registered_version=int(number),
+        alias=given,
+        gate=GateSaid(alias, decision.reason),
+    )
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ class Gate:
     tracking_uri: str
     config: GateConfig
 
-    def decide(self, candidate: Evaluated, package: Path, champion: str | None) -> Decision:
+    def decide(self, candidate: ComparedModel, package: Path, champion: str | None) -> Decision:
         """Whether a version passes beside the version with the number `champion`."""
         faults = faults_of(package)
         likelihoods = likelihoods_of(package)
@@ -89,7 +81,7 @@ class Gate:
                 return Decision(False, f"not comparable with version {champion}: {error}")
         return decide(self.config, candidate, faults, present, likelihoods)
 
-    def evaluated(self, number: str, scratch: Path) -> Evaluated:
+    def evaluated(self, number: str, scratch: Path) -> ComparedModel:
         """What the run of a version was found to be.
 
         Raises:
@@ -169,7 +161,7 @@ def log_summary(config: RunConfig, paths: RunPaths, run_id: str) -> None:
     mlflow_client(str(config.run.tracking_uri)).log_artifact(run_id, str(paths.summary), "results")
 
 
-def _log_model(config: RunConfig, paths: RunPaths, summary: dict[str, Any], run_id: str) -> Any:  # noqa: ANN401 - ModelInfo
+def _log_model(config: RunConfig, paths: RunPaths, summary: RunSummary, run_id: str) -> Any:  # noqa: ANN401 - ModelInfo
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
@@ -184,8 +176,8 @@ def _log_model(config: RunConfig, paths: RunPaths, summary: dict[str, Any], run_
             code_paths=[str(ROOT / "diffusion")],
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
             signature=ModelSignature(inputs=Schema([ColSpec("long", "seed"), ColSpec("long", "image")])),
-            metadata={"package_sha256": summary["package_sha256"], "method_sha256": summary["method_sha256"]},
-            step=summary["step"],
+            metadata={"package_sha256": summary.package_sha256, "method_sha256": summary.method_sha256},
+            step=summary.step,
         )
 
 

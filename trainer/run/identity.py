@@ -10,6 +10,7 @@ from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
 from trainer.files import hold, read_json, write_json
 from trainer.run.paths import RunPaths
+from trainer.run.summary import RunSummary, summary_from_json
 
 JOB_PATIENCE_S = 60.0
 State = Literal["new", "resumable", "done"]
@@ -65,12 +66,30 @@ def read_run(folder: Path) -> tuple[RunConfig, RunPaths]:
 
 def is_done(config: RunConfig, paths: RunPaths) -> bool:
     """Whether the results are there for enough steps, in MLflow, and registered where that is asked for."""
-    if not paths.summary.is_file():
+    summary = read_summary(paths)
+    if summary is None:
         return False
-    summary = read_json(paths.summary)
-    name, gate = config.run.register_as, summary.get("gate") or {}
-    registered = name is None or (summary["registered_model"], gate.get("alias")) == (name, config.run.alias)
-    return summary["step"] >= config.training.steps and summary["recorded"] and registered
+    said, name = summary.registration, config.run.register_as
+    alias = None if said.gate is None else said.gate.alias
+    registered = name is None or (said.registered_model, alias) == (name, config.run.alias)
+    return summary.step >= config.training.steps and said.recorded and registered
+
+
+def read_summary(paths: RunPaths) -> RunSummary | None:
+    """How a run ended; None while it has not.
+
+    Raises:
+        InputError: the file is not what a run leaves.
+    """
+    if not paths.summary.is_file():
+        return None
+    try:
+        return summary_from_json(read_json(paths.summary))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{paths.summary}: not what a run leaves ({type(error).__name__}: {error}); allowed: that file, or none to "
+            "have the model evaluated again"
+        ) from None
 
 
 def claim(config: RunConfig, paths: RunPaths) -> None:

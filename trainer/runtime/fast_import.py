@@ -5,11 +5,34 @@ that they are there: together that takes little more than half the time. docs/be
 """
 
 import gc
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
 NOT_NEEDED = ("mlflow", "scipy")
+NETWORK_MODULES = {
+    "unet": ("diffusers.models.unets.unet_2d",),
+    "dit": ("diffusers.models.transformers.dit_transformer_2d",),
+}
+
+
+def import_stack(modules: Sequence[str], network: str, device: str) -> None:
+    """Import all that a process will want, quickly.
+
+    Args:
+        modules: by their dotted names.
+        network: the kind of network that it will build.
+        device: cpu or cuda.
+    """
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    with quick_imports(*NOT_NEEDED):
+        for name in (*modules, *NETWORK_MODULES.get(network, ())):
+            import_module(name)
+    if not gc.get_freeze_count():
+        gc.freeze()  # what was just imported stays: the collector need not look at it again
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """A training run as MLflow has it: its parameters, data set, metrics and pictures."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.run_config import RunConfig, canonical
 from trainer.data.manifest import DatasetInfo
 from trainer.run.provenance import git_commit
+from trainer.run.summary import Evaluated
 from trainer.tracking.client import create_once
 
 if TYPE_CHECKING:
@@ -70,22 +72,31 @@ def log_evaluation(
     run_id: str,
     model_id: str | None,
     dataset: DatasetInfo,
-    summary: dict[str, Any],
+    step: int,
+    evaluated: Evaluated,
+    metrics: Mapping[str, float],
 ) -> None:
-    """The run's final metrics, tied to the LoggedModel and the data set, and its curves and samples."""
-    found = flatten({name: value for name, value in summary.items() if name != "evaluation"})
-    scores = {name: value for name, value in found.items() if isinstance(value, float)}
-    metrics = evaluation_metrics(scores, dataset, summary["step"], run_id, model_id)
-    for name, points in summary.get("frechet_at_nfe", {}).items():
+    """Log the final metrics of a run, tied to the LoggedModel and the data set, and its curves.
+
+    Args:
+        client: of the server.
+        run_id: of the MLflow run.
+        model_id: of the LoggedModel; None where there is none.
+        dataset: whose images were scored.
+        step: of the weights.
+        evaluated: whose curves are drawn with network evaluations in place of the step.
+        metrics: every number to log.
+    """
+    entities = evaluation_metrics(metrics, dataset, step, run_id, model_id)
+    for name, points in evaluated.frechet_at_nfe.items():
         for point in points:  # the x axis of MLflow's charts is the step
-            values = {f"{name}_at_nfe": point["value"]}
-            metrics += evaluation_metrics(values, dataset, point["nfe"], run_id, model_id)
-    for first in range(0, len(metrics), METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics=metrics[first : first + METRICS_PER_BATCH])
+            entities += evaluation_metrics({f"{name}_at_nfe": point.value}, dataset, point.nfe, run_id, model_id)
+    for first in range(0, len(entities), METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=entities[first : first + METRICS_PER_BATCH])
 
 
 def evaluation_metrics(
-    scores: dict[str, float],
+    scores: Mapping[str, float],
     dataset: DatasetInfo,
     step: int,
     run_id: str,

@@ -8,8 +8,10 @@ from typing import Any
 from trainer.config.run_config import canonical
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError, one_line
-from trainer.evaluate.comparison import FILES, PER_IMAGE
+from trainer.evaluate.comparison import FILES
+from trainer.evaluate.results import PER_IMAGE
 from trainer.run.provenance import git_commit
+from trainer.run.summary import Evaluated
 from trainer.tracking.client import create_once, mlflow_client
 from trainer.tracking.runs import flatten, log_evaluation, mlflow_dataset
 
@@ -42,7 +44,13 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
 
 
 def log_standalone(
-    tracking_uri: str, trained: str, name: str, dataset: DatasetInfo, values: dict[str, Any], folder: Path
+    tracking_uri: str,
+    trained: str,
+    name: str,
+    dataset: DatasetInfo,
+    model: dict[str, Any],
+    evaluated: Evaluated,
+    folder: Path,
 ) -> str:
     """An evaluation apart from training, as an MLflow run of its own below that which trained the model.
 
@@ -53,7 +61,8 @@ def log_standalone(
         trained: the id of the run that trained the model.
         name: of the new run.
         dataset: whose images were compared with.
-        values: what `evaluation.json` says.
+        model: what identifies it in `evaluation.json`: `package_sha256`, and its `evaluation` settings.
+        evaluated: what was found.
         folder: its report and pictures.
 
     Returns:
@@ -69,18 +78,19 @@ def log_standalone(
         "mlflow.source.name": "python -m trainer.evaluate",
         "mlflow.source.git.commit": git_commit(),
         "mlflow.parentRunId": trained,
-        "dualview.package_sha256": values["package_sha256"],
+        "dualview.package_sha256": model["package_sha256"],
         "dualview.dataset_fingerprint": dataset.fingerprint,
     }
-    key = hashlib.sha256(canonical(values).encode()).hexdigest()
+    found = {name: value for name, value in evaluated.to_json().items() if name != "protocol"}  # as earlier versions do
+    key = hashlib.sha256(canonical({**model, **found}).encode()).hexdigest()
     run_id = create_once(client, parent.info.experiment_id, name, key, tags)
     if client.get_run(run_id).info.status == "FINISHED":
         return run_id
-    settings = flatten(values["evaluation"], "evaluation.")
+    settings = flatten(model["evaluation"], "evaluation.")
     client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
     inputs = [DatasetInput(mlflow_dataset(dataset), [InputTag("mlflow.data.context", "evaluation")])]
     client.log_inputs(run_id, inputs, models=[LoggedModelInput(model_id)] if model_id else None)
-    log_evaluation(client, run_id, model_id, dataset, {**values, "step": step})
+    log_evaluation(client, run_id, model_id, dataset, step, evaluated, evaluated.metrics())
     for file in RESULT_FILES:
         if (folder / file).is_file():
             client.log_artifact(run_id, str(folder / file), "results")

@@ -14,7 +14,7 @@ from trainer import files
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import one_line
-from trainer.run.journal import Journal, Record
+from trainer.run.journal import CheckpointEvaluated, Journal, Metrics
 from trainer.run.paths import RunPaths
 from trainer.tracking.client import mlflow_client, run_exists
 from trainer.tracking.runs import METRICS_PER_BATCH, create_run, describe_run, evaluation_metrics, log_grid
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 5.0
-BOOKKEEPING = ("kind", "time_ms", "step")
 
 
 class Tracker(threading.Thread):
@@ -98,17 +97,17 @@ class Tracker(threading.Thread):
 
     def _upload(self, client: "MlflowClient") -> None:
         """All complete records behind the offset, in batches; progress is noted once they are there."""
-        pending: list[Record] = []
-        evaluated: list[Record] = []
+        pending: list[Metrics] = []
+        evaluated: list[CheckpointEvaluated] = []
         reached, step = self._offset, self._step
         for record, offset in self._journal.read(self._offset):
-            if record["kind"] == "metrics" and record["step"] > step:
+            if isinstance(record, Metrics) and record.step > step:
                 pending.append(record)
-                step = record["step"]
-            elif record["kind"] == "evaluation":
+                step = record.step
+            elif isinstance(record, CheckpointEvaluated):
                 evaluated.append(record)
             reached = offset
-        rows = [(name, record) for record in pending for name in record if name not in BOOKKEEPING]
+        rows = [(name, record) for record in pending for name in record.values]
         for first in range(0, len(rows), METRICS_PER_BATCH):
             self._log(client, rows[first : first + METRICS_PER_BATCH])
         for record in evaluated:
@@ -117,18 +116,20 @@ class Tracker(threading.Thread):
         if pending or evaluated:
             self._save()
 
-    def _log(self, client: "MlflowClient", rows: list[tuple[str, Record]]) -> None:
+    def _log(self, client: "MlflowClient", rows: list[tuple[str, Metrics]]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(name, record[name], record["time_ms"], record["step"]) for name, record in rows]
+        metrics = [Metric(name, record.values[name], record.time_ms, record.step) for name, record in rows]
         client.log_batch(str(self.run_id), metrics=metrics)
 
-    def _log_checkpoint(self, client: "MlflowClient", record: Record) -> None:
+    def _log_checkpoint(self, client: "MlflowClient", record: CheckpointEvaluated) -> None:
         """The scores of a checkpoint that was evaluated beside training, at its step, and its grid of samples."""
-        scores = {name: value for name, value in record.items() if isinstance(value, float)}
-        metrics = evaluation_metrics(scores, self._dataset, record["step"], str(self.run_id), time_ms=record["time_ms"])
+        metrics = evaluation_metrics(
+            record.scores, self._dataset, record.step, str(self.run_id), time_ms=record.time_ms
+        )
         client.log_batch(str(self.run_id), metrics=metrics)
-        log_grid(client, str(self.run_id), Path(record.get("samples_png", "")), record["step"], record["time_ms"])
+        if record.samples_png is not None:
+            log_grid(client, str(self.run_id), Path(record.samples_png), record.step, record.time_ms)
 
     def _save(self) -> None:
         progress = {"described": self._described, "offset": self._offset, "step": self._step}

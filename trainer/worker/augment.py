@@ -1,6 +1,6 @@
 """Changes of training images that keep what they show: mirroring, and a crop of the padded image.
 
-Which image is changed how is drawn in trainer/worker/batch_plan.py, for a row of a step; this is the rest, exact on pixels.
+How each row of a step is changed is drawn in batch_plan.py; this applies it, exactly, to pixels.
 """
 
 import numpy as np

@@ -17,14 +17,14 @@ from diffusion.network import build_network
 from diffusion.objective import Objective
 from diffusion.process.sde import make_process
 from diffusion.time_sampling import LossMoments
-from trainer.checkpoint import reader as checkpoint
 from trainer.checkpoint.background import Writer
+from trainer.checkpoint.reader import Checkpoint, find_latest
 from trainer.config.run_config import RunConfig
 from trainer.data.dataset import open_dataset
 from trainer.ema import snapshots
 from trainer.ema.sharded import ShardedEma
-from trainer.run import attempt as checkpoint_attempt
-from trainer.run.journal import Journal
+from trainer.run.attempt import Fence
+from trainer.run.journal import Journal, Metrics, NonFinite, Started, Stopped, Warned
 from trainer.run.paths import RunPaths
 from trainer.run.stop_request import StopSign
 from trainer.runtime.device import full_precision, prepare_network, require_compiler
@@ -75,7 +75,7 @@ def start_worker(place: Place) -> Worker:
         feed=Feed(draws, dataset.images("train"), labels, config.network.classes, place.device),
         writer=Writer(),
         journal=journal,
-        fence=checkpoint_attempt.Fence(paths.attempt, place.attempt),
+        fence=Fence(paths.attempt, place.attempt),
         stop_sign=StopSign(paths.preempt, place.attempt) if journal else None,
         step=resumed.step if resumed else 0,
         skipped=resumed.step - resumed.optimizer_steps if resumed else 0,
@@ -92,7 +92,7 @@ def build_objective(config: RunConfig, image_shape: tuple[int, int, int]) -> Obj
     return Objective(settings, Denoiser(network, process, settings.prediction, settings.sigma_data, null_label))
 
 
-def restored_moments(config: RunConfig, resumed: checkpoint.Checkpoint | None) -> LossMoments | None:
+def restored_moments(config: RunConfig, resumed: Checkpoint | None) -> LossMoments | None:
     """The second moments that t is drawn by, as the checkpoint has them; None for other ways to draw t."""
     if not isinstance(config.objective.time_sampling, ImportanceTime):
         return None
@@ -102,16 +102,16 @@ def restored_moments(config: RunConfig, resumed: checkpoint.Checkpoint | None) -
     return moments
 
 
-def _agree_on_checkpoint(paths: RunPaths, journal: Journal | None) -> checkpoint.Checkpoint | None:
+def _agree_on_checkpoint(paths: RunPaths, journal: Journal | None) -> Checkpoint | None:
     """Rank 0 looks for the newest good checkpoint, and every rank takes that one."""
     choice: list[Path | None] = [None]
     if journal:
-        found = checkpoint.find_latest(paths.checkpoints)
+        found = find_latest(paths.checkpoints)
         for reason in found.refused:
-            journal.append("warning", text=f"checkpoint passed over: {reason}")
+            journal.append(Warned(text=f"checkpoint passed over: {reason}"))
         choice = [found.folder]
     dist.broadcast_object_list(choice, src=0)
-    return checkpoint.Checkpoint(choice[0]) if choice[0] else None
+    return Checkpoint(choice[0]) if choice[0] else None
 
 
 def run(place: Place, report: Any) -> None:  # noqa: ANN401 - ray.train.report
@@ -124,7 +124,7 @@ def run(place: Place, report: Any) -> None:  # noqa: ANN401 - ray.train.report
     worker = start_worker(place)
     settings, last = place.config.run, place.config.training.steps
     meters = Meters(place.device)
-    worker.record("start", steps=last, world_size=dist.get_world_size())
+    worker.record(Started(step=worker.step, steps=last, world_size=dist.get_world_size()))
     returned_to: int | None = None
     try:
         while worker.step < last and not worker.stopping:
@@ -134,17 +134,17 @@ def run(place: Place, report: Any) -> None:  # noqa: ANN401 - ray.train.report
             ending = worker.step == last or worker.stopping
             if worker.step % settings.log_every == 0 or ending:
                 metrics = meters.flush(place.config.training.global_batch_size)
-                worker.record("metrics", lr=worker.lr, **metrics)
+                worker.record(Metrics(step=worker.step, values={"lr": worker.lr, **metrics}))
             if worker.step % settings.checkpoint_every == 0 or ending:
                 worker.save_checkpoint()
                 if not worker.stopping:  # whoever asked to stop may not be listening
                     report({"step": worker.step, "loss": meters.last_loss})
         worker.close()
         if worker.stopping:
-            worker.record("preempted", text=worker.stop_sign.reason if worker.stop_sign else "")
+            worker.record(Stopped(step=worker.step, text=worker.stop_sign.reason or "" if worker.stop_sign else ""))
     except NonFiniteError as error:
         worker.close()
-        worker.record("nonfinite", text=str(error))
+        worker.record(NonFinite(step=worker.step, text=str(error)))
 
 
 def rolled_back(worker: Worker, returned_to: int | None) -> tuple[Worker, int]:
@@ -174,7 +174,5 @@ def rolled_back(worker: Worker, returned_to: int | None) -> tuple[Worker, int]:
         fresh.step, fresh.skipped = left_out, fresh.skipped + 1
         fresh.ema.update(left_out)  # the weights stood still
         fresh.save_snapshot()
-    fresh.record(
-        "warning", text=f"step {worker.step}: {skips} skipped in a row; going on with the weights of step {found}"
-    )
+    fresh.warn(f"step {worker.step}: {skips} skipped in a row; going on with the weights of step {found}")
     return fresh, found

@@ -19,14 +19,14 @@ from torch import Tensor
 from diffusion.objective import total_loss
 from diffusion.rng import Stream, keyed_generator
 from diffusion.time_sampling import LossMoments
-from trainer.checkpoint import fragments as checkpoint_fragments
-from trainer.checkpoint import writer as checkpoint_writer
 from trainer.checkpoint.background import Writer
+from trainer.checkpoint.fragments import fragments_of
+from trainer.checkpoint.writer import facts, prune
 from trainer.config.run_config import RunConfig
 from trainer.ema import snapshots
 from trainer.ema.sharded import ShardedEma
-from trainer.run import attempt as checkpoint_attempt
-from trainer.run.journal import Journal
+from trainer.run.attempt import Fence
+from trainer.run.journal import CheckpointSaved, Journal, Record, Warned
 from trainer.run.paths import RunPaths
 from trainer.run.stop_request import StopSign
 from trainer.worker.batches import Feed
@@ -95,7 +95,7 @@ class Worker:
     feed: Feed
     writer: Writer
     journal: Journal | None
-    fence: checkpoint_attempt.Fence
+    fence: Fence
     stop_sign: StopSign | None
     step: int = 0
     skipped: int = 0
@@ -160,7 +160,7 @@ class Worker:
         self.skips_in_a_row += 1
         bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
         what = f"the loss on rank {', '.join(map(str, bad))}" if bad else "the gradient"
-        self.record("warning", text=f"step {self.step} skipped: {what} is not finite; {self.skipped} skipped so far")
+        self.warn(f"step {self.step} skipped: {what} is not finite; {self.skipped} skipped so far")
 
     def _update_moments(self, moments: LossMoments, row_losses: Tensor) -> None:
         """Take in the losses of the global batch, the same on every rank."""
@@ -223,10 +223,14 @@ class Worker:
             require_finite(losses, self.step)
         return losses
 
-    def record(self, kind: str, **values: Any) -> None:  # noqa: ANN401 - any JSON value
+    def record(self, record: Record) -> None:
         """Add to the journal from rank 0, unless a newer attempt is in charge of it."""
         if self.journal and self.fence.holds():
-            self.journal.append(kind, step=self.step, **values)
+            self.journal.append(record)
+
+    def warn(self, text: str) -> None:
+        """Add a warning about the step at hand."""
+        self.record(Warned(step=self.step, text=text))
 
     def save_checkpoint(self) -> None:
         """Begin a checkpoint on all ranks, never one with a non-finite weight; returns once the state is copied.
@@ -249,15 +253,16 @@ class Worker:
         loss = sum(self.window) / len(self.window) if self.window else None
         self.window.clear()
         shape = self.feed.draws.image_shape
-        stated = checkpoint_writer.facts(self.config, self.masters.shapes(), shape, at, self.skipped, loss) | {
+        stated = facts(self.config, self.masters.shapes(), shape, at, self.skipped, loss) | {
             "loss_moments": {"sums": moments.sums.tolist(), "counts": moments.counts.tolist()} if moments else None
         }
-        fragments = checkpoint_fragments.fragments_of(self.masters.fragments, aligned)
+        fragments = fragments_of(self.masters.fragments, aligned)
 
         def done() -> None:
             if self.journal and self.fence.holds():
-                checkpoint_writer.prune(folder, self.config.run.keep_checkpoints)
-                self.journal.append("checkpoint", step=at, stalled=stalled, seconds=round(time.monotonic() - began, 3))
+                prune(folder, self.config.run.keep_checkpoints)
+                seconds = round(time.monotonic() - began, 3)
+                self.journal.append(CheckpointSaved(step=at, stalled=stalled, seconds=seconds))
 
         self.writer.make_room()
         stalled = round(time.monotonic() - began, 3)
@@ -273,10 +278,8 @@ class Worker:
             if self.journal and self.fence.holds():
                 snapshots.prune(folder, at, every)
 
-        fragments = checkpoint_fragments.fragments_of(self.masters.fragments, self.ema.tracks)
-        stated = checkpoint_writer.facts(
-            self.config, self.masters.shapes(), self.feed.draws.image_shape, at, self.skipped
-        )
+        fragments = fragments_of(self.masters.fragments, self.ema.tracks)
+        stated = facts(self.config, self.masters.shapes(), self.feed.draws.image_shape, at, self.skipped)
         self.writer.save(folder, fragments, stated, self.fence, done)
 
     def close(self) -> None:

@@ -1,6 +1,8 @@
 """Which checkpoints are evaluated beside training, and with which of the metrics."""
 
 import json
+import threading
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -12,7 +14,10 @@ from trainer.config.training import TrainingConfig
 from trainer.data.dataset import Dataset
 from trainer.data.manifest import DatasetInfo
 from trainer.driver.background_evaluation import Alongside, quick
-from trainer.run.journal import Journal
+from trainer.driver.run import Driver
+from trainer.errors import RunFailed
+from trainer.evaluate.evaluation import EvaluationStoppedError
+from trainer.run.journal import Journal, Warned
 from trainer.run.paths import RunPaths
 
 
@@ -52,9 +57,41 @@ def test_a_checkpoint_that_cannot_be_read_is_a_warning_and_is_not_tried_again(al
         alongside.join(0.01)
     alongside.close()
     assert not alongside.is_alive()
-    ((record, _),) = alongside._journal.read()
-    assert (record["kind"], record["step"]) == ("warning", 100)
-    assert "no evaluation of step 100: its checkpoint was removed before it could be read" in record["text"]
+    (record,) = alongside._journal.records(Warned)
+    assert record.step == 100
+    assert "no evaluation of step 100: its checkpoint was removed before it could be read" in record.text
+
+
+def test_one_that_is_abandoned_ends_at_once_and_says_nothing(alongside, monkeypatch):
+    """What a failed trial of a sweep leaves in a worker that the next trial uses again: no thread of its own."""
+    begun = threading.Event()
+
+    def evaluate(step):
+        begun.set()
+        assert alongside._abandoned.wait(30)
+        raise EvaluationStoppedError("scoring: stopped")
+
+    monkeypatch.setattr(alongside, "_evaluate", evaluate)
+    checkpoint(alongside, 100, 200)
+    alongside.start()
+    assert begun.wait(30)
+    alongside.abandon()
+    assert not alongside.is_alive()
+    assert list(alongside._journal.read()) == []
+
+
+def test_a_run_that_fails_leaves_no_thread_behind(alongside, monkeypatch):
+    monkeypatch.setattr("trainer.driver.background_evaluation.Alongside", lambda *_: alongside)
+    driver = Driver(alongside._config, alongside._paths, alongside._dataset, alongside._journal, MagicMock())
+
+    def train():
+        with driver._evaluating_alongside():
+            assert alongside.is_alive()
+            raise RunFailed("training: lost")
+
+    with pytest.raises(RunFailed, match="training: lost"):
+        train()
+    assert not alongside.is_alive()
 
 
 def test_beside_training_one_set_of_samples_and_the_bounds_are_measured():

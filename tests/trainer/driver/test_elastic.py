@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainer.driver.elastic import Resizing
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Started, Stopped
 from trainer.run.paths import RunPaths
 
 GRACE_S = 1.0
@@ -18,7 +18,7 @@ GRACE_S = 1.0
 def paths(tmp_path):
     made = RunPaths(tmp_path / "run")
     made.root.mkdir()
-    Journal(made.journal).append("start", step=0)  # of an earlier attempt
+    Journal(made.journal).append(Started(step=0, steps=9, world_size=1))  # of an earlier attempt
     return made
 
 
@@ -41,10 +41,10 @@ def test_workers_are_asked_for_a_checkpoint_and_the_sign_is_gone_for_those_after
         while not paths.preempt.exists():
             time.sleep(0.01)
         signs.append(json.loads(paths.preempt.read_text()))
-        journal.append("preempted", step=7)
+        journal.append(Stopped(step=7, text="asked"))
 
     resize(resizing, 2)
-    journal.append("start", step=0)
+    journal.append(Started(step=0, steps=9, world_size=1))
     worker = threading.Thread(target=work)
     worker.start()
     assert resize(resizing, 3) < 10
@@ -55,15 +55,15 @@ def test_workers_are_asked_for_a_checkpoint_and_the_sign_is_gone_for_those_after
 
 def test_after_a_failure_nobody_is_waited_for_but_at_the_next_change_they_are(paths):
     resizing, journal = Resizing(paths, "attempt-2", GRACE_S), Journal(paths.journal)
-    journal.append("start", step=0)
+    journal.append(Started(step=0, steps=9, world_size=1))
     resizing.before_controller_execute_failure_decision("retry")
     assert resize(resizing, 1) < GRACE_S / 2
-    journal.append("start", step=0)
+    journal.append(Started(step=0, steps=9, world_size=1))
     assert resize(resizing, 2) >= GRACE_S
 
 
 def test_workers_that_do_not_answer_are_waited_for_no_longer_than_they_are_given(paths):
     resizing = Resizing(paths, "attempt-2", GRACE_S)
-    Journal(paths.journal).append("start", step=0)
+    Journal(paths.journal).append(Started(step=0, steps=9, world_size=1))
     assert GRACE_S <= resize(resizing, 2) < 3 * GRACE_S
     assert not paths.preempt.exists()

@@ -18,7 +18,7 @@ from trainer.driver import preemption
 from trainer.driver.heartbeat import VARIABLE, Heartbeat, queue_url
 from trainer.driver.preemption import Preempted, Preemption, listening
 from trainer.errors import InputError
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Metrics, Started
 from trainer.run.paths import RunPaths
 
 CONFIG = RunConfig(run=RunSettings(name="mine"))
@@ -53,10 +53,10 @@ def test_where_no_worker_trains_it_ends_at_once(paths):
 def trained(paths: RunPaths, work: Callable[[], object], grace_s: float = 60, begun: bool = True) -> None:
     """The time of training, as a driver spends it: workers begin, and `work` is what happens then."""
     journal, asked = Journal(paths.journal), Preemption(paths, grace_s)
-    journal.append("start", step=0)  # of an earlier attempt
+    journal.append(Started(step=0, steps=9, world_size=1))  # of an earlier attempt
     with listening(asked), asked.training(journal):
         if begun:
-            journal.append("start", step=0)
+            journal.append(Started(step=0, steps=9, world_size=1))
         work()
 
 
@@ -144,7 +144,7 @@ def queue(answers: list[tuple[int, bytes]]) -> Iterator[tuple[str, list[dict[str
 def test_a_heartbeat_tells_how_far_the_run_is_and_passes_the_reason_on(paths, monkeypatch):
     monkeypatch.setenv("DUALVIEW_JOB", "12")
     journal, asked, warned = Journal(paths.journal), list[str](), list[str]()
-    journal.append("metrics", step=3, loss=1.0)
+    journal.append(Metrics(step=3, values={"loss": 1.0}))
     with queue([(200, b"{}"), (200, b'{"preempt": true, "reason": "a job of priority 9"}')]) as (url, sent):
         Heartbeat(url, CONFIG, journal, asked.append, warned.append, interval_s=0.05)
         assert until(lambda: bool(asked))

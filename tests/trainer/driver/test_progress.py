@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from trainer.driver.progress import ProgressView
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Metrics, Started
 
 
 def test_records_that_arrive_together_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     journal = Journal(tmp_path / "journal.jsonl")
     with ProgressView(journal):
-        journal.append("start", step=0, steps=2, world_size=1)
-        journal.append("metrics", step=1, loss=1.0, images_per_second=10.0)
-        journal.append("metrics", step=2, loss=0.5, images_per_second=10.0)
+        journal.append(Started(step=0, steps=2, world_size=1))
+        journal.append(Metrics(step=1, values={"loss": 1.0, "images_per_second": 10.0}))
+        journal.append(Metrics(step=2, values={"loss": 0.5, "images_per_second": 10.0}))
     assert capsys.readouterr().out.splitlines() == [
         "  training 2 steps on 1 workers",
         "  step 1/2 (50%)  loss 1.0000  10 images/s",

@@ -6,7 +6,7 @@ from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from trainer.config.run_config import RunConfig
 from trainer.driver import ray_train as module
 from trainer.driver.ray_train import MAX_FAILURES, fit
-from trainer.run.journal import Journal
+from trainer.run.journal import Journal, Warned
 from trainer.run.paths import RunPaths
 
 
@@ -55,7 +55,7 @@ def test_training_that_ends_is_not_tried_again(run):
 def test_a_lost_worker_is_forgiven_as_long_as_there_is_a_newer_checkpoint(run):
     paths, call = run
     assert call([(step, LOST) for step in range(1, 9)] + [(None, None)]) == (9, None)
-    warnings = [record["text"] for record, _ in Journal(paths.journal).read()]
+    warnings = [record.text for record in Journal(paths.journal).records(Warned)]
     assert warnings == ["training goes on from its checkpoint after: a worker died"] * 8
 
 

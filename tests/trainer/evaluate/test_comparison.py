@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from trainer import compare as command
 from trainer.errors import InputError
-from trainer.evaluate.comparison import Evaluated, compare, read
+from trainer.evaluate.comparison import ComparedModel, compare, read
+from trainer.run.summary import evaluated_from_json
 
 DATA = "d" * 64
 EXTRACTORS = {"classifier": {"sha256": "c" * 64}}
@@ -19,7 +20,8 @@ EXTRACTORS = {"classifier": {"sha256": "c" * 64}}
 
 def evaluated(name="a", per_image=None, **values):
     common = {"dataset_fingerprint": DATA, "samples": 500, "extractors": EXTRACTORS}
-    return Evaluated(name, {**common, **values}, per_image or {})
+    found = {**common, **values}
+    return ComparedModel(name, found["dataset_fingerprint"], evaluated_from_json(found), per_image or {})
 
 
 def bpd(value, error: float | None = 0.02, **others):
@@ -107,7 +109,7 @@ def test_an_evaluation_is_read_with_its_images_in_bits(tmp_path):
     found = read(folder, "a")
     assert found.per_image["vlb_bpd"] == pytest.approx([4.0, 5.0])
     assert found.metrics == ["vlb_bpd"]
-    assert read(folder / "evaluation.json", "a").values == found.values
+    assert read(folder / "evaluation.json", "a").evaluated == found.evaluated
     other = write(tmp_path / "b", {"dataset_fingerprint": DATA, "vlb_bpd": 4.5}, [4.0, 5.0], "e" * 64)
     assert read(other, "b").per_image == {}
 

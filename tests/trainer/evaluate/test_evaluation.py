@@ -33,9 +33,10 @@ from trainer.evaluate.evaluator import BlockEvaluator, spread_labels
 from trainer.evaluate.extractors import classifier
 from trainer.evaluate.extractors.classifier import train_extractor
 from trainer.evaluate.likelihood import scorer as likelihoods_module
-from trainer.evaluate.likelihood.scores import bound_metrics
+from trainer.evaluate.likelihood.scores import bound_scores
 from trainer.evaluate.references.baselines import fitted_gaussian, uniform_noise
 from trainer.evaluate.results import Found
+from trainer.run.summary import Evaluated
 
 SHAPE = (1, 4, 4)
 EVALUATION = EvaluationConfig(samples=70, solver=Ancestral(num_steps=5), vlb_draws=6, seed=3)
@@ -251,12 +252,14 @@ def test_samples_of_a_model_with_classes_have_the_classes_of_the_data(tmp_path, 
 def test_bounds_are_means_in_bits_with_standard_errors_of_the_mean():
     unit = np.log(2) * 16
     values = ([0.5, 0.5, 0.5, 2.5], [1.0, 1.0, 3.0, 5.0], [2.0, 2.0, 10.0, 12.0])
-    found = bound_metrics("vlb", Vlb(*(torch.tensor(v, dtype=torch.float64) * unit for v in values)), 16)
+    scores = bound_scores("vlb", Vlb(*(torch.tensor(v, dtype=torch.float64) * unit for v in values)), 16)
     columns = {"prior_": [0.5, 0.5, 0.5, 2.5], "diffusion_": [1, 1, 3, 5], "reconstruction_": [2, 2, 10, 12]}
     columns[""] = np.sum(list(columns.values()), axis=0)
     expected = {f"vlb_{name}bpd": np.mean(values) for name, values in columns.items()}
     expected |= {f"vlb_{name}bpd_se": np.std(values, ddof=1) / 2 for name, values in columns.items()}
+    found = Evaluated(scores).numbers()
     assert found == pytest.approx(expected, rel=1e-12)
+    assert {(score.replicate, score.n, score.df) for score in scores.values()} == {("images", 4, 3)}
     assert found["vlb_bpd"] == pytest.approx(
         sum(found[f"vlb_{term}_bpd"] for term in ("prior", "diffusion", "reconstruction"))
     )

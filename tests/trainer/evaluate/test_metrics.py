@@ -21,8 +21,15 @@ from trainer.evaluate.metrics.frechet_infinity import extrapolate, minimum_sampl
 from trainer.evaluate.metrics.kid import kernel_distance, mmd2
 from trainer.evaluate.metrics.neighbours import memorisation, precision_recall
 from trainer.evaluate.metrics.sample_features import SampleFeatures
-from trainer.evaluate.metrics.sample_scores import Compared, frechet_scores, kernel_scores, neighbour_scores, over_seeds
+from trainer.evaluate.metrics.sample_scores import (
+    Compared,
+    aggregate_seeds,
+    frechet_scores,
+    kernel_scores,
+    neighbour_scores,
+)
 from trainer.evaluate.references.cache import Reference
+from trainer.run.summary import Score
 
 
 def normal(count: int, dimensions: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -272,9 +279,10 @@ def test_coverage_counts_what_is_missing():
 
 
 def test_several_seeds_have_a_spread_and_one_has_its_own_error():
-    assert over_seeds("x", [1.0, 3.0], [None, None]) == {"x": 2.0, "x_se": 1.0, "x_sd": 2**0.5}
-    assert over_seeds("x", [1.0], [0.2]) == {"x": 1.0, "x_se": 0.2}
-    assert over_seeds("x", [1.0], [None]) == {"x": 1.0}
+    several = Score(2.0, se=1.0, df=1, n=2, replicate="seeds", sd=2**0.5)
+    assert aggregate_seeds([1.0, 3.0], [None, None], "blocks", 10) == several
+    assert aggregate_seeds([1.0], [0.2], "blocks", 10) == Score(1.0, 0.2, df=9, n=10, replicate="blocks")
+    assert aggregate_seeds([1.0], [None], "blocks", 10) == Score(1.0)
 
 
 @dataclass(frozen=True)
@@ -304,14 +312,18 @@ def compared():
 
 def test_scores_stand_on_their_scale(compared):
     for scores, name in ((frechet_scores(compared, 0), "frechet_pixels"), (kernel_scores(compared, 0), "kid_pixels")):
-        assert abs(scores[name]) < scores[f"{name}_gaussian"] < scores[f"{name}_noise"]
-        assert abs(scores[f"{name}_heldout"]) < scores[f"{name}_gaussian"]
-        assert scores[f"{name}_se"] == pytest.approx(scores[f"{name}_sd"] / 2**0.5)
-    assert "frechet_pixels_infinite_se" in frechet_scores(compared, 0)
+        gaussian = scores[f"{name}_gaussian"].value
+        assert abs(scores[name].value) < gaussian < scores[f"{name}_noise"].value
+        assert abs(scores[f"{name}_heldout"].value) < gaussian
+        se, sd = scores[name].se, scores[name].sd
+        assert se == pytest.approx((sd or 0) / 2**0.5)
+        assert (scores[name].replicate, scores[name].n, scores[name].df) == ("seeds", 2, 1)
+    assert frechet_scores(compared, 0)["frechet_pixels_infinite"].se is not None
     found = neighbour_scores(compared)
-    assert 0.8 < found["precision"] <= 1
-    assert 0.8 < found["recall"] <= 1
-    assert {"precision_se", "recall_se", "precision_heldout", "recall_heldout"} < set(found)
+    assert 0.8 < found["precision"].value <= 1
+    assert 0.8 < found["recall"].value <= 1
+    assert set(found) == {"precision", "recall", "precision_heldout", "recall_heldout"}
+    assert None not in (found["precision"].se, found["recall"].se)
 
 
 def test_a_yardstick_of_too_few_images_has_no_value(compared):

@@ -12,15 +12,20 @@ from diffusion.config import DdpmProcess, LinearSchedule, MLPConfig
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, save_package
 from trainer.config.run import GateConfig
-from trainer.evaluate.comparison import LIKELIHOODS, Evaluated
+from trainer.evaluate.comparison import ComparedModel
 from trainer.registry.gate import decide, faults_of, likelihoods_of
+from trainer.run.summary import LIKELIHOODS, evaluated_from_json
 
 GATE = GateConfig()
 
 
 def version(vlb=4.5, error: float | None = 0.02, name="this version", **others):
     values = {"dataset_fingerprint": "d" * 64, "samples": 500, "vlb_bpd": vlb, "vlb_bpd_se": error}
-    return Evaluated(name, values | {"continuous_vlb_bpd": 4.6, "nll_bpd": 4.7} | others)
+    return compared(name, values | {"continuous_vlb_bpd": 4.6, "nll_bpd": 4.7} | others)
+
+
+def compared(name, values, per_image=None):
+    return ComparedModel(name, values["dataset_fingerprint"], evaluated_from_json(values), per_image or {})
 
 
 CHAMPION = version(4.5, name="version 3")
@@ -78,8 +83,8 @@ def test_another_metric_and_more_sigmas_decide_where_they_are_asked_for():
 def test_the_same_images_decide_pairwise():
     images = np.random.default_rng(0).normal(4.5, 0.5, 200)
     values = {"dataset_fingerprint": "d", "continuous_vlb_bpd": 4.6, "nll_bpd": 4.7, "vlb_bpd_se": 0.04}
-    champion = Evaluated("version 1", values | {"vlb_bpd": 4.5}, {"vlb_bpd": images})
-    candidate = Evaluated("this version", values | {"vlb_bpd": 4.49}, {"vlb_bpd": images - 0.01})
+    champion = compared("version 1", values | {"vlb_bpd": 4.5}, {"vlb_bpd": images})
+    candidate = compared("this version", values | {"vlb_bpd": 4.49}, {"vlb_bpd": images - 0.01})
     assert decide(GATE, candidate, [], champion).promoted
 
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.oracles import summaries
 from trainer.config.parallel import ParallelConfig
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
@@ -16,6 +17,7 @@ from trainer.errors import InputError
 from trainer.files import read_json, write_json
 from trainer.run.identity import claim, inspect, is_done, locked, patience
 from trainer.run.paths import RunPaths
+from trainer.run.summary import GateSaid, Registration
 
 
 @pytest.fixture
@@ -30,9 +32,9 @@ def paths(config):
 
 
 def finish(paths, step=100, registered=None):
-    paths.results.mkdir(parents=True, exist_ok=True)
-    gate = {"alias": "champion", "reason": "of a test"}
-    write_json(paths.summary, {"step": step, "registered_model": registered, "gate": gate, "recorded": True})
+    gate = GateSaid("champion", "of a test")
+    registration = Registration(registered_model=registered, gate=gate, recorded=True)
+    summaries.finish(paths, step=step, registration=registration)
 
 
 def test_a_name_nobody_took_is_new(config, paths):

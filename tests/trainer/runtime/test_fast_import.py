@@ -48,7 +48,7 @@ def test_the_collector_is_as_before_even_after_an_error(collecting):
 
 def test_a_worker_imports_neither_mlflow_nor_scipy():
     code = (
-        "import sys; from trainer.worker.entry import import_stack; import_stack('unet', 'cpu'); "
+        "import sys; from trainer.worker.entry import MODULES, import_stack; import_stack(MODULES, 'unet', 'cpu'); "
         "print([name for name in ('mlflow', 'scipy', 'deepspeed', 'diffusers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

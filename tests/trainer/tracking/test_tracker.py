@@ -14,8 +14,9 @@ from trainer import files
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
-from trainer.run.journal import Journal
+from trainer.run.journal import CheckpointEvaluated, CheckpointSaved, Journal, Metrics
 from trainer.run.paths import RunPaths
+from trainer.run.summary import CurvePoint, Evaluated, ExtractorUsed, Score
 from trainer.tracking import client as tracking_client
 from trainer.tracking.runs import flatten, log_evaluation
 from trainer.tracking.tracker import Tracker
@@ -71,7 +72,7 @@ class Line:
 
     def record(self, *steps):
         for step in steps:
-            self.journal.append("metrics", step=step, loss=1 / step, lr=1e-3)
+            self.journal.append(Metrics(step=step, values={"loss": 1 / step, "lr": 1e-3}))
 
     def tracker(self, client=None):
         tracker = Tracker(self.config, self.paths, INFO, self.journal)
@@ -116,13 +117,13 @@ def runs(made):
 
 def test_everything_is_uploaded_with_its_own_time_and_the_run_is_finished(stored):
     stored.record(1, 2)
-    stored.journal.append("checkpoint", step=2, seconds=0.1)
+    stored.journal.append(CheckpointSaved(step=2, stalled=0.0, seconds=0.1))
     tracker = stored.tracker()
     assert tracker.drain(30), tracker.problem
     stored.record(3)
     tracker.finish("FINISHED", 30)
     assert history(stored) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
-    written = [record["time_ms"] for record, _ in stored.journal.read() if record["kind"] == "metrics"]
+    written = [record.time_ms for record in stored.journal.records(Metrics)]
     assert [m.timestamp for m in stored.client.get_metric_history(tracker.run_id, "lr")] == written
     (run,) = runs(stored)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "mine")
@@ -321,17 +322,19 @@ def test_evaluation_metrics_are_tied_to_model_and_data():
         def log_batch(self, run_id, metrics):
             seen.extend(metrics)
 
-    summary = {
-        "step": 7,
-        "name": "text",
-        "samples": 1437,
-        "vlb_bpd": 2.5,
-        "classifier": {"heldout_accuracy": 0.9, "seed": 0},
-        "run_id": None,
-    }
+    evaluated = Evaluated(
+        {"vlb_bpd": Score(2.5, 0.1)},
+        samples=1437,
+        extractors={"classifier": ExtractorUsed("ab", 0.9)},
+        frechet_at_nfe={"frechet_classifier": (CurvePoint(5, 9.0), CurvePoint(20, 4.0, 0.5))},
+    )
     recorder: Any = Recorder()
-    log_evaluation(recorder, "run", "model", INFO, summary)
-    assert {m.key: m.value for m in seen} == {"vlb_bpd": 2.5, "classifier.heldout_accuracy": 0.9}
+    log_evaluation(recorder, "run", "model", INFO, 7, evaluated, evaluated.metrics())
+    curve = [(m.step, m.value) for m in seen if m.key == "frechet_classifier_at_nfe"]
+    assert curve == [(5, 9.0), (20, 4.0)]
+    seen = [m for m in seen if m.key != "frechet_classifier_at_nfe"]
+    accuracy = {"extractors.classifier.heldout_accuracy": 0.9}
+    assert {m.key: m.value for m in seen} == {"vlb_bpd": 2.5, "vlb_bpd_se": 0.1} | accuracy
     assert {(m.step, m.model_id, m.dataset_name, m.dataset_digest, m.run_id) for m in seen} == {
         (7, "model", "digits", "ab" * 16, "run")
     }
@@ -347,9 +350,9 @@ def test_a_checkpoints_scores_and_samples_are_at_its_step(store, tmp_path):
     line = Line(tmp_path, f"sqlite:///{folder}/mlflow.db", "alongside")
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "samples.png")
     line.record(1, 2, 3)
-    line.journal.append("evaluation", step=2, vlb_bpd=4.5, samples_png=str(tmp_path / "samples.png"))
+    line.journal.append(CheckpointEvaluated(step=2, scores={"vlb_bpd": 4.5}, samples_png=f"{tmp_path}/samples.png"))
     line.record(4)
-    line.journal.append("evaluation", step=1, vlb_bpd=5.0)
+    line.journal.append(CheckpointEvaluated(step=1, scores={"vlb_bpd": 5.0}))
     tracker = Tracker(line.config, line.paths, INFO, line.journal)
     tracker.start()
     assert tracker.drain(20), tracker.problem

@@ -59,7 +59,7 @@ class Likelihoods:
         return dequantised_nll(self.denoiser, dequantise(x_0, u).float(), probe, label=label, rtol=rtol, atol=rtol / 10)
 
     def denoising(self, block: Sequence[int]) -> dict[str, Tensor]:
-        """The images' denoising errors at their points of the curve (trainer/evaluate/likelihood/denoising_curve.py)."""
+        """The images' denoising errors at their points of the curve (denoising_curve.py)."""
         x_0, label = self._images("heldout", block)
         keys = [(image, draw) for image in block for draw in range(curve.DRAWS)]
         eps = keyed_normal(self.config.seed, Stream.DENOISING_NOISE, keys, self.shape)

@@ -5,7 +5,6 @@ continuous process does (`continuous_vlb`), and the density of the probability-f
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.torch import save
@@ -16,29 +15,29 @@ from diffusion.likelihood.discrete import bits_per_dim
 from diffusion.likelihood.ode import dequantised_bits_per_dim
 from diffusion.process.sde import Process
 from trainer.data.dataset import Dataset
-from trainer.evaluate.comparison import PER_IMAGE
 from trainer.evaluate.likelihood.denoising_curve import denoising_curve
-from trainer.evaluate.results import Found
+from trainer.evaluate.results import PER_IMAGE, Found
+from trainer.run.summary import Score
 
 CURVE = "denoising.json"
 
 
 def likelihood_view(
     found: Found, process: Process, data: Dataset, results: Path, package_sha256: str
-) -> dict[str, Any]:
+) -> dict[str, Score]:
     """Likelihoods of the held-out images; writes heldout.safetensors, nats of each image, and denoising.json."""
     dimensions, chosen = int(np.prod(data.info.image_shape)), found.config.metrics
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Score] = {}
     per_image: dict[str, Tensor] = {}
     for kind in ("vlb", "continuous_vlb"):
         if kind in chosen:
             bound = found.bound(kind)
-            metrics |= bound_metrics(kind, bound, dimensions)
+            metrics |= bound_scores(kind, bound, dimensions)
             per_image[kind] = bound.total
     if "nll" in chosen:
         per_image["nll"] = found.joined("nll", "nll")
-        metrics |= mean_and_error("nll_bpd", dequantised_bits_per_dim(per_image["nll"], dimensions))
-        metrics["nll_evaluations"] = float(found.joined("nll", "evaluations").double().mean())
+        metrics["nll_bpd"] = mean_over_images(dequantised_bits_per_dim(per_image["nll"], dimensions))
+        metrics["nll_evaluations"] = Score(float(found.joined("nll", "evaluations").double().mean()))
     if per_image:
         of_what = {"dataset_fingerprint": data.info.fingerprint, "dimensions": str(dimensions)}
         content = save(per_image, of_what)
@@ -48,19 +47,17 @@ def likelihood_view(
     return metrics
 
 
-def bound_metrics(name: str, bound: Vlb, dimensions: int) -> dict[str, float]:
+def bound_scores(name: str, bound: Vlb, dimensions: int) -> dict[str, Score]:
     """Mean over images of a bound and of its terms in bits/dim, each with its standard error.
 
     The standard error is that of the mean over images: it holds both their differences and the noise of the estimate.
     """
     terms = {"": bound.total, "prior_": bound.prior, "diffusion_": bound.diffusion}
     terms["reconstruction_"] = bound.reconstruction
-    metrics: dict[str, float] = {}
-    for term, nats in terms.items():
-        metrics |= mean_and_error(f"{name}_{term}bpd", bits_per_dim(nats, dimensions))
-    return metrics
+    return {f"{name}_{term}bpd": mean_over_images(bits_per_dim(nats, dimensions)) for term, nats in terms.items()}
 
 
-def mean_and_error(name: str, values: Tensor) -> dict[str, float]:
-    """The mean of values, one an image, and its standard error."""
-    return {name: float(values.mean()), f"{name}_se": float(values.std() / len(values) ** 0.5)}
+def mean_over_images(values: Tensor) -> Score:
+    """The mean of values [N], one for each image, and its standard error."""
+    n = len(values)
+    return Score(float(values.mean()), float(values.std() / n**0.5), df=n - 1, n=n, replicate="images")

@@ -19,10 +19,11 @@ MAX_BLOCK = 1000
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """`kid_<extractor>`: mean over blocks and its standard error."""
+    """`kid_<extractor>`: the mean over a number of blocks, and its standard error."""
 
     value: float
     standard_error: float
+    blocks: int
 
 
 def kernel_distance(x: Tensor, y: Tensor, seed: int) -> KernelDistance:
@@ -39,7 +40,7 @@ def kernel_distance(x: Tensor, y: Tensor, seed: int) -> KernelDistance:
         [mmd2(a, b) for a, b in zip(_blocks(x, blocks, seed, 0), _blocks(y, blocks, seed, 1), strict=True)],
         dtype=torch.float64,
     )
-    return KernelDistance(float(estimates.mean()), float(estimates.std() / blocks**0.5))
+    return KernelDistance(float(estimates.mean()), float(estimates.std() / blocks**0.5), blocks)
 
 
 def _blocks(features: Tensor, blocks: int, seed: int, side: int) -> list[Tensor]:

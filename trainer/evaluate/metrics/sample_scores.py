@@ -17,16 +17,17 @@ from diffusion.frechet import FrechetReference
 from trainer.evaluate.extractors.base import FeatureExtractor, frechet_name
 from trainer.evaluate.extractors.classifier import Extractor
 from trainer.evaluate.metrics.coverage import class_coverage
-from trainer.evaluate.metrics.frechet_infinity import Extrapolation, extrapolate
+from trainer.evaluate.metrics.frechet_infinity import GROUPS, Extrapolation, extrapolate
 from trainer.evaluate.metrics.kid import kernel_distance
 from trainer.evaluate.metrics.neighbours import Memorisation, memorisation, precision_recall
 from trainer.evaluate.metrics.sample_features import SampleFeatures
 from trainer.evaluate.references.baselines import YARDSTICKS, spread
 from trainer.evaluate.references.cache import Reference
+from trainer.run.summary import ClassCounts, Replicate, Score
 
 MOST_NEIGHBOURS = 10_000  # images a side for precision and recall
 
-Values = dict[str, float]
+Scores = dict[str, Score]
 
 
 @dataclass(frozen=True)
@@ -54,49 +55,65 @@ class Compared:
         return FrechetReference.of(self.train.moments)
 
 
-def over_seeds(name: str, values: Sequence[float], errors: Sequence[float | None]) -> Values:
-    """A score's mean over seeds, its standard error where it has one, and the spread of one seed's."""
-    found = {name: fmean(values)}
-    if len(values) > 1:
+def aggregate_seeds(
+    values: Sequence[float], errors: Sequence[float | None], replicate: Replicate, replicates: int
+) -> Score:
+    """A score over seeds: their mean and its standard error, which of one seed is that of the set of samples.
+
+    Args:
+        values: of each seed.
+        errors: standard errors of each seed's value, None where it has none.
+        replicate: what those errors come from.
+        replicates: how many of them there were.
+    """
+    n = len(values)
+    if n > 1:
         sd = stdev(values)
-        return found | {f"{name}_se": sd / len(values) ** 0.5, f"{name}_sd": sd}
-    return found if errors[0] is None else found | {f"{name}_se": errors[0]}
+        return Score(fmean(values), sd / n**0.5, df=n - 1, n=n, replicate="seeds", sd=sd)
+    if errors[0] is None:
+        return Score(values[0])
+    return Score(values[0], errors[0], df=replicates - 1, n=replicates, replicate=replicate)
 
 
-def frechet_scores(compared: Compared, seed: int) -> Values:
+def frechet_scores(compared: Compared, seed: int) -> Scores:
     """The Frechet distance to the training images of the samples, also extrapolated, and of the yardsticks.
 
     A yardstick of no more images than there are features has no value; neither has an extrapolation from too few.
     """
     name, reference = frechet_name(compared.extractor), compared.gaussian
     found = [extrapolate(features, reference, seed) for features in compared.sets]
-    scores = over_seeds(name, [each.distance for each in found], [each.distance_se for each in found])
+    scores = {name: _over_blocks([each.distance for each in found], [each.distance_se for each in found])}
     scores |= _infinite(f"{name}_infinite", found)
     for yardstick in YARDSTICKS:
         moments = compared.references[yardstick].moments
         if moments.count > compared.extractor.dimensions:
-            scores[f"{name}_{yardstick}"] = reference.distance(moments)
+            scores[f"{name}_{yardstick}"] = Score(reference.distance(moments))
     return scores
 
 
-def _infinite(name: str, found: Sequence[Extrapolation]) -> Values:
+def _over_blocks(values: Sequence[float], errors: Sequence[float | None]) -> Score:
+    return aggregate_seeds(values, errors, "blocks", GROUPS)
+
+
+def _infinite(name: str, found: Sequence[Extrapolation]) -> Scores:
     values = [each.infinite for each in found if each.infinite is not None]
-    return over_seeds(name, values, [each.infinite_se for each in found]) if len(values) == len(found) else {}
+    return {name: _over_blocks(values, [each.infinite_se for each in found])} if len(values) == len(found) else {}
 
 
-def kernel_scores(compared: Compared, seed: int) -> Values:
+def kernel_scores(compared: Compared, seed: int) -> Scores:
     """KID of the samples and of the yardsticks, each against the training images."""
     name, train = f"kid_{compared.extractor.name}", compared.train.features
     found = [kernel_distance(features.whole(), train, seed) for features in compared.sets]
-    scores = over_seeds(name, [each.value for each in found], [each.standard_error for each in found])
+    values, errors = [each.value for each in found], [each.standard_error for each in found]
+    scores = {name: aggregate_seeds(values, errors, "blocks", found[0].blocks)}
     for yardstick in YARDSTICKS:
         features = compared.references[yardstick].features
         if len(features) >= compared.sets[0].count // 2:
-            scores[f"{name}_{yardstick}"] = kernel_distance(features, train, seed).value
+            scores[f"{name}_{yardstick}"] = Score(kernel_distance(features, train, seed).value)
     return scores
 
 
-def neighbour_scores(compared: Compared) -> Values:
+def neighbour_scores(compared: Compared) -> Scores:
     """Precision and recall of the samples against as many training images, and of the held-out ones likewise."""
     train = compared.train.features
 
@@ -108,15 +125,15 @@ def neighbour_scores(compared: Compared) -> Values:
 
     count = min(compared.sets[0].count, len(train), MOST_NEIGHBOURS)
     pairs = [of(features.whole()) for features in compared.sets]
-    scores: Values = {}
+    scores: Scores = {}
     real = of(compared.references["heldout"].features)
     for name, values, yardstick in zip(("precision", "recall"), zip(*pairs, strict=True), real, strict=True):
         binomial = (values[0] * (1 - values[0]) / count) ** 0.5
-        scores |= over_seeds(name, values, [binomial]) | {f"{name}_heldout": yardstick}
+        scores |= {name: aggregate_seeds(values, [binomial], "images", count), f"{name}_heldout": Score(yardstick)}
     return scores
 
 
-def coverage_scores(compared: Compared, classifier: Extractor) -> tuple[Values, dict[str, list[int]]]:
+def coverage_scores(compared: Compared, classifier: Extractor) -> tuple[Scores, ClassCounts]:
     """How far the samples' classes are from the training images' in total variation, and how many are missing.
 
     Returns:
@@ -126,19 +143,23 @@ def coverage_scores(compared: Compared, classifier: Extractor) -> tuple[Values, 
     predicted = (classifier.predicted(each.whole()) for each in compared.sets)
     found = [class_coverage(classes, seen["train"], classifier.classes) for classes in predicted]
     real = class_coverage(seen["heldout"], seen["train"], classifier.classes)
-    scores = over_seeds("class_variation", [each.total_variation for each in found], [None])
-    scores |= {"class_variation_heldout": real.total_variation, "classes_missing": fmean(e.missing for e in found)}
-    return scores, {"samples": list(found[0].samples), "train": list(real.data), "heldout": list(real.samples)}
+    scores = {
+        "class_variation": _over_blocks([each.total_variation for each in found], [None]),
+        "class_variation_heldout": Score(real.total_variation),
+        "classes_missing": Score(fmean(each.missing for each in found)),
+    }
+    return scores, ClassCounts(tuple(found[0].samples), tuple(real.data), tuple(real.samples))
 
 
-def memorisation_scores(compared: Compared) -> tuple[Values, Memorisation]:
+def memorisation_scores(compared: Compared) -> tuple[Scores, Memorisation]:
     """How much nearer samples are to training images than held-out images are, in pixels; of the first seed.
 
     Raises:
         ValueError: most held-out images are training images too.
     """
     found = memorisation(compared.train.features, compared.references["heldout"].features, compared.sets[0].whole())
-    return {"memorisation_ratio": found.median_ratio, "memorisation_closer": found.closer_fraction}, found
+    ratio, closer = Score(found.median_ratio), Score(found.closer_fraction)
+    return {"memorisation_ratio": ratio, "memorisation_closer": closer}, found
 
 
 def pairs_with_nearest(
