@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.prediction import Prediction, Reading
 from diffusion.process.sde import Process, SubVp, Ve
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -101,7 +101,7 @@ class Denoiser:
     def coefficients(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t of each row, shaped for x_t."""
         log_snr = self.process.log_snr(t)
-        return rows(self.process.alpha_at(log_snr), x_t), rows(self.process.sigma_at(log_snr), x_t)
+        return expand_to(self.process.alpha_at(log_snr), x_t), expand_to(self.process.sigma_at(log_snr), x_t)
 
     def _prediction(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return self.split(self.output(x_t, t, label))[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion.denoiser import Denoiser
 from diffusion.process.sde import Chain, Process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 
 def exact_denoiser(process: Process, epsilon: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
@@ -47,8 +47,8 @@ class GaussianData:
         """E[eps | x_t] = sigma_t (x_t - alpha_t mean) / Var(x_t)."""
 
         def epsilon(x_t: Tensor, t: Tensor) -> Tensor:
-            centred = x_t - rows(process.alpha(t), x_t) * self.mean
-            return rows(process.sigma(t) / self.variance_at(process, t), x_t) * centred
+            centred = x_t - expand_to(process.alpha(t), x_t) * self.mean
+            return expand_to(process.sigma(t) / self.variance_at(process, t), x_t) * centred
 
         return exact_denoiser(process, epsilon)
 
@@ -64,7 +64,7 @@ class MixtureData:
     def _components(self, process: Process, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log weights, means and variances of x_t's components, each [B or 1, ..., K]."""
         weights, means, stds = (torch.tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.stds))
-        alpha, sigma = rows(process.alpha(t), like)[..., None], rows(process.sigma(t), like)[..., None]
+        alpha, sigma = expand_to(process.alpha(t), like)[..., None], expand_to(process.sigma(t), like)[..., None]
         return weights.log(), alpha * means, (alpha * stds) ** 2 + sigma**2
 
     def denoiser(self, process: Process) -> Denoiser:
@@ -75,7 +75,7 @@ class MixtureData:
             log_weights, means, variances = self._components(process, t, x)
             log_p = log_weights - (x[..., None] - means) ** 2 / (2 * variances) - variances.log() / 2
             score = (log_p.softmax(-1) * (means - x[..., None]) / variances).sum(-1)
-            return (-rows(process.sigma(t), x) * score).to(x_t)
+            return (-expand_to(process.sigma(t), x) * score).to(x_t)
 
         return exact_denoiser(process, epsilon)
 

@@ -12,7 +12,7 @@ from diffusion.likelihood.discrete import reverse_kernel_loss
 from diffusion.prediction import edm_target, velocity
 from diffusion.process.kernels import diffuse
 from diffusion.process.learned_schedule import LearnedLogSnr
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 from diffusion.weighting import LogVariance, weights, x0_error_ratio
 
 # of the bound in the loss, where the reverse variance is learned (Nichol & Dhariwal 2021, in nats and not in bits)
@@ -87,7 +87,7 @@ class Objective(nn.Module):
 
     def _score_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """Equation (11): s_theta(x_t, t) - grad log q(x_t | x_0), the latter being -eps / sigma_t."""
-        conditional_score = -eps / rows(self.denoiser.process.sigma(t), eps)
+        conditional_score = -eps / expand_to(self.denoiser.process.sigma(t), eps)
         return self.denoiser.reading.score(output, x_t, *self.denoiser.coefficients(x_t, t)) - conditional_score
 
     def _x0_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002

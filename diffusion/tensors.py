@@ -5,7 +5,7 @@
 from torch import Tensor
 
 
-def rows(values: Tensor, like: Tensor) -> Tensor:
+def expand_to(values: Tensor, like: Tensor) -> Tensor:
     """Shape per-row values [B] for broadcasting against `like` [B, ...], in its dtype and on its device."""
     return values.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.sde import Process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Posterior:
 
     def mean(self, x_t: Tensor, x_0: Tensor) -> Tensor:
         """The posterior mean, shape of x_t."""
-        return rows(self.coef_x_t, x_t) * x_t + rows(self.coef_x_0, x_t) * x_0
+        return expand_to(self.coef_x_t, x_t) * x_t + expand_to(self.coef_x_0, x_t) * x_0
 
 
 def diffuse(process: Process, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """Equation (4): x_t = alpha_t x_0 + sigma_t eps."""
     log_snr = process.log_snr(t)
-    return rows(process.alpha_at(log_snr), x_0) * x_0 + rows(process.sigma_at(log_snr), x_0) * eps
+    return expand_to(process.alpha_at(log_snr), x_0) * x_0 + expand_to(process.sigma_at(log_snr), x_0) * eps
 
 
 def transition_variance(process: Process, s: Tensor, t: Tensor) -> Tensor:
@@ -82,6 +82,6 @@ def learned_reverse_variance(process: Process, s: Tensor, t: Tensor, interpolati
         float64, the shape of `interpolation`.
     """
     share = (interpolation.double() + 1) / 2
-    log_beta = torch.log(rows(reverse_variance(process, s, t, "beta"), share))
-    log_beta_tilde = torch.log(rows(reverse_variance(process, s, t, "beta_tilde"), share))
+    log_beta = torch.log(expand_to(reverse_variance(process, s, t, "beta"), share))
+    log_beta_tilde = torch.log(expand_to(reverse_variance(process, s, t, "beta_tilde"), share))
     return torch.exp(share * log_beta + (1 - share) * log_beta_tilde)

@@ -30,7 +30,7 @@ from diffusion.likelihood.discrete import ReverseKernel, reverse_kernel_loss
 from diffusion.objective import VARIANCE_SHARE, Objective, total_loss
 from diffusion.prediction import Prediction, edm_target, epsilon_to_x0, velocity
 from diffusion.process.sde import Chain, Process, make_process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 from diffusion.weighting import weights, x0_error_ratio
 
 WEIGHTINGS = [
@@ -53,7 +53,7 @@ chains = pytest.mark.parametrize(
 
 
 def raw(x: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
-    return torch.cos(3 * x + rows(time / 300, x))
+    return torch.cos(3 * x + expand_to(time / 300, x))
 
 
 def zero(x: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
@@ -82,7 +82,7 @@ def gradient(of: torch.Tensor) -> torch.Tensor:
 
 
 def noisy(process: Process, x_0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    return rows(process.alpha(t), x_0) * x_0 + rows(process.sigma(t), x_0) * eps
+    return expand_to(process.alpha(t), x_0) * x_0 + expand_to(process.sigma(t), x_0) * eps
 
 
 @every_weighting
@@ -160,7 +160,7 @@ class SameFunction:
 
     def __init__(self, kind: Prediction, process: Process, x_0, t, eps) -> None:
         self.x_t = noisy(process, x_0, t, eps)
-        coefficients = rows(process.alpha(t), x_0), rows(process.sigma(t), x_0)
+        coefficients = expand_to(process.alpha(t), x_0), expand_to(process.sigma(t), x_0)
         self.output = outputs(raw(self.x_t, process.network_time(t).double()), self.x_t, *coefficients, 0.5)[kind]
 
     def __call__(self, x, time, label):

@@ -15,7 +15,7 @@ from diffusion.gaussian import GaussianData, MixtureData, exact_denoiser
 from diffusion.likelihood.ode import OdeDensity, dequantised_nll, divergence, log_density, standard_normal_log_prob
 from diffusion.likelihood.quantization import dequantise, level_values
 from diffusion.process.sde import Process, make_process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 PROCESSES = {
     "chain": DdpmProcess(num_train_timesteps=200, schedule=LinearSchedule()),
@@ -156,7 +156,7 @@ class Small(nn.Module):
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
         assert label is not None
         assert x.dtype == torch.float32
-        hidden = torch.tanh(self.inward(x.flatten(1)) + self.table(label) + rows(time / 1000, x.flatten(1)))
+        hidden = torch.tanh(self.inward(x.flatten(1)) + self.table(label) + expand_to(time / 1000, x.flatten(1)))
         return self.outward(hidden).reshape(x.shape)
 
 

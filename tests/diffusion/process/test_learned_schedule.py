@@ -11,7 +11,7 @@ from diffusion.objective import Objective, total_loss
 from diffusion.process.learned_schedule import LearnedLogSnr
 from diffusion.process.schedule import FIRST_TIME
 from diffusion.process.sde import make_process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 HIGHEST, LOWEST = 13.3, -13.3
 
@@ -98,7 +98,7 @@ class Network(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.tensor(0.7))
 
     def forward(self, x, time, label=None):
-        return self.scale * torch.cos(3 * x + rows(time / 300, x))
+        return self.scale * torch.cos(3 * x + expand_to(time / 300, x))
 
 
 @pytest.mark.parametrize("kind", [VpProcess, SubVpProcess, VeProcess])
@@ -135,7 +135,7 @@ VARIANCE = 0.25
 
 def exact(x, time, label=None):
     """E[eps | x_t] of N(0, VARIANCE) at the log-SNR that the network's clock shows."""
-    log_snr = rows(HIGHEST - time.double() / 1000 * (HIGHEST - LOWEST), x)
+    log_snr = expand_to(HIGHEST - time.double() / 1000 * (HIGHEST - LOWEST), x)
     alpha, sigma = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
     return sigma / (alpha**2 * VARIANCE + sigma**2) * x
 

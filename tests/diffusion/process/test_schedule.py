@@ -24,7 +24,7 @@ from diffusion.config import (
 from diffusion.process.learned_schedule import LearnedLogSnr
 from diffusion.process.make_schedule import make_schedule
 from diffusion.process.schedule import FIRST_TIME, IntegratedBeta, Schedule, Table
-from diffusion.tensors import numbers, rows
+from diffusion.tensors import expand_to, numbers
 
 ENDS = (9.0, -7.0)
 SCHEDULES = [
@@ -172,7 +172,7 @@ def test_any_tables_time_is_the_inverse(table, time):
 def test_rows_broadcasts_over_images_in_their_type():
     values = torch.tensor([1.0, 2.0], dtype=torch.float64)
     like = torch.ones(2, 3, 4, 5)
-    result = rows(values, like) * like
+    result = expand_to(values, like) * like
     assert result.dtype == torch.float32
     assert torch.equal(result[0], torch.ones(3, 4, 5))
     assert torch.equal(result[1], torch.full((3, 4, 5), 2.0))

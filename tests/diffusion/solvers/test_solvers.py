@@ -45,7 +45,7 @@ from diffusion.solvers import ImageNoise, autoguided, make_solver, predictor_cor
 from diffusion.solvers.dpmpp_3m import integral
 from diffusion.solvers.grid import time_grid
 from diffusion.solvers.unipc import change
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 from diffusion.verify.statements.check import order
 from diffusion.verify.statements.orders import FixedNoise, exact_ends, sampled_ends, sampled_moments
 from diffusion.verify.statements.sampling import DoubleNoise
@@ -107,7 +107,7 @@ def elementwise(process) -> Denoiser:
     """A labelled network of exactly rounded elementwise operations: a dependence on other rows is the solver's."""
 
     def network(x, time, label):
-        at = rows(time / process.num_steps + label.double() / 8, x)
+        at = expand_to(time / process.num_steps + label.double() / 8, x)
         return x.clamp(-2, 2) * 0.375 + at * 0.25
 
     return Denoiser(network, process, "epsilon", null_label=3)
@@ -221,7 +221,7 @@ def test_rk45_asks_for_unfinished_rows_alone_with_their_own_labels():
     process = PROCESSES["vp"]
 
     def network(x, time, label):
-        return torch.sin(x * rows(3.0**label, x))
+        return torch.sin(x * expand_to(3.0**label, x))
 
     denoiser = Denoiser(network, process, "epsilon", null_label=9)
     start = torch.arange(4, dtype=torch.float64).reshape(4, 1)
@@ -548,8 +548,8 @@ def test_no_grid_in_log_snr_starts_at_minus_infinity(config):
 
 def data_x0(data: GaussianData, process, x, t):
     """E[x_0 | x_t]."""
-    alpha = rows(process.alpha(t), x)
-    gain = data.variance * alpha / rows(data.variance_at(process, t), x)
+    alpha = expand_to(process.alpha(t), x)
+    gain = data.variance * alpha / expand_to(data.variance_at(process, t), x)
     return data.mean + gain * (x - alpha * data.mean)
 
 
@@ -559,7 +559,7 @@ def as_prediction(process, kind, x0, null_label=None) -> Denoiser:
 
     def network(x, time, label):
         t = time + 1 if isinstance(process, Chain) else time / process.num_steps
-        alpha, sigma = rows(process.alpha(t), x), rows(process.sigma(t), x)
+        alpha, sigma = expand_to(process.alpha(t), x), expand_to(process.sigma(t), x)
         if kind == "edm":
             x = x * prediction.edm_norm(alpha, sigma, sigma_data)
         estimate = x0(x, t) if label is None else x0(x, t, label)
@@ -677,7 +677,7 @@ def test_guidance_leaves_a_learned_variance_as_the_strong_view_has_it(kind):
 
     def by_label(x, time, label):
         strong, weak = network(0.1, 0.5)(x, time, label), network(-0.2, -0.9)(x, time, label)
-        return torch.where(rows(label == 0, x).bool(), strong, weak)
+        return torch.where(expand_to(label == 0, x).bool(), strong, weak)
 
     alone = Denoiser(network(-0.2 + 3 * 0.3, 0.5), learned(), "x0", null_label=1)  # the prediction is guided by hand
     config, label = Ancestral(num_steps=5), torch.zeros(4, dtype=torch.int64)
