@@ -10,6 +10,6 @@ def expand_to(values: Tensor, like: Tensor) -> Tensor:
     return values.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def numbers(values: Tensor) -> list[float]:
+def to_floats(values: Tensor) -> list[float]:
     """The values of a one-dimensional tensor."""
     return [float(value) for value in values]

@@ -19,7 +19,7 @@ from diffusion.config import DdpmProcess, ProcessConfig, ProcessOptions, SubVpPr
 from diffusion.process.betas import betas
 from diffusion.process.make_schedule import make_schedule
 from diffusion.process.schedule import Schedule, Table, softplus
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 
 class Process(ABC):
@@ -279,6 +279,6 @@ def make_process(config: ProcessConfig) -> Process:
     ends = torch.tensor([config.log_snr_max, config.log_snr_min], dtype=torch.float64)
     if isinstance(config, SubVpProcess):
         ends = sub_vp_to_vp(ends)
-    process = CONTINUOUS[type(config)](config, make_schedule(config.schedule, *numbers(ends)))
+    process = CONTINUOUS[type(config)](config, make_schedule(config.schedule, *to_floats(ends)))
     process.reverse_variance = config.reverse_variance
     return process

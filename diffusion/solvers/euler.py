@@ -7,7 +7,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.process.sde import Process
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 
 class EulerSolver(GridSolver):
@@ -18,8 +18,8 @@ class EulerSolver(GridSolver):
 
     def steps(self) -> Steps:
         """One step after another."""
-        on_x, on_epsilon = (numbers(c) for c in ode_coefficients(self.process, self.times[:-1]))
-        lengths = numbers(self.times.diff())
+        on_x, on_epsilon = (to_floats(c) for c in ode_coefficients(self.process, self.times[:-1]))
+        lengths = to_floats(self.times.diff())
         for i, (at_t, at_s) in enumerate(self.intervals()):
             x_0, epsilon, _ = yield self.wanted(at_t)
             if at_s.t == 0:

@@ -10,7 +10,7 @@ from diffusion.config import GridOptions
 from diffusion.denoiser import Denoiser
 from diffusion.process.sde import Chain, Process
 from diffusion.solvers.base import Noise, Point, Solver, Wanted
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 KARRAS_RHO = 7.0
 
@@ -59,7 +59,7 @@ def _spaced(process: Process, intervals: int, spacing: str) -> Tensor:
 
 def points(t: Tensor, alpha: Tensor, sigma: Tensor) -> list[Point]:
     """Points from tables [N] of times and coefficients."""
-    return [Point(*values) for values in zip(numbers(t), numbers(alpha), numbers(sigma), strict=True)]
+    return [Point(*values) for values in zip(to_floats(t), to_floats(alpha), to_floats(sigma), strict=True)]
 
 
 class GridSolver(Solver, ABC):
@@ -80,7 +80,7 @@ class GridSolver(Solver, ABC):
         self.times = time_grid(self.process, num_steps, options)
         log_snr = self.process.log_snr(self.times)
         alpha, sigma = self.process.alpha_at(log_snr), self.process.sigma_at(log_snr)
-        self.log_snrs = numbers(log_snr)
+        self.log_snrs = to_floats(log_snr)
         self.points = points(self.times, alpha, sigma)
 
     def intervals(self) -> list[tuple[Point, Point]]:

@@ -8,7 +8,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.solvers.base import Noise, Point, Solver, Steps, Wanted
 from diffusion.solvers.dormand_prince import DormandPrince
 from diffusion.solvers.euler import log_snr_coefficients
-from diffusion.tensors import expand_to, numbers
+from diffusion.tensors import expand_to, to_floats
 
 
 class Rk45Solver(Solver):
@@ -22,7 +22,7 @@ class Rk45Solver(Solver):
         """From the most noise to the least, then the estimate of x_0 there."""
         process, config = self.process, self.config
         ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-        start, end = numbers(process.log_snr(ends))
+        start, end = to_floats(process.log_snr(ends))
         stepper = DormandPrince(self.x, start, end, config.rtol, config.atol)
         while (wanted := stepper.want()) is not None:
             index, log_snr, x = wanted

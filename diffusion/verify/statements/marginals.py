@@ -11,7 +11,7 @@ from diffusion.config import SubVpProcess, VeProcess, VpProcess
 from diffusion.process.sde import Process, make_process
 from diffusion.solvers import euler
 from diffusion.solvers.dormand_prince import DormandPrince
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 from diffusion.verify.statements.check import DATA, Check, worst
 from diffusion.verify.statements.orders import FixedNoise
 
@@ -33,7 +33,7 @@ def _same_marginals(kind: str, process: Process, accuracy: float) -> Iterator[Ch
     `accuracy` is the solutions' rtol and atol.
     """
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-    first, last = numbers(DATA.variance_at(process, ends))
+    first, last = to_floats(DATA.variance_at(process, ends))
     start = torch.tensor([[1.0]], dtype=torch.float64)
     rk45 = configs.Rk45(rtol=accuracy, atol=accuracy, clip_x0=False, denoise=False)
     flow = float(solvers.solve(DATA.denoiser(process), FixedNoise(start), rk45)) / process.prior_std
@@ -49,7 +49,7 @@ def _same_marginals(kind: str, process: Process, accuracy: float) -> Iterator[Ch
         return 2 * drift * variance - process.squared_diffusion(t)
 
     for what, slope in (("PF-ODE", ode), ("reverse SDE", reverse_sde)):
-        found = _integrated(slope, first, accuracy, *numbers(ends)) / last - 1
+        found = _integrated(slope, first, accuracy, *to_floats(ends)) / last - 1
         yield Check(f"{kind}: variance under the {what} / exact - 1", found, 0.0, 100 * accuracy)
 
 

@@ -15,7 +15,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.gaussian import GaussianData, MixtureData
 from diffusion.process.sde import make_process
 from diffusion.solvers import predictor_corrector
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 from diffusion.verify.statements import marginals
 from diffusion.verify.statements.check import Check
 from diffusion.verify.statements.marginals import CONTINUOUS
@@ -108,7 +108,7 @@ def _ddim_from_euler(config: configs.ProcessConfig) -> float:
     denoiser, start = data.denoiser(process), torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1)
     ddim = configs.Ddim(num_steps=20, clip_x0=False, denoise=False, spacing="log_snr")
     found = solvers.solve(denoiser, FixedNoise(start), ddim)
-    low, high = numbers(process.log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64)))
+    low, high = to_floats(process.log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64)))
     times = process.time(torch.linspace(low, high, 21, dtype=torch.float64))
     edm_sigma, alpha = torch.exp(-process.log_snr(times) / 2), process.alpha(times)
     y = process.prior_std * start / alpha[0]

@@ -24,7 +24,7 @@ from diffusion.config import (
 from diffusion.process.learned_schedule import LearnedLogSnr
 from diffusion.process.make_schedule import make_schedule
 from diffusion.process.schedule import FIRST_TIME, IntegratedBeta, Schedule, Table
-from diffusion.tensors import expand_to, numbers
+from diffusion.tensors import expand_to, to_floats
 
 ENDS = (9.0, -7.0)
 SCHEDULES = [
@@ -179,4 +179,4 @@ def test_rows_broadcasts_over_images_in_their_type():
 
 
 def test_numbers_are_python_floats():
-    assert numbers(torch.tensor([1.5, -2.0], dtype=torch.float64)) == [1.5, -2.0]
+    assert to_floats(torch.tensor([1.5, -2.0], dtype=torch.float64)) == [1.5, -2.0]
