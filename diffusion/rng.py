@@ -35,14 +35,14 @@ class Stream(IntEnum):
     DENOISING_NOISE = 16
 
 
-def keyed_generator(seed: int, stream: Stream, a: int = 0, b: int = 0) -> np.random.Generator:
+def counter_generator(seed: int, stream: Stream, a: int = 0, b: int = 0) -> np.random.Generator:
     """The generator of one key; seed, a and b in 0..2^64 - 1."""
     key = np.array([seed, stream], dtype=np.uint64)
     counter = np.array([0, a, b, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def keyed_normal(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
+def counter_normal(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
     """Standard normal noise, one independent row per key (a, b).
 
     Returns:
@@ -54,7 +54,7 @@ def keyed_normal(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], sha
     return torch.from_numpy(noise)
 
 
-def keyed_uniform(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
+def counter_uniform(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
     """Uniform draws from [0, 1), one independent row per key (a, b).
 
     Returns:
@@ -68,7 +68,7 @@ def keyed_uniform(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], sh
 
 def _at_keys(seed: int, stream: Stream, keys: Sequence[tuple[int, int]]) -> Iterator[np.random.Generator]:
     """One generator, moved to each key in turn: that takes a tenth of making another."""
-    generator = keyed_generator(seed, stream)
+    generator = counter_generator(seed, stream)
     state = generator.bit_generator.state
     for a, b in keys:
         state["state"]["counter"] = np.array([0, a, b, 0], dtype=np.uint64)

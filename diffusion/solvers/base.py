@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion.config import SolverOptions
 from diffusion.denoiser import Denoiser
 from diffusion.prediction import Coefficient, x0_to_epsilon
-from diffusion.rng import Stream, keyed_normal
+from diffusion.rng import Stream, counter_normal
 
 
 class Query(NamedTuple):
@@ -52,7 +52,7 @@ class ImageNoise:
     def draw(self, index: int) -> Tensor:
         """The index-th draw of every image, float32 [B, C, H, W]."""
         keys = [(image, index) for image in self.images]
-        return keyed_normal(self.seed, Stream.SAMPLING_NOISE, keys, self.shape)
+        return counter_normal(self.seed, Stream.SAMPLING_NOISE, keys, self.shape)
 
 
 class Point(NamedTuple):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffusion.config import DdpmProcess, ImportanceTime, StratifiedTime, TimeSamplingConfig, UniformTime
 from diffusion.process.sde import Chain, make_process
-from diffusion.rng import Stream, keyed_generator
+from diffusion.rng import Stream, counter_generator
 from diffusion.time_sampling import LossMoments, below_one, draw_shares
 
 
@@ -42,7 +42,7 @@ class FixedGenerator(np.random.Generator):
 @settings(deadline=None)
 def test_stratified_covers_every_stratum_exactly_once(batch, steps, seed):
     """Sorted, the t of a batch lie one in each of B equal parts of 1..T."""
-    t = draw_steps(StratifiedTime(), keyed_generator(seed, Stream.TIMESTEPS), batch, steps)
+    t = draw_steps(StratifiedTime(), counter_generator(seed, Stream.TIMESTEPS), batch, steps)
     assert (t >= 1).all()
     assert (t <= steps).all()
     low, high = np.arange(batch) * steps / batch, (np.arange(batch) + 1) * steps / batch
@@ -54,7 +54,7 @@ def test_stratified_covers_every_stratum_exactly_once(batch, steps, seed):
 @given(st.integers(1, 300), st.integers(0, 2**32))
 @settings(deadline=None)
 def test_stratified_shares_lie_one_in_each_of_b_equal_parts(batch, seed):
-    u = draw_shares(StratifiedTime(), keyed_generator(seed, Stream.TIMESTEPS), batch)
+    u = draw_shares(StratifiedTime(), counter_generator(seed, Stream.TIMESTEPS), batch)
     assert sorted(np.floor(u * batch).astype(int)) == list(range(batch))
 
 
@@ -72,13 +72,15 @@ def test_stratified_gives_every_row_every_t_equally_often(batch, steps):
 
 def test_rows_are_not_tied_to_their_strata():
     """Row 0 must see all of 1..T over steps, not its own part of it."""
-    first = [draw_shares(StratifiedTime(), keyed_generator(0, Stream.TIMESTEPS, step), 8)[0] for step in range(4000)]
+    first = [draw_shares(StratifiedTime(), counter_generator(0, Stream.TIMESTEPS, step), 8)[0] for step in range(4000)]
     counts = np.histogram(first, bins=8, range=(0, 1))[0]
     assert ((counts - 500) ** 2 / 500).sum() < 24.3  # chi-square, 7 degrees of freedom, 0.1 %
 
 
 def test_uniform_rows_are_independent_and_uniform():
-    t = np.stack([draw_steps(UniformTime(), keyed_generator(0, Stream.TIMESTEPS, step), 2, 10) for step in range(5000)])
+    t = np.stack(
+        [draw_steps(UniformTime(), counter_generator(0, Stream.TIMESTEPS, step), 2, 10) for step in range(5000)]
+    )
     counts = np.histogram2d(t[:, 0], t[:, 1], bins=10, range=((0.5, 10.5), (0.5, 10.5)))[0]
     assert counts.sum() == 5000
     assert ((counts - 50) ** 2 / 50).sum() < 149  # chi-square, 99 degrees of freedom, 0.1 %
@@ -88,7 +90,7 @@ def test_stratified_estimates_have_far_less_variance():
     """Statement 13 in small: the batch mean of t itself."""
 
     def spread(config):
-        draws = [draw_shares(config, keyed_generator(2, Stream.TIMESTEPS, step), 128).mean() for step in range(300)]
+        draws = [draw_shares(config, counter_generator(2, Stream.TIMESTEPS, step), 128).mean() for step in range(300)]
         return np.std(draws)
 
     assert spread(StratifiedTime()) < spread(UniformTime()) / 100
@@ -96,7 +98,8 @@ def test_stratified_estimates_have_far_less_variance():
 
 def test_importance_starts_from_stratified_draws():
     stratified, importance = (
-        draw_shares(config, keyed_generator(1, Stream.TIMESTEPS), 64) for config in (StratifiedTime(), ImportanceTime())
+        draw_shares(config, counter_generator(1, Stream.TIMESTEPS), 64)
+        for config in (StratifiedTime(), ImportanceTime())
     )
     assert (stratified == importance).all()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion import prediction, time_sampling, weighting
 from diffusion.config import EdmWeighting, MinSnrWeighting, StratifiedTime, UniformTime
 from diffusion.prediction import Prediction, Reading
-from diffusion.rng import Stream, keyed_generator
+from diffusion.rng import Stream, counter_generator
 from diffusion.verify.statements.check import DATA, KINDS, Check, ddpm, worst
 
 
@@ -45,7 +45,7 @@ def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
 def stratified_steps(quick: bool) -> Iterator[Check]:
     """Statement 13: how t is drawn decides the spread of the bound's estimate; 8 ranks x 16, log-SNR linear in t."""
     batches, span = (2000 if quick else 20_000), 18.3
-    generator = keyed_generator(0, Stream.TIMESTEPS, 0)
+    generator = counter_generator(0, Stream.TIMESTEPS, 0)
 
     def spread(config: UniformTime | StratifiedTime, ranks: int) -> float:
         draws = [time_sampling.draw_shares(config, generator, 128 // ranks) for _ in range(batches)]
