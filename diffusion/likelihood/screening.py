@@ -128,7 +128,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Screened:
+class ScreeningResult:
     """What a schedule would have of the curve's network.
 
     Attributes:
@@ -144,7 +144,7 @@ class Screened:
     gap: Estimate
 
 
-def screen(curve: DenoisingCurve, process: Process) -> Screened:
+def screen(curve: DenoisingCurve, process: Process) -> ScreeningResult:
     """A process by the curve of another's network.
 
     Raises:
@@ -161,7 +161,7 @@ def screen(curve: DenoisingCurve, process: Process) -> Screened:
     diffusion = _chain_diffusion(curve, process)
     first, last = (float(process.log_snr(process.step_times()[[index]])) for index in (1, -1))
     gap = diffusion - curve.x0_integral(last, first) / 2
-    return Screened((low, high), continuous, *(Estimate.of(each, curve.dimensions) for each in (diffusion, gap)))
+    return ScreeningResult((low, high), continuous, *(Estimate.of(each, curve.dimensions) for each in (diffusion, gap)))
 
 
 def _prior(curve: DenoisingCurve, process: Process) -> float:
