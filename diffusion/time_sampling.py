@@ -1,7 +1,7 @@
 """How the time of each training row is drawn.
 
 A draw is made for the GLOBAL batch from uniforms that do not depend on the number of workers; a rank keeps its rows.
-What is drawn is how far t is on its way, u in [0, 1); `Process.time_at` makes a time of it.
+What is drawn is how far t is on its way, u in [0, 1); `Process.time_from_fraction` makes a time of it.
 """
 
 from dataclasses import dataclass, field

@@ -89,7 +89,7 @@ class Process(ABC):
         """What a network is told of t, float64 on the scale of 0..T."""
         return self.num_steps * self.schedule.progress(t)
 
-    def time_at(self, share: Tensor) -> Tensor:
+    def time_from_fraction(self, share: Tensor) -> Tensor:
         """The time a share in [0, 1) of the way from t_min to t_max; in a chain the whole steps are equally likely."""
         return self.t_min + share * (self.t_max - self.t_min)
 
@@ -143,7 +143,7 @@ class Chain(Process):
         """The index of step t in DDPM's arrays, t - 1."""
         return t - 1
 
-    def time_at(self, share: Tensor) -> Tensor:
+    def time_from_fraction(self, share: Tensor) -> Tensor:
         """floor(T share) + 1."""
         return torch.floor(share * self.num_steps) + 1
 

@@ -18,7 +18,7 @@ X = torch.linspace(-3, 3, 25, dtype=torch.float64).reshape(-1, 1)
 
 def times_of(process: Process) -> list[torch.Tensor]:
     shares = (0.05, 0.4, 0.9)
-    return [process.time_at(torch.tensor([share], dtype=torch.float64)) for share in shares]
+    return [process.time_from_fraction(torch.tensor([share], dtype=torch.float64)) for share in shares]
 
 
 @every_process

@@ -70,7 +70,7 @@ def batch(process: Process, size: int, dtype=torch.float32) -> tuple[torch.Tenso
     generator = torch.Generator().manual_seed(3)
     ends = torch.tensor([0.0, 0.0011, 1 - 1e-9], dtype=torch.float64)
     share = torch.cat([ends, torch.rand(size - 3, generator=generator, dtype=torch.float64)])
-    t = process.time_at(share)
+    t = process.time_from_fraction(share)
     x_0 = torch.rand(size, 1, 4, 4, generator=generator, dtype=dtype) * 2 - 1
     eps = torch.randn(size, 1, 4, 4, generator=generator, dtype=dtype)
     return x_0, t.long() if isinstance(process, Chain) else t, eps

@@ -18,7 +18,7 @@ from diffusion.time_sampling import LossMoments, below_one, draw_shares
 def draw_steps(config: TimeSamplingConfig, generator: np.random.Generator, batch: int, steps: int) -> np.ndarray:
     """Steps 1..T of a chain, int64 [batch]."""
     process = Chain(torch.full((steps,), 0.5))
-    times = process.time_at(torch.from_numpy(draw_shares(config, generator, batch))).numpy()
+    times = process.time_from_fraction(torch.from_numpy(draw_shares(config, generator, batch))).numpy()
     assert (times == times.astype(np.int64)).all()
     return times.astype(np.int64)
 
@@ -115,7 +115,7 @@ def test_the_largest_share_is_the_last_step(steps):
     process = make_process(DdpmProcess(num_train_timesteps=1000)) if steps == 1000 else Chain(torch.full((steps,), 0.5))
     u = below_one(np.array([1.0, 0.0]))
     assert u[0] < 1
-    assert process.time_at(torch.from_numpy(u)).tolist() == [steps, 1]
+    assert process.time_from_fraction(torch.from_numpy(u)).tolist() == [steps, 1]
 
 
 def moments(losses, config: ImportanceTime | None = None) -> LossMoments:

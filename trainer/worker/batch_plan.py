@@ -86,7 +86,7 @@ class Draws:
         uniform = self.training.dequantise == "uniform"
         return Rows(
             images=self._images((step - 1) * batch_size + numbers),
-            t=self.process.time_at(torch.from_numpy(shares[numbers])),
+            t=self.process.time_from_fraction(torch.from_numpy(shares[numbers])),
             eps=counter_normal(self.seed, Stream.TRAINING_NOISE, keys, self.image_shape),
             weight=torch.from_numpy(real.astype(np.float32)),
             importance=torch.from_numpy(importance[numbers].astype(np.float32)),

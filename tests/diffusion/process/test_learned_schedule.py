@@ -108,7 +108,7 @@ def test_the_schedule_gets_the_gradient_of_the_squared_loss_and_the_network_that
     objective = Objective(ObjectiveConfig(weighting=VlbWeighting()), Denoiser(Network(), process, "epsilon"))
     generator = torch.Generator().manual_seed(0)
     x_0, eps = (torch.randn(12, 1, 2, 2, generator=generator) for _ in range(2))
-    t = process.time_at((torch.arange(12, dtype=torch.float64) + 0.5) / 12)
+    t = process.time_from_fraction((torch.arange(12, dtype=torch.float64) + 0.5) / 12)
     real = (torch.arange(12) < 10).float()
 
     loss, _ = objective(x_0, t, eps)
@@ -151,14 +151,14 @@ def test_training_lowers_the_variance_of_the_bounds_estimate_and_not_the_bound()
     process = make_process(VpProcess(schedule=LearnedSchedule(width=16)))
     objective = Objective(ObjectiveConfig(weighting=VlbWeighting()), Denoiser(exact, process, "epsilon"))
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.05)
-    grid = process.time_at((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000)
+    grid = process.time_from_fraction((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         before = expected_losses(process, grid)
     for _ in range(150):
         share = (torch.arange(64) + torch.rand(64, generator=generator, dtype=torch.float64)) / 64
         x_0 = VARIANCE**0.5 * torch.randn(64, 1, 8, 8, generator=generator)
-        loss, _ = objective(x_0, process.time_at(share), torch.randn(64, 1, 8, 8, generator=generator))
+        loss, _ = objective(x_0, process.time_from_fraction(share), torch.randn(64, 1, 8, 8, generator=generator))
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()

@@ -196,7 +196,7 @@ def test_the_clock_and_the_steps_of_continuous_time(kind):
     assert torch.equal(process.network_time(times), 40 * times)
     share = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
     expected = process.t_min + share * (process.t_max - process.t_min)
-    assert torch.equal(process.time_at(share), expected)
+    assert torch.equal(process.time_from_fraction(share), expected)
 
 
 def test_the_clock_and_the_steps_of_a_chain():
@@ -206,8 +206,8 @@ def test_the_clock_and_the_steps_of_a_chain():
     assert process.network_time(torch.tensor([1, 50])).tolist() == [0, 49]
     share = torch.arange(50, dtype=torch.float64) / 50
     for offset in (1e-9, 0.01, 0.02 - 1e-9):  # the 50 steps are equally long
-        assert process.time_at(share + offset).tolist() == list(range(1, 51))
-    assert process.time_at(torch.tensor([math.nextafter(1, 0)], dtype=torch.float64)).tolist() == [50]
+        assert process.time_from_fraction(share + offset).tolist() == list(range(1, 51))
+    assert process.time_from_fraction(torch.tensor([math.nextafter(1, 0)], dtype=torch.float64)).tolist() == [50]
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
