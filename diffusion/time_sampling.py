@@ -63,7 +63,7 @@ class LossMoments:
         return np.minimum((u * self.config.bins).astype(np.int64), self.config.bins - 1)
 
 
-def draw_shares(config: TimeSamplingConfig, generator: np.random.Generator, batch_size: int) -> Floats:
+def draw_time_fractions(config: TimeSamplingConfig, generator: np.random.Generator, batch_size: int) -> Floats:
     """How far each t of one global batch is on its way, uniform on [0, 1).
 
     `uniform`: independent. `stratified`, and `importance` before `LossMoments.draw` moves it: u_i = (perm(i) + v_i) / B

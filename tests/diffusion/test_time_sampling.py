@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from diffusion.config import DdpmProcess, ImportanceTime, StratifiedTime, TimeSamplingConfig, UniformTime
 from diffusion.process.sde import Chain, make_process
 from diffusion.rng import Stream, counter_generator
-from diffusion.time_sampling import LossMoments, below_one, draw_shares
+from diffusion.time_sampling import LossMoments, below_one, draw_time_fractions
 
 
 def draw_steps(config: TimeSamplingConfig, generator: np.random.Generator, batch: int, steps: int) -> np.ndarray:
     """Steps 1..T of a chain, int64 [batch]."""
     process = Chain(torch.full((steps,), 0.5))
-    times = process.time_from_fraction(torch.from_numpy(draw_shares(config, generator, batch))).numpy()
+    times = process.time_from_fraction(torch.from_numpy(draw_time_fractions(config, generator, batch))).numpy()
     assert (times == times.astype(np.int64)).all()
     return times.astype(np.int64)
 
@@ -54,7 +54,7 @@ def test_stratified_covers_every_stratum_exactly_once(batch, steps, seed):
 @given(st.integers(1, 300), st.integers(0, 2**32))
 @settings(deadline=None)
 def test_stratified_shares_lie_one_in_each_of_b_equal_parts(batch, seed):
-    u = draw_shares(StratifiedTime(), counter_generator(seed, Stream.TIMESTEPS), batch)
+    u = draw_time_fractions(StratifiedTime(), counter_generator(seed, Stream.TIMESTEPS), batch)
     assert sorted(np.floor(u * batch).astype(int)) == list(range(batch))
 
 
@@ -72,7 +72,10 @@ def test_stratified_gives_every_row_every_t_equally_often(batch, steps):
 
 def test_rows_are_not_tied_to_their_strata():
     """Row 0 must see all of 1..T over steps, not its own part of it."""
-    first = [draw_shares(StratifiedTime(), counter_generator(0, Stream.TIMESTEPS, step), 8)[0] for step in range(4000)]
+    first = [
+        draw_time_fractions(StratifiedTime(), counter_generator(0, Stream.TIMESTEPS, step), 8)[0]
+        for step in range(4000)
+    ]
     counts = np.histogram(first, bins=8, range=(0, 1))[0]
     assert ((counts - 500) ** 2 / 500).sum() < 24.3  # chi-square, 7 degrees of freedom, 0.1 %
 
@@ -90,7 +93,9 @@ def test_stratified_estimates_have_far_less_variance():
     """Statement 13 in small: the batch mean of t itself."""
 
     def spread(config):
-        draws = [draw_shares(config, counter_generator(2, Stream.TIMESTEPS, step), 128).mean() for step in range(300)]
+        draws = [
+            draw_time_fractions(config, counter_generator(2, Stream.TIMESTEPS, step), 128).mean() for step in range(300)
+        ]
         return np.std(draws)
 
     assert spread(StratifiedTime()) < spread(UniformTime()) / 100
@@ -98,7 +103,7 @@ def test_stratified_estimates_have_far_less_variance():
 
 def test_importance_starts_from_stratified_draws():
     stratified, importance = (
-        draw_shares(config, counter_generator(1, Stream.TIMESTEPS), 64)
+        draw_time_fractions(config, counter_generator(1, Stream.TIMESTEPS), 64)
         for config in (StratifiedTime(), ImportanceTime())
     )
     assert (stratified == importance).all()

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion.config import ObjectiveConfig
 from diffusion.process.sde import Process
 from diffusion.rng import Stream, counter_generator, counter_normal, counter_uniform
-from diffusion.time_sampling import LossMoments, draw_shares
+from diffusion.time_sampling import LossMoments, draw_time_fractions
 from trainer.config.training import TrainingConfig
 
 
@@ -100,7 +100,7 @@ class Draws:
         """How far the t of each row of the global batch is on its way, and its importance weight; [B] each."""
         batch_size = self.training.global_batch_size
         generator = counter_generator(self.seed, Stream.TIMESTEPS, step)
-        shares = draw_shares(self.objective.time_sampling, generator, batch_size)
+        shares = draw_time_fractions(self.objective.time_sampling, generator, batch_size)
         return self.moments.draw(shares) if self.moments else (shares, np.ones(batch_size))
 
     def _images(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -33,6 +33,6 @@ FAULTS = {
     ),
     "velocity-sign": Fault("v = alpha eps + sigma x_0", 10, (prediction, objective), "velocity", _velocity_sign),
     "same-t-on-every-rank": Fault(
-        "every rank draws the same t", 13, (time_sampling,), "draw_shares", _same_on_every_rank
+        "every rank draws the same t", 13, (time_sampling,), "draw_time_fractions", _same_on_every_rank
     ),
 }

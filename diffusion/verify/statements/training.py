@@ -48,7 +48,7 @@ def stratified_steps(quick: bool) -> Iterator[Check]:
     generator = counter_generator(0, Stream.TIMESTEPS, 0)
 
     def spread(config: UniformTime | StratifiedTime, ranks: int) -> float:
-        draws = [time_sampling.draw_shares(config, generator, 128 // ranks) for _ in range(batches)]
+        draws = [time_sampling.draw_time_fractions(config, generator, 128 // ranks) for _ in range(batches)]
         weighted = DATA.variance * torch.exp(13.3 - span * torch.from_numpy(np.stack(draws)))
         return float((0.5 * span * weighted / (weighted + 1)).mean(1).std())
 
