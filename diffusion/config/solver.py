@@ -213,7 +213,7 @@ def check_guidance(guidance: GuidanceConfig | None, classes: int, field: str = "
 ADAPTER: TypeAdapter[SolverConfig] = TypeAdapter(SolverConfig)
 
 
-def at_most(solver: SolverConfig, nfe: int) -> SolverConfig:
+def limit_nfe(solver: SolverConfig, nfe: int) -> SolverConfig:
     """The solver with the most steps that take no more than `nfe` network evaluations per image.
 
     Raises:

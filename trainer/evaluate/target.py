@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter
 
 from diffusion.config import ProcessConfig, SolverConfig, check_guidance, check_solver
-from diffusion.config.solver import ADAPTER, at_most
+from diffusion.config.solver import ADAPTER, limit_nfe
 from trainer.config.data import DataConfig
 from trainer.config.evaluation import EvaluationConfig, Metric, check_curve, check_metrics, has_metric
 from trainer.config.load import default_storage
@@ -189,6 +189,6 @@ def _solver(own: SolverConfig, kind: str | None, nfe: int | None) -> SolverConfi
     if nfe is None:
         return solver
     try:
-        return at_most(solver, nfe)
+        return limit_nfe(solver, nfe)
     except ValueError as error:
         raise InputError(f"--nfe = {error}") from None
