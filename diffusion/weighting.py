@@ -92,7 +92,7 @@ def _bound_weights(config: VlbWeighting | LikelihoodWeighting, process: Process,
     """The two bounds' weight on x_0: what they lose in nats per unit of the share of [t_min, t_max] passed."""
     log_snr = process.log_snr(t)
     if not isinstance(process, Chain):
-        return -(process.t_max - process.t_min) * torch.exp(log_snr) * process.slope(t) / 2
+        return -(process.t_max - process.t_min) * torch.exp(log_snr) * process.dlogsnr_dt(t) / 2
     beta = transition_variance(process, t - 1, t)
     alpha = process.alpha(t - 1) if isinstance(config, VlbWeighting) else process.alpha_at(log_snr)
     return process.num_steps * alpha**2 * beta / (2 * process.sigma_at(log_snr) ** 4)

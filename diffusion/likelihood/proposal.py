@@ -127,7 +127,7 @@ class TimeProposal:
         part = edges[0] - edges[1]
         index, share = _inverse(self.probabilities, u)
         t = self.process.time(edges[index] - part * share)
-        density = -self.process.slope(t) * self.probabilities[index] / part
+        density = -self.process.dlogsnr_dt(t) * self.probabilities[index] / part
         return t, 1 / density
 
 

@@ -67,7 +67,7 @@ class LearnedLogSnr(nn.Module, Schedule):
         """The network, evaluated on the device of its parameters."""
         return self(t)[0].to(t.device)
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """Its derivative in t."""
         return self(t)[1].to(t.device)
 

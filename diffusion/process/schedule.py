@@ -25,7 +25,7 @@ class Schedule(ABC):
         """log(alpha_t^2 / sigma_t^2) of the variance-preserving process."""
 
     @abstractmethod
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """The derivative of log_snr, negative."""
 
     def time(self, log_snr: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class IntegratedBeta(Schedule):
         """log(a / (1 - a)) with a = exp(-B(t))."""
         return log_snr_of(-self.integral(t))
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """-beta(t) / (1 - a)."""
         return self.beta(t) / torch.expm1(-self.integral(t))
 
@@ -146,7 +146,7 @@ class Cosine(Schedule):
         lost = torch.sin(self.rate * t) * torch.sin(angle + self.offset)
         return torch.log(kept) - torch.log(lost)
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """The derivative: -2 rate (tan + sin cos / lost) at angle(t)."""
         angle = self.offset + self.rate * t
         lost = torch.sin(self.rate * t) * torch.sin(angle + self.offset)
@@ -163,7 +163,7 @@ class LaplaceQuantile(Schedule):
         """The quantile function of the Laplace distribution at 1 - t."""
         return self.mean - self.scale * torch.sign(0.5 - t) * torch.log(2 * torch.minimum(t, 1 - t))
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """-scale / min(t, 1 - t)."""
         return -self.scale / torch.minimum(t, 1 - t)
 
@@ -184,7 +184,7 @@ class LogNormalQuantile(Schedule):
         """-2 times the quantile of log(edm_sigma)."""
         return -2 * (self.p_mean + self.p_std * torch.special.ndtri(t))
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """-2 p_std over the normal density at the quantile."""
         density = torch.exp(-(torch.special.ndtri(t) ** 2) / 2) / math.sqrt(2 * math.pi)
         return -2 * self.p_std / density
@@ -205,7 +205,7 @@ class LinearLogSnr(Schedule):
         """The line."""
         return self.highest + self.rate * (t - FIRST_TIME)
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """Its slope."""
         return torch.full_like(t, self.rate)
 
@@ -229,9 +229,9 @@ class Table(Schedule):
         """log(a / (1 - a)) of the interpolated log a; 0 and less is data."""
         return self.log_snr_at(t * self.steps)
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """-beta / (1 - a), beta that of the step that ends at or after t."""
-        return self.steps * self.slope_at(t * self.steps)
+        return self.steps * self.dlogsnr_dstep(t * self.steps)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The inverse of the interpolation."""
@@ -245,7 +245,7 @@ class Table(Schedule):
         left, right = self.log_a[index], self.log_a[(index + 1).clamp(max=self.steps)]
         return log_snr_of(torch.where(fraction > 0, left + fraction * (right - left), left))
 
-    def slope_at(self, step: Tensor) -> Tensor:
+    def dlogsnr_dstep(self, step: Tensor) -> Tensor:
         """The slope per step; whole steps are given as such, since t / T * T may round to beyond t."""
         step = step.double()
         index = torch.ceil(step).long().clamp(1, self.steps)

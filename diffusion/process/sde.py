@@ -46,7 +46,7 @@ class Process(ABC):
         """log(alpha_t^2 / sigma_t^2), float64; +inf at t = 0."""
 
     @abstractmethod
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """The derivative of log_snr in t, for t > 0."""
 
     @abstractmethod
@@ -57,7 +57,7 @@ class Process(ABC):
         """log(alpha) where log-SNR is given: log sigmoid(log_snr) / 2 in a variance-preserving process."""
         return logsigmoid(log_snr) / 2
 
-    def log_alpha_slope_at(self, log_snr: Tensor) -> Tensor:
+    def dlogalpha_dlogsnr_at(self, log_snr: Tensor) -> Tensor:
         """d log(alpha) / d log_snr where log-SNR is given: sigma^2 / 2 in a variance-preserving process."""
         return torch.sigmoid(-log_snr) / 2
 
@@ -79,11 +79,11 @@ class Process(ABC):
 
     def drift(self, t: Tensor) -> Tensor:
         """f(t) = d log(alpha) / dt of equation (9), for t > 0; for `vp` -beta(t) / 2."""
-        return self.log_alpha_slope_at(self.log_snr(t)) * self.slope(t)
+        return self.dlogalpha_dlogsnr_at(self.log_snr(t)) * self.dlogsnr_dt(t)
 
     def squared_diffusion(self, t: Tensor) -> Tensor:
         """g(t)^2 = -sigma_t^2 d log_snr / dt of equation (9), for t > 0; for `vp` beta(t)."""
-        return -(self.sigma(t) ** 2) * self.slope(t)
+        return -(self.sigma(t) ** 2) * self.dlogsnr_dt(t)
 
     def network_time(self, t: Tensor) -> Tensor:
         """What a network is told of t, float64 on the scale of 0..T."""
@@ -131,9 +131,9 @@ class Chain(Process):
         """Of the table, interpolated."""
         return self._table.log_snr_at(t)
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """Per step."""
-        return self._table.slope_at(t)
+        return self._table.dlogsnr_dstep(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """In steps."""
@@ -193,9 +193,9 @@ class Continuous(Process):
         t = t.double()
         return torch.where(t > 0, self._own_log_snr(self.schedule.log_snr(t.clamp(min=1e-300))), math.inf)
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """From the schedule."""
-        return self.schedule.slope(t.double())
+        return self.schedule.dlogsnr_dt(t.double())
 
     def time(self, log_snr: Tensor) -> Tensor:
         """From the schedule."""
@@ -219,16 +219,16 @@ class SubVp(Continuous):
     def _schedule_log_snr(self, log_snr: Tensor) -> Tensor:
         return sub_vp_to_vp(log_snr)
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """(1 + a) times the schedule's."""
-        return super().slope(t) * (1 + torch.sigmoid(self.schedule.log_snr(t.double())))
+        return super().dlogsnr_dt(t) * (1 + torch.sigmoid(self.schedule.log_snr(t.double())))
 
     def log_alpha_at(self, log_snr: Tensor) -> Tensor:
         """Half of log(a), a the smaller root of a / (1 - a)^2 = SNR."""
         inverse = torch.exp(-log_snr)
         return -torch.log1p(inverse / 2 + torch.sqrt(inverse + inverse**2 / 4)) / 2
 
-    def log_alpha_slope_at(self, log_snr: Tensor) -> Tensor:
+    def dlogalpha_dlogsnr_at(self, log_snr: Tensor) -> Tensor:
         """(1 - a) / (2 (1 + a))."""
         log_a = 2 * self.log_alpha_at(log_snr)
         return -torch.expm1(log_a) / (2 * (1 + torch.exp(log_a)))
@@ -256,7 +256,7 @@ class Ve(Continuous):
         """0."""
         return torch.zeros_like(log_snr)
 
-    def log_alpha_slope_at(self, log_snr: Tensor) -> Tensor:
+    def dlogalpha_dlogsnr_at(self, log_snr: Tensor) -> Tensor:
         """0."""
         return torch.zeros_like(log_snr)
 

@@ -159,7 +159,7 @@ def test_the_bounds_weight_in_continuous_time_is_half_of_g_squared_on_the_score(
         torch.testing.assert_close(found, span * process.squared_diffusion(t) / 2, rtol=1e-10, atol=0)
         on_x0 = weights(weighting, Reading("x0"), process, t)
         torch.testing.assert_close(
-            on_x0, -span * torch.exp(process.log_snr(t)) * process.slope(t) / 2, rtol=1e-12, atol=0
+            on_x0, -span * torch.exp(process.log_snr(t)) * process.dlogsnr_dt(t) / 2, rtol=1e-12, atol=0
         )
 
 

@@ -20,7 +20,7 @@ Anything = Callable[..., Any]
 
 def _without_slope(right: Anything) -> Anything:
     def wrong(denoiser: Any, x_0: Tensor, t: Tensor, *rest: Any) -> Tensor:  # noqa: ANN401
-        return right(denoiser, x_0, t, *rest) / -denoiser.process.slope(t)
+        return right(denoiser, x_0, t, *rest) / -denoiser.process.dlogsnr_dt(t)
 
     return wrong
 

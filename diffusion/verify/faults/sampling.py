@@ -97,7 +97,7 @@ def _vp_diffusion(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if not isinstance(self, sde.SubVp):
             return right(self, t)
         log_snr = self.schedule.log_snr(t)
-        return -torch.sigmoid(-log_snr) * self.schedule.slope(t)
+        return -torch.sigmoid(-log_snr) * self.schedule.dlogsnr_dt(t)
 
     return wrong
 

@@ -45,7 +45,7 @@ class Curve(Schedule):
         """13.3 - 26.6 h(t)."""
         return 13.3 - 26.6 * self.rise(t)
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """-26.6 h'(t)."""
         return -26.6 * self.slope_of_rise(t)
 
@@ -183,7 +183,7 @@ def _times(process: Process) -> tuple[Tensor, Tensor]:
     high, low = continuous_bound.log_snr_ends(process)
     log_snr, weights = nodes(low, high, 200)
     t = process.time(log_snr)
-    return t, weights / -process.slope(t)
+    return t, weights / -process.dlogsnr_dt(t)
 
 
 def _weighted_error(process: Process, factor: float) -> float:

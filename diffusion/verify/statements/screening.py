@@ -82,7 +82,7 @@ def _integral(process: Process) -> float:
     log_snr, weights = nodes(low, high, 200)
     t = process.time(log_snr)
     rate = corner_mean(WRONG.denoiser(process), X_0, t)
-    nats = prior_kl(process, X_0) + (weights / -process.slope(t) * rate).sum()
+    nats = prior_kl(process, X_0) + (weights / -process.dlogsnr_dt(t) * rate).sum()
     return float(nats) / (math.log(2) * X_0.numel())
 
 

@@ -168,7 +168,7 @@ def test_times_and_weights_integrate_over_time(name):
         assert t.shape == weights.shape == (4, 5000)
         assert bool(((t >= process.t_min) & (t <= process.t_max)).all())
         log_snr = process.log_snr(t)
-        found = float((weights * -process.slope(t) * torch.sigmoid(log_snr)).mean())
+        found = float((weights * -process.dlogsnr_dt(t) * torch.sigmoid(log_snr)).mean())
         ends = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
         high, low = torch.nn.functional.softplus(ends)
         assert found == pytest.approx(float(high - low), rel=1e-5)

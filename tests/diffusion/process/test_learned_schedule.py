@@ -36,8 +36,8 @@ def test_log_snr_falls_from_end_to_end_whatever_the_parameters(width, seed, spre
     log_snr = schedule.log_snr(t)
     assert log_snr[[0, -1]].tolist() == pytest.approx([lowest + range_, lowest], abs=1e-9)
     assert bool((log_snr.diff() < 0).all())
-    assert bool((schedule.slope(t) < 0).all())
-    assert bool(torch.isfinite(schedule.slope(t)).all())
+    assert bool((schedule.dlogsnr_dt(t) < 0).all())
+    assert bool(torch.isfinite(schedule.dlogsnr_dt(t)).all())
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 5.0])
@@ -45,7 +45,7 @@ def test_slope_is_the_derivative(spread):
     schedule = schedule_of(16, spread=spread)
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64, requires_grad=True)
     (derivative,) = torch.autograd.grad(schedule.log_snr(t).sum(), t)
-    torch.testing.assert_close(schedule.slope(t.detach()).detach(), derivative, rtol=1e-9, atol=0)
+    torch.testing.assert_close(schedule.dlogsnr_dt(t.detach()).detach(), derivative, rtol=1e-9, atol=0)
 
 
 def test_it_begins_close_to_a_line():
@@ -83,7 +83,7 @@ def test_a_process_keeps_its_ends_while_its_schedule_learns(kind):
 def test_answers_are_float64_where_t_is():
     schedule = schedule_of(4)
     t = torch.tensor([[0.1, 0.2], [0.3, 1.0]], dtype=torch.float64)
-    for found in (schedule.log_snr(t), schedule.slope(t)):
+    for found in (schedule.log_snr(t), schedule.dlogsnr_dt(t)):
         assert (found.dtype, found.device, found.shape) == (torch.float64, t.device, t.shape)
 
 
@@ -143,7 +143,7 @@ def exact(x, time, label=None):
 def expected_losses(process, t):
     """The terms of the continuous bound: -dSNR/dt / 2 times Var(x_0 | x_t), times the span of t."""
     snr = torch.exp(process.log_snr(t))
-    return -(process.t_max - process.t_min) * snr * process.slope(t) / 2 * VARIANCE / (1 + snr * VARIANCE)
+    return -(process.t_max - process.t_min) * snr * process.dlogsnr_dt(t) / 2 * VARIANCE / (1 + snr * VARIANCE)
 
 
 def test_training_lowers_the_variance_of_the_bounds_estimate_and_not_the_bound():

@@ -65,14 +65,14 @@ MIDDLES = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
 def test_slope_is_the_derivative(schedule: Schedule):
     t = TIMES.clone().requires_grad_()
     (derivative,) = torch.autograd.grad(schedule.log_snr(t).sum(), t)
-    torch.testing.assert_close(schedule.slope(TIMES), derivative, rtol=1e-9, atol=0)
+    torch.testing.assert_close(schedule.dlogsnr_dt(TIMES), derivative, rtol=1e-9, atol=0)
 
 
 @every_schedule
 def test_log_snr_falls_strictly(schedule: Schedule):
     log_snr = schedule.log_snr(torch.linspace(FIRST_TIME, 1 - 1e-9, 5001, dtype=torch.float64))
     assert bool((log_snr.diff() < 0).all())
-    assert bool((schedule.slope(MIDDLES) < 0).all())
+    assert bool((schedule.dlogsnr_dt(MIDDLES) < 0).all())
 
 
 @every_schedule
@@ -86,7 +86,7 @@ def test_time_is_the_inverse_and_beyond_the_ends_it_is_an_end(schedule: Schedule
 @every_schedule
 def test_shapes_are_kept_and_networks_hear_how_far_t_is(schedule: Schedule):
     t = TIMES[:6].reshape(2, 3)
-    for function in (schedule.log_snr, schedule.slope, schedule.progress):
+    for function in (schedule.log_snr, schedule.dlogsnr_dt, schedule.progress):
         assert function(t).shape == (2, 3)
         assert function(t).dtype == torch.float64
         assert torch.equal(function(t).flatten(), function(t.flatten()))
@@ -154,7 +154,7 @@ def test_a_tables_schedule_has_its_products_at_its_knots_and_constant_rates_betw
     assert isinstance(schedule, Table)
     a = torch.sigmoid(schedule.log_snr(torch.arange(4, dtype=torch.float64) / 3))
     torch.testing.assert_close(a, torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)]))
-    rate = -schedule.slope(torch.tensor([0.1, 0.2, 0.4, 0.6, 0.7, 0.9], dtype=torch.float64))
+    rate = -schedule.dlogsnr_dt(torch.tensor([0.1, 0.2, 0.4, 0.6, 0.7, 0.9], dtype=torch.float64))
     a = torch.sigmoid(schedule.log_snr(torch.tensor([0.1, 0.2, 0.4, 0.6, 0.7, 0.9], dtype=torch.float64)))
     torch.testing.assert_close(rate * (1 - a), -3 * torch.log1p(-betas).repeat_interleave(2), rtol=1e-12, atol=0)
 

@@ -82,7 +82,7 @@ class Likelihoods:
         x_0, label, eps = self._pilot(len(log_snr))
         log_snr = log_snr.repeat(len(x_0) // len(log_snr))
         t = process.time(log_snr)
-        errors = diffusion_rate(self.denoiser, x_0, t, eps, label) / -process.slope(t)
+        errors = diffusion_rate(self.denoiser, x_0, t, eps, label) / -process.dlogsnr_dt(t)
         return TimeProposal.from_pilot(process, log_snr, errors)
 
     def _pilot(self, points: int) -> tuple[Tensor, Tensor | None, Tensor]:
