@@ -71,6 +71,6 @@ class LearnedLogSnr(nn.Module, Schedule):
         """Its derivative in t."""
         return self(t)[1].to(t.device)
 
-    def progress(self, t: Tensor) -> Tensor:
+    def network_time_fraction(self, t: Tensor) -> Tensor:
         """How far log-SNR has fallen, so that the network's clock does not move under it as the schedule learns."""
         return (self.highest - self.log_snr(t)) / (self.highest - self.lowest)

@@ -32,7 +32,7 @@ class Schedule(ABC):
         """The t in [0, 1] with this log-SNR, by bisection; beyond the ends, the nearest end."""
         return invert(self.log_snr, log_snr)
 
-    def progress(self, t: Tensor) -> Tensor:
+    def network_time_fraction(self, t: Tensor) -> Tensor:
         """What networks are told of t, on the scale of 0..1."""
         return t
 

@@ -87,7 +87,7 @@ class Process(ABC):
 
     def network_time(self, t: Tensor) -> Tensor:
         """What a network is told of t, float64 on the scale of 0..T."""
-        return self.num_steps * self.schedule.progress(t)
+        return self.num_steps * self.schedule.network_time_fraction(t)
 
     def time_from_fraction(self, share: Tensor) -> Tensor:
         """The time a share in [0, 1) of the way from t_min to t_max; in a chain the whole steps are equally likely."""

@@ -62,7 +62,7 @@ def test_networks_are_told_how_far_log_snr_has_fallen(spread):
     t = schedule.time(log_snr)
     torch.testing.assert_close(schedule.log_snr(t), log_snr, rtol=0, atol=1e-9)
     expected = torch.linspace(0, 1, 23, dtype=torch.float64)
-    torch.testing.assert_close(schedule.progress(t), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(schedule.network_time_fraction(t), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", [VpProcess, SubVpProcess, VeProcess])

@@ -86,12 +86,12 @@ def test_time_is_the_inverse_and_beyond_the_ends_it_is_an_end(schedule: Schedule
 @every_schedule
 def test_shapes_are_kept_and_networks_hear_how_far_t_is(schedule: Schedule):
     t = TIMES[:6].reshape(2, 3)
-    for function in (schedule.log_snr, schedule.dlogsnr_dt, schedule.progress):
+    for function in (schedule.log_snr, schedule.dlogsnr_dt, schedule.network_time_fraction):
         assert function(t).shape == (2, 3)
         assert function(t).dtype == torch.float64
         assert torch.equal(function(t).flatten(), function(t.flatten()))
     torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=1e-10, atol=0)
-    assert bool((schedule.progress(TIMES).diff() > 0).all())
+    assert bool((schedule.network_time_fraction(TIMES).diff() > 0).all())
 
 
 @pytest.mark.parametrize(
