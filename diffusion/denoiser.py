@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.prediction import Prediction, Reading
+from diffusion.prediction import Parameterization, Prediction
 from diffusion.process.sde import Process, SubVp, Ve
 from diffusion.tensors import expand_to
 
@@ -56,9 +56,9 @@ class Denoiser:
             )
 
     @property
-    def reading(self) -> Reading:
+    def parameterization(self) -> Parameterization:
         """How a raw output is read."""
-        return Reading(self.prediction, self.sigma_data)
+        return Parameterization(self.prediction, self.sigma_data)
 
     @property
     def learned_variance(self) -> bool:
@@ -71,7 +71,7 @@ class Denoiser:
             label = torch.full((len(x_t),), self.null_label, dtype=torch.int64)
         if label is not None:
             label = label.to(x_t.device)
-        x = x_t if self.prediction != "edm" else self.reading.network_input(x_t, *self.coefficients(x_t, t))
+        x = x_t if self.prediction != "edm" else self.parameterization.network_input(x_t, *self.coefficients(x_t, t))
         time = self.process.network_time(t).to(device=x_t.device, dtype=x_t.dtype)
         return self.network(x, time, label)
 
@@ -84,19 +84,19 @@ class Denoiser:
 
     def epsilon(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """eps_theta(x_t, t), equation (8)."""
-        return self.reading.epsilon(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
+        return self.parameterization.epsilon(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
     def score(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """s_theta(x_t, t), equation (11); t > 0."""
-        return self.reading.score(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
+        return self.parameterization.score(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
     def x0(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The denoised estimate of x_0."""
-        return self.reading.x0(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
+        return self.parameterization.x0(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
     def v(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """v_theta(x_t, t) = alpha_t eps_theta - sigma_t x_theta."""
-        return self.reading.v(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
+        return self.parameterization.v(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
     def coefficients(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t of each row, shaped for x_t."""

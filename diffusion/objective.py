@@ -65,39 +65,41 @@ class Objective(nn.Module):
         Returns:
             The weighted loss (mean over dimensions) and the unweighted squared error of epsilon, float32 [B] each.
         """
-        process, reading = self.denoiser.process, self.denoiser.reading
+        process, parameterization = self.denoiser.process, self.denoiser.parameterization
         x_t = diffuse(process, x_0, t, eps)
         prediction, interpolation = self.denoiser.split(self.denoiser.output(x_t, t, label))
         error = self._error(prediction, x_t, x_0, t, eps).float().square().flatten(1).mean(1)
-        loss = weights(self.config.weighting, reading, process, t).to(error) * error
+        loss = weights(self.config.weighting, parameterization, process, t).to(error) * error
         if self.log_variance is not None:
             u = self.log_variance(process.log_snr(t))
             loss = loss * torch.exp(-u) + u
         if interpolation is not None:
-            x_theta = reading.x0(prediction.detach(), x_t, *self.denoiser.coefficients(x_t, t))
+            x_theta = parameterization.x0(prediction.detach(), x_t, *self.denoiser.coefficients(x_t, t))
             loss = loss + VARIANCE_SHARE * reverse_kernel_loss(process, x_0, x_theta, t, interpolation).to(loss)
         if self.schedule is not None:
             self.schedule.row_factor = 2 * loss.detach()
-        to_epsilon = torch.exp(process.log_snr(t)) / x0_error_ratio(reading, process, t)
+        to_epsilon = torch.exp(process.log_snr(t)) / x0_error_ratio(parameterization, process, t)
         return loss, to_epsilon.to(error).detach() * error.detach()
 
     def _denoising(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """Equation (8): eps - eps_theta(x_t, t)."""
-        return eps - self.denoiser.reading.epsilon(output, x_t, *self.denoiser.coefficients(x_t, t))
+        return eps - self.denoiser.parameterization.epsilon(output, x_t, *self.denoiser.coefficients(x_t, t))
 
     def _score_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """Equation (11): s_theta(x_t, t) - grad log q(x_t | x_0), the latter being -eps / sigma_t."""
         conditional_score = -eps / expand_to(self.denoiser.process.sigma(t), eps)
-        return self.denoiser.reading.score(output, x_t, *self.denoiser.coefficients(x_t, t)) - conditional_score
+        return (
+            self.denoiser.parameterization.score(output, x_t, *self.denoiser.coefficients(x_t, t)) - conditional_score
+        )
 
     def _x0_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """x_0 - x_theta(x_t, t)."""
-        return x_0 - self.denoiser.reading.x0(output, x_t, *self.denoiser.coefficients(x_t, t))
+        return x_0 - self.denoiser.parameterization.x0(output, x_t, *self.denoiser.coefficients(x_t, t))
 
     def _v_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """v - v_theta(x_t, t)."""
         alpha, sigma = self.denoiser.coefficients(x_t, t)
-        return velocity(x_0, eps, alpha, sigma) - self.denoiser.reading.v(output, x_t, alpha, sigma)
+        return velocity(x_0, eps, alpha, sigma) - self.denoiser.parameterization.v(output, x_t, alpha, sigma)
 
     def _edm_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """F - F_theta, the error of x_0 over c_out (Karras et al. 2022, equation 8)."""

@@ -28,7 +28,7 @@ Coefficient = Tensor | float
 
 
 @dataclass(frozen=True)
-class Reading:
+class Parameterization:
     """How a network's output is read, and an `edm` network's input made.
 
     alpha_t and sigma_t > 0 are numbers, or tensors that broadcast against x_t.

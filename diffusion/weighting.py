@@ -23,19 +23,19 @@ from diffusion.config import (
     VlbWeighting,
     WeightingConfig,
 )
-from diffusion.prediction import Reading
+from diffusion.prediction import Parameterization
 from diffusion.process.kernels import transition_variance
 from diffusion.process.sde import Chain, Process
 
 
-def x0_error_ratio(reading: Reading, process: Process, t: Tensor) -> Tensor:
+def x0_error_ratio(parameterization: Parameterization, process: Process, t: Tensor) -> Tensor:
     """The squared error of the prediction over that of x_0, float64 [B].
 
     `epsilon` SNR, `score` SNR / sigma_t^2, `x0` 1, `v` SNR + 1, `edm` 1 / c_out^2.
     """
     log_snr = process.log_snr(t)
     snr = torch.exp(log_snr)
-    match reading.kind:
+    match parameterization.kind:
         case "epsilon":
             return snr
         case "score":
@@ -45,15 +45,15 @@ def x0_error_ratio(reading: Reading, process: Process, t: Tensor) -> Tensor:
         case "v":
             return snr + 1
         case _:  # edm
-            return snr + reading.sigma_data**-2
+            return snr + parameterization.sigma_data**-2
 
 
-def weights(config: WeightingConfig, reading: Reading, process: Process, t: Tensor) -> Tensor:
+def weights(config: WeightingConfig, parameterization: Parameterization, process: Process, t: Tensor) -> Tensor:
     """lambda(t) on the squared error of the prediction, float64 [B]; `adaptive` starts from 1."""
     if isinstance(config, SimpleWeighting | AdaptiveWeighting):
         unit = torch.ones_like(process.log_snr(t))
-        return unit * process.sigma(t) ** 2 if reading.kind == "score" else unit
-    return x0_weights(config, reading.sigma_data, process, t) / x0_error_ratio(reading, process, t)
+        return unit * process.sigma(t) ** 2 if parameterization.kind == "score" else unit
+    return x0_weights(config, parameterization.sigma_data, process, t) / x0_error_ratio(parameterization, process, t)
 
 
 def x0_weights(config: WeightingConfig, sigma_data: float, process: Process, t: Tensor) -> Tensor:

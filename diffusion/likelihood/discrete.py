@@ -66,7 +66,7 @@ class ReverseKernel:
     def estimate(self, x_t: Tensor, s: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The estimate of x_0 from which mu_theta is made, and Sigma_theta, float64 and broadcastable to it."""
         output, interpolation = self.denoiser.split(self.denoiser.output(x_t, t, label))
-        x_0 = self.denoiser.reading.x0(output, x_t, *self.denoiser.coefficients(x_t, t)).to(torch.float64)
+        x_0 = self.denoiser.parameterization.x0(output, x_t, *self.denoiser.coefficients(x_t, t)).to(torch.float64)
         if interpolation is not None:
             variance = learned_reverse_variance(self.process, s, t, interpolation)
         else:

@@ -180,7 +180,7 @@ def test_a_weighting_gives_one_loss_whatever_the_network_predicts(process, weigh
     loss, mse = objective(prediction, weighting, process, SameFunction(prediction, process, x_0, t, eps))(x_0, t, eps)
     torch.testing.assert_close(mse, expected_mse, rtol=2e-5, atol=1e-9)
     if isinstance(weighting, SimpleWeighting) and prediction not in ("epsilon", "score"):
-        own = Denoiser(raw, process, prediction).reading
+        own = Denoiser(raw, process, prediction).parameterization
         to_epsilon = torch.exp(process.log_snr(t)) / x0_error_ratio(own, process, t)
         torch.testing.assert_close(loss * to_epsilon.to(loss), mse, rtol=1e-6, atol=0)
     else:
@@ -293,7 +293,7 @@ def test_the_variances_loss_over_all_steps_is_a_thousandth_of_the_bound(predicti
     x_t = noisy(LEARNED, x_0, t, eps)
     output, interpolation = denoiser.split(denoiser.output(x_t, t))
     assert interpolation is not None
-    x_theta = plain.reading.x0(output, x_t, *denoiser.coefficients(x_t, t))
+    x_theta = plain.parameterization.x0(output, x_t, *denoiser.coefficients(x_t, t))
     term = VARIANCE_SHARE * reverse_kernel_loss(LEARNED, x_0, x_theta, t, interpolation)
     assert float(term.mean()) == pytest.approx(1e-3 * float(bound) / 18, rel=1e-9, abs=0)
     unlearned = make_process(DdpmProcess(num_train_timesteps=STEPS, schedule=LinearSchedule(beta_end=0.015)))
@@ -364,7 +364,7 @@ def test_weights_of_rows_are_those_of_their_times():
     process = PROCESSES["vp"]
     x_0, t, eps = batch(process, 30)
     loss, mse = objective("epsilon", VlbWeighting(), process)(x_0, t, eps)
-    expected = weights(VlbWeighting(), Denoiser(raw, process, "epsilon").reading, process, t)
+    expected = weights(VlbWeighting(), Denoiser(raw, process, "epsilon").parameterization, process, t)
     torch.testing.assert_close(loss, expected.float() * mse, rtol=1e-5, atol=0)
 
 

@@ -20,7 +20,7 @@ def _same_on_every_rank(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _no_factor(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda reading, process, t: right(prediction.Reading("epsilon"), process, t)  # noqa: ARG005 - the fault
+    return lambda parameterization, process, t: right(prediction.Parameterization("epsilon"), process, t)  # noqa: ARG005 - the fault
 
 
 def _velocity_sign(right: Callable[..., Tensor]) -> Callable[..., Tensor]:  # noqa: ARG001

@@ -22,7 +22,7 @@ from diffusion.gaussian import GaussianData, MixtureData
 from diffusion.likelihood import continuous as continuous_bound
 from diffusion.likelihood import discrete as likelihood
 from diffusion.likelihood import ode as ode_likelihood
-from diffusion.prediction import Reading
+from diffusion.prediction import Parameterization
 from diffusion.process.schedule import Schedule
 from diffusion.process.sde import Process, Vp, make_process
 from diffusion.solvers import euler
@@ -190,7 +190,7 @@ def _weighted_error(process: Process, factor: float) -> float:
     """The `likelihood` weighting's integral of the squared error of eps, over the share of time passed."""
     t, weights = _times(process)
     error = (factor - 1) ** 2 * process.sigma(t) ** 2 / DATA.variance_at(process, t)
-    weighted = weighting.weights(LikelihoodWeighting(), Reading("epsilon"), process, t) * error
+    weighted = weighting.weights(LikelihoodWeighting(), Parameterization("epsilon"), process, t) * error
     return float((weights * weighted).sum()) / (process.t_max - process.t_min)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion import prediction, time_sampling, weighting
 from diffusion.config import EdmWeighting, MinSnrWeighting, StratifiedTime, UniformTime
-from diffusion.prediction import Prediction, Reading
+from diffusion.prediction import Parameterization, Prediction
 from diffusion.rng import Stream, counter_generator
 from diffusion.verify.statements.check import DATA, KINDS, Check, ddpm, worst
 
@@ -36,9 +36,9 @@ def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
         clipped = snr.clamp(max=5.0)
         factors: dict[Prediction, Tensor] = {"x0": clipped, "epsilon": clipped / snr, "v": clipped / (snr + 1)}
         for kind_of_output, expected in factors.items():
-            found = weighting.weights(MinSnrWeighting(gamma=5.0), Reading(kind_of_output), process, t)
+            found = weighting.weights(MinSnrWeighting(gamma=5.0), Parameterization(kind_of_output), process, t)
             yield Check(f"{kind}: min-SNR weights for {kind_of_output}", worst(found, expected), 0.0, 1e-12)
-        unit = weighting.weights(EdmWeighting(), Reading("edm", 0.3), process, t)
+        unit = weighting.weights(EdmWeighting(), Parameterization("edm", 0.3), process, t)
         yield Check(f"{kind}: EDM's lambda c_out^2", worst(unit, torch.ones_like(unit)), 0.0, 1e-12)
 
 

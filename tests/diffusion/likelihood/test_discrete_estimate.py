@@ -118,7 +118,7 @@ def test_the_loss_of_a_learned_variance_is_the_bound_itself():
     x_t = alpha * x_0 + sigma * eps
     prediction, interpolation = denoiser.split(denoiser.output(x_t, t.double()))
     assert interpolation is not None
-    x_theta = denoiser.reading.x0(prediction, x_t, alpha, sigma)
+    x_theta = denoiser.parameterization.x0(prediction, x_t, alpha, sigma)
     loss = reverse_kernel_loss(process, x_0, x_theta, t, interpolation)
     later, first = torch.tensor([1, 2]), torch.tensor([0, 3])
     expected = torch.empty(4, dtype=torch.float64)
