@@ -26,8 +26,8 @@ from diffusion.process.make_schedule import make_schedule
 from diffusion.process.schedule import Schedule
 from diffusion.process.sde import Process, make_process
 from diffusion.solvers import ImageNoise, make_solver
-from diffusion.verify.statements.orders import exact_ends, sampled_ends
-from diffusion.verify.statements.sampling import DoubleNoise
+from diffusion.verify.claims.orders import exact_ends, sampled_ends
+from diffusion.verify.claims.sampling import DoubleNoise
 from diffusion.weighting import weights
 
 # Okabe & Ito's palette, told apart by colour-blind readers as well

@@ -109,7 +109,7 @@ def test_too_few_samples_for_a_covariance_are_refused(count):
 
 @pytest.mark.parametrize("n", [50])
 def test_bias_falls_as_one_over_n(n):
-    """Statement 15: bias times N is constant; two samples of one distribution, many times over."""
+    """Claim 15: bias times N is constant; two samples of one distribution, many times over."""
     rng = np.random.default_rng(5)
     reference = moments_of(np.zeros(4), np.eye(4))
 

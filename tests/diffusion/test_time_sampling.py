@@ -90,7 +90,7 @@ def test_uniform_rows_are_independent_and_uniform():
 
 
 def test_stratified_estimates_have_far_less_variance():
-    """Statement 13 in small: the batch mean of t itself."""
+    """Claim 13 in small: the batch mean of t itself."""
 
     def spread(config):
         draws = [

@@ -24,10 +24,10 @@ from diffusion.process.betas import betas
 from diffusion.process.sde import Process, make_process
 from diffusion.solvers import ImageNoise, solve
 from diffusion.solvers.grid import time_grid
-from diffusion.verify.faults import FAULTS
-from diffusion.verify.statements.check import order
-from diffusion.verify.statements.orders import STARTS, exact_ends, sampled_ends, vp_from
-from diffusion.verify.statements.sampling import DoubleNoise
+from diffusion.verify.claims.check import order
+from diffusion.verify.claims.orders import STARTS, exact_ends, sampled_ends, vp_from
+from diffusion.verify.claims.sampling import DoubleNoise
+from diffusion.verify.mutants import MUTANTS
 
 NOISE = DoubleNoise(ImageNoise(5, range(4), (1, 3, 5)))
 SCHEDULES = {"linear": LinearSchedule(), "cosine": CosineSchedule()}
@@ -188,7 +188,7 @@ def test_heun_agrees(schedule, clip, steps):
 
 
 def library_ends(monkeypatch, steps: int, solver_order: int, **options) -> torch.Tensor:
-    """DPM-Solver++ of the library where statement 9 runs ours: 33 starts, steps even in log-SNR, data a mixture."""
+    """DPM-Solver++ of the library where claim 9 runs ours: 33 starts, steps even in log-SNR, data a mixture."""
     process = vp_from(0.05)
     # sigma_min: the last step is no step to data
     scheduler = multistep(monkeypatch, process, steps, solver_order, final_sigmas_type="sigma_min", **options)
@@ -218,5 +218,5 @@ def test_the_librarys_third_order_solver_has_order_two(monkeypatch, config, thei
 def test_the_librarys_third_order_solver_is_ours_with_that_fault(monkeypatch):
     config = Dpmpp3M(clip_x0=False, denoise=False, spacing="log_snr")
     theirs = library_ends(monkeypatch, 40, solver_order=3, solver_type="heun")  # of its second step
-    with FAULTS["dpmpp-3m-half-curvature"].applied():
+    with MUTANTS["dpmpp-3m-half-curvature"].applied():
         torch.testing.assert_close(sampled_ends(config, 40), theirs, rtol=0, atol=1e-9)

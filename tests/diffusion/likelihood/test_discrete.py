@@ -60,7 +60,7 @@ def gaussian_gap(process: Process, data: GaussianData) -> float:
 @pytest.mark.parametrize("variance", [0.01, 0.25, 1.0])
 @pytest.mark.parametrize(("kind", "steps"), [("linear", 30), ("linear", 1000), ("cosine", 7), ("cosine", 1000)])
 def test_with_the_true_reverse_chain_only_the_prior_mismatch_is_left(kind, steps, variance):
-    """Statement 1: VLB - H(x) = KL(q(x_T) || N(0, I)), the KLs taken from the code's own posterior and prior."""
+    """Claim 1: VLB - H(x) = KL(q(x_T) || N(0, I)), the KLs taken from the code's own posterior and prior."""
     process, data = make_chain(kind, steps), GaussianData(0.0, variance)
     t = torch.arange(2, steps + 1)
     q = posterior(process, t - 1, t)
@@ -78,13 +78,13 @@ def test_with_the_true_reverse_chain_only_the_prior_mismatch_is_left(kind, steps
 
 @pytest.mark.parametrize(("kind", "constant"), [("linear", 1.58), ("cosine", 0.88)])
 def test_sigma_beta_costs_a_constant_over_t(kind, constant):
-    """Statement 2, at data variance 0.25, in bits."""
+    """Claim 2, at data variance 0.25, in bits."""
     gap = gaussian_gap(make_chain(kind, 4000), GaussianData(0.0, 0.25)) / math.log(2)
     assert gap * 4000 == pytest.approx(constant, rel=0.02, abs=0)
 
 
 def test_sigma_beta_tilde_does_not_vanish():
-    """Statement 2: 0.70 bits at T = 4000, with beta-tilde_1 := beta-tilde_2."""
+    """Claim 2: 0.70 bits at T = 4000, with beta-tilde_1 := beta-tilde_2."""
     gap = gaussian_gap(make_chain("linear", 4000, "beta_tilde"), GaussianData(0.0, 0.25)) / math.log(2)
     assert gap == pytest.approx(0.70, abs=0.005)
 

@@ -238,7 +238,7 @@ def test_a_network_that_gives_nan_is_no_silent_nan():
 def test_the_ode_solver_and_the_likelihood_go_the_same_way():
     """The latent of a sample is the noise that the sampling solver made it of."""
     from diffusion import solvers
-    from diffusion.verify.statements.sampling import FixedNoise
+    from diffusion.verify.claims.sampling import FixedNoise
 
     process = make_process(VpProcess(log_snr_max=6.0))
     denoiser = MixtureData().denoiser(process)

@@ -106,7 +106,7 @@ def test_ve_is_a_geometric_sequence_of_noise_levels():
 
 @every_schedule
 def test_sub_vp_std_is_the_square_of_vps_and_alpha_is_the_same(schedule):
-    """Statement 11."""
+    """Claim 11."""
     if isinstance(schedule, GeometricSchedule | LearnedSchedule):
         low, high = (float(sub_vp_to_vp(torch.tensor(end, dtype=torch.float64))) for end in (-13.3, 13.3))
         vp = process_of("vp", schedule, log_snr_max=high, log_snr_min=low)

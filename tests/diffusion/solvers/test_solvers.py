@@ -1,6 +1,6 @@
 """Solvers: rows that do not depend on others, the want and feed machine, the laws they sample, and their limits.
 
-Orders of convergence and identities among solvers are statements 9, 11 and 14 (`test_verify.py`).
+Orders of convergence and identities among solvers are claims 9, 11 and 14 (`test_verify.py`).
 """
 
 from dataclasses import dataclass, field, replace
@@ -46,9 +46,9 @@ from diffusion.solvers.dpmpp_3m import integral
 from diffusion.solvers.grid import time_grid
 from diffusion.solvers.unipc import change
 from diffusion.tensors import expand_to
-from diffusion.verify.statements.check import order
-from diffusion.verify.statements.orders import FixedNoise, exact_ends, sampled_ends, sampled_moments
-from diffusion.verify.statements.sampling import DoubleNoise
+from diffusion.verify.claims.check import order
+from diffusion.verify.claims.orders import FixedNoise, exact_ends, sampled_ends, sampled_moments
+from diffusion.verify.claims.sampling import DoubleNoise
 
 PROCESSES = {
     "ddpm": make_process(DdpmProcess(num_train_timesteps=100, schedule=LinearSchedule())),

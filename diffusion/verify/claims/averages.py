@@ -1,15 +1,15 @@
-"""Statement 16: post-hoc EMA."""
+"""Claim 16: post-hoc EMA."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from diffusion import ema
-from diffusion.verify.statements.check import Check
+from diffusion.verify.claims.check import Check
 
 
 def posthoc_ema(quick: bool) -> Iterator[Check]:
-    """Statement 16: two tracks (sigma_rel 0.05, 0.10), 16 even snapshots each, stand for other widths at their end.
+    """Claim 16: two tracks (sigma_rel 0.05, 0.10), 16 even snapshots each, stand for other widths at their end.
 
     A track of the rows of the identity is its own profile, so the recursion's profiles are put together and held
     against the power function's; the closed form must give the same error.

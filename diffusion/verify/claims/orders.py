@@ -1,4 +1,4 @@
-"""Statement 9: the solvers' orders of convergence, in the strong sense for the ODE's and the weak sense for the SDE's.
+"""Claim 9: the solvers' orders of convergence, in the strong sense for the ODE's and the weak sense for the SDE's.
 
 With Gaussian data a solver is affine in x_T and in every draw of noise. Run on rows that each have one draw at 1 and
 the others at 0, it shows its response to every draw, and so the exact mean and variance of what it samples.
@@ -15,7 +15,7 @@ from diffusion import solvers
 from diffusion.config import SolverConfig, VpProcess
 from diffusion.gaussian import GaussianData, MixtureData
 from diffusion.process.sde import Process, make_process
-from diffusion.verify.statements.check import Check, order
+from diffusion.verify.claims.check import Check, order
 
 ORDERS: tuple[tuple[SolverConfig, int], ...] = (
     (configs.Euler(clip_x0=False, denoise=False), 1),
@@ -71,7 +71,7 @@ def vp_from(t_min: float) -> Process:
 
 
 def solver_order(quick: bool) -> Iterator[Check]:
-    """Statement 9: errors at t = 0.05 from t = 1 against the ODE's exact solution and the SDE's exact moments.
+    """Claim 9: errors at t = 0.05 from t = 1 against the ODE's exact solution and the SDE's exact moments.
 
     Heun and the multistep solvers take steps even in log-SNR, in which the latter are polynomials; UniPC's corrector
     adds one order.

@@ -1,4 +1,4 @@
-"""Statement 11, of processes: sub-VP's standard deviation, and one marginal under the forward process, ODE and SDE."""
+"""Claim 11, of processes: sub-VP's standard deviation, and one marginal under the forward process, ODE and SDE."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,14 +12,14 @@ from diffusion.process.sde import Process, make_process
 from diffusion.solvers import euler
 from diffusion.solvers.dormand_prince import DormandPrince
 from diffusion.tensors import to_floats
-from diffusion.verify.statements.check import DATA, Check, worst
-from diffusion.verify.statements.orders import FixedNoise
+from diffusion.verify.claims.check import DATA, Check, worst
+from diffusion.verify.claims.orders import FixedNoise
 
 CONTINUOUS = {"vp": VpProcess(), "sub_vp": SubVpProcess(), "ve": VeProcess()}
 
 
 def same_marginals(quick: bool) -> Iterator[Check]:
-    """Statement 11: sub-VP's std is the square of VP's; the ODE and the reverse SDE have the process's marginals."""
+    """Claim 11: sub-VP's std is the square of VP's; the ODE and the reverse SDE have the process's marginals."""
     t = torch.linspace(0.01, 1, 100, dtype=torch.float64)
     vp, sub_vp = make_process(VpProcess()), make_process(SubVpProcess())
     yield Check("sub-VP std / VP std^2 - 1", worst(sub_vp.sigma(t), vp.sigma(t) ** 2), 0.0, 1e-12)

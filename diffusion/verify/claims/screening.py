@@ -1,4 +1,4 @@
-"""Statement 17: schedules screened by a curve have the bounds that are computed without one.
+"""Claim 17: schedules screened by a curve have the bounds that are computed without one.
 
 The curve is that of a wrong denoiser on two levels, in closed form, so that nothing is drawn: with x_0 = m + d,
 E ||eps - eps_theta||^2 = D (1 - sigma^2 / w)^2 + sigma^2 alpha^2 ||d||^2 / w^2, w = alpha^2 variance + sigma^2.
@@ -21,8 +21,8 @@ from diffusion.config import (
 from diffusion.likelihood.discrete import ReverseKernel, bits_per_dim, prior_kl
 from diffusion.likelihood.screening import DenoisingCurve, Estimate, screen
 from diffusion.process.sde import Process, make_process
-from diffusion.verify.statements.check import Check
-from diffusion.verify.statements.likelihoods import LEVELS, WRONG, corner_mean, nodes
+from diffusion.verify.claims.check import Check
+from diffusion.verify.claims.likelihoods import LEVELS, WRONG, corner_mean, nodes
 
 X_0 = LEVELS.reshape(1, -1)
 PROCESSES: dict[str, ProcessConfig] = {
@@ -36,7 +36,7 @@ PROCESSES: dict[str, ProcessConfig] = {
 
 
 def screened_bounds(quick: bool) -> Iterator[Check]:
-    """Statement 17: the sum over steps, the continuous bound's terms, and the gap's fall between fixed ends."""
+    """Claim 17: the sum over steps, the continuous bound's terms, and the gap's fall between fixed ends."""
     curve = _curve(3000 if quick else 6000)
     for name, config in PROCESSES.items():
         process = make_process(config)

@@ -1,4 +1,4 @@
-"""Statements 10 and 13: one error under all predictions, and how t is drawn."""
+"""Claims 10 and 13: one error under all predictions, and how t is drawn."""
 # torch.from_numpy has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -13,11 +13,11 @@ from diffusion import prediction, time_sampling, weighting
 from diffusion.config import EdmWeighting, MinSnrWeighting, StratifiedTime, UniformTime
 from diffusion.prediction import Parameterization, Prediction
 from diffusion.rng import Stream, counter_generator
-from diffusion.verify.statements.check import DATA, KINDS, Check, ddpm, worst
+from diffusion.verify.claims.check import DATA, KINDS, Check, ddpm, worst
 
 
 def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
-    """Statement 10: one error seen as that of epsilon, x_0, v and F; min-SNR's factor for each."""
+    """Claim 10: one error seen as that of epsilon, x_0, v and F; min-SNR's factor for each."""
     for kind in KINDS:
         process = ddpm(kind, 1000)
         t = torch.arange(1, 1001)[process.log_snr(torch.arange(1, 1001)).abs() < 8]
@@ -43,7 +43,7 @@ def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
 
 
 def stratified_steps(quick: bool) -> Iterator[Check]:
-    """Statement 13: how t is drawn decides the spread of the bound's estimate; 8 ranks x 16, log-SNR linear in t."""
+    """Claim 13: how t is drawn decides the spread of the bound's estimate; 8 ranks x 16, log-SNR linear in t."""
     batches, span = (2000 if quick else 20_000), 18.3
     generator = counter_generator(0, Stream.TIMESTEPS, 0)
 

@@ -1,4 +1,4 @@
-"""Statements 11 and 14: which samplers and processes are the same, and the Langevin corrector."""
+"""Claims 11 and 14: which samplers and processes are the same, and the Langevin corrector."""
 
 import math
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from diffusion.gaussian import GaussianData, MixtureData
 from diffusion.process.sde import make_process
 from diffusion.solvers import predictor_corrector
 from diffusion.tensors import to_floats
-from diffusion.verify.statements import marginals
-from diffusion.verify.statements.check import Check
-from diffusion.verify.statements.marginals import CONTINUOUS
-from diffusion.verify.statements.orders import FixedNoise
+from diffusion.verify.claims import marginals
+from diffusion.verify.claims.check import Check
+from diffusion.verify.claims.marginals import CONTINUOUS
+from diffusion.verify.claims.orders import FixedNoise
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ NOISE = DoubleNoise(solvers.ImageNoise(0, range(8), (1, 1, 1)))
 
 
 def equal_samplers(quick: bool) -> Iterator[Check]:
-    """Statement 11: DDIM's two ends, solvers that share a step, guidance at 0 and 1, sub-VP and VP, ODE and SDE."""
+    """Claim 11: DDIM's two ends, solvers that share a step, guidance at 0 and 1, sub-VP and VP, ODE and SDE."""
     yield from _same_chains(10 if quick else 100)
     yield from _same_steps()
     yield from _guidance_at_its_ends()
@@ -137,7 +137,7 @@ def _guidance_at_its_ends() -> Iterator[Check]:
 
 
 def langevin_corrector(quick: bool) -> Iterator[Check]:  # noqa: ARG001 - it is quick
-    """Statement 14: on a Gaussian the corrector's stationary variance is v / (1 - tau / (2 v)); a row's tau is its own.
+    """Claim 14: on a Gaussian the corrector's stationary variance is v / (1 - tau / (2 v)); a row's tau is its own.
 
     The step is x' = A x + B z, so its stationary variance is B^2 / (1 - A^2).
     """

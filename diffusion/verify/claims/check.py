@@ -1,4 +1,4 @@
-"""A measured number beside the one that theory expects, and the statements that are made of them."""
+"""A measured number beside the one that theory expects, and the claims that are made of them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Statement:
-    """A numbered statement and the function that measures it; `quick` asks for less work."""
+class Claim:
+    """A numbered claim and the function that measures it; `quick` asks for less work."""
 
     number: int
     text: str

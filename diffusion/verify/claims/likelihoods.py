@@ -1,4 +1,4 @@
-"""Statements 5 to 8: the continuous bound, its limit and what it bounds, and the probability-flow log-likelihood.
+"""Claims 5 to 8: the continuous bound, its limit and what it bounds, and the probability-flow log-likelihood.
 
 Nothing is drawn at random: integrals are Gauss-Legendre sums, and expectations over eps are those of its sign corners,
 exact for what is quadratic in eps.
@@ -27,10 +27,10 @@ from diffusion.process.schedule import Schedule
 from diffusion.process.sde import Process, Vp, make_process
 from diffusion.solvers import euler
 from diffusion.solvers.dormand_prince import DormandPrince
-from diffusion.verify.statements.check import DATA, Check
-from diffusion.verify.statements.orders import vp_from
+from diffusion.verify.claims.check import DATA, Check
+from diffusion.verify.claims.orders import vp_from
 
-WRONG = GaussianData(0.1, 0.5)  # what the denoiser of statement 5 takes the data for
+WRONG = GaussianData(0.1, 0.5)  # what the denoiser of claim 5 takes the data for
 LEVELS = torch.tensor([[[13.0, 190.0]]], dtype=torch.float64) * (2 / 255) - 1
 
 
@@ -71,7 +71,7 @@ def corner_mean(denoiser: Denoiser, x_0: Tensor, t: Tensor) -> Tensor:
 
 
 def schedule_independence(quick: bool) -> Iterator[Check]:
-    """Statement 5: a wrong denoiser's continuous bound is the same under three schedules; its spread over t is not."""
+    """Claim 5: a wrong denoiser's continuous bound is the same under three schedules; its spread over t is not."""
     count, found = (200 if quick else 400), dict[str, tuple[float, float]]()
     for name, curve in CURVES.items():
         process = Vp(VpProcess(), curve)
@@ -91,7 +91,7 @@ def schedule_independence(quick: bool) -> Iterator[Check]:
 
 
 def limit_of_the_chain(quick: bool) -> Iterator[Check]:
-    """Statement 6: an exact denoiser's diffusion term at T steps exceeds its limit by c / T; log-SNR linear in t."""
+    """Claim 6: an exact denoiser's diffusion term at T steps exceeds its limit by c / T; log-SNR linear in t."""
     steps = (64, 128, 256) if quick else (64, 128, 256, 512)
     gaps = [_gap(count) for count in steps]
     process = _linear_process(64)
@@ -134,7 +134,7 @@ def _limit(process: Process) -> float:
 
 
 def what_is_bounded(quick: bool) -> Iterator[Check]:
-    """Statement 7: with lambda = g^2 the bound holds for the reverse SDE; the ODE of the same score may lie beyond it.
+    """Claim 7: with lambda = g^2 the bound holds for the reverse SDE; the ODE of the same score may lie beyond it.
 
     The wrong score is 1 + d times the right one, so x_t stays Gaussian and its variance solves an ODE of its own.
     """
@@ -204,7 +204,7 @@ def _lost(process: Process, factor: float) -> float:
 
 
 def ode_log_likelihood(quick: bool) -> Iterator[Check]:
-    """Statement 8: the probability-flow log-likelihood of a mixture, from its true p_T and from N(0, I)."""
+    """Claim 8: the probability-flow log-likelihood of a mixture, from its true p_T and from N(0, I)."""
     data, process = MixtureData(), vp_from(1e-3)
     x = torch.linspace(-1.4, 1.4, 9 if quick else 33, dtype=torch.float64).reshape(-1, 1)
     ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
