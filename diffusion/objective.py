@@ -16,7 +16,7 @@ from diffusion.tensors import expand_to
 from diffusion.weighting import LogVariance, weights, x0_error_ratio
 
 # of the bound in the loss, where the reverse variance is learned (Nichol & Dhariwal 2021, in nats and not in bits)
-VARIANCE_SHARE = 1e-3
+VARIANCE_LOSS_WEIGHT = 1e-3
 
 
 class Objective(nn.Module):
@@ -75,7 +75,7 @@ class Objective(nn.Module):
             loss = loss * torch.exp(-u) + u
         if interpolation is not None:
             x_theta = parameterization.x0(prediction.detach(), x_t, *self.denoiser.coefficients(x_t, t))
-            loss = loss + VARIANCE_SHARE * reverse_kernel_loss(process, x_0, x_theta, t, interpolation).to(loss)
+            loss = loss + VARIANCE_LOSS_WEIGHT * reverse_kernel_loss(process, x_0, x_theta, t, interpolation).to(loss)
         if self.schedule is not None:
             self.schedule.row_factor = 2 * loss.detach()
         to_epsilon = torch.exp(process.log_snr(t)) / x0_error_ratio(parameterization, process, t)

@@ -57,7 +57,7 @@ class LossMoments:
         edges = np.concatenate([[0.0], np.cumsum(probabilities)])
         bins = np.clip(np.searchsorted(edges, u, side="right") - 1, 0, self.config.bins - 1)
         share = np.clip((u - edges[bins]) / probabilities[bins], 0, 1)
-        return below_one((bins + share) / self.config.bins), 1 / (self.config.bins * probabilities[bins])
+        return clamp_below_one((bins + share) / self.config.bins), 1 / (self.config.bins * probabilities[bins])
 
     def _bins(self, u: Floats) -> NDArray[np.int64]:
         return np.minimum((u * self.config.bins).astype(np.int64), self.config.bins - 1)
@@ -77,9 +77,9 @@ def draw_time_fractions(config: TimeSamplingConfig, generator: np.random.Generat
     if config.kind == "uniform":
         return generator.random(batch_size)
     u = (generator.permutation(batch_size) + generator.random(batch_size)) / batch_size
-    return below_one(u)
+    return clamp_below_one(u)
 
 
-def below_one(u: Floats) -> Floats:
+def clamp_below_one(u: Floats) -> Floats:
     """What rounded up to 1 back within [0, 1): in a chain 1 would be a step beyond the last."""
     return np.minimum(u, np.nextafter(1, 0))

@@ -23,7 +23,7 @@ from torch import Tensor
 from diffusion.denoiser import Denoiser
 from diffusion.likelihood.continuous import log_snr_ends
 from diffusion.likelihood.discrete import bits_per_dim
-from diffusion.likelihood.quantization import OFFSET, require_dequantised
+from diffusion.likelihood.quantization import DEQUANTISATION_OFFSET, require_dequantised
 from diffusion.solvers.dormand_prince import DormandPrince
 from diffusion.solvers.euler import log_snr_coefficients
 from diffusion.tensors import expand_to
@@ -116,7 +116,7 @@ def dequantised_nll(
 
 def dequantised_bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
     """-log p(x) of data dequantised to [-1, 1] as bits per dimension of the 8-bit data: nats / (D ln 2) + 7."""
-    return bits_per_dim(nats, dimensions) + OFFSET
+    return bits_per_dim(nats, dimensions) + DEQUANTISATION_OFFSET
 
 
 def standard_normal_log_prob(x: Tensor, std: float) -> Tensor:

@@ -10,27 +10,27 @@ loss, the variance of the bound's estimate, while the network gets that of the l
 import torch
 from torch import Tensor, nn
 
-from diffusion.process.schedule import FIRST_TIME, Schedule, softplus
+from diffusion.process.schedule import MIN_TIME, Schedule, softplus
 
 
 class LearnedLogSnr(nn.Module, Schedule):
-    """log_snr(t) = highest - (highest - lowest) (m(u) - m(0)) / (m(1) - m(0)), u = (t - first) / (1 - first).
+    """log_snr(t) = max - (max - min) (m(u) - m(0)) / (m(1) - m(0)), u = (t - MIN_TIME) / (1 - MIN_TIME).
 
     m(u) = u + sum_k w_k sigmoid(a_k u + b_k) with w_k, a_k > 0 by softplus, so m rises; it begins close to a line.
 
     Args:
         width: number of sigmoids.
-        highest: log-SNR at FIRST_TIME.
-        lowest: log-SNR at 1.
+        log_snr_max: log-SNR at MIN_TIME.
+        log_snr_min: log-SNR at 1.
 
     Attributes:
         row_factor: what the gradient of each row of t is multiplied by on its way back; set it between the loss and
             its backward pass, to twice the row's loss for the gradient of the squared loss. None leaves gradients be.
     """
 
-    def __init__(self, width: int, highest: float, lowest: float) -> None:
+    def __init__(self, width: int, log_snr_max: float, log_snr_min: float) -> None:
         super().__init__()
-        self.highest, self.lowest = highest, lowest
+        self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
         centres = (torch.arange(width) + 0.5) / width
         steepness = torch.full((width,), 8.0)
         self.raw_weight = nn.Parameter(torch.full((width,), -5.0))
@@ -40,12 +40,12 @@ class LearnedLogSnr(nn.Module, Schedule):
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """log_snr and its slope; one forward of its own, so that ZeRO-3 gathers the parameters."""
-        u = (t.to(self.shift.device, torch.float64) - FIRST_TIME) / (1 - FIRST_TIME)
+        u = (t.to(self.shift.device, torch.float64) - MIN_TIME) / (1 - MIN_TIME)
         rise, steepness_of_rise = self._rise(u)
         start, end = self._rise(u.new_tensor([0.0, 1.0]))[0]
-        span = (self.highest - self.lowest) / (end - start)
-        return self._scaled(self.highest - span * (rise - start)), self._scaled(
-            -span * steepness_of_rise / (1 - FIRST_TIME)
+        span = (self.log_snr_max - self.log_snr_min) / (end - start)
+        return self._scaled(self.log_snr_max - span * (rise - start)), self._scaled(
+            -span * steepness_of_rise / (1 - MIN_TIME)
         )
 
     def _rise(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,4 +73,4 @@ class LearnedLogSnr(nn.Module, Schedule):
 
     def network_time_fraction(self, t: Tensor) -> Tensor:
         """How far log-SNR has fallen, so that the network's clock does not move under it as the schedule learns."""
-        return (self.highest - self.log_snr(t)) / (self.highest - self.lowest)
+        return (self.log_snr_max - self.log_snr(t)) / (self.log_snr_max - self.log_snr_min)

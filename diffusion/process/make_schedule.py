@@ -34,13 +34,13 @@ BetaSchedules = (
 )
 
 
-def make_schedule(config: ScheduleConfig, highest: float, lowest: float) -> Schedule:
+def make_schedule(config: ScheduleConfig, log_snr_max: float, log_snr_min: float) -> Schedule:
     """The schedule in continuous time that a configuration names.
 
     Args:
         config: its kind and settings.
-        highest: log-SNR at the start of a schedule that runs between two ends (`geometric`, `learned`).
-        lowest: at its end.
+        log_snr_max: log-SNR at the start of a schedule that runs between two ends (`geometric`, `learned`).
+        log_snr_min: at its end.
     """
     match config:
         case LaplaceSchedule(mean=mean, scale=scale):
@@ -48,11 +48,11 @@ def make_schedule(config: ScheduleConfig, highest: float, lowest: float) -> Sche
         case EdmSchedule(p_mean=p_mean, p_std=p_std):
             return LogNormalQuantile(p_mean, p_std)
         case GeometricSchedule():
-            return LinearLogSnr(highest, lowest)
+            return LinearLogSnr(log_snr_max, log_snr_min)
         case LearnedSchedule(width=width):
             from diffusion.process.learned_schedule import LearnedLogSnr
 
-            return LearnedLogSnr(width, highest, lowest)
+            return LearnedLogSnr(width, log_snr_max, log_snr_min)
         case _:
             return _schedule_of_betas(config)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-FIRST_TIME = 1e-3  # where a schedule that has its least noise at a finite log-SNR begins; t = 0 is data
+MIN_TIME = 1e-3  # where a schedule that has its least noise at a finite log-SNR begins; t = 0 is data
 
 
 class Schedule(ABC):
@@ -47,7 +47,7 @@ def invert(falling: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
     return high
 
 
-def inside(t: Tensor) -> Tensor:
+def clamp_to_open_unit(t: Tensor) -> Tensor:
     """The nearest float64 in (0, 1), where a schedule that goes on for ever is finite."""
     return t.clamp(1e-300, 1 - 2**-53)
 
@@ -171,7 +171,7 @@ class LaplaceQuantile(Schedule):
         """The share of the distribution above."""
         distance = (log_snr - self.mean) / self.scale
         tail = torch.exp(-distance.abs()) / 2
-        return inside(torch.where(distance > 0, tail, 1 - tail))
+        return clamp_to_open_unit(torch.where(distance > 0, tail, 1 - tail))
 
 
 class LogNormalQuantile(Schedule):
@@ -192,18 +192,19 @@ class LogNormalQuantile(Schedule):
     def time(self, log_snr: Tensor) -> Tensor:
         """The share of the distribution of edm_sigma below."""
         quantile = (-log_snr / 2 - self.p_mean) / self.p_std
-        return inside(torch.special.erfc(-quantile / math.sqrt(2)) / 2)  # torch's ndtr is (1 + erf) / 2: 0 below -8.3
+        # torch's ndtr is (1 + erf) / 2, which is 0 below -8.3
+        return clamp_to_open_unit(torch.special.erfc(-quantile / math.sqrt(2)) / 2)
 
 
 class LinearLogSnr(Schedule):
-    """log_snr falls along a line from `highest` at FIRST_TIME to `lowest` at 1."""
+    """log_snr falls along a line from `log_snr_max` at MIN_TIME to `log_snr_min` at 1."""
 
-    def __init__(self, highest: float, lowest: float) -> None:
-        self.highest, self.rate = highest, (lowest - highest) / (1 - FIRST_TIME)
+    def __init__(self, log_snr_max: float, log_snr_min: float) -> None:
+        self.log_snr_max, self.rate = log_snr_max, (log_snr_min - log_snr_max) / (1 - MIN_TIME)
 
     def log_snr(self, t: Tensor) -> Tensor:
         """The line."""
-        return self.highest + self.rate * (t - FIRST_TIME)
+        return self.log_snr_max + self.rate * (t - MIN_TIME)
 
     def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """Its slope."""
@@ -211,7 +212,7 @@ class LinearLogSnr(Schedule):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """Its inverse."""
-        return (FIRST_TIME + (log_snr - self.highest) / self.rate).clamp(FIRST_TIME, 1)
+        return (MIN_TIME + (log_snr - self.log_snr_max) / self.rate).clamp(MIN_TIME, 1)
 
 
 class Table(Schedule):

@@ -26,11 +26,11 @@ def time_grid(process: Process, num_steps: int, options: GridOptions) -> Tensor:
         ValueError: more steps than a chain has, where they are spaced uniformly.
     """
     whole = isinstance(process, Chain) and options.spacing == "uniform"
-    most = process.num_steps - (0 if options.denoise else 1)
-    if whole and not 1 <= num_steps <= most:
+    max_steps = process.num_steps - (0 if options.denoise else 1)
+    if whole and not 1 <= num_steps <= max_steps:
         raise ValueError(
-            f"solver.num_steps = {num_steps}; allowed: 1 to {most}, whole steps of a chain of num_train_timesteps = "
-            f"{process.num_steps}; for more use solver.spacing = log_snr or karras"
+            f"solver.num_steps = {num_steps}; allowed: 1 to {max_steps}, whole steps of a chain of "
+            f"num_train_timesteps = {process.num_steps}; for more use solver.spacing = log_snr or karras"
         )
     if options.spacing == "uniform" and options.denoise and process.t_max / num_steps >= process.t_min:
         times = process.t_max * (1 - torch.arange(num_steps, dtype=torch.float64) / num_steps)

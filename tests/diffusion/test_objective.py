@@ -27,7 +27,7 @@ from diffusion.config import (
 )
 from diffusion.denoiser import Denoiser
 from diffusion.likelihood.discrete import ReverseKernel, reverse_kernel_loss
-from diffusion.objective import VARIANCE_SHARE, Objective, total_loss
+from diffusion.objective import VARIANCE_LOSS_WEIGHT, Objective, total_loss
 from diffusion.prediction import Prediction, edm_target, epsilon_to_x0, velocity
 from diffusion.process.sde import Chain, Process, make_process
 from diffusion.tensors import expand_to
@@ -294,7 +294,7 @@ def test_the_variances_loss_over_all_steps_is_a_thousandth_of_the_bound(predicti
     output, interpolation = denoiser.split(denoiser.output(x_t, t))
     assert interpolation is not None
     x_theta = plain.parameterization.x0(output, x_t, *denoiser.coefficients(x_t, t))
-    term = VARIANCE_SHARE * reverse_kernel_loss(LEARNED, x_0, x_theta, t, interpolation)
+    term = VARIANCE_LOSS_WEIGHT * reverse_kernel_loss(LEARNED, x_0, x_theta, t, interpolation)
     assert float(term.mean()) == pytest.approx(1e-3 * float(bound) / 18, rel=1e-9, abs=0)
     unlearned = make_process(DdpmProcess(num_train_timesteps=STEPS, schedule=LinearSchedule(beta_end=0.015)))
     without, _ = Objective(config, Denoiser(lambda x, time, y: Doubled()(x, time)[:, :2], unlearned, prediction))(

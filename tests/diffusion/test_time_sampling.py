@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from diffusion.config import DdpmProcess, ImportanceTime, StratifiedTime, TimeSamplingConfig, UniformTime
 from diffusion.process.sde import Chain, make_process
 from diffusion.rng import Stream, counter_generator
-from diffusion.time_sampling import LossMoments, below_one, draw_time_fractions
+from diffusion.time_sampling import LossMoments, clamp_below_one, draw_time_fractions
 
 
 def draw_steps(config: TimeSamplingConfig, generator: np.random.Generator, batch: int, steps: int) -> np.ndarray:
@@ -118,7 +118,7 @@ def test_the_largest_offset_still_gives_a_step_of_the_chain(batch):
 @pytest.mark.parametrize("steps", [2, 3, 1000, 1024, 999_983])
 def test_the_largest_share_is_the_last_step(steps):
     process = make_process(DdpmProcess(num_train_timesteps=1000)) if steps == 1000 else Chain(torch.full((steps,), 0.5))
-    u = below_one(np.array([1.0, 0.0]))
+    u = clamp_below_one(np.array([1.0, 0.0]))
     assert u[0] < 1
     assert process.time_from_fraction(torch.from_numpy(u)).tolist() == [steps, 1]
 

@@ -9,7 +9,7 @@ import torch
 from diffusion.likelihood import discrete as likelihood
 from diffusion.process import kernels as chain
 from diffusion.process.sde import Chain, Process
-from diffusion.verify.claims.check import DATA, KINDS, Check, ddpm
+from diffusion.verify.claims.check import CHAIN_SCHEDULES, DATA, Check, ddpm
 
 
 def _prior(process: Process) -> float:
@@ -25,7 +25,7 @@ def _mismatch(process: Process) -> float:
 
 def true_reverse_chain(quick: bool) -> Iterator[Check]:  # noqa: ARG001 - it is quick
     """Claim 1: with the true mu and Sigma, VLB - H(x) = KL(q(x_T) || N(0, I)) on Gaussian data."""
-    for kind in KINDS:
+    for kind in CHAIN_SCHEDULES:
         process = ddpm(kind, 1000)
         t = torch.arange(2, 1001)
         q = chain.posterior(process, t - 1, t)

@@ -11,7 +11,7 @@ from diffusion.gaussian import GaussianData
 from diffusion.process.sde import Process, make_process
 
 DATA = GaussianData(0.0, 0.25)
-KINDS = {"linear": LinearSchedule(), "cosine": CosineSchedule()}
+CHAIN_SCHEDULES = {"linear": LinearSchedule(), "cosine": CosineSchedule()}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Claim:
 
 def ddpm(kind: str, steps: int) -> Process:
     """DDPM's chain with a linear or cosine schedule."""
-    return make_process(DdpmProcess(num_train_timesteps=steps, schedule=KINDS[kind]))
+    return make_process(DdpmProcess(num_train_timesteps=steps, schedule=CHAIN_SCHEDULES[kind]))
 
 
 def worst(found: Tensor, expected: Tensor) -> float:

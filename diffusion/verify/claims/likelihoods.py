@@ -30,8 +30,8 @@ from diffusion.solvers.dormand_prince import DormandPrince
 from diffusion.verify.claims.check import DATA, Check
 from diffusion.verify.claims.orders import vp_from
 
-WRONG = GaussianData(0.1, 0.5)  # what the denoiser of claim 5 takes the data for
-LEVELS = torch.tensor([[[13.0, 190.0]]], dtype=torch.float64) * (2 / 255) - 1
+ASSUMED_DATA = GaussianData(0.1, 0.5)  # what the denoiser of claim 5 takes the data for
+TWO_LEVELS = torch.tensor([[[13.0, 190.0]]], dtype=torch.float64) * (2 / 255) - 1
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ def schedule_independence(quick: bool) -> Iterator[Check]:
     count, found = (200 if quick else 400), dict[str, tuple[float, float]]()
     for name, curve in CURVES.items():
         process = Vp(VpProcess(), curve)
-        denoiser = WRONG.denoiser(process)
+        denoiser = ASSUMED_DATA.denoiser(process)
         t, weights = nodes(process.t_min, process.t_max, count)
         corners = torch.ones(2, count + 1, 1, 2, dtype=torch.float64) * torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)
         vlb = continuous_bound.estimate_continuous_vlb(
-            denoiser, LEVELS.expand(2, 1, 2), t.repeat(2, 1), corners, count * weights.repeat(2, 1)
+            denoiser, TWO_LEVELS.expand(2, 1, 2), t.repeat(2, 1), corners, count * weights.repeat(2, 1)
         )
-        rate = corner_mean(denoiser, LEVELS, t)
+        rate = corner_mean(denoiser, TWO_LEVELS, t)
         spread = math.sqrt(float((weights * rate**2).sum() - (weights * rate).sum() ** 2))
         found[name] = float(vlb.total.mean()), spread
     total, spread = found["linear"]

@@ -13,12 +13,12 @@ from diffusion import prediction, time_sampling, weighting
 from diffusion.config import EdmWeighting, MinSnrWeighting, StratifiedTime, UniformTime
 from diffusion.prediction import Parameterization, Prediction
 from diffusion.rng import Stream, counter_generator
-from diffusion.verify.claims.check import DATA, KINDS, Check, ddpm, worst
+from diffusion.verify.claims.check import CHAIN_SCHEDULES, DATA, Check, ddpm, worst
 
 
 def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
     """Claim 10: one error seen as that of epsilon, x_0, v and F; min-SNR's factor for each."""
-    for kind in KINDS:
+    for kind in CHAIN_SCHEDULES:
         process = ddpm(kind, 1000)
         t = torch.arange(1, 1001)[process.log_snr(torch.arange(1, 1001)).abs() < 8]
         generator = torch.Generator().manual_seed(0)

@@ -15,7 +15,7 @@ from diffusion.process import kernels as chain
 from diffusion.solvers import ancestral, ddim, predictor_corrector
 from diffusion.verify.mutants.mutation import Mutation
 
-POSTERIOR = (chain, likelihood, ancestral, ddim, predictor_corrector)
+POSTERIOR_USERS = (chain, likelihood, ancestral, ddim, predictor_corrector)
 
 
 def _beta_for_beta_tilde(original: Callable[..., chain.Posterior]) -> Callable[..., chain.Posterior]:
@@ -74,10 +74,10 @@ def _half_entropy(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 MUTANTS = {
     "beta-for-beta-tilde": Mutation(
-        "the posterior has the forward variance", 1, POSTERIOR, "posterior", _beta_for_beta_tilde
+        "the posterior has the forward variance", 1, POSTERIOR_USERS, "posterior", _beta_for_beta_tilde
     ),
     "sigma-for-variance": Mutation(
-        "the posterior divides by sigma, not sigma^2", 1, POSTERIOR, "posterior", _sigma_for_variance
+        "the posterior divides by sigma, not sigma^2", 1, POSTERIOR_USERS, "posterior", _sigma_for_variance
     ),
     "prior-kl-with-2-pi": Mutation("the prior term keeps a log(2 pi)", 1, (likelihood,), "prior_kl", _half_entropy),
     "sum-under-root": Mutation(

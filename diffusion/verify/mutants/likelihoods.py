@@ -61,7 +61,7 @@ def _no_prior(original: Anything) -> Anything:
 
 
 def _no_offset(original: Anything) -> Anything:
-    return lambda nats, dimensions: original(nats, dimensions) - ode_likelihood.OFFSET
+    return lambda nats, dimensions: original(nats, dimensions) - ode_likelihood.DEQUANTISATION_OFFSET
 
 
 def _beta_tilde_for_all(original: Anything) -> Anything:

@@ -29,9 +29,9 @@ from diffusion.solvers import (
 )
 from diffusion.verify.mutants.mutation import Mutation
 
-EXTRAPOLATED = (dpmpp_2m, dpmpp_2m_sde)
-TRAPEZIUM = (heun, edm_stochastic)
-DRIFT = (euler, euler_maruyama)
+EXTRAPOLATED_USERS = (dpmpp_2m, dpmpp_2m_sde)
+TRAPEZIUM_USERS = (heun, edm_stochastic)
+DRIFT_USERS = (euler, euler_maruyama)
 
 
 def _first_order(original: Callable[..., Tensor]) -> Callable[..., Tensor]:  # noqa: ARG001
@@ -135,9 +135,11 @@ def _norms_not_squared(original: Callable[..., Tensor]) -> Callable[..., Tensor]
 
 
 MUTANTS = {
-    "dpmpp-2m-first-order": Mutation("DPM-Solver++ forgets its history", 9, EXTRAPOLATED, "extrapolated", _first_order),
+    "dpmpp-2m-first-order": Mutation(
+        "DPM-Solver++ forgets its history", 9, EXTRAPOLATED_USERS, "extrapolated", _first_order
+    ),
     "dpmpp-2m-whole-log-snr": Mutation(
-        "its last h in log-SNR, not half of it", 9, EXTRAPOLATED, "extrapolated", _whole_log_snr
+        "its last h in log-SNR, not half of it", 9, EXTRAPOLATED_USERS, "extrapolated", _whole_log_snr
     ),
     "dpmpp-3m-half-curvature": Mutation(
         "DPM-Solver++ (3M) takes half of its second derivative", 9, (dpmpp_3m,), "taylor", _curvature(0.5)
@@ -148,13 +150,15 @@ MUTANTS = {
     "sde-2m-renewed-once": Mutation("SDE-2M takes 1 - e^{-h}", 9, (dpmpp_2m_sde,), "renewed", _renewed_once),
     "unipc-places-not-relative": Mutation("UniPC's places not divided by h", 9, (unipc,), "weights", _places_in_lambda),
     "unipc-nothing-ahead": Mutation("UniPC's corrector forgets its evaluation", 9, (unipc,), "weights", _nothing_ahead),
-    "heun-end-slope": Mutation("Heun takes the end's slope, not the mean", 9, TRAPEZIUM, "trapezium", _end_slope),
-    "heun-halved-twice": Mutation("Heun halves its sum twice", 9, TRAPEZIUM, "trapezium", _halved_twice),
+    "heun-end-slope": Mutation("Heun takes the end's slope, not the mean", 9, TRAPEZIUM_USERS, "trapezium", _end_slope),
+    "heun-halved-twice": Mutation("Heun halves its sum twice", 9, TRAPEZIUM_USERS, "trapezium", _halved_twice),
     "edm-noise-of-difference": Mutation(
         "EDM adds noise of s_hat - s", 9, (edm_stochastic,), "added_variance", _difference_of_stds
     ),
     "ode-with-sde-drift": Mutation("the ODE has g^2, not g^2 / 2", 9, (euler,), "ode_coefficients", _sde_drift),
-    "sde-with-ode-drift": Mutation("the reverse SDE has g^2 / 2", 9, DRIFT, "reverse_sde_coefficients", _ode_drift),
+    "sde-with-ode-drift": Mutation(
+        "the reverse SDE has g^2 / 2", 9, DRIFT_USERS, "reverse_sde_coefficients", _ode_drift
+    ),
     "euler-maruyama-noise-of-dt": Mutation(
         "noise g dt, not g sqrt(dt)", 9, (euler_maruyama,), "step_stds", _noise_of_dt
     ),

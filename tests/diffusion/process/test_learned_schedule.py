@@ -9,7 +9,7 @@ from diffusion.config import LearnedSchedule, ObjectiveConfig, SubVpProcess, VeP
 from diffusion.denoiser import Denoiser
 from diffusion.objective import Objective, total_loss
 from diffusion.process.learned_schedule import LearnedLogSnr
-from diffusion.process.schedule import FIRST_TIME
+from diffusion.process.schedule import MIN_TIME
 from diffusion.process.sde import make_process
 from diffusion.tensors import expand_to
 
@@ -32,7 +32,7 @@ spreads = st.sampled_from([0.0, 0.3, 3.0, 30.0])
 @settings(deadline=None, max_examples=60)
 def test_log_snr_falls_from_end_to_end_whatever_the_parameters(width, seed, spread, lowest, range_):
     schedule = schedule_of(width, seed, spread, lowest + range_, lowest).requires_grad_(False)
-    t = torch.linspace(FIRST_TIME, 1, 1001, dtype=torch.float64)
+    t = torch.linspace(MIN_TIME, 1, 1001, dtype=torch.float64)
     log_snr = schedule.log_snr(t)
     assert log_snr[[0, -1]].tolist() == pytest.approx([lowest + range_, lowest], abs=1e-9)
     assert bool((log_snr.diff() < 0).all())
@@ -49,8 +49,8 @@ def test_slope_is_the_derivative(spread):
 
 
 def test_it_begins_close_to_a_line():
-    t = torch.linspace(FIRST_TIME, 1, 101, dtype=torch.float64)
-    line = HIGHEST + (LOWEST - HIGHEST) * (t - FIRST_TIME) / (1 - FIRST_TIME)
+    t = torch.linspace(MIN_TIME, 1, 101, dtype=torch.float64)
+    line = HIGHEST + (LOWEST - HIGHEST) * (t - MIN_TIME) / (1 - MIN_TIME)
     assert float((schedule_of(64).log_snr(t).detach() - line).abs().max()) < 0.01 * (HIGHEST - LOWEST)
 
 

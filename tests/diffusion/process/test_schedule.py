@@ -23,7 +23,7 @@ from diffusion.config import (
 )
 from diffusion.process.learned_schedule import LearnedLogSnr
 from diffusion.process.make_schedule import make_schedule
-from diffusion.process.schedule import FIRST_TIME, IntegratedBeta, Schedule, Table
+from diffusion.process.schedule import MIN_TIME, IntegratedBeta, Schedule, Table
 from diffusion.tensors import expand_to, to_floats
 
 ENDS = (9.0, -7.0)
@@ -70,7 +70,7 @@ def test_slope_is_the_derivative(schedule: Schedule):
 
 @every_schedule
 def test_log_snr_falls_strictly(schedule: Schedule):
-    log_snr = schedule.log_snr(torch.linspace(FIRST_TIME, 1 - 1e-9, 5001, dtype=torch.float64))
+    log_snr = schedule.log_snr(torch.linspace(MIN_TIME, 1 - 1e-9, 5001, dtype=torch.float64))
     assert bool((log_snr.diff() < 0).all())
     assert bool((schedule.dlogsnr_dt(MIDDLES) < 0).all())
 
@@ -141,10 +141,10 @@ def test_edms_time_keeps_its_digits_far_in_the_lower_tail(log_snr):
 
 
 def test_geometric_is_a_geometric_sequence():
-    """edm_sigma = sigma_min (sigma_max / sigma_min)^share, share of the way from FIRST_TIME to 1."""
+    """edm_sigma = sigma_min (sigma_max / sigma_min)^share, share of the way from MIN_TIME to 1."""
     schedule = make_schedule(GeometricSchedule(), -2 * math.log(0.01), -2 * math.log(50.0))
     sigma = torch.exp(-schedule.log_snr(TIMES) / 2)
-    expected = 0.01 * 5000 ** ((TIMES - FIRST_TIME) / (1 - FIRST_TIME))
+    expected = 0.01 * 5000 ** ((TIMES - MIN_TIME) / (1 - MIN_TIME))
     torch.testing.assert_close(sigma, expected, rtol=1e-12, atol=0)
 
 
