@@ -224,7 +224,7 @@ def limit_nfe(solver: SolverConfig, nfe: int) -> SolverConfig:
         raise ValueError(f"{nfe}: rk45 chooses its steps by itself; allowed: another solver")
     values = solver.model_dump(mode="json")
     for steps in range(nfe, 0, -1):
-        found = SOLVER_ADAPTER.validate_json(json.dumps(values | {"num_steps": steps}))
-        if (evaluations(found) or 0) <= nfe:
-            return found
+        candidate = SOLVER_ADAPTER.validate_json(json.dumps(values | {"num_steps": steps}))
+        if (evaluations(candidate) or 0) <= nfe:
+            return candidate
     raise ValueError(f"{nfe}; allowed: at least 1")

@@ -78,7 +78,7 @@ def test_rows_without_a_label_get_the_null_label(null_label, given, heard):
     label = None if given is None else torch.tensor(given)
     for function in (denoiser.output, denoiser.x0, denoiser.epsilon, denoiser.score, denoiser.v):
         function(torch.zeros(2, 1, 1, 1), torch.tensor([3, 4]), label)
-    assert [None if found is None else found.tolist() for found in seen] == [heard] * 5
+    assert [None if actual is None else actual.tolist() for actual in seen] == [heard] * 5
 
 
 def test_with_a_learned_variance_the_first_half_of_the_channels_is_the_prediction():

@@ -195,8 +195,8 @@ def test_v_trained_where_the_snr_is_zero_has_a_finite_loss(weighting):
     scale = torch.ones((), requires_grad=True)
     loss, mse = objective("v", weighting, process, lambda x, t, y: scale * raw(x, t))(x_0, t, eps)
     loss.sum().backward()
-    for found in (loss, mse, gradient(scale)):
-        assert bool(torch.isfinite(found).all())
+    for actual in (loss, mse, gradient(scale)):
+        assert bool(torch.isfinite(actual).all())
 
 
 def test_labels_reach_the_network_and_time_is_the_networks():
@@ -250,10 +250,10 @@ def test_the_adaptive_loss_is_the_simple_one_by_its_learned_variance(process):
     with torch.no_grad():
         log_variance.values.copy_(torch.linspace(-2, 1, 5))
     u = log_variance(process.log_snr(rows_of[1]))
-    found, found_mse = adaptive(*rows_of)
-    torch.testing.assert_close(found, simple * torch.exp(-u) + u, rtol=1e-6, atol=0)
+    actual, found_mse = adaptive(*rows_of)
+    torch.testing.assert_close(actual, simple * torch.exp(-u) + u, rtol=1e-6, atol=0)
     assert torch.equal(found_mse, mse)
-    found.sum().backward()
+    actual.sum().backward()
     torch.testing.assert_close(
         gradient(log_variance.values).sum(), (1 - simple * torch.exp(-u)).sum(), rtol=1e-4, atol=1e-4
     )
@@ -310,11 +310,11 @@ def test_the_bound_trains_the_second_half_of_the_channels_alone(prediction):
     output = torch.randn(STEPS, 4, 3, 3, generator=torch.Generator().manual_seed(5)).requires_grad_()
     config = ObjectiveConfig(prediction=prediction, weighting=SnrWeighting())
     loss, _ = Objective(config, Denoiser(lambda x, time, y: output, LEARNED, prediction))(x_0, t, eps)
-    (found,) = torch.autograd.grad(loss.sum(), output)
+    (actual,) = torch.autograd.grad(loss.sum(), output)
     unlearned = make_process(DdpmProcess(num_train_timesteps=STEPS, schedule=LinearSchedule(beta_end=0.015)))
     plain, _ = Objective(config, Denoiser(lambda x, time, y: output[:, :2], unlearned, prediction))(x_0, t, eps)
     (expected,) = torch.autograd.grad(plain.sum(), output)
-    assert torch.equal(found[:, :2], expected[:, :2])
+    assert torch.equal(actual[:, :2], expected[:, :2])
     fixed = output.detach().double().requires_grad_()
     for row in range(STEPS):
         at = slice(row, row + 1)
@@ -322,8 +322,8 @@ def test_the_bound_trains_the_second_half_of_the_channels_alone(prediction):
         bound, image, noise = ReverseKernel(one, clip_x0=False), x_0[at].double(), eps[at].double()
         term = bound.diffusion_kl(image, t[at], noise) if row else bound.reconstruction_nll(image, noise)
         (term.sum() * 1e-3 * STEPS / 18).backward()
-    torch.testing.assert_close(found[:, 2:].double(), gradient(fixed)[:, 2:], rtol=2e-3, atol=1e-7)
-    assert float(found[:, 2:].abs().min()) > 0
+    torch.testing.assert_close(actual[:, 2:].double(), gradient(fixed)[:, 2:], rtol=2e-3, atol=1e-7)
+    assert float(actual[:, 2:].abs().min()) > 0
 
 
 def test_steps_without_the_first_have_no_reconstruction_term():

@@ -123,16 +123,16 @@ def test_edms_input_output_and_target_have_unit_variance_on_data_of_sigma_data(n
 def test_edms_skip_is_the_best_guess_of_a_network_that_says_nothing(name):
     """F = 0 gives E[x_0 | x_t] of Gaussian data of variance sigma_data^2."""
     _, _, x_t, alpha, sigma = point(name)
-    found = Parameterization("edm", SIGMA_DATA).x0(torch.zeros_like(x_t), x_t, alpha, sigma)
+    actual = Parameterization("edm", SIGMA_DATA).x0(torch.zeros_like(x_t), x_t, alpha, sigma)
     expected = alpha * SIGMA_DATA**2 / (alpha**2 * SIGMA_DATA**2 + sigma**2) * x_t
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
 @every_prediction
 def test_only_edm_sees_another_input(kind):
     x_t = torch.tensor([1.0, -2.0])
-    found = Parameterization(kind, 0.5).network_input(x_t, 0.6, 0.8)
-    assert torch.equal(found, x_t if kind != "edm" else x_t / (0.64 + 0.09) ** 0.5)
+    actual = Parameterization(kind, 0.5).network_input(x_t, 0.6, 0.8)
+    assert torch.equal(actual, x_t if kind != "edm" else x_t / (0.64 + 0.09) ** 0.5)
 
 
 @every_prediction
@@ -151,6 +151,6 @@ def test_coefficients_may_be_numbers(kind):
 @pytest.mark.parametrize("kind", ["x0", "v"])
 def test_x0_and_v_speak_of_the_data_where_the_snr_is_zero(kind):
     x_t, output = torch.tensor([0.3]), torch.tensor([0.25])
-    found = Parameterization(kind).x0(output, x_t, 0.0, 1.0)
-    assert float(found) == (0.25 if kind == "x0" else -0.25)
+    actual = Parameterization(kind).x0(output, x_t, 0.0, 1.0)
+    assert float(actual) == (0.25 if kind == "x0" else -0.25)
     assert float(Parameterization(kind).epsilon(output, x_t, 0.0, 1.0)) == pytest.approx(0.3)

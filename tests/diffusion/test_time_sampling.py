@@ -125,9 +125,9 @@ def test_the_largest_share_is_the_last_step(steps):
 
 def moments(losses, config: ImportanceTime | None = None) -> LossMoments:
     """Moments that have seen one loss in the middle of each part."""
-    found = LossMoments(config or ImportanceTime(bins=len(losses)))
-    found.update((np.arange(len(losses)) + 0.5) / len(losses), np.array(losses, dtype=float))
-    return found
+    actual = LossMoments(config or ImportanceTime(bins=len(losses)))
+    actual.update((np.arange(len(losses)) + 0.5) / len(losses), np.array(losses, dtype=float))
+    return actual
 
 
 GRID = (np.arange(200_000) + 0.5) / 200_000

@@ -50,9 +50,9 @@ def ddpm(kind: str, steps: int) -> Process:
     return make_process(DdpmProcess(num_train_timesteps=steps, schedule=CHAIN_SCHEDULES[kind]))
 
 
-def worst(found: Tensor, expected: Tensor) -> float:
+def worst(measured: Tensor, expected: Tensor) -> float:
     """The largest relative difference."""
-    return float(((found - expected) / expected).abs().max())
+    return float(((measured - expected) / expected).abs().max())
 
 
 def order(sizes: tuple[int, ...], errors: list[float]) -> float:

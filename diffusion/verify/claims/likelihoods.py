@@ -72,7 +72,7 @@ def corner_mean(denoiser: Denoiser, x_0: Tensor, t: Tensor) -> Tensor:
 
 def schedule_independence(quick: bool) -> Iterator[Check]:
     """Claim 5: a wrong denoiser's continuous bound is the same under three schedules; its spread over t is not."""
-    count, found = (200 if quick else 400), dict[str, tuple[float, float]]()
+    count, totals_and_spreads = (200 if quick else 400), dict[str, tuple[float, float]]()
     for name, curve in CURVES.items():
         process = Vp(VpProcess(), curve)
         denoiser = ASSUMED_DATA.denoiser(process)
@@ -83,11 +83,11 @@ def schedule_independence(quick: bool) -> Iterator[Check]:
         )
         rate = corner_mean(denoiser, TWO_LEVELS, t)
         spread = math.sqrt(float((weights * rate**2).sum() - (weights * rate).sum() ** 2))
-        found[name] = float(vlb.total.mean()), spread
-    total, spread = found["linear"]
+        totals_and_spreads[name] = float(vlb.total.mean()), spread
+    total, spread = totals_and_spreads["linear"]
     for name, factor in (("cubic", 1.0550), ("sin^2", 1.1829)):
-        yield Check(f"continuous bound, nats: {name} - linear", found[name][0] - total, 0.0, 1e-10)
-        yield Check(f"spread over t of one draw: {name} / linear", found[name][1] / spread, factor, 1e-3)
+        yield Check(f"continuous bound, nats: {name} - linear", totals_and_spreads[name][0] - total, 0.0, 1e-10)
+        yield Check(f"spread over t of one draw: {name} / linear", totals_and_spreads[name][1] / spread, factor, 1e-3)
 
 
 def limit_of_the_chain(quick: bool) -> Iterator[Check]:
@@ -211,10 +211,10 @@ def ode_log_likelihood(quick: bool) -> Iterator[Check]:
     exact = data.log_prob(process, ends[:1], x)[:, 0]
     from_true, from_normal = dict[float, float](), dict[float, float]()
     for rtol in (1e-4, 1e-5, 1e-6):
-        found = ode_likelihood.log_density(data.denoiser(process), x, rtol=rtol, atol=rtol / 10)
-        true_prior = data.log_prob(process, ends[1:], found.latent)[:, 0]
-        from_true[rtol] = float((true_prior + found.change - exact).abs().max())
-        from_normal[rtol] = float((found.log_prob - exact).abs().max())
+        density = ode_likelihood.log_density(data.denoiser(process), x, rtol=rtol, atol=rtol / 10)
+        true_prior = data.log_prob(process, ends[1:], density.latent)[:, 0]
+        from_true[rtol] = float((true_prior + density.change - exact).abs().max())
+        from_normal[rtol] = float((density.log_prob - exact).abs().max())
     yield Check("from p_T, max error in nats at rtol 1e-5", from_true[1e-5], 0.0, 2e-4)
     yield Check("from p_T, error at rtol 1e-6 / that at 1e-4", from_true[1e-6] / from_true[1e-4], 0.0, 0.1)
     for rtol in (1e-5, 1e-6):

@@ -49,8 +49,8 @@ def _same_marginals(kind: str, process: Process, accuracy: float) -> Iterator[Ch
         return 2 * drift * variance - process.squared_diffusion(t)
 
     for what, slope in (("PF-ODE", ode), ("reverse SDE", reverse_sde)):
-        found = _integrated(slope, first, accuracy, *to_floats(ends)) / last - 1
-        yield Check(f"{kind}: variance under the {what} / exact - 1", found, 0.0, 100 * accuracy)
+        relative_error = _integrated(slope, first, accuracy, *to_floats(ends)) / last - 1
+        yield Check(f"{kind}: variance under the {what} / exact - 1", relative_error, 0.0, 100 * accuracy)
 
 
 def _integrated(

@@ -79,8 +79,8 @@ def solver_order(quick: bool) -> Iterator[Check]:
     steps = (40, 80, 160) if quick else (40, 80, 160, 320)
     exact = exact_ends()
     for config, expected in ORDERS:
-        found = order(steps, [float((sampled_ends(config, n) - exact).abs().max()) for n in steps])
-        yield Check(f"{config.kind}: order of convergence", found, expected, 0.1)
+        measured = order(steps, [float((sampled_ends(config, n) - exact).abs().max()) for n in steps])
+        yield Check(f"{config.kind}: order of convergence", measured, expected, 0.1)
     for config, expected in WEAK_ORDERS:
         means, variances = zip(*(moment_errors(config, n) for n in steps), strict=True)
         yield Check(f"{config.kind}: weak order, of the variance", order(steps, list(variances)), expected, 0.1)
@@ -114,8 +114,8 @@ def moment_errors(config: SolverConfig, steps: int) -> tuple[float, float]:
 
 def sampled_moments(config: SolverConfig, process: Process, data: GaussianData, draws: int) -> tuple[float, float]:
     """Mean and variance of what a solver of `draws` draws, x_T's included, samples from x_T ~ p_T; exact."""
-    found = solvers.solve(data.denoiser(process), Impulses(draws), config).flatten()
-    without_noise, responses = found[-1], found[:-1] - found[-1]
+    samples = solvers.solve(data.denoiser(process), Impulses(draws), config).flatten()
+    without_noise, responses = samples[-1], samples[:-1] - samples[-1]
     start = torch.tensor(process.t_max, dtype=torch.float64)
     on_start = responses[0] / process.prior_std
     mean = without_noise + on_start * process.alpha(start) * data.mean

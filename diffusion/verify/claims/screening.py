@@ -40,9 +40,9 @@ def screened_bounds(quick: bool) -> Iterator[Check]:
     curve = _curve(3000 if quick else 6000)
     for name, config in PROCESSES.items():
         process = make_process(config)
-        found = screen(curve, process)
-        yield Check(f"{name}: diffusion term, bits", found.diffusion.value - _steps(process), 0.0, 1e-5)
-        yield Check(f"{name}: prior + integral, bits", found.continuous_vlb.value - _integral(process), 0.0, 1e-5)
+        result = screen(curve, process)
+        yield Check(f"{name}: diffusion term, bits", result.diffusion.value - _steps(process), 0.0, 1e-5)
+        yield Check(f"{name}: prior + integral, bits", result.continuous_vlb.value - _integral(process), 0.0, 1e-5)
     gaps = [_gap(curve, steps).value for steps in (400, 800)]
     yield Check("gap at T = 400 / gap at 800, between fixed ends", gaps[0] / gaps[1], 2.0, 0.02)
 

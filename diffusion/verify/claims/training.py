@@ -36,8 +36,8 @@ def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
         clipped = snr.clamp(max=5.0)
         factors: dict[Prediction, Tensor] = {"x0": clipped, "epsilon": clipped / snr, "v": clipped / (snr + 1)}
         for kind_of_output, expected in factors.items():
-            found = weighting.weights(MinSnrWeighting(gamma=5.0), Parameterization(kind_of_output), process, t)
-            yield Check(f"{kind}: min-SNR weights for {kind_of_output}", worst(found, expected), 0.0, 1e-12)
+            measured = weighting.weights(MinSnrWeighting(gamma=5.0), Parameterization(kind_of_output), process, t)
+            yield Check(f"{kind}: min-SNR weights for {kind_of_output}", worst(measured, expected), 0.0, 1e-12)
         unit = weighting.weights(EdmWeighting(), Parameterization("edm", 0.3), process, t)
         yield Check(f"{kind}: EDM's lambda c_out^2", worst(unit, torch.ones_like(unit)), 0.0, 1e-12)
 

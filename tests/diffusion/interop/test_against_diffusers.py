@@ -100,8 +100,8 @@ def test_ancestral_agrees_with_ddpm(monkeypatch, schedule, clip, variance, their
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(draws))
     denoiser = elementwise(process) if schedule == "cosine" else exact(process)
     expected = reference(scheduler, NOISE.draw(0), denoiser)
-    found = solve(denoiser, NOISE, Ancestral(num_steps=steps, clip_x0=clip))
-    torch.testing.assert_close(found, expected, **CLOSE)
+    actual = solve(denoiser, NOISE, Ancestral(num_steps=steps, clip_x0=clip))
+    torch.testing.assert_close(actual, expected, **CLOSE)
 
 
 @every_schedule
@@ -117,8 +117,8 @@ def test_ddim_agrees(schedule, clip, eta, steps):
     )
     denoiser = elementwise(process) if schedule == "cosine" else exact(process)
     expected = reference(scheduler, NOISE.draw(0), denoiser, noise=NOISE, eta=eta, use_clipped_model_output=True)
-    found = solve(denoiser, NOISE, Ddim(num_steps=steps, eta=eta, clip_x0=clip))
-    torch.testing.assert_close(found, expected, **CLOSE)
+    actual = solve(denoiser, NOISE, Ddim(num_steps=steps, eta=eta, clip_x0=clip))
+    torch.testing.assert_close(actual, expected, **CLOSE)
 
 
 class InDouble:
@@ -183,8 +183,8 @@ def test_heun_agrees(schedule, clip, steps):
     for at, index in zip(t, scheduler.timesteps, strict=True):
         epsilon = denoiser.output(process.alpha(at) * y, at.expand(len(y)))
         y = scheduler.step(epsilon, index, y, return_dict=False)[0]
-    found = solve(denoiser, NOISE, Heun(num_steps=steps, clip_x0=clip, spacing="uniform"))
-    torch.testing.assert_close(found, y, **CLOSE)
+    actual = solve(denoiser, NOISE, Heun(num_steps=steps, clip_x0=clip, spacing="uniform"))
+    torch.testing.assert_close(actual, y, **CLOSE)
 
 
 def library_ends(monkeypatch, steps: int, solver_order: int, **options) -> torch.Tensor:
@@ -210,8 +210,8 @@ def test_the_librarys_third_order_solver_has_order_two(monkeypatch, config, thei
     """Agreement with it would be no proof: its D_2 is h^2 x_0'' / 2 and takes phi_3 / h^2 without a factor 2."""
     steps, ours = (80, 160, 320), 2 if config.kind == "dpmpp_2m" else 3
     config = config.model_copy(update={"clip_x0": False, "denoise": False, "spacing": "log_snr"})
-    found = errors(steps, lambda n: library_ends(monkeypatch, n, solver_order=ours))
-    assert order(steps, found) == pytest.approx(theirs, abs=0.1)
+    actual = errors(steps, lambda n: library_ends(monkeypatch, n, solver_order=ours))
+    assert order(steps, actual) == pytest.approx(theirs, abs=0.1)
     assert order(steps, errors(steps, lambda n: sampled_ends(config, n))) == pytest.approx(ours, abs=0.1)
 
 

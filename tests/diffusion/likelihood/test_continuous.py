@@ -83,8 +83,8 @@ def test_the_channel_decoder_is_a_distribution(alpha, sigma):
 def test_the_channel_decoder_is_bayes_rule():
     z, alpha, sigma = torch.tensor([[0.31]], dtype=torch.float64), 0.97, 0.02
     q = Normal(alpha * LEVELS, sigma).log_prob(z[0]).exp()
-    found = torch.stack([channel_log_prob(level.reshape(1, 1), z, alpha, sigma)[0, 0] for level in LEVELS])
-    torch.testing.assert_close(found.exp(), q / q.sum(), rtol=1e-10, atol=1e-15)
+    actual = torch.stack([channel_log_prob(level.reshape(1, 1), z, alpha, sigma)[0, 0] for level in LEVELS])
+    torch.testing.assert_close(actual.exp(), q / q.sum(), rtol=1e-10, atol=1e-15)
 
 
 def test_reconstruction_takes_the_process_at_t_min():

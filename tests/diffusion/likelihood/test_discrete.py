@@ -182,11 +182,11 @@ def test_the_256_bins_sum_to_one(mean, std):
 @pytest.mark.parametrize("mean", [-30.0, -1.0, -0.99, 0.0, 1 / 255, 0.7, 1.0, 30.0])
 def test_bins_agree_with_fifty_digits_far_into_the_tails(mean, std):
     levels = [0, 1, 2, 100, 127, 128, 200, 254, 255]
-    found = discretised_gaussian_log_prob(
+    actual = discretised_gaussian_log_prob(
         LEVELS[levels].float(), torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     )
     with mpmath.workdps(50):
-        for level, log_p in zip(levels, found.tolist(), strict=True):
+        for level, log_p in zip(levels, actual.tolist(), strict=True):
             centre = mpmath.mpf(float(LEVELS[level].float()))
             half = mpmath.mpf(1 / 255)
             lower = -mpmath.inf if level == 0 else (centre - half - mpmath.mpf(mean)) / mpmath.mpf(std)
@@ -235,8 +235,8 @@ def test_the_diffusion_term_on_the_steps_of_continuous_time_is_the_kl_of_the_two
     spread = expand_to(reverse_variance(process, s, t, variance).sqrt(), x_t)
     model = Normal(q.mean(x_t, denoiser.x0(x_t, t)), spread)
     expected = kl_divergence(exact, model).flatten(1).sum(1)
-    found = ReverseKernel(denoiser, clip_x0=False).diffusion_kl(x_0, index, eps)
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    actual = ReverseKernel(denoiser, clip_x0=False).diffusion_kl(x_0, index, eps)
+    torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-9)
     first = ReverseKernel(denoiser).reconstruction_nll(x_0[:1], eps[:1])
     assert bool(torch.isfinite(first).all())
 

@@ -87,11 +87,11 @@ def test_a_learned_reverse_variance_is_what_is_scored(interpolation, kind):
 
     x_0, eps = images(3), noise(3, 3, 1, 2, 2)
     steps = torch.tensor([[2, 40], [7, 8], [20, 3]])
-    found = estimate_vlb(ReverseKernel(Denoiser(network, learned, "epsilon")), x_0, steps, eps)
+    actual = estimate_vlb(ReverseKernel(Denoiser(network, learned, "epsilon")), x_0, steps, eps)
     if kind != "between":
         fixed = Denoiser(smooth, chain(reverse_variance=kind), "epsilon")
         expected = estimate_vlb(ReverseKernel(fixed), x_0, steps, eps)
-        torch.testing.assert_close(found.total, expected.total, rtol=1e-10, atol=0)
+        torch.testing.assert_close(actual.total, expected.total, rtol=1e-10, atol=0)
         return
     s, t = steps[:, 0].double() - 1, steps[:, 0].double()
     kernel = ReverseKernel(Denoiser(network, learned, "epsilon"))

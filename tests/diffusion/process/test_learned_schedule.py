@@ -83,8 +83,8 @@ def test_a_process_keeps_its_ends_while_its_schedule_learns(kind):
 def test_answers_are_float64_where_t_is():
     schedule = schedule_of(4)
     t = torch.tensor([[0.1, 0.2], [0.3, 1.0]], dtype=torch.float64)
-    for found in (schedule.log_snr(t), schedule.dlogsnr_dt(t)):
-        assert (found.dtype, found.device, found.shape) == (torch.float64, t.device, t.shape)
+    for actual in (schedule.log_snr(t), schedule.dlogsnr_dt(t)):
+        assert (actual.dtype, actual.device, actual.shape) == (torch.float64, t.device, t.shape)
 
 
 def gradient(parameter: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ def test_the_schedule_gets_the_gradient_of_the_squared_loss_and_the_network_that
     assert schedule is not None
     assert schedule.row_factor is not None
     assert torch.equal(schedule.row_factor, 2 * loss.detach())
-    found = {name: gradient(parameter).clone() for name, parameter in objective.named_parameters()}
+    actual = {name: gradient(parameter).clone() for name, parameter in objective.named_parameters()}
 
     loss, _ = objective(x_0, t, eps)
     schedule.row_factor = None
@@ -126,8 +126,8 @@ def test_the_schedule_gets_the_gradient_of_the_squared_loss_and_the_network_that
     of_square = torch.autograd.grad((loss.square() * real).sum() / 10, parameters)
     for name, plain, squared in zip(names, of_loss, of_square, strict=True):
         own, other = (plain, squared) if name.startswith("network") else (squared, plain)
-        torch.testing.assert_close(found[name], own, rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(found[name], other, rtol=1e-2)
+        torch.testing.assert_close(actual[name], own, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(actual[name], other, rtol=1e-2)
 
 
 VARIANCE = 0.25

@@ -164,9 +164,9 @@ def test_a_tables_schedule_has_its_products_at_its_knots_and_constant_rates_betw
 def test_any_tables_time_is_the_inverse(table, time):
     schedule = make_schedule(TableSchedule(betas=tuple(table)), *ENDS)
     t = torch.tensor([time], dtype=torch.float64)
-    found = schedule.time(schedule.log_snr(t))
+    actual = schedule.time(schedule.log_snr(t))
     # where little is added to a large -log a, t is known to that sum's rounding
-    torch.testing.assert_close(found, t, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(actual, t, rtol=1e-7, atol=1e-7)
 
 
 def test_rows_broadcasts_over_images_in_their_type():

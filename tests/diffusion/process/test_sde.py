@@ -69,8 +69,8 @@ def integral(t: torch.Tensor) -> torch.Tensor:
     return 0.1 * t + 19.9 * t**2 / 2
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-12) -> None:
-    torch.testing.assert_close(found, expected, rtol=rtol, atol=0)
+def close(actual: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-12) -> None:
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=0)
 
 
 def test_vp_is_equation_12():

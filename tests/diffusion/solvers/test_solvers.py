@@ -247,8 +247,8 @@ def test_a_network_that_also_gives_the_variance_is_read_by_its_first_half(config
     def network(x, time, label):
         return torch.cat([plain.network(x, time, label), torch.full_like(x, 77.0)], dim=1)
 
-    found = solve(Denoiser(network, learned, "epsilon", null_label=3), noise(), config)
-    torch.testing.assert_close(found, solve(plain, noise(), config), rtol=1e-9, atol=1e-9)
+    actual = solve(Denoiser(network, learned, "epsilon", null_label=3), noise(), config)
+    torch.testing.assert_close(actual, solve(plain, noise(), config), rtol=1e-9, atol=1e-9)
 
 
 EXTRA = {"heun": 2, "edm_stochastic": 2, "predictor_corrector": 3}
@@ -287,11 +287,11 @@ def test_the_flow_ends_at_the_quantile_where_it_began(process, spacing, config):
     data, count = MixtureData(), 90
     start = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1)
     config = changed(config, num_steps=count, spacing=spacing, clip_x0=False, denoise=False)
-    found = solve(data.denoiser(process), FixedNoise(start), config)
+    actual = solve(data.denoiser(process), FixedNoise(start), config)
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     exact = data.transport(process, process.prior_std * start, ends[:1], ends[1:])
     even = spacing == "uniform" and config.kind in {"dpmpp_2m", "dpmpp_3m", "unipc"}
-    assert float((found - exact).abs().max()) < (MULTISTEP_EVEN_IN_TIME if even else BOUND[config.kind])
+    assert float((actual - exact).abs().max()) < (MULTISTEP_EVEN_IN_TIME if even else BOUND[config.kind])
 
 
 @near_process
@@ -299,10 +299,10 @@ def test_the_flow_ends_at_the_quantile_where_it_began(process, spacing, config):
 def test_rk45_is_as_exact_as_it_is_asked_to_be(process, rtol):
     data = MixtureData()
     start = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1)
-    found = solve(data.denoiser(process), FixedNoise(start), Rk45(rtol=rtol, atol=rtol, clip_x0=False, denoise=False))
+    actual = solve(data.denoiser(process), FixedNoise(start), Rk45(rtol=rtol, atol=rtol, clip_x0=False, denoise=False))
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     exact = data.transport(process, process.prior_std * start, ends[:1], ends[1:])
-    assert float((found - exact).abs().max()) < 10 * rtol
+    assert float((actual - exact).abs().max()) < 10 * rtol
 
 
 @near_process
@@ -341,7 +341,7 @@ def test_the_chain_and_the_corrector_have_exactly_the_moments_of_their_recursion
     if corrector_steps:
         config = PredictorCorrector(num_steps=steps, clip_x0=False, spacing=spacing, corrector_steps=corrector_steps)
     draws = (steps - 1) * (1 + corrector_steps) + 1
-    found = solve(data.denoiser(process), Impulses(torch.zeros(draws + 1, 1)), config).flatten()
+    actual = solve(data.denoiser(process), Impulses(torch.zeros(draws + 1, 1)), config).flatten()
     mean, var = 0.0, 1.0
     times = time_grid(process, steps, config)
     for t, s in pairwise(times):
@@ -354,8 +354,8 @@ def test_the_chain_and_the_corrector_have_exactly_the_moments_of_their_recursion
         for _ in range(corrector_steps if s else 0):
             pull = tau / float(data.variance_at(process, s))
             mean, var = mean + pull * (float(process.alpha(s)) * data.mean - mean), (1 - pull) ** 2 * var + 2 * tau
-    assert float(found[-1]) == pytest.approx(mean, rel=1e-9)
-    assert float((found - found[-1]).square().sum()) == pytest.approx(var, rel=1e-9)
+    assert float(actual[-1]) == pytest.approx(mean, rel=1e-9)
+    assert float((actual - actual[-1]).square().sum()) == pytest.approx(var, rel=1e-9)
 
 
 @near_process
@@ -363,9 +363,9 @@ def test_predictor_corrector_samples_the_data(process):
     """4096 independent dimensions: within 4 standard errors and the discretisation's bias."""
     data = GaussianData(0.3, 0.25)
     config = PredictorCorrector(num_steps=90, clip_x0=False)
-    found = solve(data.denoiser(process), noise(range(16), (1, 16, 16)), config)
-    assert float(found.mean()) == pytest.approx(0.3, abs=4 * 0.5 / 64 + 0.005)
-    assert float(found.var()) == pytest.approx(0.25, abs=4 * 0.25 * (2 / 4096) ** 0.5 + 0.03)
+    actual = solve(data.denoiser(process), noise(range(16), (1, 16, 16)), config)
+    assert float(actual.mean()) == pytest.approx(0.3, abs=4 * 0.5 / 64 + 0.005)
+    assert float(actual.var()) == pytest.approx(0.25, abs=4 * 0.25 * (2 / 4096) ** 0.5 + 0.03)
 
 
 @pytest.mark.parametrize(("unipc_order", "expected"), [(1, 2.0), (2, 3.0), (3, 4.0)])
@@ -521,10 +521,10 @@ def test_solvers_that_can_start_from_pure_noise_sample_the_data(config, predicti
     start = torch.tensor(PURE.t_max)
     assert PURE.log_snr(start) == -torch.inf
     denoiser = as_prediction(PURE, prediction_kind, lambda x, t: data_x0(data, PURE, x, t))
-    found = solve(denoiser, Impulses(torch.zeros(steps + 2, 1)), changed(config, num_steps=steps, clip_x0=False))
-    assert found.isfinite().all()
-    assert float(found[-1]) == pytest.approx(0.3, abs=1e-6)
-    assert float((found - found[-1]).square().sum()) == pytest.approx(0.25, abs=0.03)
+    actual = solve(denoiser, Impulses(torch.zeros(steps + 2, 1)), changed(config, num_steps=steps, clip_x0=False))
+    assert actual.isfinite().all()
+    assert float(actual[-1]) == pytest.approx(0.3, abs=1e-6)
+    assert float((actual - actual[-1]).square().sum()) == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.parametrize("config", [c for c in EVERY if c not in FROM_PURE_NOISE], ids=named)
@@ -644,9 +644,9 @@ def test_autoguidance_goes_away_from_the_weaker_model():
     process = PROCESSES["vp"]
     strong, weak = conditional(process, "v"), as_prediction(process, "v", lambda x, t, label: 0.5 * x, null_label=2)
     x, t = noise().draw(0), torch.full((4,), 0.4, dtype=torch.float64)
-    found = autoguided(strong, weak, 2.5).output(x, t, LABEL)
+    actual = autoguided(strong, weak, 2.5).output(x, t, LABEL)
     expected = weak.output(x, t, LABEL) + 2.5 * (strong.output(x, t, LABEL) - weak.output(x, t, LABEL))
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
     config = Ddim(num_steps=5)
     alone, beside = solve(strong, noise(), config, LABEL), solve(autoguided(strong, weak, 1.0), noise(), config, LABEL)
     torch.testing.assert_close(alone, beside, rtol=0, atol=1e-12)
@@ -682,20 +682,20 @@ def test_guidance_leaves_a_learned_variance_as_the_strong_view_has_it(kind):
     alone = Denoiser(network(-0.2 + 3 * 0.3, 0.5), learned(), "x0", null_label=1)  # the prediction is guided by hand
     config, label = Ancestral(num_steps=5), torch.zeros(4, dtype=torch.int64)
     if kind == "classifier_free":
-        found = solve(replace(alone, network=by_label), noise(), config, label, ClassifierFree(scale=3.0))
+        actual = solve(replace(alone, network=by_label), noise(), config, label, ClassifierFree(scale=3.0))
     else:
         strong, weak = (replace(alone, network=network(*values)) for values in ((0.1, 0.5), (-0.2, -0.9)))
-        found = solve(autoguided(strong, weak, 3.0), noise(), config, label)
-    torch.testing.assert_close(found, solve(alone, noise(), config, label), rtol=0, atol=1e-12)
+        actual = solve(autoguided(strong, weak, 3.0), noise(), config, label)
+    torch.testing.assert_close(actual, solve(alone, noise(), config, label), rtol=0, atol=1e-12)
 
 
 def test_a_guide_without_labels_is_told_none():
     process = PROCESSES["vp"]
     strong, weak = conditional(process, "v"), as_prediction(process, "v", lambda x, t: 0.5 * x)
     x, t = noise().draw(0), torch.full((4,), 0.4, dtype=torch.float64)
-    found = autoguided(strong, weak, 2.5).output(x, t, LABEL)
+    actual = autoguided(strong, weak, 2.5).output(x, t, LABEL)
     expected = weak.output(x, t) + 2.5 * (strong.output(x, t, LABEL) - weak.output(x, t))
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 def learned():
