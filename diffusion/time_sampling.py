@@ -56,8 +56,8 @@ class LossMoments:
         probabilities = self.probabilities()
         edges = np.concatenate([[0.0], np.cumsum(probabilities)])
         bins = np.clip(np.searchsorted(edges, u, side="right") - 1, 0, self.config.bins - 1)
-        share = np.clip((u - edges[bins]) / probabilities[bins], 0, 1)
-        return clamp_below_one((bins + share) / self.config.bins), 1 / (self.config.bins * probabilities[bins])
+        fraction = np.clip((u - edges[bins]) / probabilities[bins], 0, 1)
+        return clamp_below_one((bins + fraction) / self.config.bins), 1 / (self.config.bins * probabilities[bins])
 
     def _bins(self, u: Floats) -> NDArray[np.int64]:
         return np.minimum((u * self.config.bins).astype(np.int64), self.config.bins - 1)

@@ -119,5 +119,5 @@ class LogVariance(nn.Module):
         last = len(self.values) - 1
         place = ((log_snr - self.low) / (self.high - self.low)).clamp(0, 1) * last
         left = torch.floor(place).long().clamp(max=last - 1).to(self.values.device)
-        share = place.to(self.values) - left
-        return self.values[left] * (1 - share) + self.values[left + 1] * share
+        fraction = place.to(self.values) - left
+        return self.values[left] * (1 - fraction) + self.values[left + 1] * fraction

@@ -125,8 +125,8 @@ class TimeProposal:
         """Times by inverse transform of u in [0, 1), and their weights, 1 / density over t; float64, shape of u."""
         edges = even_log_snr(self.process, len(self.probabilities) + 1)
         part = edges[0] - edges[1]
-        index, share = _inverse(self.probabilities, u)
-        t = self.process.time(edges[index] - part * share)
+        index, fraction = _inverse(self.probabilities, u)
+        t = self.process.time(edges[index] - part * fraction)
         density = -self.process.dlogsnr_dt(t) * self.probabilities[index] / part
         return t, 1 / density
 

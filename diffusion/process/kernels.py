@@ -81,7 +81,7 @@ def learned_reverse_variance(process: Process, s: Tensor, t: Tensor, interpolati
     Returns:
         float64, the shape of `interpolation`.
     """
-    share = (interpolation.double() + 1) / 2
-    log_beta = torch.log(expand_to(reverse_variance(process, s, t, "beta"), share))
-    log_beta_tilde = torch.log(expand_to(reverse_variance(process, s, t, "beta_tilde"), share))
-    return torch.exp(share * log_beta + (1 - share) * log_beta_tilde)
+    weight = (interpolation.double() + 1) / 2
+    log_beta = torch.log(expand_to(reverse_variance(process, s, t, "beta"), weight))
+    log_beta_tilde = torch.log(expand_to(reverse_variance(process, s, t, "beta_tilde"), weight))
+    return torch.exp(weight * log_beta + (1 - weight) * log_beta_tilde)

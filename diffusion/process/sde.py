@@ -89,9 +89,9 @@ class Process(ABC):
         """What a network is told of t, float64 on the scale of 0..T."""
         return self.num_steps * self.schedule.network_time_fraction(t)
 
-    def time_from_fraction(self, share: Tensor) -> Tensor:
+    def time_from_fraction(self, fraction: Tensor) -> Tensor:
         """The time a share in [0, 1) of the way from t_min to t_max; in a chain the whole steps are equally likely."""
-        return self.t_min + share * (self.t_max - self.t_min)
+        return self.t_min + fraction * (self.t_max - self.t_min)
 
     def step_times(self) -> Tensor:
         """The times of a chain of T steps, float64 [T + 1]; entry 0 is data."""
@@ -143,9 +143,9 @@ class Chain(Process):
         """The index of step t in DDPM's arrays, t - 1."""
         return t - 1
 
-    def time_from_fraction(self, share: Tensor) -> Tensor:
+    def time_from_fraction(self, fraction: Tensor) -> Tensor:
         """floor(T share) + 1."""
-        return torch.floor(share * self.num_steps) + 1
+        return torch.floor(fraction * self.num_steps) + 1
 
     def step_times(self) -> Tensor:
         """0, 1, ..., T."""

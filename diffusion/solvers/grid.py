@@ -43,16 +43,16 @@ def time_grid(process: Process, num_steps: int, options: GridOptions) -> Tensor:
 
 def _spaced(process: Process, intervals: int, spacing: str) -> Tensor:
     """`intervals` + 1 times from t_max to t_min."""
-    share = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
+    fraction = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     if spacing == "uniform":
-        inner = ends[0] + share * (ends[1] - ends[0])
+        inner = ends[0] + fraction * (ends[1] - ends[0])
     elif spacing == "log_snr":
         low, high = process.log_snr(ends)
-        inner = process.time(low + share * (high - low))
+        inner = process.time(low + fraction * (high - low))
     else:
         first, last = torch.exp(-process.log_snr(ends) / (2 * KARRAS_RHO))
-        inner = process.time(-2 * KARRAS_RHO * torch.log(first + share * (last - first)))
+        inner = process.time(-2 * KARRAS_RHO * torch.log(first + fraction * (last - first)))
     inner[0], inner[-1] = ends[0], process.t_min if intervals else ends[0]
     return inner
 

@@ -50,12 +50,12 @@ def ddpm(kind: str, steps: int) -> Process:
     return make_process(DdpmProcess(num_train_timesteps=steps, schedule=CHAIN_SCHEDULES[kind]))
 
 
-def worst(measured: Tensor, expected: Tensor) -> float:
+def max_relative_error(measured: Tensor, expected: Tensor) -> float:
     """The largest relative difference."""
     return float(((measured - expected) / expected).abs().max())
 
 
-def order(sizes: tuple[int, ...], errors: list[float]) -> float:
+def convergence_order(sizes: tuple[int, ...], errors: list[float]) -> float:
     """p of errors ~ sizes^-p, by least squares in logarithms."""
     log_n = torch.log(torch.tensor(sizes, dtype=torch.float64))
     centred = log_n - log_n.mean()

@@ -15,7 +15,7 @@ from diffusion import solvers
 from diffusion.config import SolverConfig, VpProcess
 from diffusion.gaussian import GaussianData, MixtureData
 from diffusion.process.sde import Process, make_process
-from diffusion.verify.claims.check import Check, order
+from diffusion.verify.claims.check import Check, convergence_order
 
 ORDERS: tuple[tuple[SolverConfig, int], ...] = (
     (configs.Euler(clip_x0=False, denoise=False), 1),
@@ -79,13 +79,15 @@ def solver_order(quick: bool) -> Iterator[Check]:
     steps = (40, 80, 160) if quick else (40, 80, 160, 320)
     exact = exact_ends()
     for config, expected in ORDERS:
-        measured = order(steps, [float((sampled_ends(config, n) - exact).abs().max()) for n in steps])
+        measured = convergence_order(steps, [float((sampled_ends(config, n) - exact).abs().max()) for n in steps])
         yield Check(f"{config.kind}: order of convergence", measured, expected, 0.1)
     for config, expected in WEAK_ORDERS:
         means, variances = zip(*(moment_errors(config, n) for n in steps), strict=True)
-        yield Check(f"{config.kind}: weak order, of the variance", order(steps, list(variances)), expected, 0.1)
+        yield Check(
+            f"{config.kind}: weak order, of the variance", convergence_order(steps, list(variances)), expected, 0.1
+        )
         if config.kind == "euler_maruyama":
-            yield Check(f"{config.kind}: weak order, of the mean", order(steps, list(means)), expected, 0.1)
+            yield Check(f"{config.kind}: weak order, of the mean", convergence_order(steps, list(means)), expected, 0.1)
         else:  # each moves along x_0, whose estimate is exact at the mean
             yield Check(f"{config.kind}: error of the mean", max(means), 0.0, 1e-12)
 

@@ -24,7 +24,7 @@ from diffusion.process.betas import betas
 from diffusion.process.sde import Process, make_process
 from diffusion.solvers import ImageNoise, solve
 from diffusion.solvers.grid import time_grid
-from diffusion.verify.claims.check import order
+from diffusion.verify.claims.check import convergence_order
 from diffusion.verify.claims.orders import STARTS, exact_ends, sampled_ends, vp_from
 from diffusion.verify.claims.sampling import DoubleNoise
 from diffusion.verify.mutants import MUTANTS
@@ -211,8 +211,8 @@ def test_the_librarys_third_order_solver_has_order_two(monkeypatch, config, thei
     steps, ours = (80, 160, 320), 2 if config.kind == "dpmpp_2m" else 3
     config = config.model_copy(update={"clip_x0": False, "denoise": False, "spacing": "log_snr"})
     actual = errors(steps, lambda n: library_ends(monkeypatch, n, solver_order=ours))
-    assert order(steps, actual) == pytest.approx(theirs, abs=0.1)
-    assert order(steps, errors(steps, lambda n: sampled_ends(config, n))) == pytest.approx(ours, abs=0.1)
+    assert convergence_order(steps, actual) == pytest.approx(theirs, abs=0.1)
+    assert convergence_order(steps, errors(steps, lambda n: sampled_ends(config, n))) == pytest.approx(ours, abs=0.1)
 
 
 def test_the_librarys_third_order_solver_is_ours_with_that_fault(monkeypatch):

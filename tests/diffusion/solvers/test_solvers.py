@@ -46,7 +46,7 @@ from diffusion.solvers.dpmpp_3m import integral
 from diffusion.solvers.grid import time_grid
 from diffusion.solvers.unipc import change
 from diffusion.tensors import expand_to
-from diffusion.verify.claims.check import order
+from diffusion.verify.claims.check import convergence_order
 from diffusion.verify.claims.orders import FixedNoise, exact_ends, sampled_ends, sampled_moments
 from diffusion.verify.claims.sampling import DoubleNoise
 
@@ -373,7 +373,7 @@ def test_unipcs_corrector_adds_an_order_to_each(unipc_order, expected):
     steps = (40, 80, 160)
     config = UniPC(order=unipc_order, clip_x0=False, denoise=False, spacing="log_snr")
     errors = [float((sampled_ends(config, n) - exact_ends()).abs().max()) for n in steps]
-    assert order(steps, errors) == pytest.approx(expected, abs=0.2)
+    assert convergence_order(steps, errors) == pytest.approx(expected, abs=0.2)
 
 
 def moment_integral(degree: int, start: float, h: float) -> float:
