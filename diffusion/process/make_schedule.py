@@ -1,4 +1,4 @@
-"""From a schedule's configuration to the schedule."""
+"""Builds the continuous-time schedule that a configuration names."""
 # torch.special has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -35,12 +35,16 @@ BetaSchedules = (
 
 
 def make_schedule(config: ScheduleConfig, log_snr_max: float, log_snr_min: float) -> Schedule:
-    """The schedule in continuous time that a configuration names.
+    """The continuous-time schedule that a configuration names.
 
     Args:
-        config: its kind and settings.
-        log_snr_max: log-SNR at the start of a schedule that runs between two ends (`geometric`, `learned`).
-        log_snr_min: at its end.
+        config: kind and settings of the schedule.
+        log_snr_max: log-SNR at the start of a schedule that runs between two ends (`geometric`, `learned`); others
+            ignore it.
+        log_snr_min: log-SNR at the end of such a schedule.
+
+    Returns:
+        The schedule of the variance-preserving process over t in [0, 1].
     """
     match config:
         case LaplaceSchedule(mean=mean, scale=scale):
@@ -58,7 +62,7 @@ def make_schedule(config: ScheduleConfig, log_snr_max: float, log_snr_min: float
 
 
 def _schedule_of_betas(config: BetaSchedules) -> Schedule:
-    """What DDPM's betas go to as T grows; a table keeps its steps."""
+    """The limit of DDPM's betas as T grows: beta(t) = T beta_i at t = i / T; a `table` keeps its own steps."""
     match config:
         case LinearSchedule(beta_start=start, beta_end=end):
             return LinearBeta(1000 * start, 1000 * end)
