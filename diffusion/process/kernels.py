@@ -106,8 +106,8 @@ def learned_reverse_variance(process: Process, s: Tensor, t: Tensor, interpolati
         process: the forward process.
         s: times to step to [B].
         t: times to step from [B], s < t.
-        interpolation: the second half of the network's output channels, [B, ...], with w = (interpolation + 1) / 2: -1 is
-            beta_tilde, 1 is beta. Values beyond are not clamped.
+        interpolation: the second half of the network's output channels, [B, ...]; w = (interpolation + 1) / 2, so -1 is
+            beta_tilde and 1 is beta. Values beyond are not clamped.
 
     Returns:
         The variance of each element, float64, the shape of `interpolation`.

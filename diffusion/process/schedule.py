@@ -91,7 +91,7 @@ class IntegratedBeta(Schedule):
 
     @abstractmethod
     def beta(self, t: Tensor) -> Tensor:
-        """beta(t) of equation (12), per unit of t, at t in [0, 1]."""
+        """The rate of the VP SDE, equation (12), per unit of t, at t in [0, 1]."""
 
     @abstractmethod
     def integral(self, t: Tensor) -> Tensor:
@@ -126,7 +126,10 @@ class LinearBeta(IntegratedBeta):
         return self.beta_0 * t + self.rise * t**2 / 2
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """The positive root of B(t) = c = -log(a), in the form that does not cancel: 2 c / (b_0 + sqrt(b_0^2 + 2 rise c))."""
+        """The positive root of B(t) = -log(a) = c.
+
+        It is t = 2 c / (beta_0 + sqrt(beta_0^2 + 2 (beta_1 - beta_0) c)), the form that does not cancel.
+        """
         total = softplus(-log_snr).clamp(max=self.beta_0 + self.rise / 2)  # beyond B(1) falling betas have no root
         return 2 * total / (self.beta_0 + torch.sqrt(self.beta_0**2 + 2 * self.rise * total))
 
@@ -197,7 +200,10 @@ class Cosine(Schedule):
         return torch.log(kept) - torch.log(lost)
 
     def dlogsnr_dt(self, t: Tensor) -> Tensor:
-        """-2 angle' (tan(angle) + sin(angle) cos(angle) / (sin(angle - angle(0)) sin(angle + angle(0)))) at angle(t)."""
+        """-2 angle' (tan(angle) + sin(angle) cos(angle) / lost) at angle(t).
+
+        lost = sin(angle(t) - angle(0)) sin(angle(t) + angle(0)) is cos^2(angle(0)) (1 - a).
+        """
         angle = self.offset + self.rate * t
         lost = torch.sin(self.rate * t) * torch.sin(angle + self.offset)
         return -2 * self.rate * (torch.tan(angle) + torch.sin(angle) * torch.cos(angle) / lost)
