@@ -1,4 +1,4 @@
-"""Denoiser = network + process + prediction: the one object that training, evaluation and sampling pass around."""
+"""Denoiser = network + process + prediction: the one object that training, evaluation and sampling exchange."""
 
 import math
 from collections.abc import Callable
@@ -16,21 +16,22 @@ Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network seen as eps_theta, s_theta, v_theta or a denoised x_0, whichever it was trained to predict.
+    """A network with its process, read as eps_theta, s_theta, v_theta or x_theta, whichever it was trained to predict.
 
-    Times t are [B] on the CPU, labels int64 [B] or None. With `learned_variance` the network's output has twice the
-    channels of x_t: the prediction, then what interpolates the reverse variance (`chain.reverse_variance`).
+    x_t is [B, C, H, W]; times t are [B] on the CPU; labels are int64 [B] or None. Estimates have the shape of x_t. With
+    `learned_variance` the network's output has twice the channels of x_t: the prediction, then the interpolation of
+    `kernels.learned_reverse_variance`.
 
     Attributes:
         network: maps x [B, C, H, W], float time [B] and labels to a raw output.
-        process: what defines alpha_t and sigma_t.
+        process: defines alpha_t and sigma_t.
         prediction: what the raw output means.
-        sigma_data: the data's standard deviation that an `edm` network assumes.
-        null_label: the label that stands for none, for networks that have labels.
-        needs_label: the network has labels and none of them stands for none.
+        sigma_data: standard deviation of the data that an `edm` network assumes.
+        null_label: the label that means "no label", for networks with labels; None if there is no such label.
+        needs_label: the network has labels but none that means "no label".
 
     Raises:
-        ValueError: a prediction that says nothing of x_0 at a terminal SNR of zero, or v where alpha^2 + sigma^2 is
+        ValueError: a prediction that does not determine x_0 at a terminal SNR of zero, or v where alpha^2 + sigma^2 is
             not 1.
     """
 
@@ -57,7 +58,7 @@ class Denoiser:
 
     @property
     def parameterization(self) -> Parameterization:
-        """How a raw output is read."""
+        """The conversions from the raw output to eps, x_0, score and v."""
         return Parameterization(self.prediction, self.sigma_data)
 
     @property
@@ -66,7 +67,10 @@ class Denoiser:
         return self.process.reverse_variance == "learned"
 
     def output(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The network's raw output; rows without a label get the null label, if the network has labels."""
+        """The network's raw output, [B, C, H, W], or [B, 2 C, H, W] with a learned reverse variance.
+
+        Without labels, every row gets the null label if there is one.
+        """
         if self.null_label is not None and label is None:
             label = torch.full((len(x_t),), self.null_label, dtype=torch.int64)
         if label is not None:
@@ -76,22 +80,22 @@ class Denoiser:
         return self.network(x, time, label)
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A raw output as prediction and interpolation of the reverse variance, None where that is not learned."""
+        """A raw output as the prediction and the interpolation of the reverse variance (None if not learned)."""
         if not self.learned_variance:
             return output, None
         prediction, interpolation = output.chunk(2, dim=1)
         return prediction, interpolation
 
     def epsilon(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """eps_theta(x_t, t), equation (8)."""
+        """eps_theta(x_t, t), equation (8), for t > 0."""
         return self.parameterization.epsilon(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
     def score(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """s_theta(x_t, t), equation (11); t > 0."""
+        """s_theta(x_t, t), equation (11), for t > 0."""
         return self.parameterization.score(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
     def x0(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The denoised estimate of x_0."""
+        """x_theta(x_t, t), the estimate of E[x_0 | x_t]; not clipped."""
         return self.parameterization.x0(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
     def v(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -99,7 +103,7 @@ class Denoiser:
         return self.parameterization.v(self._prediction(x_t, t, label), x_t, *self.coefficients(x_t, t))
 
     def coefficients(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t of each row, shaped for x_t."""
+        """alpha_t and sigma_t of each row, [B, 1, ..., 1] in the dtype and on the device of x_t."""
         log_snr = self.process.log_snr(t)
         return expand_to(self.process.alpha_at(log_snr), x_t), expand_to(self.process.sigma_at(log_snr), x_t)
 

@@ -126,7 +126,6 @@ class Chain(Process):
     """
 
     def __init__(self, betas: Tensor, reverse_variance: str = "beta") -> None:
-        """Build the tables."""
         betas = betas.to(torch.float64)
         if not bool(((betas[:-1] > 0) & (betas[:-1] < 1)).all() and 0 < betas[-1] <= 1):
             raise ValueError(
