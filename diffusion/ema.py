@@ -4,10 +4,11 @@ theta_ema(t) = integral over [0, t] of p(tau) theta(tau), p(tau) = (gamma + 1) t
 width is a fixed fraction sigma_rel of the training so far, so no decay has to be tuned to the length of a run. Sharding
 is the trainer's concern.
 
-Post-hoc EMA (section 3.2, algorithm 3): snapshots of two tracks span a space of profiles, and the profile of any other
-sigma_rel is projected on it, so the width is chosen after training. theta(tau) is taken to stand still on (k - 1, k]
-at its value after step k; on such a path the recursion with `decay` IS the integral, so what holds for the
-profiles holds for stored averages, and an average's error is at most ||p - sum_i w_i p_i|| ||theta - any constant||.
+Post-hoc EMA (section 3.2, algorithm 3): snapshots of two tracks span a space of profiles, onto which the profile of any
+other sigma_rel is projected, so the width is chosen after training. theta(tau) is taken to be constant on (k - 1, k],
+at its value after step k. On such a path the recursion with `decay` is exactly the integral, so what holds for the
+profiles holds for stored averages, and the error of an average is at most ||p - sum_i w_i p_i|| ||theta - any
+constant||.
 """
 
 import numpy as np
@@ -15,9 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
-    """The exponent whose profile has relative standard deviation sigma_rel.
+    """The exponent gamma whose profile has relative standard deviation sigma_rel.
 
-    sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)); the largest real root.
+    It is the largest real root of sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
+
+    Args:
+        sigma_rel: standard deviation of the profile as a fraction of the training so far.
 
     Raises:
         ValueError: sigma_rel outside (0, 0.28], where no profile exists.
@@ -29,14 +33,23 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
 
 
 def decay(step: int, gamma: float) -> float:
-    """beta = (1 - 1 / step)^(gamma + 1) of theta_ema <- beta theta_ema + (1 - beta) theta, after step `step` >= 1."""
+    """beta = (1 - 1 / step)^(gamma + 1) of the update theta_ema <- beta theta_ema + (1 - beta) theta.
+
+    Args:
+        step: number of the step that gave theta, from 1.
+        gamma: exponent of the profile.
+    """
     return (1 - 1 / step) ** (gamma + 1)
 
 
 def step_weights(step: int, gamma: float) -> NDArray[np.float64]:
-    """The weight of theta after each step 1..`step` in the average: the integral of p over (k - 1, k].
+    """The weight in the average of theta after each step k = 1..`step`: the integral of p over (k - 1, k].
 
-    (k / step)^(gamma + 1) - ((k - 1) / step)^(gamma + 1); they sum to one.
+    It is (k / step)^(gamma + 1) - ((k - 1) / step)^(gamma + 1); the weights sum to 1.
+
+    Args:
+        step: number of steps so far.
+        gamma: exponent of the profile.
 
     Returns:
         float64 [step].
@@ -45,15 +58,15 @@ def step_weights(step: int, gamma: float) -> NDArray[np.float64]:
 
 
 def track(trajectory: NDArray[np.float64], gamma: float, every: int) -> NDArray[np.float64]:
-    """The averages that a run would store: the recursion over theta after steps 1..n, kept each `every` steps.
+    """The snapshots that a run would store: the recursion over theta after steps 1..n, kept every `every` steps.
 
     Args:
         trajectory: [n, ...], row k - 1 is theta after step k.
-        gamma: the track's exponent.
+        gamma: exponent of the track's profile.
         every: steps from one snapshot to the next.
 
     Returns:
-        float64 [n // every, ...], of steps every, 2 every, ...
+        float64 [n // every, ...], the averages after steps every, 2 every, ...
     """
     average = np.zeros(trajectory.shape[1:])
     kept: list[NDArray[np.float64]] = []
@@ -93,23 +106,23 @@ def _above(low: float, name: str, values: ArrayLike) -> NDArray[np.float64]:
 def posthoc_weights(
     snapshot_steps: ArrayLike, snapshot_gammas: ArrayLike, target_step: float, target_gamma: float
 ) -> NDArray[np.float64]:
-    """w of theta_target = sum_i w_i snapshot_i: the least squares of ||p - sum_i w_i p_i|| (algorithm 3).
+    """w of theta_target = sum_i w_i snapshot_i: the least-squares minimum of ||p - sum_i w_i p_i|| (algorithm 3).
 
-    A w = b, A_ij = <p_i, p_j> and b_i = <p_i, p>, then w / sum(w), as in the authors' code: a parameter that stood
-    still keeps its value. Some weights are negative, with sum |w| about 2 at most in the layout below.
+    A w = b with A_ij = <p_i, p_j> and b_i = <p_i, p>, then w / sum(w), as in the authors' code, so that a parameter
+    that never changed keeps its value. Some weights are negative; sum |w| is at most about 2 in the layout below.
 
-    With both tracks, sigma_rel 0.05 and 0.10, kept at 16 evenly spaced steps (n/16, 2n/16, .., n) and the target at
+    With both tracks, sigma_rel 0.05 and 0.10, stored at 16 evenly spaced steps (n/16, 2n/16, .., n) and the target at
     the last, `reconstruction_error` is 0.33 % at sigma_rel 0.06, 0.35 % at 0.075 and 0.12, 0.90 % at 0.15 and 2.3 % at
     0.20. It falls as the spacing squared.
 
     Args:
-        snapshot_steps: [m] steps of the stored averages, in any order; one of them is the target's.
+        snapshot_steps: [m] steps of the stored averages, in any order; the last must be the target's.
         snapshot_gammas: [m] exponents of their tracks.
-        target_step: the step at which the other average is wanted.
-        target_gamma: its exponent.
+        target_step: step at which the other average is wanted.
+        target_gamma: exponent of its profile.
 
     Returns:
-        float64 [m].
+        float64 [m], of sum 1.
 
     Raises:
         ValueError: no snapshot, one after the target, none at the target, or lengths that differ.
@@ -124,9 +137,16 @@ def posthoc_weights(
 def reconstruction_error(
     weights: ArrayLike, snapshot_steps: ArrayLike, snapshot_gammas: ArrayLike, target_step: float, target_gamma: float
 ) -> float:
-    """||p - sum_i w_i p_i|| / ||p|| in L2 on [0, target_step], of the same arguments as `posthoc_weights`.
+    """The relative error ||p - sum_i w_i p_i|| / ||p|| of a profile, in L2 on [0, target_step].
 
-    The square is 1 - (2 w.b - w.A w) / <p, p>: a difference, so an error below about 1e-7 is rounding.
+    Its square is 1 - (2 w.b - w.A w) / <p, p>, a difference, so an error below about 1e-7 is rounding.
+
+    Args:
+        weights: [m] weights of the snapshots, such as those of `posthoc_weights`.
+        snapshot_steps: [m] steps of the stored averages.
+        snapshot_gammas: [m] exponents of their tracks.
+        target_step: step of the target.
+        target_gamma: exponent of its profile.
 
     Raises:
         ValueError: as `posthoc_weights`; or not one weight for each snapshot.

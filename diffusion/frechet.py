@@ -1,4 +1,7 @@
-"""Frechet distance between Gaussians fitted to feature sets, from float64 moments that add over shards."""
+"""The Frechet distance between Gaussians fitted to two sets of features, from float64 moments that add over shards.
+
+With features of Inception-v3 it is the FID (Heusel et al. 2017).
+"""
 # torch.linalg has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -10,14 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, sum and sum of outer products of features.
+    """Count, sum and sum of outer products of a set of features.
 
-    `a + b` are the moments of the union, and `a - b` those of what is left of a without b, which is a part of it.
+    a + b are the moments of the union of two disjoint sets; a - b are those of the set difference, where b is a subset.
 
     Attributes:
-        count: N.
-        total: float64 [d].
-        outer: float64 [d, d].
+        count: N, the number of features.
+        total: their sum, float64 [d].
+        outer: sum of f f^T over features f, float64 [d, d].
     """
 
     count: int
@@ -32,7 +35,7 @@ class Moments:
 
     @classmethod
     def none(cls, dimensions: int) -> "Moments":
-        """The moments of no features, to add to."""
+        """The moments of the empty set of features of d = `dimensions`, the neutral element of +."""
         zero = torch.zeros(dimensions, dtype=torch.float64)
         return cls(0, zero, torch.outer(zero, zero))
 
@@ -43,7 +46,7 @@ class Moments:
         return Moments(self.count - other.count, self.total - other.total, self.outer - other.outer)
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """Mean [d] and unbiased covariance [d, d].
+        """Mean [d] and unbiased covariance [d, d], float64.
 
         Raises:
             ValueError: no more features than dimensions, where the covariance is singular.
@@ -60,12 +63,12 @@ class Moments:
 
 @dataclass(frozen=True)
 class FrechetReference:
-    """A Gaussian that others are compared with, whose covariance's root is taken once.
+    """A fitted Gaussian that others are compared with; the square root of its covariance is computed once.
 
     Attributes:
         mean: float64 [d].
         covariance: float64 [d, d].
-        root: the symmetric root of the covariance.
+        root: symmetric square root of the covariance, float64 [d, d].
     """
 
     mean: Tensor
@@ -74,7 +77,11 @@ class FrechetReference:
 
     @classmethod
     def of(cls, moments: Moments) -> "FrechetReference":
-        """The Gaussian of these moments; raises as `Moments.mean_and_covariance`."""
+        """The Gaussian fitted to features with these moments.
+
+        Raises:
+            ValueError: as `Moments.mean_and_covariance`.
+        """
         mean, covariance = moments.mean_and_covariance()
         values, vectors = torch.linalg.eigh(covariance)
         return cls(mean, covariance, (vectors * values.clamp(min=0).sqrt()) @ vectors.T)
@@ -82,7 +89,11 @@ class FrechetReference:
     def distance(self, moments: Moments) -> float:
         """||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2}) (Heusel et al. 2017, equation 6).
 
-        The trace of the root is the sum of the roots of the eigenvalues of S_a^{1/2} S_b S_a^{1/2}, which is symmetric.
+        The trace of (S_a S_b)^{1/2} is the sum of the square roots of the eigenvalues of S_a^{1/2} S_b S_a^{1/2}, which
+        is symmetric. In the units of the features squared.
+
+        Raises:
+            ValueError: as `Moments.mean_and_covariance`.
         """
         mean, covariance = moments.mean_and_covariance()
         product = torch.linalg.eigvalsh(self.root @ covariance @ self.root)
@@ -92,5 +103,9 @@ class FrechetReference:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """The Frechet distance between the Gaussians of two sets of features."""
+    """The Frechet distance between the Gaussians fitted to two sets of features.
+
+    Raises:
+        ValueError: as `Moments.mean_and_covariance`.
+    """
     return FrechetReference.of(a).distance(b)

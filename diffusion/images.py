@@ -1,7 +1,7 @@
-"""8-bit images and the model's range [-1, 1], and the grid a person looks at.
+"""Conversion between 8-bit pixels and the model's range [-1, 1], and contact sheets of images.
 
-Pixels p in 0..255 stand for x = 2 p / 255 - 1; sets of images are [N, C, H, W] for the model, [N, H, W, C] as uint8
-arrays to look at or store.
+A pixel p in 0..255 is x = 2 p / 255 - 1. Batches are [N, C, H, W] tensors for the model and [N, H, W, C] uint8 arrays
+for viewing and storage.
 """
 
 import math
@@ -13,13 +13,19 @@ from torch import Tensor
 
 
 def to_model_range(pixels: NDArray[np.uint8]) -> Tensor:
-    """uint8 [N, H, W, C] to float32 [N, C, H, W] in [-1, 1]."""
+    """Convert pixels, uint8 [N, H, W, C], to float32 [N, C, H, W] in [-1, 1]."""
     x = torch.tensor(pixels, dtype=torch.float32).permute(0, 3, 1, 2).contiguous()
     return x * (2 / 255) - 1
 
 
 def to_pixels(x: Tensor) -> NDArray[np.uint8]:
-    """float32 [N, C, H, W] to the nearest of the 256 levels, uint8 [N, H, W, C]; values beyond [-1, 1] are clipped.
+    """Quantise images in [-1, 1] to the nearest of 256 levels; values beyond are clipped.
+
+    Args:
+        x: [N, C, H, W].
+
+    Returns:
+        uint8 [N, H, W, C].
 
     Raises:
         ValueError: a value that is not finite.
@@ -31,12 +37,12 @@ def to_pixels(x: Tensor) -> NDArray[np.uint8]:
 
 
 def grid(pixels: NDArray[np.uint8], columns: int | None = None, cell: int = 64, gap: int = 6) -> NDArray[np.uint8]:
-    """One picture of many: enlarged by whole pixels to about `cell` wide, white gaps between, near-square by default.
+    """A contact sheet: all images in one picture, enlarged by whole pixels, with white gaps between them.
 
     Args:
         pixels: uint8 [N, H, W, C], C = 1 or 3.
-        columns: images per row.
-        cell: width in pixels that an image is enlarged towards.
+        columns: images per row; None makes the sheet close to square.
+        cell: width in pixels to which an image is enlarged, at most.
         gap: white pixels between images and around them.
 
     Returns:

@@ -1,10 +1,10 @@
 """Builds the networks that a configuration may name.
 
-diffusers is imported here and in `diffusers_folder.py`, nowhere else in `diffusion/`.
+diffusers is imported here and in `diffusion/interop/`, nowhere else in `diffusion/`.
 
-Every network is an nn.Module mapping x [B, C, H, W], float time [B] and, where it has labels, label int64 [B] to a
-tensor of x's shape, or of twice its channels (a learned reverse variance). Labels 0..classes - 1 are the data's;
-`classes` stands for none.
+Every network is an nn.Module that maps x [B, C, H, W], float time [B] and, if it has labels, label int64 [B] to a
+tensor of the shape of x, or of twice its channels with a learned reverse variance. Labels 0..classes - 1 are the
+data's; label `classes` means "no label".
 """
 
 import math
@@ -23,20 +23,28 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 class UNet(nn.Module):
-    """diffusers' UNet2DModel as a plain function of (x, time, label)."""
+    """diffusers' UNet2DModel as a plain function of (x, time, label).
+
+    Args:
+        model: built by `build_unet`, or loaded from a diffusers folder.
+    """
 
     def __init__(self, model: "UNet2DModel") -> None:
-        """Wrap a model, built here or loaded from diffusers' own folder."""
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """The raw output for rows x."""
+        """The raw output [B, out_channels, H, W] for rows x."""
         return self.model(x, time, class_labels=label, return_dict=False)[0]
 
 
 def build_unet(config: UNetConfig, shape: tuple[int, int, int], out_channels: int) -> UNet:
     """A UNet for images of `shape` (C, H, W); each further resolution halves H and W.
+
+    Args:
+        config: widths, attention and classes.
+        shape: (C, H, W).
+        out_channels: C, or 2 C with a learned reverse variance.
 
     Raises:
         ValueError: H or W cannot be halved that often.
@@ -63,18 +71,21 @@ def build_unet(config: UNetConfig, shape: tuple[int, int, int], out_channels: in
 
 
 class DiT(nn.Module):
-    """diffusers' DiTTransformer2DModel as a plain function of (x, time, label).
+    """diffusers' DiTTransformer2DModel as a plain function of (x, time, label) (Peebles & Xie, 2023).
 
-    Its table of labels has a last row for none, as DiT's own (Peebles & Xie, 2023); rows without a label take it, and
-    without classes it is the only one.
+    As in the paper, the last row of the label embedding means "no label"; rows without a label use it, and without
+    classes it is the only row.
+
+    Args:
+        config: patch size, depth, heads and classes.
+        shape: (C, H, W).
+        out_channels: C, or 2 C with a learned reverse variance.
+
+    Raises:
+        ValueError: images that are not squares of whole patches.
     """
 
     def __init__(self, config: DiTConfig, shape: tuple[int, int, int], out_channels: int) -> None:
-        """Build for images of `shape` (C, H, W).
-
-        Raises:
-            ValueError: images that are not squares of whole patches.
-        """
         from diffusers.models.embeddings import LabelEmbedding
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
@@ -97,17 +108,22 @@ class DiT(nn.Module):
                 module.dropout_prob = 0.0  # labels are dropped by key in training, not at random here
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """The raw output for rows x."""
+        """The raw output [B, out_channels, H, W] for rows x."""
         if label is None:
             label = torch.full((len(x),), self.null_label, dtype=torch.int64, device=x.device)
         return self.model(x, timestep=time, class_labels=label, return_dict=False)[0]
 
 
 class MLP(nn.Module):
-    """Residual perceptron on flattened rows with sinusoidal features of time and an embedding of the label."""
+    """A residual perceptron on flattened rows, with sinusoidal features of time and an embedding of the label.
+
+    Args:
+        config: width, depth and classes.
+        shape: (C, H, W).
+        out_channels: C, or 2 C with a learned reverse variance.
+    """
 
     def __init__(self, config: MLPConfig, shape: tuple[int, int, int], out_channels: int) -> None:
-        """Build for rows of `shape` (C, H, W)."""
         super().__init__()
         self.out_shape = (out_channels, *shape[1:])
         self.frequencies = config.width // 2
@@ -117,7 +133,7 @@ class MLP(nn.Module):
         self.leave = nn.Linear(config.width, math.prod(self.out_shape))
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """The raw output for rows x."""
+        """The raw output [B, out_channels, H, W] for rows x."""
         rates = torch.exp(
             torch.arange(self.frequencies, device=x.device, dtype=x.dtype) * (-math.log(1e4) / self.frequencies)
         )
@@ -131,12 +147,12 @@ class MLP(nn.Module):
 
 
 def build_network(config: NetworkConfig, shape: tuple[int, int, int], learned_variance: bool = False) -> nn.Module:
-    """A freshly initialised network for images of `shape` (C, H, W), float32.
+    """A freshly initialised float32 network for images of `shape`.
 
     Args:
-        config: which network.
+        config: which network, and its size.
         shape: (C, H, W).
-        learned_variance: twice as many channels come out as go in.
+        learned_variance: give twice as many output channels as input channels.
 
     Raises:
         ValueError: the network does not fit the shape.

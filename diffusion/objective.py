@@ -1,6 +1,6 @@
-"""The training objectives: denoising, equation (8), score matching, equation (11), and their kin for x_0, v and F.
+"""The training objectives: denoising, equation (8), score matching, equation (11), and those for x_0, v and F.
 
-They are separate paths to one number: with s_theta = -eps_theta / sigma_t, (8) and (11) are equal row by row.
+(8) and (11) are computed by separate code; with s_theta = -eps_theta / sigma_t they are equal row by row.
 """
 
 import torch
@@ -12,26 +12,30 @@ from diffusion.likelihood.discrete import reverse_kernel_loss
 from diffusion.prediction import edm_target, velocity
 from diffusion.process.kernels import diffuse
 from diffusion.process.learned_schedule import LearnedLogSnr
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 from diffusion.weighting import LogVariance, weights, x0_error_ratio
 
-# of the bound in the loss, where the reverse variance is learned (Nichol & Dhariwal 2021, in nats and not in bits)
-VARIANCE_SHARE = 1e-3
+# weight of the bound in the loss with a learned reverse variance (Nichol & Dhariwal 2021, there in bits, here in nats)
+VARIANCE_LOSS_WEIGHT = 1e-3
 
 
 class Objective(nn.Module):
-    """E_{t, x_0, eps}[ lambda(t) ||error||^2 / D ], by equation (8) for `epsilon` and (11) for `score` networks.
+    """E_{t, x_0, eps}[lambda(t) ||error||^2 / D], by equation (8) for `epsilon` and (11) for `score` networks.
 
-    Networks that predict x_0, v or F are trained on the error of that, with lambda(t) carried over (`weighting.py`). It
-    is a module whose children are all that is trained: the network, a learned schedule, an adaptive lambda(t).
+    Networks that predict x_0, v or F are trained on the error of that prediction, with lambda(t) converted to it
+    (`weighting.py`). With a learned reverse variance the bound's own terms are added, 1e-3 of their weight (Nichol &
+    Dhariwal 2021, section 3.1, L_hybrid). As a module its children are everything that is trained: the network, a
+    learned schedule and the adaptive weighting.
+
+    Args:
+        config: prediction, weighting and sigma_data.
+        denoiser: the network and its process.
+
+    Raises:
+        ValueError: the configuration's prediction or sigma_data differ from the denoiser's.
     """
 
     def __init__(self, config: ObjectiveConfig, denoiser: Denoiser) -> None:
-        """Tie objective and denoiser together.
-
-        Raises:
-            ValueError: the two do not predict the same.
-        """
         super().__init__()
         if (config.prediction, config.sigma_data) != (denoiser.prediction, denoiser.sigma_data):
             raise ValueError(
@@ -54,50 +58,54 @@ class Objective(nn.Module):
         self.log_variance = LogVariance(weighting, denoiser.process) if adaptive else None
 
     def forward(self, x_0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Losses of rows.
+        """The loss of each row.
 
         Args:
             x_0: data [B, C, H, W] in [-1, 1].
             t: times [B], on the CPU.
-            eps: noise of x_0's shape.
-            label: int64 [B] for networks that have labels; the network's null label hides a row's.
+            eps: standard normal noise, the shape of x_0.
+            label: int64 [B] for networks with labels; the null label drops a row's label.
 
         Returns:
-            The weighted loss (mean over dimensions) and the unweighted squared error of epsilon, float32 [B] each.
+            The weighted loss and the unweighted squared error of eps, both means over dimensions, float32 [B]; the
+                second
+            carries no gradient.
         """
-        process, reading = self.denoiser.process, self.denoiser.reading
+        process, parameterization = self.denoiser.process, self.denoiser.parameterization
         x_t = diffuse(process, x_0, t, eps)
         prediction, interpolation = self.denoiser.split(self.denoiser.output(x_t, t, label))
         error = self._error(prediction, x_t, x_0, t, eps).float().square().flatten(1).mean(1)
-        loss = weights(self.config.weighting, reading, process, t).to(error) * error
+        loss = weights(self.config.weighting, parameterization, process, t).to(error) * error
         if self.log_variance is not None:
             u = self.log_variance(process.log_snr(t))
             loss = loss * torch.exp(-u) + u
         if interpolation is not None:
-            x_theta = reading.x0(prediction.detach(), x_t, *self.denoiser.coefficients(x_t, t))
-            loss = loss + VARIANCE_SHARE * reverse_kernel_loss(process, x_0, x_theta, t, interpolation).to(loss)
+            x_theta = parameterization.x0(prediction.detach(), x_t, *self.denoiser.coefficients(x_t, t))
+            loss = loss + VARIANCE_LOSS_WEIGHT * reverse_kernel_loss(process, x_0, x_theta, t, interpolation).to(loss)
         if self.schedule is not None:
             self.schedule.row_factor = 2 * loss.detach()
-        to_epsilon = torch.exp(process.log_snr(t)) / x0_error_ratio(reading, process, t)
+        to_epsilon = torch.exp(process.log_snr(t)) / x0_error_ratio(parameterization, process, t)
         return loss, to_epsilon.to(error).detach() * error.detach()
 
     def _denoising(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """Equation (8): eps - eps_theta(x_t, t)."""
-        return eps - self.denoiser.reading.epsilon(output, x_t, *self.denoiser.coefficients(x_t, t))
+        return eps - self.denoiser.parameterization.epsilon(output, x_t, *self.denoiser.coefficients(x_t, t))
 
     def _score_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """Equation (11): s_theta(x_t, t) - grad log q(x_t | x_0), the latter being -eps / sigma_t."""
-        conditional_score = -eps / rows(self.denoiser.process.sigma(t), eps)
-        return self.denoiser.reading.score(output, x_t, *self.denoiser.coefficients(x_t, t)) - conditional_score
+        conditional_score = -eps / expand_to(self.denoiser.process.sigma(t), eps)
+        return (
+            self.denoiser.parameterization.score(output, x_t, *self.denoiser.coefficients(x_t, t)) - conditional_score
+        )
 
     def _x0_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """x_0 - x_theta(x_t, t)."""
-        return x_0 - self.denoiser.reading.x0(output, x_t, *self.denoiser.coefficients(x_t, t))
+        return x_0 - self.denoiser.parameterization.x0(output, x_t, *self.denoiser.coefficients(x_t, t))
 
     def _v_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """v - v_theta(x_t, t)."""
         alpha, sigma = self.denoiser.coefficients(x_t, t)
-        return velocity(x_0, eps, alpha, sigma) - self.denoiser.reading.v(output, x_t, alpha, sigma)
+        return velocity(x_0, eps, alpha, sigma) - self.denoiser.parameterization.v(output, x_t, alpha, sigma)
 
     def _edm_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """F - F_theta, the error of x_0 over c_out (Karras et al. 2022, equation 8)."""
@@ -105,11 +113,15 @@ class Objective(nn.Module):
 
 
 def total_loss(losses: Tensor, row_weights: Tensor, global_batch_size: int, world_size: int) -> Tensor:
-    """This rank's share of the global mean, scaled so that averaging gradients over ranks gives the global gradient.
+    """This rank's part of the global mean loss, scaled for gradients that are averaged over ranks.
+
+        sum_i(losses_i row_weights_i) world_size / global_batch_size
+
+    The mean of these over ranks is the global batch's mean loss, so averaged gradients are the global gradient.
 
     Args:
         losses: weighted losses of this rank's rows [B].
-        row_weights: 1 for a real row, 0 for padding, [B]; times the importance weight of its t.
+        row_weights: 1 for a real row and 0 for padding, times the importance weight of the row's t, [B].
         global_batch_size: number of real rows over all ranks.
         world_size: number of ranks whose gradients are averaged.
     """

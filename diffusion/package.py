@@ -98,8 +98,8 @@ def verify_package(folder: Path) -> str:
     for name, expected in digests.items():
         if not (folder / name).is_file():
             raise PackageError(f"{folder / name}: missing")
-        if (found := file_sha256(folder / name)) != expected:
-            raise PackageError(f"{folder / name}: SHA-256 is {found[:12]}…, the manifest says {expected[:12]}…")
+        if (actual := file_sha256(folder / name)) != expected:
+            raise PackageError(f"{folder / name}: SHA-256 is {actual[:12]}…, the manifest says {expected[:12]}…")
     if package_sha256(digests) != claimed:
         raise PackageError(f"{folder / MANIFEST}: its package_sha256 is not that of its files")
     return claimed

@@ -1,7 +1,8 @@
-"""Keyed randomness: every draw is a function of (seed, stream, a, b), never of who draws it or in which order.
+"""Counter-based randomness: every draw is a function of (seed, stream, a, b), whoever draws it and in whatever order.
 
-A counter-based generator (Philox) is placed at its key, so a row's noise is the same on any worker, in any batch and
-after any restart. Streams keep draws of different purpose apart.
+A counter-based generator (Philox; Salmon et al. 2011) is set to the counter (a, b) under the key (seed, stream), so a
+row's noise is the same on any worker, in any batch and after any restart. Streams keep draws of different purpose
+independent.
 """
 # torch.from_numpy has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What a draw is for; the value is part of the key, so existing values never change."""
+    """The purpose of a draw. The value is part of the generator's key, so existing values never change."""
 
     EPOCH_ORDER = 1
     TIMESTEPS = 2
@@ -35,18 +36,31 @@ class Stream(IntEnum):
     DENOISING_NOISE = 16
 
 
-def keyed_generator(seed: int, stream: Stream, a: int = 0, b: int = 0) -> np.random.Generator:
-    """The generator of one key; seed, a and b in 0..2^64 - 1."""
+def counter_generator(seed: int, stream: Stream, a: int = 0, b: int = 0) -> np.random.Generator:
+    """A generator set to the start of one counter.
+
+    Args:
+        seed: the run's seed, 0..2^64 - 1.
+        stream: the purpose of the draw.
+        a: first part of the counter, such as a step or an image's index, 0..2^64 - 1.
+        b: second part, such as a row or a draw's index, 0..2^64 - 1.
+    """
     key = np.array([seed, stream], dtype=np.uint64)
     counter = np.array([0, a, b, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def keyed_normal(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
-    """Standard normal noise, one independent row per key (a, b).
+def counter_normal(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise, one independent row for each counter.
+
+    Args:
+        seed: 0..2^64 - 1.
+        stream: the purpose of the draw.
+        keys: the counters (a, b) of the rows.
+        shape: of one row.
 
     Returns:
-        float32 tensor [len(keys), *shape].
+        float32 [len(keys), *shape].
     """
     noise = np.empty((len(keys), *shape), dtype=np.float32)
     for row, generator in zip(noise, _at_keys(seed, stream, keys), strict=True):
@@ -54,11 +68,17 @@ def keyed_normal(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], sha
     return torch.from_numpy(noise)
 
 
-def keyed_uniform(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
-    """Uniform draws from [0, 1), one independent row per key (a, b).
+def counter_uniform(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
+    """Uniform draws from [0, 1), one independent row for each counter.
+
+    Args:
+        seed: 0..2^64 - 1.
+        stream: the purpose of the draw.
+        keys: the counters (a, b) of the rows.
+        shape: of one row.
 
     Returns:
-        float32 tensor [len(keys), *shape].
+        float32 [len(keys), *shape].
     """
     drawn = np.empty((len(keys), *shape), dtype=np.float32)
     for row, generator in zip(drawn, _at_keys(seed, stream, keys), strict=True):
@@ -67,8 +87,8 @@ def keyed_uniform(seed: int, stream: Stream, keys: Sequence[tuple[int, int]], sh
 
 
 def _at_keys(seed: int, stream: Stream, keys: Sequence[tuple[int, int]]) -> Iterator[np.random.Generator]:
-    """One generator, moved to each key in turn: that takes a tenth of making another."""
-    generator = keyed_generator(seed, stream)
+    """One generator, moved to each counter in turn, which takes a tenth of the time of making a new one."""
+    generator = counter_generator(seed, stream)
     state = generator.bit_generator.state
     for a, b in keys:
         state["state"]["counter"] = np.array([0, a, b, 0], dtype=np.uint64)

@@ -21,13 +21,13 @@ from torch import Tensor
 from diffusion import config as configs
 from diffusion.config import ScheduleConfig, SolverConfig, VpProcess, WeightingConfig
 from diffusion.gaussian import MixtureData
-from diffusion.prediction import Reading
+from diffusion.prediction import Parameterization
 from diffusion.process.make_schedule import make_schedule
 from diffusion.process.schedule import Schedule
 from diffusion.process.sde import Process, make_process
 from diffusion.solvers import ImageNoise, make_solver
-from diffusion.verify.statements.orders import exact_ends, sampled_ends
-from diffusion.verify.statements.sampling import DoubleNoise
+from diffusion.verify.claims.orders import exact_ends, sampled_ends
+from diffusion.verify.claims.sampling import DoubleNoise
 from diffusion.weighting import weights
 
 # Okabe & Ito's palette, told apart by colour-blind readers as well
@@ -102,7 +102,7 @@ def weightings(quick: bool) -> Figure:  # noqa: ARG001
     for name, config, schedule, colour, line in WEIGHTINGS:
         process = make_process(VpProcess(schedule=schedule))
         t = between_ends(process.schedule)
-        factors = weights(config, Reading("epsilon"), process, t)
+        factors = weights(config, Parameterization("epsilon"), process, t)
         axes.plot(process.log_snr(t).numpy(), factors.numpy(), line, color=colour, label=name)
     axes.set(xlim=(10, -10), ylim=(1e-4, 1e3), yscale="log")
     axes.set(xlabel="log-SNR  (data on the left, noise on the right)", ylabel=r"$\lambda$ on the error of $\epsilon$")

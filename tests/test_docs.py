@@ -11,7 +11,7 @@ import pytest
 
 from diffusion.config import ProcessConfig, ScheduleConfig, SolverConfig, TimeSamplingConfig, WeightingConfig
 from diffusion.config.objective import ObjectiveConfig
-from diffusion.verify.statements import STATEMENTS
+from diffusion.verify.claims import CLAIMS
 from docs import plots
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,13 +92,13 @@ def test_sections_name_every_kind(section: str, union: UnionType):
     assert kinds(union) <= set(re.findall(r"`(\w+)`", text))
 
 
-def test_statements_are_numbered():
-    assert [int(row[0]) for row in table("| | statement |")] == list(range(1, 18))
+def test_claims_are_numbered():
+    assert [int(row[0]) for row in table("| | claim |")] == list(range(1, 18))
 
 
 def test_what_is_said_to_be_measured_is():
-    said = {int(row[0]) for row in table("| | statement |") if row[2] != "not measured"}
-    assert said == {statement.number for statement in STATEMENTS}
+    said = {int(row[0]) for row in table("| | claim |") if row[2] != "not measured"}
+    assert said == {claim.number for claim in CLAIMS}
 
 
 def test_pictures_are_drawn_by_the_command(tmp_path: Path):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion.config import ProcessConfig
-from diffusion.likelihood.screening import DenoisingCurve, Screened, screen
+from diffusion.likelihood.screening import DenoisingCurve, ScreeningResult, screen
 from diffusion.process.sde import make_process
 from trainer.config.load import apply_sets
 from trainer.errors import InputError
@@ -27,7 +27,7 @@ class Candidate:
 
     label: str
     process: ProcessConfig
-    screened: Screened | None
+    screened: ScreeningResult | None
     problem: str
 
 

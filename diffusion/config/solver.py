@@ -158,10 +158,11 @@ def check_solver(process: ProcessConfig, solver: SolverConfig, field: str = "sol
         )
     if isinstance(solver, Rk45) or process.kind != "ddpm" or solver.spacing != "uniform":
         return
-    most = process.num_train_timesteps - (0 if solver.denoise else 1)
-    if solver.num_steps > most:
+    max_steps = process.num_train_timesteps - (0 if solver.denoise else 1)
+    if solver.num_steps > max_steps:
         raise ValueError(
-            f"{field}.num_steps = {solver.num_steps}; allowed: at most {most}, the chain's process.num_train_timesteps"
+            f"{field}.num_steps = {solver.num_steps}; allowed: at most {max_steps}, "
+            "the chain's process.num_train_timesteps"
         )
 
 
@@ -210,10 +211,10 @@ def check_guidance(guidance: GuidanceConfig | None, classes: int, field: str = "
         raise ValueError(f"{field}.kind = classifier_free: needs network.classes > 0; allowed: none, or autoguidance")
 
 
-ADAPTER: TypeAdapter[SolverConfig] = TypeAdapter(SolverConfig)
+SOLVER_ADAPTER: TypeAdapter[SolverConfig] = TypeAdapter(SolverConfig)
 
 
-def at_most(solver: SolverConfig, nfe: int) -> SolverConfig:
+def limit_nfe(solver: SolverConfig, nfe: int) -> SolverConfig:
     """The solver with the most steps that take no more than `nfe` network evaluations per image.
 
     Raises:
@@ -223,7 +224,7 @@ def at_most(solver: SolverConfig, nfe: int) -> SolverConfig:
         raise ValueError(f"{nfe}: rk45 chooses its steps by itself; allowed: another solver")
     values = solver.model_dump(mode="json")
     for steps in range(nfe, 0, -1):
-        found = ADAPTER.validate_json(json.dumps(values | {"num_steps": steps}))
-        if (evaluations(found) or 0) <= nfe:
-            return found
+        candidate = SOLVER_ADAPTER.validate_json(json.dumps(values | {"num_steps": steps}))
+        if (evaluations(candidate) or 0) <= nfe:
+            return candidate
     raise ValueError(f"{nfe}; allowed: at least 1")

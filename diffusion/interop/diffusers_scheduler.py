@@ -27,7 +27,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.prediction import Prediction
 from diffusion.process.kernels import transition_variance
 from diffusion.process.sde import Chain
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 Fields = Mapping[str, Any]
 Choice = TypeVar("Choice")
@@ -143,7 +143,7 @@ def _table(values: object, steps: int, zero_terminal_snr: bool) -> TableSchedule
     if betas[-1] == 1:
         betas, zero_terminal_snr = _with_terminal_snr(betas), True
     try:
-        return TableSchedule(betas=tuple(numbers(betas)), zero_terminal_snr=zero_terminal_snr)
+        return TableSchedule(betas=tuple(to_floats(betas)), zero_terminal_snr=zero_terminal_snr)
     except ValidationError as error:
         beta = error.errors()[0]["input"]
         raise unsupported("a beta of scheduler.trained_betas", beta, "above 0 and below 1; the last may be 1") from None
@@ -181,7 +181,7 @@ def write_scheduler(denoiser: Denoiser) -> dict[str, Any]:
     times = process.step_times()
     return {
         "num_train_timesteps": process.num_steps,
-        "trained_betas": numbers(transition_variance(process, times[:-1], times[1:])),
+        "trained_betas": to_floats(transition_variance(process, times[:-1], times[1:])),
         "prediction_type": PREDICTION_TYPES[prediction],
         "variance_type": VARIANCE_TYPES[process.reverse_variance],
         "timestep_spacing": "trailing" if process.reverse_variance == "beta_tilde" else "leading",

@@ -55,7 +55,7 @@ def diffusion_rate(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, labe
     x_t = diffuse(denoiser.process, x_0, t, eps)
     error = eps.to(torch.float64) - denoiser.epsilon(x_t, t, label).to(torch.float64)
     squared = error.square().flatten(1).sum(1)
-    return -denoiser.process.slope(t).to(squared) / 2 * squared
+    return -denoiser.process.dlogsnr_dt(t).to(squared) / 2 * squared
 
 
 def reconstruction_nll(process: Process, x_0: Tensor, eps: Tensor) -> Tensor:

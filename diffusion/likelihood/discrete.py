@@ -21,7 +21,7 @@ from diffusion.likelihood.decoder import discretised_gaussian_log_prob
 from diffusion.likelihood.quantization import require_levels
 from diffusion.process.kernels import diffuse, learned_reverse_variance, posterior, reverse_variance
 from diffusion.process.sde import Process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
@@ -66,11 +66,11 @@ class ReverseKernel:
     def estimate(self, x_t: Tensor, s: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The estimate of x_0 from which mu_theta is made, and Sigma_theta, float64 and broadcastable to it."""
         output, interpolation = self.denoiser.split(self.denoiser.output(x_t, t, label))
-        x_0 = self.denoiser.reading.x0(output, x_t, *self.denoiser.coefficients(x_t, t)).to(torch.float64)
+        x_0 = self.denoiser.parameterization.x0(output, x_t, *self.denoiser.coefficients(x_t, t)).to(torch.float64)
         if interpolation is not None:
             variance = learned_reverse_variance(self.process, s, t, interpolation)
         else:
-            variance = rows(reverse_variance(self.process, s, t, self.process.reverse_variance), x_0)
+            variance = expand_to(reverse_variance(self.process, s, t, self.process.reverse_variance), x_0)
         return (x_0.clamp(-1, 1) if self.clip_x0 else x_0), variance
 
     def diffusion_kl(self, x_0: Tensor, index: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
@@ -79,8 +79,8 @@ class ReverseKernel:
         s, t = times[index - 1], times[index]
         x_theta, variance = self.estimate(diffuse(self.process, x_0, t, eps), s, t, label)
         exact = posterior(self.process, s, t)
-        mean_error = rows(exact.coef_x_0, x_theta) * (x_0.to(x_theta) - x_theta)
-        return gaussian_kl(mean_error, rows(exact.variance, x_theta), variance).flatten(1).sum(1)
+        mean_error = expand_to(exact.coef_x_0, x_theta) * (x_0.to(x_theta) - x_theta)
+        return gaussian_kl(mean_error, expand_to(exact.variance, x_theta), variance).flatten(1).sum(1)
 
     def reconstruction_nll(self, x_0: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
         """L_0 at x_1 = alpha_1 x_0 + sigma_1 eps, for data on the 256-level grid of [-1, 1]; float64 [B]."""
@@ -97,9 +97,9 @@ def reverse_kernel_loss(process: Process, x_0: Tensor, x_theta: Tensor, t: Tenso
     s = t - 1
     exact = posterior(process, s, t)
     variance = learned_reverse_variance(process, s, t, interpolation)
-    mean_error = rows(exact.coef_x_0, variance) * (x_0.to(variance) - x_theta.to(variance))
+    mean_error = expand_to(exact.coef_x_0, variance) * (x_0.to(variance) - x_theta.to(variance))
     positive = torch.where(t == 1, 1.0, exact.variance)
-    loss = gaussian_kl(mean_error, rows(positive, variance), variance).flatten(1).mean(1)
+    loss = gaussian_kl(mean_error, expand_to(positive, variance), variance).flatten(1).mean(1)
     first = (t == 1).nonzero().flatten().to(x_0.device)
     nll = -discretised_gaussian_log_prob(x_0[first], x_theta[first], variance[first].sqrt())
     return process.num_steps * loss.index_copy(0, first, nll.flatten(1).mean(1))

@@ -23,10 +23,10 @@ from torch import Tensor
 from diffusion.denoiser import Denoiser
 from diffusion.likelihood.continuous import log_snr_ends
 from diffusion.likelihood.discrete import bits_per_dim
-from diffusion.likelihood.quantization import OFFSET, require_dequantised
+from diffusion.likelihood.quantization import DEQUANTISATION_OFFSET, require_dequantised
 from diffusion.solvers.dormand_prince import DormandPrince
 from diffusion.solvers.euler import log_snr_coefficients
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def dequantised_nll(
 
 def dequantised_bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
     """-log p(x) of data dequantised to [-1, 1] as bits per dimension of the 8-bit data: nats / (D ln 2) + 7."""
-    return bits_per_dim(nats, dimensions) + OFFSET
+    return bits_per_dim(nats, dimensions) + DEQUANTISATION_OFFSET
 
 
 def standard_normal_log_prob(x: Tensor, std: float) -> Tensor:
@@ -161,7 +161,7 @@ class AugmentedFlow:
             lambda x_t: self.denoiser.epsilon(x_t, t, label), x.to(self.x_0.dtype), self._probes(index, x)
         )
         on_x, on_epsilon = log_snr_coefficients(process, log_snr)
-        flow = rows(on_x, x) * x + rows(on_epsilon, x) * epsilon
+        flow = expand_to(on_x, x) * x + expand_to(on_epsilon, x) * epsilon
         dimensions = y.shape[1] - 1
         change = on_x.to(y) * dimensions + on_epsilon.to(y) * div_epsilon
         return torch.cat([flow.flatten(1), change[:, None]], dim=1)

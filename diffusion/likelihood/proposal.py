@@ -19,8 +19,8 @@ from torch import Tensor
 from diffusion.process.sde import Process
 
 Floats = NDArray[np.float64]
-DEFENSIVE = 0.05  # share of draws that stays uniform: no weight is beyond 20 times the uniform one
-FINITE = 30.0  # beyond this log-SNR a chain's steps are not told apart
+UNIFORM_FRACTION = 0.05  # share of draws that stays uniform: no weight is beyond 20 times the uniform one
+MAX_ABS_LOG_SNR = 30.0  # beyond this log-SNR a chain's steps are not told apart
 
 
 def spread_uniforms(generator: np.random.Generator, images: int, draws: int) -> Floats:
@@ -43,7 +43,7 @@ def even_log_snr(process: Process, count: int, bound: float = math.inf) -> Tenso
 def pilot_steps(process: Process, count: int) -> Tensor:
     """At most `count` steps in 2..T for a pilot, close to even in log-SNR and each once; int64."""
     log_snr = _step_log_snr(process)
-    at = torch.searchsorted(-log_snr, -even_log_snr(process, count, FINITE)).clamp(max=len(log_snr) - 1)
+    at = torch.searchsorted(-log_snr, -even_log_snr(process, count, MAX_ABS_LOG_SNR)).clamp(max=len(log_snr) - 1)
     return torch.tensor(np.unique(at.numpy())) + 2
 
 
@@ -125,15 +125,15 @@ class TimeProposal:
         """Times by inverse transform of u in [0, 1), and their weights, 1 / density over t; float64, shape of u."""
         edges = even_log_snr(self.process, len(self.probabilities) + 1)
         part = edges[0] - edges[1]
-        index, share = _inverse(self.probabilities, u)
-        t = self.process.time(edges[index] - part * share)
-        density = -self.process.slope(t) * self.probabilities[index] / part
+        index, fraction = _inverse(self.probabilities, u)
+        t = self.process.time(edges[index] - part * fraction)
+        density = -self.process.dlogsnr_dt(t) * self.probabilities[index] / part
         return t, 1 / density
 
 
 def _step_log_snr(process: Process) -> Tensor:
     """log-SNR at the steps 2..T, where it is finite."""
-    return process.log_snr(process.step_times())[2:].clamp(-FINITE, FINITE)
+    return process.log_snr(process.step_times())[2:].clamp(-MAX_ABS_LOG_SNR, MAX_ABS_LOG_SNR)
 
 
 def _root_mean_squares(pilot: Tensor, values: Tensor, at: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def _root_mean_squares(pilot: Tensor, values: Tensor, at: Tensor) -> Tensor:
 
 
 def _defended(roots: Tensor) -> Tensor:
-    return DEFENSIVE / len(roots) + (1 - DEFENSIVE) * roots / roots.sum()
+    return UNIFORM_FRACTION / len(roots) + (1 - UNIFORM_FRACTION) * roots / roots.sum()
 
 
 def _inverse(probabilities: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,10 @@ import math
 import torch
 from torch import Tensor
 
-LEVELS = 256
-OFFSET = math.log2(LEVELS) - 1  # bits/dim: the data span 2, not 256
-ON_A_LEVEL = 1e-3  # of the distance between two; float32 puts a level within 2e-5 of it
-FIX = "scale 8-bit pixels p as 2 p / 255 - 1 (diffusion.images.to_model_range)"
+NUM_LEVELS = 256
+DEQUANTISATION_OFFSET = math.log2(NUM_LEVELS) - 1  # bits/dim: the data span 2, not 256
+LEVEL_TOLERANCE = 1e-3  # of the distance between two; float32 puts a level within 2e-5 of it
+HOW_TO_SCALE = "scale 8-bit pixels p as 2 p / 255 - 1 (diffusion.images.to_model_range)"
 
 
 def dequantise(x_0: Tensor, u: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def dequantise(x_0: Tensor, u: Tensor) -> Tensor:
         ValueError: data that are not on the levels.
     """
     require_levels(x_0)
-    return 2 * (level_index(x_0) + u.to(torch.float64)) / LEVELS - 1
+    return 2 * (level_index(x_0) + u.to(torch.float64)) / NUM_LEVELS - 1
 
 
 def level_index(x_0: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def level_index(x_0: Tensor) -> Tensor:
 
 def level_values(like: Tensor) -> Tensor:
     """All levels, float64 [256], on the device of `like`."""
-    return torch.arange(LEVELS, dtype=torch.float64, device=like.device) * (2 / (LEVELS - 1)) - 1
+    return torch.arange(NUM_LEVELS, dtype=torch.float64, device=like.device) * (2 / (NUM_LEVELS - 1)) - 1
 
 
 def require_levels(x_0: Tensor) -> None:
@@ -49,7 +49,7 @@ def require_levels(x_0: Tensor) -> None:
     if off.any():
         raise ValueError(
             f"data hold {float(x_0[off][0]):.6g}, between two of the 256 levels of [-1, 1]; allowed: the levels: "
-            f"{FIX}; continuous data have a density instead (diffusion.likelihood.ode)"
+            f"{HOW_TO_SCALE}; continuous data have a density instead (diffusion.likelihood.ode)"
         )
 
 
@@ -59,9 +59,11 @@ def require_dequantised(x: Tensor) -> None:
     Raises:
         ValueError: a value that is not finite or beyond [-1, 1], no value below 0 anywhere, or a row all on the levels.
     """
-    _require_range(x, 2 / LEVELS)
+    _require_range(x, 2 / NUM_LEVELS)
     if x.numel() and float(x.min()) >= 0:
-        raise ValueError(f"data range over [{float(x.min()):.4g}, {float(x.max()):.4g}]; allowed: [-1, 1]: {FIX}")
+        raise ValueError(
+            f"data range over [{float(x.min()):.4g}, {float(x.max()):.4g}]; allowed: [-1, 1]: {HOW_TO_SCALE}"
+        )
     if _on_levels(x).flatten(1).all(1).any():
         raise ValueError(
             "data on the 256 levels have no density, and a flexible model's would be infinite; allowed: dequantised "
@@ -73,13 +75,15 @@ def _require_range(x: Tensor, slack: float) -> None:
     if not x.isfinite().all():
         raise ValueError("data hold NaN or infinity; allowed: numbers in [-1, 1]")
     if x.numel() and float(x.abs().max()) > 1 + slack + 1e-5:
-        raise ValueError(f"data range over [{float(x.min()):.4g}, {float(x.max()):.4g}]; allowed: [-1, 1]: {FIX}")
+        raise ValueError(
+            f"data range over [{float(x.min()):.4g}, {float(x.max()):.4g}]; allowed: [-1, 1]: {HOW_TO_SCALE}"
+        )
 
 
 def _position(x: Tensor) -> Tensor:
-    return (x.to(torch.float64) + 1) * ((LEVELS - 1) / 2)
+    return (x.to(torch.float64) + 1) * ((NUM_LEVELS - 1) / 2)
 
 
 def _on_levels(x: Tensor) -> Tensor:
     position = _position(x)
-    return (position - torch.round(position)).abs() < ON_A_LEVEL
+    return (position - torch.round(position)).abs() < LEVEL_TOLERANCE

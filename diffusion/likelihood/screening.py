@@ -29,9 +29,9 @@ from diffusion.likelihood.discrete import bits_per_dim
 from diffusion.process.kernels import posterior, reverse_variance
 from diffusion.process.sde import Process
 
-ARRAYS = ("log_snr", "mse", "x0_mse", "reconstruction")
-NODES = 4096  # of the integral, between two log-SNRs
-SLACK = 1e-6  # of the range, for rounding
+TENSOR_FIELDS = ("log_snr", "mse", "x0_mse", "reconstruction")
+INTEGRATION_POINTS = 4096  # of the integral, between two log-SNRs
+LOG_SNR_TOLERANCE = 1e-6  # of the range, for rounding
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class DenoisingCurve:
         shapes = {self.mse.shape, self.x0_mse.shape, (len(self.mse), len(self.reconstruction))}
         if shapes != {(len(self.mse), points)} or len(self.mse) < 2:
             raise ValueError(f"the curve: allowed: a value at each of {points} log-SNRs, errors of at least 2 groups")
-        finite = all(bool(getattr(self, name).isfinite().all()) for name in ARRAYS)
+        finite = all(bool(getattr(self, name).isfinite().all()) for name in TENSOR_FIELDS)
         if not finite or bool((self.mse <= 0).any() or (self.x0_mse <= 0).any()):
             raise ValueError("the curve: allowed: finite numbers, errors above 0")
 
     def to_json(self) -> str:
         """The text of `denoising.json`."""
-        values = vars(self) | {name: getattr(self, name).tolist() for name in ARRAYS}
+        values = vars(self) | {name: getattr(self, name).tolist() for name in TENSOR_FIELDS}
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod
@@ -85,7 +85,7 @@ class DenoisingCurve:
         """
         try:
             values: dict[str, Any] = json.loads(text)
-            for name in ARRAYS:
+            for name in TENSOR_FIELDS:
                 values[name] = torch.tensor(values[name], dtype=torch.float64)
             return cls(**values)
         except (KeyError, TypeError) as error:
@@ -93,12 +93,12 @@ class DenoisingCurve:
 
     def integral(self, low: float, high: float) -> Tensor:
         """The integral of mse over log-SNR, of each group, [K]."""
-        log_snr = torch.linspace(low, high, NODES, dtype=torch.float64)
+        log_snr = torch.linspace(low, high, INTEGRATION_POINTS, dtype=torch.float64)
         return torch.trapezoid(self.at(log_snr, self.mse), log_snr)
 
     def x0_integral(self, low: float, high: float) -> Tensor:
         """The integral of SNR x0_mse over log-SNR, of each group, [K]."""
-        log_snr = torch.linspace(low, high, NODES, dtype=torch.float64)
+        log_snr = torch.linspace(low, high, INTEGRATION_POINTS, dtype=torch.float64)
         return torch.trapezoid(log_snr.exp() * self.at(log_snr, self.x0_mse), log_snr)
 
     def at(self, log_snr: Tensor, errors: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Screened:
+class ScreeningResult:
     """What a schedule would have of the curve's network.
 
     Attributes:
@@ -144,24 +144,24 @@ class Screened:
     gap: Estimate
 
 
-def screen(curve: DenoisingCurve, process: Process) -> Screened:
+def screen(curve: DenoisingCurve, process: Process) -> ScreeningResult:
     """A process by the curve of another's network.
 
     Raises:
         ValueError: log-SNRs outside the curve's, or a reverse variance that is learned.
     """
     high, low = log_snr_ends(process)
-    least, most = float(curve.log_snr[-1]), float(curve.log_snr[0])
-    if low < least - SLACK or high > most + SLACK:
+    lowest, highest = float(curve.log_snr[-1]), float(curve.log_snr[0])
+    if low < lowest - LOG_SNR_TOLERANCE or high > highest + LOG_SNR_TOLERANCE:
         raise ValueError(
-            f"log-SNR from {low:.2f} to {high:.2f}; allowed: within {least:.2f} to {most:.2f}, which was measured"
+            f"log-SNR from {low:.2f} to {high:.2f}; allowed: within {lowest:.2f} to {highest:.2f}, which was measured"
         )
     nats = _prior(curve, process) + curve.integral(low, high) / 2 + curve.reconstruction_at(high)
     continuous = Estimate.of(nats, curve.dimensions)
     diffusion = _chain_diffusion(curve, process)
     first, last = (float(process.log_snr(process.step_times()[[index]])) for index in (1, -1))
     gap = diffusion - curve.x0_integral(last, first) / 2
-    return Screened((low, high), continuous, *(Estimate.of(each, curve.dimensions) for each in (diffusion, gap)))
+    return ScreeningResult((low, high), continuous, *(Estimate.of(each, curve.dimensions) for each in (diffusion, gap)))
 
 
 def _prior(curve: DenoisingCurve, process: Process) -> float:

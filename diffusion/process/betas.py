@@ -1,4 +1,10 @@
-"""beta_1..beta_T of the discrete chain, equation (2)."""
+"""The variances beta_1..beta_T of the discrete chain, equation (2) (Ho et al. 2020, equation 2).
+
+    q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I),   alphas_cumprod_t = alpha_t^2 = prod_{s<=t} (1 - beta_s)
+
+`linear`, `quadratic`, `scaled_linear` and `sigmoid` state their ends for T = 1000 and are scaled by 1000 / T, so that
+the SNR at T hardly depends on T. DDPM's own tables are those of T = 1000.
+"""
 
 import math
 
@@ -19,10 +25,13 @@ from diffusion.process.schedule import softplus
 
 
 def betas(config: DdpmProcess) -> Tensor:
-    """The variances beta_1..beta_T of equation (2); with a terminal SNR of zero beta_T is 1.
+    """The variances beta_1..beta_T of equation (2) that a configuration names.
+
+    Args:
+        config: the chain: number of steps T, schedule, and, for schedules without ends of their own, its log-SNR range.
 
     Returns:
-        float64 tensor [T]; index 0 is t = 1.
+        float64 [T], index 0 is t = 1; with `zero_terminal_snr` the last is 1.
     """
     table = _betas(config)
     return rescale_to_zero_terminal_snr(table) if config.schedule.zero_terminal_snr else table
@@ -50,7 +59,7 @@ def _betas(config: DdpmProcess) -> Tensor:
 
 
 def _betas_of_density(config: DdpmProcess) -> Tensor:
-    """T steps even in the time of a schedule whose log-SNR goes on for ever, between the process's ends."""
+    """Betas of a schedule with unbounded log-SNR, cut at log_snr_max and log_snr_min, at T even times between them."""
     schedule = make_schedule(config.schedule, config.log_snr_max, config.log_snr_min)
     first, last = schedule.time(torch.tensor([config.log_snr_max, config.log_snr_min], dtype=torch.float64))
     t = torch.linspace(float(first), float(last), config.num_train_timesteps, dtype=torch.float64)
@@ -60,7 +69,16 @@ def _betas_of_density(config: DdpmProcess) -> Tensor:
 
 
 def rescale_to_zero_terminal_snr(table: Tensor) -> Tensor:
-    """Betas whose alpha_t is shifted to 0 at T and scaled to keep alpha_1 (Lin et al. 2024, algorithm 1)."""
+    """Betas whose alpha_t is shifted to 0 at T and scaled to keep alpha_1 (Lin et al. 2024, algorithm 1).
+
+        alpha_t <- (alpha_t - alpha_T) alpha_1 / (alpha_1 - alpha_T)
+
+    Args:
+        table: beta_1..beta_T, float64 [T].
+
+    Returns:
+        float64 [T]; the last is 1.
+    """
     alpha = torch.exp(torch.log1p(-table).cumsum(0) / 2)
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
     a = torch.cat([torch.ones(1, dtype=torch.float64), alpha**2])

@@ -1,8 +1,9 @@
-"""A learned noise schedule: log-SNR a monotone network of t (Kingma et al. 2021, "Variational diffusion models").
+"""A learned noise schedule: log-SNR as a monotone network of t (Kingma et al. 2021, "Variational diffusion models").
 
-The continuous bound depends on a schedule through its two ends alone, which stay as configured; what is learned between
-them is where the terms of the bound are estimated. Training therefore gives the schedule the gradient of the SQUARED
-loss, the variance of the bound's estimate, while the network gets that of the loss itself (`row_factor`).
+The continuous bound depends on a schedule only through its two ends, which stay as configured. What is learned between
+them is where the integrand is evaluated when t is drawn uniformly, and so the variance of the bound's estimate. The
+schedule therefore minimises the second moment of the loss, E[loss^2], while the network minimises E[loss]; both
+gradients come from one backward pass (`LearnedLogSnr.row_factor`).
 """
 # hooks have no type hints:
 # pyright: reportUnknownMemberType=false
@@ -10,27 +11,30 @@ loss, the variance of the bound's estimate, while the network gets that of the l
 import torch
 from torch import Tensor, nn
 
-from diffusion.process.schedule import FIRST_TIME, Schedule, softplus
+from diffusion.process.schedule import MIN_TIME, Schedule, softplus
 
 
 class LearnedLogSnr(nn.Module, Schedule):
-    """log_snr(t) = highest - (highest - lowest) (m(u) - m(0)) / (m(1) - m(0)), u = (t - first) / (1 - first).
+    """log-SNR as a monotone network of t between two fixed ends.
 
-    m(u) = u + sum_k w_k sigmoid(a_k u + b_k) with w_k, a_k > 0 by softplus, so m rises; it begins close to a line.
+        log_snr(t) = log_snr_max - (log_snr_max - log_snr_min) (m(u) - m(0)) / (m(1) - m(0))
+        m(u) = u + sum_k w_k sigmoid(a_k u + b_k),   u = (t - MIN_TIME) / (1 - MIN_TIME)
+
+    with w_k, a_k > 0 (softplus of the parameters), so m rises. At initialisation log-SNR is close to a straight line.
 
     Args:
-        width: number of sigmoids.
-        highest: log-SNR at FIRST_TIME.
-        lowest: log-SNR at 1.
+        width: number of sigmoids K.
+        log_snr_max: log-SNR at t = MIN_TIME.
+        log_snr_min: log-SNR at t = 1.
 
     Attributes:
-        row_factor: what the gradient of each row of t is multiplied by on its way back; set it between the loss and
-            its backward pass, to twice the row's loss for the gradient of the squared loss. None leaves gradients be.
+        row_factor: multiplies the gradient that reaches each row of t, [B]; set it between the forward and the backward
+            pass. Twice the row's loss turns the gradient of the loss into that of its square. None changes nothing.
     """
 
-    def __init__(self, width: int, highest: float, lowest: float) -> None:
+    def __init__(self, width: int, log_snr_max: float, log_snr_min: float) -> None:
         super().__init__()
-        self.highest, self.lowest = highest, lowest
+        self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
         centres = (torch.arange(width) + 0.5) / width
         steepness = torch.full((width,), 8.0)
         self.raw_weight = nn.Parameter(torch.full((width,), -5.0))
@@ -39,13 +43,16 @@ class LearnedLogSnr(nn.Module, Schedule):
         self.row_factor: Tensor | None = None
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """log_snr and its slope; one forward of its own, so that ZeRO-3 gathers the parameters."""
-        u = (t.to(self.shift.device, torch.float64) - FIRST_TIME) / (1 - FIRST_TIME)
+        """log_snr and d log_snr / dt at t, float64, on the parameters' device.
+
+        Both come from one forward call, so that ZeRO-3 gathers the parameters once.
+        """
+        u = (t.to(self.shift.device, torch.float64) - MIN_TIME) / (1 - MIN_TIME)
         rise, steepness_of_rise = self._rise(u)
         start, end = self._rise(u.new_tensor([0.0, 1.0]))[0]
-        span = (self.highest - self.lowest) / (end - start)
-        return self._scaled(self.highest - span * (rise - start)), self._scaled(
-            -span * steepness_of_rise / (1 - FIRST_TIME)
+        span = (self.log_snr_max - self.log_snr_min) / (end - start)
+        return self._scaled(self.log_snr_max - span * (rise - start)), self._scaled(
+            -span * steepness_of_rise / (1 - MIN_TIME)
         )
 
     def _rise(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +62,7 @@ class LearnedLogSnr(nn.Module, Schedule):
         return u + (weight * gate).sum(-1), 1 + (weight * steepness * gate * (1 - gate)).sum(-1)
 
     def _scaled(self, output: Tensor) -> Tensor:
-        """The output, its gradient to be multiplied by what `row_factor` is by then."""
+        """The same output, with a hook that multiplies its gradient by `row_factor` during the backward pass."""
         if output.requires_grad:
             output.register_hook(self._scale)
         return output
@@ -64,13 +71,16 @@ class LearnedLogSnr(nn.Module, Schedule):
         return gradient if self.row_factor is None else gradient * self.row_factor.to(gradient)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """The network, evaluated on the device of its parameters."""
+        """log-SNR at t, computed on the parameters' device and returned on t's; differentiable in the parameters."""
         return self(t)[0].to(t.device)
 
-    def slope(self, t: Tensor) -> Tensor:
-        """Its derivative in t."""
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
+        """d log_snr / dt at t, negative; differentiable in the parameters."""
         return self(t)[1].to(t.device)
 
-    def progress(self, t: Tensor) -> Tensor:
-        """How far log-SNR has fallen, so that the network's clock does not move under it as the schedule learns."""
-        return (self.highest - self.log_snr(t)) / (self.highest - self.lowest)
+    def network_time_fraction(self, t: Tensor) -> Tensor:
+        """(log_snr_max - log_snr(t)) / (log_snr_max - log_snr_min): how far log-SNR has fallen, in [0, 1].
+
+        The network is conditioned on log-SNR rather than t, so that its input means the same as the schedule changes.
+        """
+        return (self.log_snr_max - self.log_snr(t)) / (self.log_snr_max - self.log_snr_min)

@@ -1,4 +1,4 @@
-"""From a schedule's configuration to the schedule."""
+"""Builds the continuous-time schedule that a configuration names."""
 # torch.special has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -34,13 +34,17 @@ BetaSchedules = (
 )
 
 
-def make_schedule(config: ScheduleConfig, highest: float, lowest: float) -> Schedule:
-    """The schedule in continuous time that a configuration names.
+def make_schedule(config: ScheduleConfig, log_snr_max: float, log_snr_min: float) -> Schedule:
+    """The continuous-time schedule that a configuration names.
 
     Args:
-        config: its kind and settings.
-        highest: log-SNR at the start of a schedule that runs between two ends (`geometric`, `learned`).
-        lowest: at its end.
+        config: kind and settings of the schedule.
+        log_snr_max: log-SNR at the start of a schedule that runs between two ends (`geometric`, `learned`); others
+            ignore it.
+        log_snr_min: log-SNR at the end of such a schedule.
+
+    Returns:
+        The schedule of the variance-preserving process over t in [0, 1].
     """
     match config:
         case LaplaceSchedule(mean=mean, scale=scale):
@@ -48,17 +52,17 @@ def make_schedule(config: ScheduleConfig, highest: float, lowest: float) -> Sche
         case EdmSchedule(p_mean=p_mean, p_std=p_std):
             return LogNormalQuantile(p_mean, p_std)
         case GeometricSchedule():
-            return LinearLogSnr(highest, lowest)
+            return LinearLogSnr(log_snr_max, log_snr_min)
         case LearnedSchedule(width=width):
             from diffusion.process.learned_schedule import LearnedLogSnr
 
-            return LearnedLogSnr(width, highest, lowest)
+            return LearnedLogSnr(width, log_snr_max, log_snr_min)
         case _:
             return _schedule_of_betas(config)
 
 
 def _schedule_of_betas(config: BetaSchedules) -> Schedule:
-    """What DDPM's betas go to as T grows; a table keeps its steps."""
+    """The limit of DDPM's betas as T grows: beta(t) = T beta_i at t = i / T; a `table` keeps its own steps."""
     match config:
         case LinearSchedule(beta_start=start, beta_end=end):
             return LinearBeta(1000 * start, 1000 * end)

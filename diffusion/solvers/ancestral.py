@@ -7,7 +7,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.process.kernels import learned_reverse_variance, posterior, reverse_variance
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 
 class AncestralSolver(GridSolver):
@@ -23,8 +23,8 @@ class AncestralSolver(GridSolver):
         """One draw from p_theta(x_s | x_t) after another."""
         s, t, kind = self.times[1:], self.times[:-1], self.process.reverse_variance
         q = posterior(self.process, s, t)
-        means = list(zip(numbers(q.coef_x_t), numbers(q.coef_x_0), strict=True))
-        stds = None if kind == "learned" else numbers(reverse_variance(self.process, s, t, kind).sqrt())
+        means = list(zip(to_floats(q.coef_x_t), to_floats(q.coef_x_0), strict=True))
+        stds = None if kind == "learned" else to_floats(reverse_variance(self.process, s, t, kind).sqrt())
         for i, (at_t, at_s) in enumerate(self.intervals()):
             estimate = yield self.wanted(at_t)
             coef_x_t, coef_x_0 = means[i]

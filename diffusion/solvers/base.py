@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion.config import SolverOptions
 from diffusion.denoiser import Denoiser
 from diffusion.prediction import Coefficient, x0_to_epsilon
-from diffusion.rng import Stream, keyed_normal
+from diffusion.rng import Stream, counter_normal
 
 
 class Query(NamedTuple):
@@ -52,7 +52,7 @@ class ImageNoise:
     def draw(self, index: int) -> Tensor:
         """The index-th draw of every image, float32 [B, C, H, W]."""
         keys = [(image, index) for image in self.images]
-        return keyed_normal(self.seed, Stream.SAMPLING_NOISE, keys, self.shape)
+        return counter_normal(self.seed, Stream.SAMPLING_NOISE, keys, self.shape)
 
 
 class Point(NamedTuple):
@@ -137,9 +137,9 @@ class Solver(ABC):
     def _estimate(self, output: Tensor, wanted: Wanted) -> Estimate:
         x, (_, alpha, sigma), _ = wanted
         output, interpolation = self._denoiser.split(output.to(x))
-        reading = self._denoiser.reading
-        x_0 = reading.x0(output, x, alpha, sigma)
+        parameterization = self._denoiser.parameterization
+        x_0 = parameterization.x0(output, x, alpha, sigma)
         if self.options.clip_x0:
             x_0 = x_0.clamp(-1, 1)
             return Estimate(x_0, x0_to_epsilon(x_0, x, alpha, sigma), interpolation)
-        return Estimate(x_0, reading.epsilon(output, x, alpha, sigma), interpolation)
+        return Estimate(x_0, parameterization.epsilon(output, x, alpha, sigma), interpolation)

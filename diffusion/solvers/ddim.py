@@ -8,7 +8,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.process.kernels import posterior
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 
 class DdimSolver(GridSolver):
@@ -25,8 +25,8 @@ class DdimSolver(GridSolver):
         """One step after another."""
         variances = step_variances(self)
         # a posterior variance that is all of sigma_s^2 may be rounded to beyond it
-        kept = numbers(torch.sqrt((self.process.sigma(self.times[1:]) ** 2 - variances).clamp(min=0)))
-        added = numbers(variances.sqrt())
+        kept = to_floats(torch.sqrt((self.process.sigma(self.times[1:]) ** 2 - variances).clamp(min=0)))
+        added = to_floats(variances.sqrt())
         for i, (at_t, at_s) in enumerate(self.intervals()):
             x_0, epsilon, _ = yield self.wanted(at_t)
             self.x = at_s.alpha * x_0 + kept[i] * epsilon

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)  # c_2 .. c_7
-STAGES = (  # a_i1 .. a_i,i-1 of i = 2 .. 7; the last are also b_1 .. b_6, and b_7 = 0
+STAGE_WEIGHTS = (  # a_i1 .. a_i,i-1 of i = 2 .. 7; the last are also b_1 .. b_6, and b_7 = 0
     (1 / 5,),
     (3 / 40, 9 / 40),
     (44 / 45, -56 / 15, 32 / 9),
@@ -28,9 +28,9 @@ STAGES = (  # a_i1 .. a_i,i-1 of i = 2 .. 7; the last are also b_1 .. b_6, and b
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # b_i - b^_i
-EXPONENT = 1 / 5  # the error estimate is O(h^5)
-SAFETY, SMALLEST_FACTOR, LARGEST_FACTOR = 0.9, 0.2, 10.0
+ERROR_WEIGHTS = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # b_i - b^_i
+STEP_EXPONENT = 1 / 5  # the error estimate is O(h^5)
+SAFETY, MIN_FACTOR, MAX_FACTOR = 0.9, 0.2, 10.0
 
 
 class DormandPrince:
@@ -90,7 +90,7 @@ class DormandPrince:
         self.slopes.append(slope.detach().to(self.y))
         if self.step is None:
             self._choose_first_step()
-        elif len(self.slopes) == len(ERROR):
+        elif len(self.slopes) == len(ERROR_WEIGHTS):
             self._finish_trial()
         else:
             self._next_stage()
@@ -105,11 +105,11 @@ class DormandPrince:
         h_0 = torch.where((d_0 < 1e-5) | (d_1 < 1e-5), 1e-6, 0.01 * d_0 / d_1).minimum(distance)
         if len(self.slopes) == 1:
             self.query_t = self._ahead(h_0)
-            self.query_y = y + rows(self.direction * h_0, y) * first
+            self.query_y = y + expand_to(self.direction * h_0, y) * first
             return
         d_2 = _rms((self.slopes[1] - first) / scale) / h_0
         change = torch.maximum(d_1, d_2)
-        h_1 = torch.where((change > 1e-15) & d_2.isfinite(), _power(0.01 / change, EXPONENT), h_0)
+        h_1 = torch.where((change > 1e-15) & d_2.isfinite(), _power(0.01 / change, STEP_EXPONENT), h_0)
         self.step = torch.minimum(100 * h_0, h_1)
         self._start_trial(self.step, first)
 
@@ -129,18 +129,18 @@ class DormandPrince:
         stage, h, y = len(self.slopes) - 1, self.target - self.t, self.y[self.rows]
         # t + h may differ from the target in its last bit.
         self.query_t = self.target if NODES[stage] == 1 else self.t + NODES[stage] * h
-        self.query_y = y + rows(h, y) * _combine(self.slopes, STAGES[stage])
+        self.query_y = y + expand_to(h, y) * _combine(self.slopes, STAGE_WEIGHTS[stage])
 
     def _finish_trial(self) -> None:
         """Judge the trial step by its error, move the rows that pass, and let go of those at the end."""
         y, y_new, h = self.y[self.rows], self.query_y, self.target - self.t
-        error = rows(h, y) * _combine(self.slopes, ERROR)
+        error = expand_to(h, y) * _combine(self.slopes, ERROR_WEIGHTS)
         # An infinite y_new would make the scale infinite and the error zero.
         size = _rms(torch.where(y_new.isfinite(), error / self._scale(y, y_new), math.inf)).nan_to_num(math.inf)
         accepted = size < 1
-        factor = (SAFETY * _power(size.clamp(min=1e-300), -EXPONENT)).clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
+        factor = (SAFETY * _power(size.clamp(min=1e-300), -STEP_EXPONENT)).clamp(MIN_FACTOR, MAX_FACTOR)
         factor = torch.where(self.rejected, factor.clamp(max=1), factor)
-        moved = rows(accepted, y).bool()
+        moved = expand_to(accepted, y).bool()
         self.y[self.rows] = torch.where(moved, y_new, y)
         first = torch.where(moved, self.slopes[-1], self.slopes[0])
         t = torch.where(accepted, self.target, self.t)

@@ -7,7 +7,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.process.sde import Process
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 
 class EulerSolver(GridSolver):
@@ -18,8 +18,8 @@ class EulerSolver(GridSolver):
 
     def steps(self) -> Steps:
         """One step after another."""
-        on_x, on_epsilon = (numbers(c) for c in ode_coefficients(self.process, self.times[:-1]))
-        lengths = numbers(self.times.diff())
+        on_x, on_epsilon = (to_floats(c) for c in ode_coefficients(self.process, self.times[:-1]))
+        lengths = to_floats(self.times.diff())
         for i, (at_t, at_s) in enumerate(self.intervals()):
             x_0, epsilon, _ = yield self.wanted(at_t)
             if at_s.t == 0:
@@ -33,13 +33,13 @@ def log_snr_coefficients(process: Process, log_snr: Tensor) -> tuple[Tensor, Ten
 
     a = d log(alpha) / d log_snr and b = -sigma / 2, whatever the schedule.
     """
-    return process.log_alpha_slope_at(log_snr), -process.sigma_at(log_snr) / 2
+    return process.dlogalpha_dlogsnr_at(log_snr), -process.sigma_at(log_snr) / 2
 
 
 def ode_coefficients(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
     """The probability-flow ODE dx / dt = f x - g^2 score / 2 as a x + b eps, t > 0: a = f, b = g^2 / (2 sigma_t)."""
     on_x, on_epsilon = log_snr_coefficients(process, process.log_snr(t))
-    slope = process.slope(t)
+    slope = process.dlogsnr_dt(t)
     return on_x * slope, on_epsilon * slope
 
 

@@ -9,7 +9,7 @@ from diffusion.process.sde import Process
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.euler import reverse_sde_coefficients
 from diffusion.solvers.grid import GridSolver
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 
 class EulerMaruyamaSolver(GridSolver):
@@ -20,8 +20,8 @@ class EulerMaruyamaSolver(GridSolver):
 
     def steps(self) -> Steps:
         """One step after another."""
-        on_x, on_epsilon = (numbers(c) for c in reverse_sde_coefficients(self.process, self.times[:-1]))
-        lengths, stds = numbers(self.times.diff()), numbers(step_stds(self.process, self.times))
+        on_x, on_epsilon = (to_floats(c) for c in reverse_sde_coefficients(self.process, self.times[:-1]))
+        lengths, stds = to_floats(self.times.diff()), to_floats(step_stds(self.process, self.times))
         for i, (at_t, at_s) in enumerate(self.intervals()):
             x_0, epsilon, _ = yield self.wanted(at_t)
             if at_s.t == 0:

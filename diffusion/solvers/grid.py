@@ -10,7 +10,7 @@ from diffusion.config import GridOptions
 from diffusion.denoiser import Denoiser
 from diffusion.process.sde import Chain, Process
 from diffusion.solvers.base import Noise, Point, Solver, Wanted
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 KARRAS_RHO = 7.0
 
@@ -26,11 +26,11 @@ def time_grid(process: Process, num_steps: int, options: GridOptions) -> Tensor:
         ValueError: more steps than a chain has, where they are spaced uniformly.
     """
     whole = isinstance(process, Chain) and options.spacing == "uniform"
-    most = process.num_steps - (0 if options.denoise else 1)
-    if whole and not 1 <= num_steps <= most:
+    max_steps = process.num_steps - (0 if options.denoise else 1)
+    if whole and not 1 <= num_steps <= max_steps:
         raise ValueError(
-            f"solver.num_steps = {num_steps}; allowed: 1 to {most}, whole steps of a chain of num_train_timesteps = "
-            f"{process.num_steps}; for more use solver.spacing = log_snr or karras"
+            f"solver.num_steps = {num_steps}; allowed: 1 to {max_steps}, whole steps of a chain of "
+            f"num_train_timesteps = {process.num_steps}; for more use solver.spacing = log_snr or karras"
         )
     if options.spacing == "uniform" and options.denoise and process.t_max / num_steps >= process.t_min:
         times = process.t_max * (1 - torch.arange(num_steps, dtype=torch.float64) / num_steps)
@@ -43,23 +43,23 @@ def time_grid(process: Process, num_steps: int, options: GridOptions) -> Tensor:
 
 def _spaced(process: Process, intervals: int, spacing: str) -> Tensor:
     """`intervals` + 1 times from t_max to t_min."""
-    share = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
+    fraction = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     if spacing == "uniform":
-        inner = ends[0] + share * (ends[1] - ends[0])
+        inner = ends[0] + fraction * (ends[1] - ends[0])
     elif spacing == "log_snr":
         low, high = process.log_snr(ends)
-        inner = process.time(low + share * (high - low))
+        inner = process.time(low + fraction * (high - low))
     else:
         first, last = torch.exp(-process.log_snr(ends) / (2 * KARRAS_RHO))
-        inner = process.time(-2 * KARRAS_RHO * torch.log(first + share * (last - first)))
+        inner = process.time(-2 * KARRAS_RHO * torch.log(first + fraction * (last - first)))
     inner[0], inner[-1] = ends[0], process.t_min if intervals else ends[0]
     return inner
 
 
 def points(t: Tensor, alpha: Tensor, sigma: Tensor) -> list[Point]:
     """Points from tables [N] of times and coefficients."""
-    return [Point(*values) for values in zip(numbers(t), numbers(alpha), numbers(sigma), strict=True)]
+    return [Point(*values) for values in zip(to_floats(t), to_floats(alpha), to_floats(sigma), strict=True)]
 
 
 class GridSolver(Solver, ABC):
@@ -80,7 +80,7 @@ class GridSolver(Solver, ABC):
         self.times = time_grid(self.process, num_steps, options)
         log_snr = self.process.log_snr(self.times)
         alpha, sigma = self.process.alpha_at(log_snr), self.process.sigma_at(log_snr)
-        self.log_snrs = numbers(log_snr)
+        self.log_snrs = to_floats(log_snr)
         self.points = points(self.times, alpha, sigma)
 
     def intervals(self) -> list[tuple[Point, Point]]:

@@ -12,7 +12,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.process.kernels import posterior, transition_variance
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 
 class PredictorCorrectorSolver(GridSolver):
@@ -27,8 +27,8 @@ class PredictorCorrectorSolver(GridSolver):
     def steps(self) -> Steps:
         """Predict, then correct."""
         s, t = self.times[1:], self.times[:-1]
-        q, stds = posterior(self.process, s, t), numbers(transition_variance(self.process, s, t).sqrt())
-        means, draws = list(zip(numbers(q.coef_x_t), numbers(q.coef_x_0), strict=True)), 0
+        q, stds = posterior(self.process, s, t), to_floats(transition_variance(self.process, s, t).sqrt())
+        means, draws = list(zip(to_floats(q.coef_x_t), to_floats(q.coef_x_0), strict=True)), 0
         for i, (at_t, at_s) in enumerate(self.intervals()):
             estimate = yield self.wanted(at_t)
             coef_x_t, coef_x_0 = means[i]

@@ -8,7 +8,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.solvers.base import Noise, Point, Solver, Steps, Wanted
 from diffusion.solvers.dormand_prince import DormandPrince
 from diffusion.solvers.euler import log_snr_coefficients
-from diffusion.tensors import numbers, rows
+from diffusion.tensors import expand_to, to_floats
 
 
 class Rk45Solver(Solver):
@@ -22,13 +22,13 @@ class Rk45Solver(Solver):
         """From the most noise to the least, then the estimate of x_0 there."""
         process, config = self.process, self.config
         ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-        start, end = numbers(process.log_snr(ends))
+        start, end = to_floats(process.log_snr(ends))
         stepper = DormandPrince(self.x, start, end, config.rtol, config.atol)
         while (wanted := stepper.want()) is not None:
             index, log_snr, x = wanted
             estimate = yield Wanted(x, self._point(log_snr, x), index)
             on_x, on_epsilon = log_snr_coefficients(process, log_snr)
-            stepper.feed(rows(on_x, x) * x + rows(on_epsilon, x) * estimate.epsilon)
+            stepper.feed(expand_to(on_x, x) * x + expand_to(on_epsilon, x) * estimate.epsilon)
         self.x = stepper.y
         if config.denoise:
             last = torch.full((len(self.x),), end, dtype=torch.float64)
@@ -37,4 +37,4 @@ class Rk45Solver(Solver):
     def _point(self, log_snr: Tensor, x: Tensor) -> Point:
         process = self.process
         alpha, sigma = process.alpha_at(log_snr), process.sigma_at(log_snr)
-        return Point(process.time(log_snr), rows(alpha, x), rows(sigma, x))
+        return Point(process.time(log_snr), expand_to(alpha, x), expand_to(sigma, x))

@@ -19,7 +19,7 @@ from diffusion.config import UniPC
 from diffusion.denoiser import Denoiser
 from diffusion.solvers.base import Noise, Steps
 from diffusion.solvers.grid import GridSolver
-from diffusion.tensors import numbers
+from diffusion.tensors import to_floats
 
 History = list[tuple[float, Tensor]]
 
@@ -79,4 +79,4 @@ def weights(places: list[float], h: float) -> list[float]:
     for k in range(1, len(places) + 1):
         phi = h**k / math.factorial(k) - phi
         moments.append(math.factorial(k) * phi / h**k)
-    return numbers(torch.linalg.solve(r[None, :] ** powers[:, None], torch.tensor(moments, dtype=torch.float64)))
+    return to_floats(torch.linalg.solve(r[None, :] ** powers[:, None], torch.tensor(moments, dtype=torch.float64)))

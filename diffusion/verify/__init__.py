@@ -1,1 +1,1 @@
-"""docs/theory.md's statements, measured on data with exact answers, and the faults that they must catch."""
+"""docs/theory.md's claims, measured on data with exact answers, and the faults that they must catch."""

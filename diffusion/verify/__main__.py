@@ -1,4 +1,4 @@
-"""`python -m diffusion.verify`: prove the statements of the theory on this installation, in float64, in seconds.
+"""`python -m diffusion.verify`: prove the claims of the theory on this installation, in float64, in seconds.
 
 Prints a line per measured number: what, measured, expected, tolerance, and whether it passed. `--fault NAME` applies a
 deliberate fault first, to show that these checks can fail.
@@ -44,17 +44,17 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
-    from diffusion.verify.faults import FAULTS
+    from diffusion.verify.mutants import MUTANTS
 
     if options.list_faults:
-        width = max(map(len, FAULTS))
-        print("\n".join(f"{name:<{width}}  {fault.text}" for name, fault in FAULTS.items()))
+        width = max(map(len, MUTANTS))
+        print("\n".join(f"{name:<{width}}  {fault.text}" for name, fault in MUTANTS.items()))
         return 0
-    if options.fault is not None and options.fault not in FAULTS:
-        print(f"error: --fault {options.fault}: allowed: {', '.join(FAULTS)}", file=sys.stderr)
+    if options.fault is not None and options.fault not in MUTANTS:
+        print(f"error: --fault {options.fault}: allowed: {', '.join(MUTANTS)}", file=sys.stderr)
         return 2
     begin = time.monotonic()
-    with FAULTS[options.fault].applied() if options.fault else nullcontext():
+    with MUTANTS[options.fault].applied() if options.fault else nullcontext():
         rows = measure(options.quick)
     failed = sum(not row["passed"] for row in rows)
     if options.json is not None:
@@ -69,23 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(quick: bool) -> list[dict[str, Any]]:
     """Run all checks, printing each; a check that raises has failed."""
-    from diffusion.verify.statements import STATEMENTS
+    from diffusion.verify.claims import CLAIMS
 
     rows: list[dict[str, Any]] = []
-    for statement in STATEMENTS:
-        print(f"{statement.number:>2}  {statement.text}")
+    for claim in CLAIMS:
+        print(f"{claim.number:>2}  {claim.text}")
         try:
-            for check in statement.checks(quick):
+            for check in claim.checks(quick):
                 measured = check.measured if math.isfinite(check.measured) else None  # JSON has no NaN
                 row = {**asdict(check), "measured": measured, "passed": check.passed}
-                rows.append({"statement": statement.number, **row})
+                rows.append({"statement": claim.number, **row})
                 print(
                     f"    {'ok  ' if check.passed else 'FAIL'} {check.what:<68} {check.measured:>11.5g}"
                     f"  expected {check.expected:g} ± {check.tolerance:.2g}"
                 )
         except (ValueError, ArithmeticError, RuntimeError) as error:
             none = dict.fromkeys(("measured", "expected", "tolerance"))
-            rows.append({"statement": statement.number, "what": str(error), **none, "passed": False})
+            rows.append({"statement": claim.number, "what": str(error), **none, "passed": False})
             print(f"    FAIL {error}")
     return rows
 

@@ -6,7 +6,7 @@ import torch
 from diffusion.config import DdpmProcess, SubVpProcess, VeProcess, VpProcess
 from diffusion.denoiser import Denoiser
 from diffusion.process.sde import make_process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 PROCESSES = {config.kind: make_process(config) for config in (DdpmProcess(), VpProcess(), SubVpProcess(), VeProcess())}
 VALID = [
@@ -18,7 +18,7 @@ VALID = [
 
 
 def raw(x, time, label=None):
-    return torch.cos(3 * x + rows(time / 300, x))
+    return torch.cos(3 * x + expand_to(time / 300, x))
 
 
 def batch(name):
@@ -32,7 +32,7 @@ def test_a_denoiser_is_one_object_seen_four_ways(name, prediction):
     process = PROCESSES[name]
     denoiser = Denoiser(raw, process, prediction, sigma_data=0.3)
     x, t = batch(name)
-    alpha, sigma = rows(process.alpha(t), x), rows(process.sigma(t), x)
+    alpha, sigma = expand_to(process.alpha(t), x), expand_to(process.sigma(t), x)
     torch.testing.assert_close(denoiser.score(x, t), -denoiser.epsilon(x, t) / sigma, rtol=1e-12, atol=0)
     torch.testing.assert_close(alpha * denoiser.x0(x, t) + sigma * denoiser.epsilon(x, t), x, rtol=1e-9, atol=1e-11)
     v = alpha * denoiser.epsilon(x, t) - sigma * denoiser.x0(x, t)
@@ -78,7 +78,7 @@ def test_rows_without_a_label_get_the_null_label(null_label, given, heard):
     label = None if given is None else torch.tensor(given)
     for function in (denoiser.output, denoiser.x0, denoiser.epsilon, denoiser.score, denoiser.v):
         function(torch.zeros(2, 1, 1, 1), torch.tensor([3, 4]), label)
-    assert [None if found is None else found.tolist() for found in seen] == [heard] * 5
+    assert [None if actual is None else actual.tolist() for actual in seen] == [heard] * 5
 
 
 def test_with_a_learned_variance_the_first_half_of_the_channels_is_the_prediction():

@@ -74,10 +74,10 @@ def test_moments_of_shards_add_up(sizes, seed):
     added, left = first, whole
     for part in others:
         added, left = added + part, left - part
-    for found, expected in ((added, whole), (left, first)):
-        assert found.count == expected.count
-        torch.testing.assert_close(found.total, expected.total, rtol=1e-12, atol=1e-11)
-        torch.testing.assert_close(found.outer, expected.outer, rtol=1e-12, atol=1e-11)
+    for actual, expected in ((added, whole), (left, first)):
+        assert actual.count == expected.count
+        torch.testing.assert_close(actual.total, expected.total, rtol=1e-12, atol=1e-11)
+        torch.testing.assert_close(actual.outer, expected.outer, rtol=1e-12, atol=1e-11)
 
 
 def test_the_distance_from_shards_is_that_of_one_pass_to_1e_12():
@@ -109,7 +109,7 @@ def test_too_few_samples_for_a_covariance_are_refused(count):
 
 @pytest.mark.parametrize("n", [50])
 def test_bias_falls_as_one_over_n(n):
-    """Statement 15: bias times N is constant; two samples of one distribution, many times over."""
+    """Claim 15: bias times N is constant; two samples of one distribution, many times over."""
     rng = np.random.default_rng(5)
     reference = moments_of(np.zeros(4), np.eye(4))
 

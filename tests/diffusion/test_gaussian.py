@@ -18,7 +18,7 @@ X = torch.linspace(-3, 3, 25, dtype=torch.float64).reshape(-1, 1)
 
 def times_of(process: Process) -> list[torch.Tensor]:
     shares = (0.05, 0.4, 0.9)
-    return [process.time_at(torch.tensor([share], dtype=torch.float64)) for share in shares]
+    return [process.time_from_fraction(torch.tensor([share], dtype=torch.float64)) for share in shares]
 
 
 @every_process
@@ -29,8 +29,8 @@ def test_a_gaussians_denoiser_gives_the_score_of_its_marginal(process):
         marginal = Normal(torch.tensor(0.3 * alpha).double(), torch.tensor((0.2 * alpha**2 + sigma**2) ** 0.5).double())
         x = X.clone().requires_grad_()
         (score,) = torch.autograd.grad(marginal.log_prob(x).sum(), x)
-        found = data.denoiser(process).score(X, t.expand(len(X)))
-        torch.testing.assert_close(found, score, rtol=1e-6, atol=1e-9)
+        actual = data.denoiser(process).score(X, t.expand(len(X)))
+        torch.testing.assert_close(actual, score, rtol=1e-6, atol=1e-9)
         assert float(data.variance_at(process, t)) == pytest.approx(0.2 * alpha**2 + sigma**2, rel=1e-12)
         posterior = 1 / (1 / 0.2 + alpha**2 / sigma**2)
         assert float(data.x0_variance(process, t)) == pytest.approx(posterior, rel=1e-9)
@@ -52,8 +52,8 @@ def test_a_mixtures_density_distribution_and_score(process):
         torch.testing.assert_close(data.cdf(process, t, X), marginal.cdf(X), rtol=1e-9, atol=1e-12)
         x = X.clone().requires_grad_()
         (score,) = torch.autograd.grad(data.log_prob(process, t, x).sum(), x)
-        found = data.denoiser(process).score(X, t.expand(len(X)))
-        torch.testing.assert_close(found, score, rtol=1e-9, atol=1e-9)
+        actual = data.denoiser(process).score(X, t.expand(len(X)))
+        torch.testing.assert_close(actual, score, rtol=1e-9, atol=1e-9)
 
 
 @every_process

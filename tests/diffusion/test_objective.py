@@ -27,10 +27,10 @@ from diffusion.config import (
 )
 from diffusion.denoiser import Denoiser
 from diffusion.likelihood.discrete import ReverseKernel, reverse_kernel_loss
-from diffusion.objective import VARIANCE_SHARE, Objective, total_loss
+from diffusion.objective import VARIANCE_LOSS_WEIGHT, Objective, total_loss
 from diffusion.prediction import Prediction, edm_target, epsilon_to_x0, velocity
 from diffusion.process.sde import Chain, Process, make_process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 from diffusion.weighting import weights, x0_error_ratio
 
 WEIGHTINGS = [
@@ -53,7 +53,7 @@ chains = pytest.mark.parametrize(
 
 
 def raw(x: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
-    return torch.cos(3 * x + rows(time / 300, x))
+    return torch.cos(3 * x + expand_to(time / 300, x))
 
 
 def zero(x: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
@@ -70,7 +70,7 @@ def batch(process: Process, size: int, dtype=torch.float32) -> tuple[torch.Tenso
     generator = torch.Generator().manual_seed(3)
     ends = torch.tensor([0.0, 0.0011, 1 - 1e-9], dtype=torch.float64)
     share = torch.cat([ends, torch.rand(size - 3, generator=generator, dtype=torch.float64)])
-    t = process.time_at(share)
+    t = process.time_from_fraction(share)
     x_0 = torch.rand(size, 1, 4, 4, generator=generator, dtype=dtype) * 2 - 1
     eps = torch.randn(size, 1, 4, 4, generator=generator, dtype=dtype)
     return x_0, t.long() if isinstance(process, Chain) else t, eps
@@ -82,7 +82,7 @@ def gradient(of: torch.Tensor) -> torch.Tensor:
 
 
 def noisy(process: Process, x_0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    return rows(process.alpha(t), x_0) * x_0 + rows(process.sigma(t), x_0) * eps
+    return expand_to(process.alpha(t), x_0) * x_0 + expand_to(process.sigma(t), x_0) * eps
 
 
 @every_weighting
@@ -160,7 +160,7 @@ class SameFunction:
 
     def __init__(self, kind: Prediction, process: Process, x_0, t, eps) -> None:
         self.x_t = noisy(process, x_0, t, eps)
-        coefficients = rows(process.alpha(t), x_0), rows(process.sigma(t), x_0)
+        coefficients = expand_to(process.alpha(t), x_0), expand_to(process.sigma(t), x_0)
         self.output = outputs(raw(self.x_t, process.network_time(t).double()), self.x_t, *coefficients, 0.5)[kind]
 
     def __call__(self, x, time, label):
@@ -180,7 +180,7 @@ def test_a_weighting_gives_one_loss_whatever_the_network_predicts(process, weigh
     loss, mse = objective(prediction, weighting, process, SameFunction(prediction, process, x_0, t, eps))(x_0, t, eps)
     torch.testing.assert_close(mse, expected_mse, rtol=2e-5, atol=1e-9)
     if isinstance(weighting, SimpleWeighting) and prediction not in ("epsilon", "score"):
-        own = Denoiser(raw, process, prediction).reading
+        own = Denoiser(raw, process, prediction).parameterization
         to_epsilon = torch.exp(process.log_snr(t)) / x0_error_ratio(own, process, t)
         torch.testing.assert_close(loss * to_epsilon.to(loss), mse, rtol=1e-6, atol=0)
     else:
@@ -195,8 +195,8 @@ def test_v_trained_where_the_snr_is_zero_has_a_finite_loss(weighting):
     scale = torch.ones((), requires_grad=True)
     loss, mse = objective("v", weighting, process, lambda x, t, y: scale * raw(x, t))(x_0, t, eps)
     loss.sum().backward()
-    for found in (loss, mse, gradient(scale)):
-        assert bool(torch.isfinite(found).all())
+    for actual in (loss, mse, gradient(scale)):
+        assert bool(torch.isfinite(actual).all())
 
 
 def test_labels_reach_the_network_and_time_is_the_networks():
@@ -250,10 +250,10 @@ def test_the_adaptive_loss_is_the_simple_one_by_its_learned_variance(process):
     with torch.no_grad():
         log_variance.values.copy_(torch.linspace(-2, 1, 5))
     u = log_variance(process.log_snr(rows_of[1]))
-    found, found_mse = adaptive(*rows_of)
-    torch.testing.assert_close(found, simple * torch.exp(-u) + u, rtol=1e-6, atol=0)
+    actual, found_mse = adaptive(*rows_of)
+    torch.testing.assert_close(actual, simple * torch.exp(-u) + u, rtol=1e-6, atol=0)
     assert torch.equal(found_mse, mse)
-    found.sum().backward()
+    actual.sum().backward()
     torch.testing.assert_close(
         gradient(log_variance.values).sum(), (1 - simple * torch.exp(-u)).sum(), rtol=1e-4, atol=1e-4
     )
@@ -293,8 +293,8 @@ def test_the_variances_loss_over_all_steps_is_a_thousandth_of_the_bound(predicti
     x_t = noisy(LEARNED, x_0, t, eps)
     output, interpolation = denoiser.split(denoiser.output(x_t, t))
     assert interpolation is not None
-    x_theta = plain.reading.x0(output, x_t, *denoiser.coefficients(x_t, t))
-    term = VARIANCE_SHARE * reverse_kernel_loss(LEARNED, x_0, x_theta, t, interpolation)
+    x_theta = plain.parameterization.x0(output, x_t, *denoiser.coefficients(x_t, t))
+    term = VARIANCE_LOSS_WEIGHT * reverse_kernel_loss(LEARNED, x_0, x_theta, t, interpolation)
     assert float(term.mean()) == pytest.approx(1e-3 * float(bound) / 18, rel=1e-9, abs=0)
     unlearned = make_process(DdpmProcess(num_train_timesteps=STEPS, schedule=LinearSchedule(beta_end=0.015)))
     without, _ = Objective(config, Denoiser(lambda x, time, y: Doubled()(x, time)[:, :2], unlearned, prediction))(
@@ -310,11 +310,11 @@ def test_the_bound_trains_the_second_half_of_the_channels_alone(prediction):
     output = torch.randn(STEPS, 4, 3, 3, generator=torch.Generator().manual_seed(5)).requires_grad_()
     config = ObjectiveConfig(prediction=prediction, weighting=SnrWeighting())
     loss, _ = Objective(config, Denoiser(lambda x, time, y: output, LEARNED, prediction))(x_0, t, eps)
-    (found,) = torch.autograd.grad(loss.sum(), output)
+    (actual,) = torch.autograd.grad(loss.sum(), output)
     unlearned = make_process(DdpmProcess(num_train_timesteps=STEPS, schedule=LinearSchedule(beta_end=0.015)))
     plain, _ = Objective(config, Denoiser(lambda x, time, y: output[:, :2], unlearned, prediction))(x_0, t, eps)
     (expected,) = torch.autograd.grad(plain.sum(), output)
-    assert torch.equal(found[:, :2], expected[:, :2])
+    assert torch.equal(actual[:, :2], expected[:, :2])
     fixed = output.detach().double().requires_grad_()
     for row in range(STEPS):
         at = slice(row, row + 1)
@@ -322,8 +322,8 @@ def test_the_bound_trains_the_second_half_of_the_channels_alone(prediction):
         bound, image, noise = ReverseKernel(one, clip_x0=False), x_0[at].double(), eps[at].double()
         term = bound.diffusion_kl(image, t[at], noise) if row else bound.reconstruction_nll(image, noise)
         (term.sum() * 1e-3 * STEPS / 18).backward()
-    torch.testing.assert_close(found[:, 2:].double(), gradient(fixed)[:, 2:], rtol=2e-3, atol=1e-7)
-    assert float(found[:, 2:].abs().min()) > 0
+    torch.testing.assert_close(actual[:, 2:].double(), gradient(fixed)[:, 2:], rtol=2e-3, atol=1e-7)
+    assert float(actual[:, 2:].abs().min()) > 0
 
 
 def test_steps_without_the_first_have_no_reconstruction_term():
@@ -364,7 +364,7 @@ def test_weights_of_rows_are_those_of_their_times():
     process = PROCESSES["vp"]
     x_0, t, eps = batch(process, 30)
     loss, mse = objective("epsilon", VlbWeighting(), process)(x_0, t, eps)
-    expected = weights(VlbWeighting(), Denoiser(raw, process, "epsilon").reading, process, t)
+    expected = weights(VlbWeighting(), Denoiser(raw, process, "epsilon").parameterization, process, t)
     torch.testing.assert_close(loss, expected.float() * mse, rtol=1e-5, atol=0)
 
 

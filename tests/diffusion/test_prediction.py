@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from diffusion.config import DdpmProcess, LinearSchedule, SubVpProcess, VeProcess, VpProcess
-from diffusion.prediction import Prediction, Reading, edm_norm, edm_target, epsilon_to_x0, velocity, x0_to_epsilon
+from diffusion.prediction import (
+    Parameterization,
+    Prediction,
+    edm_norm,
+    edm_target,
+    epsilon_to_x0,
+    velocity,
+    x0_to_epsilon,
+)
 from diffusion.process.sde import make_process
 
 SIGMA_DATA = 0.4
@@ -65,8 +73,8 @@ def test_every_conversion_comes_back(name, source, kind):
     first = output_of(source, x_0, eps, x_t, alpha, sigma)
     output = first
     for by, to in ((source, kind), (kind, source)):
-        reading = Reading(by, SIGMA_DATA)
-        estimate = reading.x0(output, x_t, alpha, sigma), reading.epsilon(output, x_t, alpha, sigma)
+        parameterization = Parameterization(by, SIGMA_DATA)
+        estimate = parameterization.x0(output, x_t, alpha, sigma), parameterization.epsilon(output, x_t, alpha, sigma)
         torch.testing.assert_close(estimate[0], x_0, rtol=0, atol=1e-10)
         torch.testing.assert_close(estimate[1], eps, rtol=0, atol=1e-10)
         output = output_of(to, *estimate, x_t, alpha, sigma)
@@ -79,10 +87,10 @@ def test_the_score_is_the_true_one_and_v_is_velocity(name, kind):
     x_0, eps, x_t, alpha, sigma = point(name)
     x = x_t.clone().requires_grad_()
     (gradient,) = torch.autograd.grad((-((x - alpha * x_0) ** 2) / (2 * sigma**2)).sum(), x)
-    reading, output = Reading(kind, SIGMA_DATA), output_of(kind, x_0, eps, x_t, alpha, sigma)
-    torch.testing.assert_close(reading.score(output, x_t, alpha, sigma), gradient, rtol=1e-8, atol=1e-9)
+    parameterization, output = Parameterization(kind, SIGMA_DATA), output_of(kind, x_0, eps, x_t, alpha, sigma)
+    torch.testing.assert_close(parameterization.score(output, x_t, alpha, sigma), gradient, rtol=1e-8, atol=1e-9)
     expected = velocity(x_0, eps, alpha, sigma)
-    torch.testing.assert_close(reading.v(output, x_t, alpha, sigma), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(parameterization.v(output, x_t, alpha, sigma), expected, rtol=1e-9, atol=1e-9)
 
 
 @every_process
@@ -102,8 +110,8 @@ def test_the_definitions_undo_each_other(name):
 def test_edms_input_output_and_target_have_unit_variance_on_data_of_sigma_data(name):
     """Karras et al. (2022), appendix B.6: Var(c_in y) = 1 and Var(F) = 1, in closed form over x_0 and eps."""
     _, _, _, alpha, sigma = point(name)
-    reading = Reading("edm", SIGMA_DATA)
-    of_x_0, of_eps = (reading.network_input(part, alpha, sigma) for part in (alpha * SIGMA_DATA, sigma))
+    parameterization = Parameterization("edm", SIGMA_DATA)
+    of_x_0, of_eps = (parameterization.network_input(part, alpha, sigma) for part in (alpha * SIGMA_DATA, sigma))
     torch.testing.assert_close(of_x_0**2 + of_eps**2, torch.ones_like(alpha), rtol=1e-12, atol=0)
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
     of_x_0 = edm_target(SIGMA_DATA * one, alpha * SIGMA_DATA, alpha, sigma, SIGMA_DATA)
@@ -115,25 +123,25 @@ def test_edms_input_output_and_target_have_unit_variance_on_data_of_sigma_data(n
 def test_edms_skip_is_the_best_guess_of_a_network_that_says_nothing(name):
     """F = 0 gives E[x_0 | x_t] of Gaussian data of variance sigma_data^2."""
     _, _, x_t, alpha, sigma = point(name)
-    found = Reading("edm", SIGMA_DATA).x0(torch.zeros_like(x_t), x_t, alpha, sigma)
+    actual = Parameterization("edm", SIGMA_DATA).x0(torch.zeros_like(x_t), x_t, alpha, sigma)
     expected = alpha * SIGMA_DATA**2 / (alpha**2 * SIGMA_DATA**2 + sigma**2) * x_t
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
 @every_prediction
 def test_only_edm_sees_another_input(kind):
     x_t = torch.tensor([1.0, -2.0])
-    found = Reading(kind, 0.5).network_input(x_t, 0.6, 0.8)
-    assert torch.equal(found, x_t if kind != "edm" else x_t / (0.64 + 0.09) ** 0.5)
+    actual = Parameterization(kind, 0.5).network_input(x_t, 0.6, 0.8)
+    assert torch.equal(actual, x_t if kind != "edm" else x_t / (0.64 + 0.09) ** 0.5)
 
 
 @every_prediction
 def test_coefficients_may_be_numbers(kind):
     """Solvers hold them as such."""
     x_t, output = torch.tensor([0.3, -1.0], dtype=torch.float64), torch.tensor([0.2, 0.9], dtype=torch.float64)
-    reading = Reading(kind, SIGMA_DATA)
+    parameterization = Parameterization(kind, SIGMA_DATA)
     alpha, sigma = (torch.tensor(value, dtype=torch.float64) for value in (0.6, 0.8))
-    for function in (reading.x0, reading.epsilon, reading.score, reading.v):
+    for function in (parameterization.x0, parameterization.epsilon, parameterization.score, parameterization.v):
         torch.testing.assert_close(
             function(output, x_t, 0.6, 0.8), function(output, x_t, alpha, sigma), rtol=1e-14, atol=0
         )
@@ -143,6 +151,6 @@ def test_coefficients_may_be_numbers(kind):
 @pytest.mark.parametrize("kind", ["x0", "v"])
 def test_x0_and_v_speak_of_the_data_where_the_snr_is_zero(kind):
     x_t, output = torch.tensor([0.3]), torch.tensor([0.25])
-    found = Reading(kind).x0(output, x_t, 0.0, 1.0)
-    assert float(found) == (0.25 if kind == "x0" else -0.25)
-    assert float(Reading(kind).epsilon(output, x_t, 0.0, 1.0)) == pytest.approx(0.3)
+    actual = Parameterization(kind).x0(output, x_t, 0.0, 1.0)
+    assert float(actual) == (0.25 if kind == "x0" else -0.25)
+    assert float(Parameterization(kind).epsilon(output, x_t, 0.0, 1.0)) == pytest.approx(0.3)

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from diffusion.config import DdpmProcess, ImportanceTime, StratifiedTime, TimeSamplingConfig, UniformTime
 from diffusion.process.sde import Chain, make_process
-from diffusion.rng import Stream, keyed_generator
-from diffusion.time_sampling import LossMoments, below_one, draw_shares
+from diffusion.rng import Stream, counter_generator
+from diffusion.time_sampling import LossMoments, clamp_below_one, draw_time_fractions
 
 
 def draw_steps(config: TimeSamplingConfig, generator: np.random.Generator, batch: int, steps: int) -> np.ndarray:
     """Steps 1..T of a chain, int64 [batch]."""
     process = Chain(torch.full((steps,), 0.5))
-    times = process.time_at(torch.from_numpy(draw_shares(config, generator, batch))).numpy()
+    times = process.time_from_fraction(torch.from_numpy(draw_time_fractions(config, generator, batch))).numpy()
     assert (times == times.astype(np.int64)).all()
     return times.astype(np.int64)
 
@@ -42,7 +42,7 @@ class FixedGenerator(np.random.Generator):
 @settings(deadline=None)
 def test_stratified_covers_every_stratum_exactly_once(batch, steps, seed):
     """Sorted, the t of a batch lie one in each of B equal parts of 1..T."""
-    t = draw_steps(StratifiedTime(), keyed_generator(seed, Stream.TIMESTEPS), batch, steps)
+    t = draw_steps(StratifiedTime(), counter_generator(seed, Stream.TIMESTEPS), batch, steps)
     assert (t >= 1).all()
     assert (t <= steps).all()
     low, high = np.arange(batch) * steps / batch, (np.arange(batch) + 1) * steps / batch
@@ -54,7 +54,7 @@ def test_stratified_covers_every_stratum_exactly_once(batch, steps, seed):
 @given(st.integers(1, 300), st.integers(0, 2**32))
 @settings(deadline=None)
 def test_stratified_shares_lie_one_in_each_of_b_equal_parts(batch, seed):
-    u = draw_shares(StratifiedTime(), keyed_generator(seed, Stream.TIMESTEPS), batch)
+    u = draw_time_fractions(StratifiedTime(), counter_generator(seed, Stream.TIMESTEPS), batch)
     assert sorted(np.floor(u * batch).astype(int)) == list(range(batch))
 
 
@@ -72,23 +72,30 @@ def test_stratified_gives_every_row_every_t_equally_often(batch, steps):
 
 def test_rows_are_not_tied_to_their_strata():
     """Row 0 must see all of 1..T over steps, not its own part of it."""
-    first = [draw_shares(StratifiedTime(), keyed_generator(0, Stream.TIMESTEPS, step), 8)[0] for step in range(4000)]
+    first = [
+        draw_time_fractions(StratifiedTime(), counter_generator(0, Stream.TIMESTEPS, step), 8)[0]
+        for step in range(4000)
+    ]
     counts = np.histogram(first, bins=8, range=(0, 1))[0]
     assert ((counts - 500) ** 2 / 500).sum() < 24.3  # chi-square, 7 degrees of freedom, 0.1 %
 
 
 def test_uniform_rows_are_independent_and_uniform():
-    t = np.stack([draw_steps(UniformTime(), keyed_generator(0, Stream.TIMESTEPS, step), 2, 10) for step in range(5000)])
+    t = np.stack(
+        [draw_steps(UniformTime(), counter_generator(0, Stream.TIMESTEPS, step), 2, 10) for step in range(5000)]
+    )
     counts = np.histogram2d(t[:, 0], t[:, 1], bins=10, range=((0.5, 10.5), (0.5, 10.5)))[0]
     assert counts.sum() == 5000
     assert ((counts - 50) ** 2 / 50).sum() < 149  # chi-square, 99 degrees of freedom, 0.1 %
 
 
 def test_stratified_estimates_have_far_less_variance():
-    """Statement 13 in small: the batch mean of t itself."""
+    """Claim 13 in small: the batch mean of t itself."""
 
     def spread(config):
-        draws = [draw_shares(config, keyed_generator(2, Stream.TIMESTEPS, step), 128).mean() for step in range(300)]
+        draws = [
+            draw_time_fractions(config, counter_generator(2, Stream.TIMESTEPS, step), 128).mean() for step in range(300)
+        ]
         return np.std(draws)
 
     assert spread(StratifiedTime()) < spread(UniformTime()) / 100
@@ -96,7 +103,8 @@ def test_stratified_estimates_have_far_less_variance():
 
 def test_importance_starts_from_stratified_draws():
     stratified, importance = (
-        draw_shares(config, keyed_generator(1, Stream.TIMESTEPS), 64) for config in (StratifiedTime(), ImportanceTime())
+        draw_time_fractions(config, counter_generator(1, Stream.TIMESTEPS), 64)
+        for config in (StratifiedTime(), ImportanceTime())
     )
     assert (stratified == importance).all()
 
@@ -110,16 +118,16 @@ def test_the_largest_offset_still_gives_a_step_of_the_chain(batch):
 @pytest.mark.parametrize("steps", [2, 3, 1000, 1024, 999_983])
 def test_the_largest_share_is_the_last_step(steps):
     process = make_process(DdpmProcess(num_train_timesteps=1000)) if steps == 1000 else Chain(torch.full((steps,), 0.5))
-    u = below_one(np.array([1.0, 0.0]))
+    u = clamp_below_one(np.array([1.0, 0.0]))
     assert u[0] < 1
-    assert process.time_at(torch.from_numpy(u)).tolist() == [steps, 1]
+    assert process.time_from_fraction(torch.from_numpy(u)).tolist() == [steps, 1]
 
 
 def moments(losses, config: ImportanceTime | None = None) -> LossMoments:
     """Moments that have seen one loss in the middle of each part."""
-    found = LossMoments(config or ImportanceTime(bins=len(losses)))
-    found.update((np.arange(len(losses)) + 0.5) / len(losses), np.array(losses, dtype=float))
-    return found
+    actual = LossMoments(config or ImportanceTime(bins=len(losses)))
+    actual.update((np.arange(len(losses)) + 0.5) / len(losses), np.array(losses, dtype=float))
+    return actual
 
 
 GRID = (np.arange(200_000) + 0.5) / 200_000

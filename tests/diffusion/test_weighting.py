@@ -24,7 +24,7 @@ from diffusion.config import (
 )
 from diffusion.gaussian import GaussianData
 from diffusion.likelihood.discrete import ReverseKernel
-from diffusion.prediction import Prediction, Reading, edm_target, velocity
+from diffusion.prediction import Parameterization, Prediction, edm_target, velocity
 from diffusion.process.kernels import transition_variance
 from diffusion.process.sde import Chain, make_process
 from diffusion.weighting import LogVariance, weights, x0_error_ratio
@@ -59,10 +59,10 @@ def times(process) -> torch.Tensor:
 @every_weighting
 @every_process
 def test_weights_are_positive_and_finite(process, weighting, prediction):
-    found = weights(weighting, Reading(prediction), process, times(process))
-    assert found.dtype == torch.float64
-    assert bool((found > 0).all())
-    assert bool(torch.isfinite(found).all())
+    actual = weights(weighting, Parameterization(prediction), process, times(process))
+    assert actual.dtype == torch.float64
+    assert bool((actual > 0).all())
+    assert bool(torch.isfinite(actual).all())
 
 
 @every_process
@@ -77,21 +77,21 @@ def test_the_errors_of_all_predictions_are_one_error(process):
 
     def outputs(estimate: torch.Tensor) -> dict[Prediction, torch.Tensor]:
         eps = (x_t - alpha * estimate) / sigma
-        found: dict[Prediction, torch.Tensor] = {
+        actual: dict[Prediction, torch.Tensor] = {
             "epsilon": eps,
             "score": -eps / sigma,
             "x0": estimate,
             "v": velocity(estimate, eps, alpha, sigma),
             "edm": edm_target(estimate, x_t, alpha, sigma, 0.3),
         }
-        return found
+        return actual
 
     truth, wrong = outputs(x_0), outputs(guess)
     x0_error = (x_0 - guess) ** 2
     for kind in PREDICTIONS:
         if kind == "v" and not torch.allclose(alpha**2 + sigma**2, torch.ones_like(alpha)):
             continue
-        ratio = x0_error_ratio(Reading(kind, 0.3), process, t)
+        ratio = x0_error_ratio(Parameterization(kind, 0.3), process, t)
         torch.testing.assert_close((truth[kind] - wrong[kind]) ** 2, ratio * x0_error, rtol=1e-7, atol=0)
 
 
@@ -112,8 +112,8 @@ def test_weightings_by_their_formulas(process):
         (SigmoidWeighting(bias=2.0), "epsilon", 1 / (1 + torch.exp(process.log_snr(t) - 2))),
     ]
     for weighting, kind, expected in formulas:
-        found = weights(weighting, Reading(kind, 0.3), process, t)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0, msg=f"{weighting} on {kind}")
+        actual = weights(weighting, Parameterization(kind, 0.3), process, t)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=0, msg=f"{weighting} on {kind}")
 
 
 @every_prediction
@@ -122,8 +122,8 @@ def test_weightings_by_their_formulas(process):
 def test_simple_is_one_on_the_networks_own_output(weighting, process, prediction):
     """For `score` on that of epsilon: sigma_t^2."""
     t = times(process)
-    found = weights(weighting, Reading(prediction), process, t)
-    assert torch.equal(found, process.sigma(t) ** 2 if prediction == "score" else torch.ones_like(found))
+    actual = weights(weighting, Parameterization(prediction), process, t)
+    assert torch.equal(actual, process.sigma(t) ** 2 if prediction == "score" else torch.ones_like(actual))
 
 
 @every_prediction
@@ -132,10 +132,10 @@ def test_a_weighting_means_the_same_whatever_is_predicted(process, prediction):
     """lambda x (error of the prediction) is one number; simple and adaptive are excepted on purpose."""
     t = times(process)
     for weighting in WEIGHTINGS[1:-1]:
-        on_x0 = weights(weighting, Reading("x0", 0.3), process, t)
-        reading = Reading(prediction, 0.3)
-        found = weights(weighting, reading, process, t) * x0_error_ratio(reading, process, t)
-        torch.testing.assert_close(found, on_x0, rtol=1e-12, atol=0)
+        on_x0 = weights(weighting, Parameterization("x0", 0.3), process, t)
+        parameterization = Parameterization(prediction, 0.3)
+        actual = weights(weighting, parameterization, process, t) * x0_error_ratio(parameterization, process, t)
+        torch.testing.assert_close(actual, on_x0, rtol=1e-12, atol=0)
 
 
 @chains
@@ -143,9 +143,9 @@ def test_the_bounds_weights_of_a_chain(process):
     """lambda = g^2 of equation (11), g^2 = T beta: half of it, on the score's own error; equation (12) of Ho et al."""
     t = times(process)
     beta = transition_variance(process, t - 1, t)
-    likelihood = weights(LikelihoodWeighting(), Reading("score"), process, t)
+    likelihood = weights(LikelihoodWeighting(), Parameterization("score"), process, t)
     torch.testing.assert_close(likelihood, 1000 * beta / 2, rtol=1e-12, atol=0)
-    vlb = weights(VlbWeighting(), Reading("epsilon"), process, t)
+    vlb = weights(VlbWeighting(), Parameterization("epsilon"), process, t)
     torch.testing.assert_close(vlb, 1000 * beta / (2 * (1 - beta) * process.sigma(t) ** 2), rtol=1e-7, atol=0)
 
 
@@ -155,11 +155,11 @@ def test_the_bounds_weight_in_continuous_time_is_half_of_g_squared_on_the_score(
     t = times(process)
     span = process.t_max - process.t_min
     for weighting in (VlbWeighting(), LikelihoodWeighting()):
-        found = weights(weighting, Reading("score"), process, t)
-        torch.testing.assert_close(found, span * process.squared_diffusion(t) / 2, rtol=1e-10, atol=0)
-        on_x0 = weights(weighting, Reading("x0"), process, t)
+        actual = weights(weighting, Parameterization("score"), process, t)
+        torch.testing.assert_close(actual, span * process.squared_diffusion(t) / 2, rtol=1e-10, atol=0)
+        on_x0 = weights(weighting, Parameterization("x0"), process, t)
         torch.testing.assert_close(
-            on_x0, -span * torch.exp(process.log_snr(t)) * process.slope(t) / 2, rtol=1e-12, atol=0
+            on_x0, -span * torch.exp(process.log_snr(t)) * process.dlogsnr_dt(t) / 2, rtol=1e-12, atol=0
         )
 
 
@@ -168,7 +168,7 @@ def test_mean_over_t_of_the_vlb_weighted_error_is_the_bound_less_constants(proce
     """Gaussian data, exact denoiser: E||eps - eps_theta||^2 in closed form; t = 1 is the Gaussian decoder's error."""
     data, steps, t = GaussianData(0.0, 0.25), process.num_steps, times(process)
     epsilon_error = process.alpha(t) ** 2 / process.sigma(t) ** 2 * data.x0_variance(process, t)
-    mean_loss = float((weights(VlbWeighting(), Reading("epsilon"), process, t) * epsilon_error).mean())
+    mean_loss = float((weights(VlbWeighting(), Parameterization("epsilon"), process, t) * epsilon_error).mean())
     ratio = (process.sigma(t - 1) ** 2 / process.sigma(t) ** 2)[1:]
     beta = transition_variance(process, t - 1, t)
     coef_x_0 = process.alpha(t - 1) * beta / process.sigma(t) ** 2
@@ -192,16 +192,16 @@ def test_mean_over_t_of_the_vlb_weighted_error_is_the_bound_less_constants(proce
 @every_weighting
 def test_weights_are_finite_where_the_snr_is_zero(weighting, prediction):
     process = make_process(DdpmProcess(schedule=LinearSchedule(zero_terminal_snr=True)))
-    found = weights(weighting, Reading(prediction), process, times(process))
-    assert bool(torch.isfinite(found).all())
-    assert bool((found[:-1] > 0).all())
+    actual = weights(weighting, Parameterization(prediction), process, times(process))
+    assert bool(torch.isfinite(actual).all())
+    assert bool((actual[:-1] > 0).all())
 
 
 def test_the_bounds_weight_where_the_snr_is_zero_is_that_of_its_kl():
     """coef_x_0^2 T / (2 beta_T) with beta_T = 1 and sigma_T = 1: T alpha_{T-1}^2 / 2 on x_0."""
     process = make_process(DdpmProcess(num_train_timesteps=50, schedule=CosineSchedule(zero_terminal_snr=True)))
-    found = weights(VlbWeighting(), Reading("x0"), process, torch.tensor([50]))
-    assert float(found) == pytest.approx(25 * float(process.alpha(torch.tensor(49)) ** 2), rel=1e-10, abs=0)
+    actual = weights(VlbWeighting(), Parameterization("x0"), process, torch.tensor([50]))
+    assert float(actual) == pytest.approx(25 * float(process.alpha(torch.tensor(49)) ** 2), rel=1e-10, abs=0)
 
 
 def log_variance(knots: int, process=None) -> LogVariance:
@@ -234,8 +234,8 @@ def test_the_range_is_finite_where_the_snr_is_zero():
 
 def test_u_starts_at_zero_in_float32():
     module = LogVariance(AdaptiveWeighting(), PROCESSES["vp"])
-    found = module(torch.linspace(-9, 9, 5, dtype=torch.float64))
-    assert (found.dtype, found.tolist()) == (torch.float32, [0] * 5)
+    actual = module(torch.linspace(-9, 9, 5, dtype=torch.float64))
+    assert (actual.dtype, actual.tolist()) == (torch.float32, [0] * 5)
 
 
 def test_the_least_loss_is_at_the_logarithm_of_the_mean_error():

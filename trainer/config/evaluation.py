@@ -13,7 +13,7 @@ from diffusion.config import (
     SolverConfig,
     check_solver,
 )
-from diffusion.config.solver import at_most
+from diffusion.config.solver import limit_nfe
 from trainer.config.fields import Fraction, Seed
 
 Metric = Literal["vlb", "continuous_vlb", "nll", "denoising", "frechet", "kid", "precision_recall"]
@@ -106,4 +106,4 @@ def check_curve(process: ProcessConfig, evaluation: EvaluationConfig) -> None:
         ValueError: naming the setting and what is allowed.
     """
     for nfe in evaluation.nfe_curve:
-        check_solver(process, at_most(evaluation.solver, nfe), f"evaluation.nfe_curve = {nfe}: solver")
+        check_solver(process, limit_nfe(evaluation.solver, nfe), f"evaluation.nfe_curve = {nfe}: solver")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.config import Autoguidance, ClassifierFree
-from diffusion.config.solver import at_most
+from diffusion.config.solver import limit_nfe
 from diffusion.denoiser import Denoiser
 from diffusion.images import to_pixels
 from diffusion.package import load_package
@@ -82,7 +82,7 @@ class BlockEvaluator:
 
         With `nfe` network evaluations each, or the next number below; 0 for the solver as it is configured.
         """
-        solver = at_most(self.config.solver, nfe) if nfe else self.config.solver
+        solver = limit_nfe(self.config.solver, nfe) if nfe else self.config.solver
         noise = ImageNoise(seed, numbers, self.package.image_shape)
         denoiser, guidance = self.guided
         label = None

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter
 
 from diffusion.config import ProcessConfig, SolverConfig, check_guidance, check_solver
-from diffusion.config.solver import ADAPTER, at_most
+from diffusion.config.solver import SOLVER_ADAPTER, limit_nfe
 from trainer.config.data import DataConfig
 from trainer.config.evaluation import EvaluationConfig, Metric, check_curve, check_metrics, has_metric
 from trainer.config.load import default_storage
@@ -185,10 +185,10 @@ def _numbers(option: str, text: str) -> list[int]:
 def _solver(own: SolverConfig, kind: str | None, nfe: int | None) -> SolverConfig:
     """The named solver with its defaults, or the model's own, at so many evaluations or the next number below."""
     values = own.model_dump(mode="json") if kind in (None, own.kind) else {"kind": kind}
-    solver = ADAPTER.validate_json(json.dumps(values))
+    solver = SOLVER_ADAPTER.validate_json(json.dumps(values))
     if nfe is None:
         return solver
     try:
-        return at_most(solver, nfe)
+        return limit_nfe(solver, nfe)
     except ValueError as error:
         raise InputError(f"--nfe = {error}") from None

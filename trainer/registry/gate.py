@@ -79,19 +79,19 @@ def faults_of(package: Path) -> list[str]:
     import torch
 
     from diffusion.package import load_package
-    from diffusion.rng import Stream, keyed_normal
-    from diffusion.tensors import rows
+    from diffusion.rng import Stream, counter_normal
+    from diffusion.tensors import expand_to
 
     try:
         denoiser, config = load_package(package)
     except (ValueError, OSError) as error:
         return [f"the package is not whole: {str(error).splitlines()[0]}"]
     process = denoiser.process
-    noise = keyed_normal(0, Stream.SAMPLING_NOISE, [(0, row) for row in range(PROBES)], config.image_shape)
+    noise = counter_normal(0, Stream.SAMPLING_NOISE, [(0, row) for row in range(PROBES)], config.image_shape)
     t = torch.linspace(process.t_min, process.t_max, PROBES, dtype=torch.float64)
     label = None if denoiser.null_label is None else torch.arange(PROBES) % denoiser.null_label
     with torch.inference_mode():
-        output = denoiser.output(noise * rows(process.sigma(t), noise), t, label)
+        output = denoiser.output(noise * expand_to(process.sigma(t), noise), t, label)
     bad = [float(time) for time, row in zip(t, output, strict=True) if not bool(row.isfinite().all())]
     return [f"its outputs are not finite at t = {', '.join(f'{time:g}' for time in bad)}"] if bad else []
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from diffusion.config import ObjectiveConfig
 from diffusion.process.sde import Process
-from diffusion.rng import Stream, keyed_generator, keyed_normal, keyed_uniform
-from diffusion.time_sampling import LossMoments, draw_shares
+from diffusion.rng import Stream, counter_generator, counter_normal, counter_uniform
+from diffusion.time_sampling import LossMoments, draw_time_fractions
 from trainer.config.training import TrainingConfig
 
 
@@ -78,29 +78,29 @@ class Draws:
         real = numbers < batch_size
         numbers = np.where(real, numbers, 0)
         shares, importance = self.shares(step)
-        hidden = keyed_generator(self.seed, Stream.LABEL_DROPOUT, step).random(batch_size)
+        hidden = counter_generator(self.seed, Stream.LABEL_DROPOUT, step).random(batch_size)
         keys = [(step, int(number)) for number in numbers]
-        changes = keyed_generator(self.seed, Stream.AUGMENTATION, step)
+        changes = counter_generator(self.seed, Stream.AUGMENTATION, step)
         flipped = changes.random(batch_size) < (0.5 if augment.horizontal_flip else 0.0)
         corner = changes.integers(0, 2 * augment.crop_padding, (batch_size, 2), endpoint=True)
         uniform = self.training.dequantise == "uniform"
         return Rows(
             images=self._images((step - 1) * batch_size + numbers),
-            t=self.process.time_at(torch.from_numpy(shares[numbers])),
-            eps=keyed_normal(self.seed, Stream.TRAINING_NOISE, keys, self.image_shape),
+            t=self.process.time_from_fraction(torch.from_numpy(shares[numbers])),
+            eps=counter_normal(self.seed, Stream.TRAINING_NOISE, keys, self.image_shape),
             weight=torch.from_numpy(real.astype(np.float32)),
             importance=torch.from_numpy(importance[numbers].astype(np.float32)),
             hidden=torch.from_numpy(hidden[numbers] < self.objective.label_dropout),
             flipped=flipped[numbers],
             corner=corner[numbers],
-            u=keyed_uniform(self.seed, Stream.DEQUANTISATION, keys, self.image_shape) if uniform else None,
+            u=counter_uniform(self.seed, Stream.DEQUANTISATION, keys, self.image_shape) if uniform else None,
         )
 
     def shares(self, step: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """How far the t of each row of the global batch is on its way, and its importance weight; [B] each."""
         batch_size = self.training.global_batch_size
-        generator = keyed_generator(self.seed, Stream.TIMESTEPS, step)
-        shares = draw_shares(self.objective.time_sampling, generator, batch_size)
+        generator = counter_generator(self.seed, Stream.TIMESTEPS, step)
+        shares = draw_time_fractions(self.objective.time_sampling, generator, batch_size)
         return self.moments.draw(shares) if self.moments else (shares, np.ones(batch_size))
 
     def _images(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -111,4 +111,4 @@ class Draws:
 
 @lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    return keyed_generator(seed, Stream.EPOCH_ORDER, epoch).permutation(size)
+    return counter_generator(seed, Stream.EPOCH_ORDER, epoch).permutation(size)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffusion.objective import total_loss
-from diffusion.rng import Stream, keyed_generator
+from diffusion.rng import Stream, counter_generator
 from diffusion.time_sampling import LossMoments
 from trainer.checkpoint.background import Writer
 from trainer.checkpoint.fragments import fragments_of
@@ -178,7 +178,7 @@ class Worker:
         """
         rank, world, device = dist.get_rank(), dist.get_world_size(), self.place.device
         shape, batch = batch_shape(self.config, world), self.config.training.global_batch_size
-        torch.manual_seed(int(keyed_generator(self.config.seed, Stream.DROPOUT, self.step, rank).integers(2**63)))
+        torch.manual_seed(int(counter_generator(self.config.seed, Stream.DROPOUT, self.step, rank).integers(2**63)))
         made = self.feed.batch(self.step, rank * shape.rows, shape.rows)
         rows, x_0 = made.rows, made.x_0
         local_loss, row_losses = torch.zeros(1, device=device), list[Tensor]()

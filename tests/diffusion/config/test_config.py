@@ -164,8 +164,8 @@ def test_json_round_trip_is_exact(config):
 @given(data=st.data())
 def test_kind_alone_chooses_the_variant(union, strategy, data):
     config = data.draw(strategy)
-    found = TypeAdapter(union).validate_json(config.model_dump_json())
-    assert (type(found), found) == (type(config), config)
+    actual = TypeAdapter(union).validate_json(config.model_dump_json())
+    assert (type(actual), actual) == (type(config), config)
 
 
 def test_values_cannot_be_changed_after_validation():

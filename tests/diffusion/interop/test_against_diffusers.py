@@ -24,10 +24,10 @@ from diffusion.process.betas import betas
 from diffusion.process.sde import Process, make_process
 from diffusion.solvers import ImageNoise, solve
 from diffusion.solvers.grid import time_grid
-from diffusion.verify.faults import FAULTS
-from diffusion.verify.statements.check import order
-from diffusion.verify.statements.orders import STARTS, exact_ends, sampled_ends, vp_from
-from diffusion.verify.statements.sampling import DoubleNoise
+from diffusion.verify.claims.check import convergence_order
+from diffusion.verify.claims.orders import STARTS, exact_ends, sampled_ends, vp_from
+from diffusion.verify.claims.sampling import DoubleNoise
+from diffusion.verify.mutants import MUTANTS
 
 NOISE = DoubleNoise(ImageNoise(5, range(4), (1, 3, 5)))
 SCHEDULES = {"linear": LinearSchedule(), "cosine": CosineSchedule()}
@@ -100,8 +100,8 @@ def test_ancestral_agrees_with_ddpm(monkeypatch, schedule, clip, variance, their
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(draws))
     denoiser = elementwise(process) if schedule == "cosine" else exact(process)
     expected = reference(scheduler, NOISE.draw(0), denoiser)
-    found = solve(denoiser, NOISE, Ancestral(num_steps=steps, clip_x0=clip))
-    torch.testing.assert_close(found, expected, **CLOSE)
+    actual = solve(denoiser, NOISE, Ancestral(num_steps=steps, clip_x0=clip))
+    torch.testing.assert_close(actual, expected, **CLOSE)
 
 
 @every_schedule
@@ -117,8 +117,8 @@ def test_ddim_agrees(schedule, clip, eta, steps):
     )
     denoiser = elementwise(process) if schedule == "cosine" else exact(process)
     expected = reference(scheduler, NOISE.draw(0), denoiser, noise=NOISE, eta=eta, use_clipped_model_output=True)
-    found = solve(denoiser, NOISE, Ddim(num_steps=steps, eta=eta, clip_x0=clip))
-    torch.testing.assert_close(found, expected, **CLOSE)
+    actual = solve(denoiser, NOISE, Ddim(num_steps=steps, eta=eta, clip_x0=clip))
+    torch.testing.assert_close(actual, expected, **CLOSE)
 
 
 class InDouble:
@@ -183,12 +183,12 @@ def test_heun_agrees(schedule, clip, steps):
     for at, index in zip(t, scheduler.timesteps, strict=True):
         epsilon = denoiser.output(process.alpha(at) * y, at.expand(len(y)))
         y = scheduler.step(epsilon, index, y, return_dict=False)[0]
-    found = solve(denoiser, NOISE, Heun(num_steps=steps, clip_x0=clip, spacing="uniform"))
-    torch.testing.assert_close(found, y, **CLOSE)
+    actual = solve(denoiser, NOISE, Heun(num_steps=steps, clip_x0=clip, spacing="uniform"))
+    torch.testing.assert_close(actual, y, **CLOSE)
 
 
 def library_ends(monkeypatch, steps: int, solver_order: int, **options) -> torch.Tensor:
-    """DPM-Solver++ of the library where statement 9 runs ours: 33 starts, steps even in log-SNR, data a mixture."""
+    """DPM-Solver++ of the library where claim 9 runs ours: 33 starts, steps even in log-SNR, data a mixture."""
     process = vp_from(0.05)
     # sigma_min: the last step is no step to data
     scheduler = multistep(monkeypatch, process, steps, solver_order, final_sigmas_type="sigma_min", **options)
@@ -210,13 +210,13 @@ def test_the_librarys_third_order_solver_has_order_two(monkeypatch, config, thei
     """Agreement with it would be no proof: its D_2 is h^2 x_0'' / 2 and takes phi_3 / h^2 without a factor 2."""
     steps, ours = (80, 160, 320), 2 if config.kind == "dpmpp_2m" else 3
     config = config.model_copy(update={"clip_x0": False, "denoise": False, "spacing": "log_snr"})
-    found = errors(steps, lambda n: library_ends(monkeypatch, n, solver_order=ours))
-    assert order(steps, found) == pytest.approx(theirs, abs=0.1)
-    assert order(steps, errors(steps, lambda n: sampled_ends(config, n))) == pytest.approx(ours, abs=0.1)
+    actual = errors(steps, lambda n: library_ends(monkeypatch, n, solver_order=ours))
+    assert convergence_order(steps, actual) == pytest.approx(theirs, abs=0.1)
+    assert convergence_order(steps, errors(steps, lambda n: sampled_ends(config, n))) == pytest.approx(ours, abs=0.1)
 
 
 def test_the_librarys_third_order_solver_is_ours_with_that_fault(monkeypatch):
     config = Dpmpp3M(clip_x0=False, denoise=False, spacing="log_snr")
     theirs = library_ends(monkeypatch, 40, solver_order=3, solver_type="heun")  # of its second step
-    with FAULTS["dpmpp-3m-half-curvature"].applied():
+    with MUTANTS["dpmpp-3m-half-curvature"].applied():
         torch.testing.assert_close(sampled_ends(config, 40), theirs, rtol=0, atol=1e-9)

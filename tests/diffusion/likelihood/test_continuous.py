@@ -25,7 +25,7 @@ from diffusion.likelihood.discrete import prior_kl
 from diffusion.likelihood.proposal import TimeProposal
 from diffusion.likelihood.quantization import level_values
 from diffusion.process.sde import Process, make_process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 LEVELS = level_values(torch.zeros(1))
 PROCESSES = {
@@ -46,7 +46,7 @@ def told_log_snr(data: GaussianData, fixed: Process, learned: Process) -> Denois
 
     def network(x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
         alpha, sigma = (c(13.3 - 26.6 * time / 1000) for c in (fixed.alpha_at, fixed.sigma_at))
-        return rows(sigma / (alpha**2 * data.variance + sigma**2), x) * x
+        return expand_to(sigma / (alpha**2 * data.variance + sigma**2), x) * x
 
     return Denoiser(network, learned, "epsilon")
 
@@ -83,8 +83,8 @@ def test_the_channel_decoder_is_a_distribution(alpha, sigma):
 def test_the_channel_decoder_is_bayes_rule():
     z, alpha, sigma = torch.tensor([[0.31]], dtype=torch.float64), 0.97, 0.02
     q = Normal(alpha * LEVELS, sigma).log_prob(z[0]).exp()
-    found = torch.stack([channel_log_prob(level.reshape(1, 1), z, alpha, sigma)[0, 0] for level in LEVELS])
-    torch.testing.assert_close(found.exp(), q / q.sum(), rtol=1e-10, atol=1e-15)
+    actual = torch.stack([channel_log_prob(level.reshape(1, 1), z, alpha, sigma)[0, 0] for level in LEVELS])
+    torch.testing.assert_close(actual.exp(), q / q.sum(), rtol=1e-10, atol=1e-15)
 
 
 def test_reconstruction_takes_the_process_at_t_min():
@@ -115,7 +115,7 @@ def test_the_bound_never_claims_more_than_unit_mass(wrong):
 
 def labelled(x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
     assert label is not None
-    return torch.sin(x * rows(label + 1, x)) * rows(1 / (1 + time), x)
+    return torch.sin(x * expand_to(label + 1, x)) * expand_to(1 / (1 + time), x)
 
 
 def test_each_row_is_the_same_alone_and_has_its_own_label():

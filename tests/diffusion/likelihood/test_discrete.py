@@ -23,7 +23,7 @@ from diffusion.likelihood.discrete import (
 )
 from diffusion.process.kernels import learned_reverse_variance, posterior, reverse_variance
 from diffusion.process.sde import Chain, Process, make_process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 LEVELS = torch.arange(256, dtype=torch.float64) * (2 / 255) - 1
 
@@ -60,7 +60,7 @@ def gaussian_gap(process: Process, data: GaussianData) -> float:
 @pytest.mark.parametrize("variance", [0.01, 0.25, 1.0])
 @pytest.mark.parametrize(("kind", "steps"), [("linear", 30), ("linear", 1000), ("cosine", 7), ("cosine", 1000)])
 def test_with_the_true_reverse_chain_only_the_prior_mismatch_is_left(kind, steps, variance):
-    """Statement 1: VLB - H(x) = KL(q(x_T) || N(0, I)), the KLs taken from the code's own posterior and prior."""
+    """Claim 1: VLB - H(x) = KL(q(x_T) || N(0, I)), the KLs taken from the code's own posterior and prior."""
     process, data = make_chain(kind, steps), GaussianData(0.0, variance)
     t = torch.arange(2, steps + 1)
     q = posterior(process, t - 1, t)
@@ -78,13 +78,13 @@ def test_with_the_true_reverse_chain_only_the_prior_mismatch_is_left(kind, steps
 
 @pytest.mark.parametrize(("kind", "constant"), [("linear", 1.58), ("cosine", 0.88)])
 def test_sigma_beta_costs_a_constant_over_t(kind, constant):
-    """Statement 2, at data variance 0.25, in bits."""
+    """Claim 2, at data variance 0.25, in bits."""
     gap = gaussian_gap(make_chain(kind, 4000), GaussianData(0.0, 0.25)) / math.log(2)
     assert gap * 4000 == pytest.approx(constant, rel=0.02, abs=0)
 
 
 def test_sigma_beta_tilde_does_not_vanish():
-    """Statement 2: 0.70 bits at T = 4000, with beta-tilde_1 := beta-tilde_2."""
+    """Claim 2: 0.70 bits at T = 4000, with beta-tilde_1 := beta-tilde_2."""
     gap = gaussian_gap(make_chain("linear", 4000, "beta_tilde"), GaussianData(0.0, 0.25)) / math.log(2)
     assert gap == pytest.approx(0.70, abs=0.005)
 
@@ -96,7 +96,7 @@ def test_sigma_beta_is_exact_for_standard_normal_data(kind):
 
 def smooth_denoiser(process: Process) -> Denoiser:
     """A wrong but smooth network, elementwise."""
-    return Denoiser(lambda x, time, label: torch.sin(2 * x + rows(time / 100, x)) * 0.8, process, "epsilon")
+    return Denoiser(lambda x, time, label: torch.sin(2 * x + expand_to(time / 100, x)) * 0.8, process, "epsilon")
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -108,11 +108,11 @@ def test_diffusion_term_is_the_kl_of_the_two_kernels(variance, clip):
     t = torch.arange(2, 51)
     x_0, eps = (torch.randn(49, 2, 3, 3, generator=generator, dtype=torch.float64).clamp(-c, c) for c in (1, 9))
     denoiser = smooth_denoiser(process)
-    x_t = rows(process.alpha(t), x_0) * x_0 + rows(process.sigma(t), x_0) * eps
-    estimate = (x_t - rows(process.sigma(t), x_t) * denoiser.epsilon(x_t, t)) / rows(process.alpha(t), x_t)
+    x_t = expand_to(process.alpha(t), x_0) * x_0 + expand_to(process.sigma(t), x_0) * eps
+    estimate = (x_t - expand_to(process.sigma(t), x_t) * denoiser.epsilon(x_t, t)) / expand_to(process.alpha(t), x_t)
     q = posterior(process, t - 1, t)
-    model_std = rows(reverse_variance(process, t - 1, t, variance).sqrt(), x_t)
-    exact = Normal(q.mean(x_t, x_0), rows(q.variance.sqrt(), x_t))
+    model_std = expand_to(reverse_variance(process, t - 1, t, variance).sqrt(), x_t)
+    exact = Normal(q.mean(x_t, x_0), expand_to(q.variance.sqrt(), x_t))
     model = Normal(q.mean(x_t, estimate.clamp(-1, 1) if clip else estimate), model_std)
     expected = kl_divergence(exact, model).flatten(1).sum(1)
     torch.testing.assert_close(ReverseKernel(denoiser, clip).diffusion_kl(x_0, t, eps), expected, rtol=1e-8, atol=1e-12)
@@ -182,11 +182,11 @@ def test_the_256_bins_sum_to_one(mean, std):
 @pytest.mark.parametrize("mean", [-30.0, -1.0, -0.99, 0.0, 1 / 255, 0.7, 1.0, 30.0])
 def test_bins_agree_with_fifty_digits_far_into_the_tails(mean, std):
     levels = [0, 1, 2, 100, 127, 128, 200, 254, 255]
-    found = discretised_gaussian_log_prob(
+    actual = discretised_gaussian_log_prob(
         LEVELS[levels].float(), torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     )
     with mpmath.workdps(50):
-        for level, log_p in zip(levels, found.tolist(), strict=True):
+        for level, log_p in zip(levels, actual.tolist(), strict=True):
             centre = mpmath.mpf(float(LEVELS[level].float()))
             half = mpmath.mpf(1 / 255)
             lower = -mpmath.inf if level == 0 else (centre - half - mpmath.mpf(mean)) / mpmath.mpf(std)
@@ -229,14 +229,14 @@ def test_the_diffusion_term_on_the_steps_of_continuous_time_is_the_kl_of_the_two
     x_0, eps = (torch.randn(29, 1, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     denoiser, times, index = smooth_denoiser(process), process.step_times(), torch.arange(2, 31)
     s, t = times[index - 1], times[index]
-    x_t = rows(process.alpha(t), x_0) * x_0 + rows(process.sigma(t), x_0) * eps
+    x_t = expand_to(process.alpha(t), x_0) * x_0 + expand_to(process.sigma(t), x_0) * eps
     q = posterior(process, s, t)
-    exact = Normal(q.mean(x_t, x_0), rows(q.variance.sqrt(), x_t))
-    spread = rows(reverse_variance(process, s, t, variance).sqrt(), x_t)
+    exact = Normal(q.mean(x_t, x_0), expand_to(q.variance.sqrt(), x_t))
+    spread = expand_to(reverse_variance(process, s, t, variance).sqrt(), x_t)
     model = Normal(q.mean(x_t, denoiser.x0(x_t, t)), spread)
     expected = kl_divergence(exact, model).flatten(1).sum(1)
-    found = ReverseKernel(denoiser, clip_x0=False).diffusion_kl(x_0, index, eps)
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    actual = ReverseKernel(denoiser, clip_x0=False).diffusion_kl(x_0, index, eps)
+    torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-9)
     first = ReverseKernel(denoiser).reconstruction_nll(x_0[:1], eps[:1])
     assert bool(torch.isfinite(first).all())
 
@@ -252,20 +252,20 @@ def test_a_learned_variance_is_scored_as_it_is(clip):
     x_0 = LEVELS[torch.randint(256, (49, 1, 2, 2), generator=generator)]
     eps = torch.randn(49, 1, 2, 2, generator=generator, dtype=torch.float64)
     t = torch.arange(2, 51)
-    x_t = rows(process.alpha(t), x_0) * x_0 + rows(process.sigma(t), x_0) * eps
+    x_t = expand_to(process.alpha(t), x_0) * x_0 + expand_to(process.sigma(t), x_0) * eps
     estimate = denoiser.x0(x_t, t)
     estimate = estimate.clamp(-1, 1) if clip else estimate
     q = posterior(process, t - 1, t)
     variance = learned_reverse_variance(process, t - 1, t, torch.sin(5 * x_t))
     exact, model = (
-        Normal(q.mean(x_t, x_0), rows(q.variance.sqrt(), x_t)),
+        Normal(q.mean(x_t, x_0), expand_to(q.variance.sqrt(), x_t)),
         Normal(q.mean(x_t, estimate), variance.sqrt()),
     )
     expected = kl_divergence(exact, model).flatten(1).sum(1)
     kernel = ReverseKernel(denoiser, clip)
     torch.testing.assert_close(kernel.diffusion_kl(x_0, t, eps), expected, rtol=1e-7, atol=1e-12)
     one = torch.ones(49, dtype=torch.int64)
-    x_1 = rows(process.alpha(one), x_0) * x_0 + rows(process.sigma(one), x_0) * eps
+    x_1 = expand_to(process.alpha(one), x_0) * x_0 + expand_to(process.sigma(one), x_0) * eps
     mean = denoiser.x0(x_1, one)
     std = learned_reverse_variance(process, one - 1, one, torch.sin(5 * x_1)).sqrt()
     expected = -discretised_gaussian_log_prob(x_0, mean.clamp(-1, 1) if clip else mean, std).flatten(1).sum(1)

@@ -13,7 +13,7 @@ from diffusion.likelihood.proposal import StepProposal
 from diffusion.likelihood.quantization import level_values
 from diffusion.process.kernels import learned_reverse_variance, posterior
 from diffusion.process.sde import Process, make_process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 LEVELS = level_values(torch.zeros(1))
 
@@ -23,8 +23,8 @@ def chain(**options: object) -> Process:
 
 
 def smooth(x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
-    shift = 0 if label is None else rows(label, x)
-    return torch.sin(2 * x + rows(time / 40, x) + shift) * 0.8
+    shift = 0 if label is None else expand_to(label, x)
+    return torch.sin(2 * x + expand_to(time / 40, x) + shift) * 0.8
 
 
 def images(count: int) -> Tensor:
@@ -87,20 +87,20 @@ def test_a_learned_reverse_variance_is_what_is_scored(interpolation, kind):
 
     x_0, eps = images(3), noise(3, 3, 1, 2, 2)
     steps = torch.tensor([[2, 40], [7, 8], [20, 3]])
-    found = estimate_vlb(ReverseKernel(Denoiser(network, learned, "epsilon")), x_0, steps, eps)
+    actual = estimate_vlb(ReverseKernel(Denoiser(network, learned, "epsilon")), x_0, steps, eps)
     if kind != "between":
         fixed = Denoiser(smooth, chain(reverse_variance=kind), "epsilon")
         expected = estimate_vlb(ReverseKernel(fixed), x_0, steps, eps)
-        torch.testing.assert_close(found.total, expected.total, rtol=1e-10, atol=0)
+        torch.testing.assert_close(actual.total, expected.total, rtol=1e-10, atol=0)
         return
     s, t = steps[:, 0].double() - 1, steps[:, 0].double()
     kernel = ReverseKernel(Denoiser(network, learned, "epsilon"))
     variance = learned_reverse_variance(learned, s, t, torch.full_like(x_0, interpolation))
     exact = posterior(learned, s, t)
-    x_t = rows(learned.alpha(t), x_0) * x_0 + rows(learned.sigma(t), x_0) * eps[:, 0]
+    x_t = expand_to(learned.alpha(t), x_0) * x_0 + expand_to(learned.sigma(t), x_0) * eps[:, 0]
     x_theta = kernel.denoiser.x0(x_t, t).clamp(-1, 1)
-    error = rows(exact.coef_x_0, x_0) * (x_0 - x_theta)
-    expected = gaussian_kl(error, rows(exact.variance, x_0), variance).flatten(1).sum(1)
+    error = expand_to(exact.coef_x_0, x_0) * (x_0 - x_theta)
+    expected = gaussian_kl(error, expand_to(exact.variance, x_0), variance).flatten(1).sum(1)
     torch.testing.assert_close(kernel.diffusion_kl(x_0, steps[:, 0], eps[:, 0]), expected, rtol=1e-10, atol=0)
 
 
@@ -114,11 +114,11 @@ def test_the_loss_of_a_learned_variance_is_the_bound_itself():
     denoiser = Denoiser(network, process, "epsilon")
     kernel = ReverseKernel(denoiser, clip_x0=False)
     x_0, eps, t = images(4), noise(4, 1, 2, 2), torch.tensor([1, 2, 40, 1])
-    alpha, sigma = (rows(c(t.double()), x_0) for c in (process.alpha, process.sigma))
+    alpha, sigma = (expand_to(c(t.double()), x_0) for c in (process.alpha, process.sigma))
     x_t = alpha * x_0 + sigma * eps
     prediction, interpolation = denoiser.split(denoiser.output(x_t, t.double()))
     assert interpolation is not None
-    x_theta = denoiser.reading.x0(prediction, x_t, alpha, sigma)
+    x_theta = denoiser.parameterization.x0(prediction, x_t, alpha, sigma)
     loss = reverse_kernel_loss(process, x_0, x_theta, t, interpolation)
     later, first = torch.tensor([1, 2]), torch.tensor([0, 3])
     expected = torch.empty(4, dtype=torch.float64)

@@ -15,7 +15,7 @@ from diffusion.gaussian import GaussianData, MixtureData, exact_denoiser
 from diffusion.likelihood.ode import OdeDensity, dequantised_nll, divergence, log_density, standard_normal_log_prob
 from diffusion.likelihood.quantization import dequantise, level_values
 from diffusion.process.sde import Process, make_process
-from diffusion.tensors import rows
+from diffusion.tensors import expand_to
 
 PROCESSES = {
     "chain": DdpmProcess(num_train_timesteps=200, schedule=LinearSchedule()),
@@ -50,18 +50,18 @@ def test_exact_on_a_gaussian_whatever_the_process(name):
     """log N(x; 0, V_{t_min}) from the true prior: two dimensions of unequal variance would show a wrong factor."""
     process, data = make_process(PROCESSES[name]), GaussianData(0.3, 0.2)
     x = torch.tensor([[0.1, -0.4], [0.9, 0.2], [-2.0, 3.0]], dtype=torch.float64)
-    found = log_density(data.denoiser(process), x, rtol=1e-6, atol=1e-7)
+    actual = log_density(data.denoiser(process), x, rtol=1e-6, atol=1e-7)
 
     def log_prob(t: float, at_x: Tensor) -> Tensor:
         mean, std = float(process.alpha(at(t))) * data.mean, float(data.variance_at(process, at(t)).sqrt())
         return torch.distributions.Normal(mean, std).log_prob(at_x).sum(1)
 
     exact = log_prob(process.t_min, x)
-    torch.testing.assert_close(log_prob(process.t_max, found.latent) + found.change, exact, rtol=0, atol=2e-4)
-    mismatch = log_prob(process.t_max, found.latent) - standard_normal_log_prob(found.latent, process.prior_std)
-    torch.testing.assert_close(found.log_prob, exact - mismatch, rtol=0, atol=2e-4)
-    assert found.log_prob.dtype == torch.float64
-    assert bool((found.evaluations > 10).all())
+    torch.testing.assert_close(log_prob(process.t_max, actual.latent) + actual.change, exact, rtol=0, atol=2e-4)
+    mismatch = log_prob(process.t_max, actual.latent) - standard_normal_log_prob(actual.latent, process.prior_std)
+    torch.testing.assert_close(actual.log_prob, exact - mismatch, rtol=0, atol=2e-4)
+    assert actual.log_prob.dtype == torch.float64
+    assert bool((actual.evaluations > 10).all())
 
 
 def reference(denoiser: Denoiser, x_0: Tensor, probe: Tensor | None) -> tuple[np.ndarray, float]:
@@ -104,10 +104,10 @@ def test_agrees_with_scipy_on_the_same_ode(kind, probes):
     x = torch.randn(1, dimensions, dtype=torch.float64, generator=generator) / 2
     normal = torch.randn(1, dimensions, dtype=torch.float64, generator=generator)
     probe = {"rademacher": normal.sign(), "gaussian": normal, "exact": None}[probes]
-    found = log_density(denoiser, x, probe, rtol=1e-7, atol=1e-8)
+    actual = log_density(denoiser, x, probe, rtol=1e-7, atol=1e-8)
     latent, change = reference(denoiser, x[0], None if probe is None else probe[0])
-    np.testing.assert_allclose(found.latent[0].numpy(), latent, rtol=0, atol=2e-5)
-    assert float(found.change) == pytest.approx(change, abs=2e-5)
+    np.testing.assert_allclose(actual.latent[0].numpy(), latent, rtol=0, atol=2e-5)
+    assert float(actual.change) == pytest.approx(change, abs=2e-5)
 
 
 def test_the_mean_over_all_sign_probes_is_the_exact_density():
@@ -136,9 +136,9 @@ def test_tolerance_decides_the_error_in_many_dimensions():
     truth = MixtureData().log_prob(process, at(process.t_min), x).sum()
 
     def error(rtol: float) -> float:
-        found = log_density(denoiser, x, probe, rtol=rtol, atol=rtol / 10)
-        prior = MixtureData().log_prob(process, at(process.t_max), found.latent).sum()
-        return abs(float(prior + found.change - truth))
+        actual = log_density(denoiser, x, probe, rtol=rtol, atol=rtol / 10)
+        prior = MixtureData().log_prob(process, at(process.t_max), actual.latent).sum()
+        return abs(float(prior + actual.change - truth))
 
     coarse, fine = error(1e-4), error(1e-6)
     assert fine < coarse / 10
@@ -156,7 +156,7 @@ class Small(nn.Module):
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
         assert label is not None
         assert x.dtype == torch.float32
-        hidden = torch.tanh(self.inward(x.flatten(1)) + self.table(label) + rows(time / 1000, x.flatten(1)))
+        hidden = torch.tanh(self.inward(x.flatten(1)) + self.table(label) + expand_to(time / 1000, x.flatten(1)))
         return self.outward(hidden).reshape(x.shape)
 
 
@@ -238,12 +238,12 @@ def test_a_network_that_gives_nan_is_no_silent_nan():
 def test_the_ode_solver_and_the_likelihood_go_the_same_way():
     """The latent of a sample is the noise that the sampling solver made it of."""
     from diffusion import solvers
-    from diffusion.verify.statements.sampling import FixedNoise
+    from diffusion.verify.claims.sampling import FixedNoise
 
     process = make_process(VpProcess(log_snr_max=6.0))
     denoiser = MixtureData().denoiser(process)
     noise = torch.linspace(-2, 2, 5, dtype=torch.float64).reshape(-1, 1)
     config = configs.Rk45(rtol=1e-6, atol=1e-7, clip_x0=False, denoise=False)
     sample = solvers.solve(denoiser, FixedNoise(noise), config)
-    found = log_density(denoiser, sample, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(found.latent, noise, rtol=0, atol=2e-4)
+    actual = log_density(denoiser, sample, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(actual.latent, noise, rtol=0, atol=2e-4)

@@ -147,13 +147,13 @@ def test_evaluations_for_one_standard_error():
     repeated = x_0.repeat_interleave(4, dim=0)
 
     def spread(proposal: StepProposal, stratified: bool) -> float:
-        found = []
+        actual = []
         for _ in range(150):
             u = spread_uniforms(numbers, 32, 4) if stratified else numbers.random((32, 4))
             steps, weights = proposal.draw(torch.tensor(u))
             terms = kernel.diffusion_kl(repeated, steps.flatten(), noise(128))
-            found.append(float((weights.flatten() * terms).mean()))
-        return float(np.std(found))
+            actual.append(float((weights.flatten() * terms).mean()))
+        return float(np.std(actual))
 
     assert (spread(StepProposal.uniform(200), False) / spread(proposal, True)) ** 2 > 20
 
@@ -168,10 +168,10 @@ def test_times_and_weights_integrate_over_time(name):
         assert t.shape == weights.shape == (4, 5000)
         assert bool(((t >= process.t_min) & (t <= process.t_max)).all())
         log_snr = process.log_snr(t)
-        found = float((weights * -process.slope(t) * torch.sigmoid(log_snr)).mean())
+        actual = float((weights * -process.dlogsnr_dt(t) * torch.sigmoid(log_snr)).mean())
         ends = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
         high, low = torch.nn.functional.softplus(ends)
-        assert found == pytest.approx(float(high - low), rel=1e-5)
+        assert actual == pytest.approx(float(high - low), rel=1e-5)
 
 
 def test_the_first_u_is_the_least_noise():

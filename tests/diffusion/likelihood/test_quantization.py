@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from diffusion.images import to_model_range
 from diffusion.likelihood.ode import dequantised_bits_per_dim
 from diffusion.likelihood.quantization import (
-    OFFSET,
+    DEQUANTISATION_OFFSET,
     dequantise,
     level_index,
     level_values,
@@ -40,7 +40,7 @@ def test_dequantised_data_stay_in_the_bin_of_their_level(level: int, u: float):
 def test_bits_per_dim_bound_the_probability_of_a_level():
     """A density that is constant over a level's bin gives P(p) exactly: p(y) = 64 there, of width 1 / 128, is 1 bit."""
     assert float(dequantised_bits_per_dim(torch.tensor(-math.log(64.0)), 1)) == pytest.approx(1, abs=1e-6)
-    assert OFFSET == 7
+    assert DEQUANTISATION_OFFSET == 7
 
 
 def images(*values: float) -> torch.Tensor:

@@ -86,22 +86,22 @@ def exact_chain(process: Process) -> float:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_chain_is_screened_to_its_exact_bound(name, variance):
     process = ddpm(name, 200, variance)
-    found = screen(CURVE, process)
-    assert found.diffusion.value == pytest.approx(exact_chain(process), rel=1e-5)
-    assert found.diffusion.standard_error == 0
-    assert found.log_snr == pytest.approx(tuple(reversed(log_snr_ends(process))))
+    actual = screen(CURVE, process)
+    assert actual.diffusion.value == pytest.approx(exact_chain(process), rel=1e-5)
+    assert actual.diffusion.standard_error == 0
+    assert actual.log_snr == pytest.approx(tuple(reversed(log_snr_ends(process))))
 
 
 @pytest.mark.parametrize("config", [VpProcess(), SubVpProcess(), VeProcess(), DdpmProcess()], ids=lambda c: c.kind)
 def test_the_continuous_bound_is_the_entropy_it_must_be(config: ProcessConfig):
     """Prior + 1/2 integral + h(x_0 | x at t_min) = h(x_0) + KL(q(x_T) || N(0, p^2)), in closed form."""
     process = make_process(config)
-    found = screen(CURVE, process)
+    actual = screen(CURVE, process)
     ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
     left = float(DATA.x0_variance(process, ends)[0])
     spread = float(DATA.variance_at(process, ends)[1]) / process.prior_std**2
     expected = DATA.entropy + 0.5 * (spread - 1 - math.log(spread)) - 0.5 * math.log(2 * math.pi * math.e * left)
-    assert found.continuous_vlb.value == pytest.approx(expected / math.log(2), rel=1e-5)
+    assert actual.continuous_vlb.value == pytest.approx(expected / math.log(2), rel=1e-5)
 
 
 def test_between_fixed_ends_the_gap_falls_as_one_over_the_steps():
@@ -116,18 +116,18 @@ def test_between_fixed_ends_the_gap_falls_as_one_over_the_steps():
 
 def test_equal_ends_have_equal_continuous_bounds_and_other_gaps():
     schedules = (CosineSchedule(), SigmoidSchedule())
-    found = [screen(CURVE, make_process(VpProcess.model_validate({"schedule": each, **ENDS}))) for each in schedules]
-    assert found[0].continuous_vlb.value == pytest.approx(found[1].continuous_vlb.value, rel=1e-9)
-    assert found[1].gap.value > 1.5 * found[0].gap.value
+    actual = [screen(CURVE, make_process(VpProcess.model_validate({"schedule": each, **ENDS}))) for each in schedules]
+    assert actual[0].continuous_vlb.value == pytest.approx(actual[1].continuous_vlb.value, rel=1e-9)
+    assert actual[1].gap.value > 1.5 * actual[0].gap.value
 
 
 def test_the_chain_is_screened_by_its_clipped_estimates():
     """Where clipping makes the error of x_0 smaller, the chain's bound is smaller, the continuous one the same."""
     low = CURVE.log_snr < -2
     clipped = replace(CURVE, x0_mse=torch.where(low, 0.5 * CURVE.x0_mse, CURVE.x0_mse))
-    found, plain = screen(clipped, ddpm("cosine", 500)), screen(CURVE, ddpm("cosine", 500))
-    assert found.diffusion.value < plain.diffusion.value
-    assert found.continuous_vlb == plain.continuous_vlb
+    actual, plain = screen(clipped, ddpm("cosine", 500)), screen(CURVE, ddpm("cosine", 500))
+    assert actual.diffusion.value < plain.diffusion.value
+    assert actual.continuous_vlb == plain.continuous_vlb
 
 
 def test_outside_the_curve_nothing_is_said():
@@ -148,17 +148,17 @@ def test_errors_are_the_spread_of_the_groups():
     scaled = {name: groups[:, None] * getattr(CURVE, name)[:1] for name in ("mse", "x0_mse")}
     curve = replace(CURVE, second_moment=0.0, **scaled)
     process = ddpm("linear", 100)
-    found, exact = screen(curve, process), screen(CURVE, process)
-    assert found.diffusion.standard_error > 0
-    integral = float(bits_per_dim(CURVE.integral(*found.log_snr)[:1] / 2, DIMENSIONS))
+    actual, exact = screen(curve, process), screen(CURVE, process)
+    assert actual.diffusion.standard_error > 0
+    integral = float(bits_per_dim(CURVE.integral(*actual.log_snr)[:1] / 2, DIMENSIONS))
     expected = integral * float(groups.std()) / 3**0.5
-    assert found.continuous_vlb.standard_error == pytest.approx(expected, rel=1e-9)
+    assert actual.continuous_vlb.standard_error == pytest.approx(expected, rel=1e-9)
     assert exact.continuous_vlb.standard_error == 0
 
 
 def test_bits_are_means_over_groups():
-    found = Estimate.of(torch.tensor([math.log(2), 3 * math.log(2)], dtype=torch.float64), 2)
-    assert found == Estimate(pytest.approx(1.0), pytest.approx(0.5))  # type: ignore[arg-type]
+    actual = Estimate.of(torch.tensor([math.log(2), 3 * math.log(2)], dtype=torch.float64), 2)
+    assert actual == Estimate(pytest.approx(1.0), pytest.approx(0.5))  # type: ignore[arg-type]
 
 
 @given(st.floats(-24, 17), st.integers(0, 1))

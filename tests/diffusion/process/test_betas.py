@@ -143,7 +143,7 @@ def test_linear_betas_are_an_even_grid_scaled_by_the_number_of_steps():
 
 
 def test_linear_approaches_the_vp_sde_as_one_over_n():
-    """Theory statement 4, for betas on a linspace grid: max |discrete - continuous| N -> 0.81."""
+    """Theory claim 4, for betas on a linspace grid: max |discrete - continuous| N -> 0.81."""
     gaps = []
     for steps in (100, 1000, 10000):
         process = make_process(DdpmProcess(schedule=LinearSchedule(), num_train_timesteps=steps))

@@ -70,8 +70,8 @@ def test_posterior_keeps_its_precision_against_fifty_digits(process, s, t):
         v_s, v_t, v_ts = -mpmath.expm1(log_s), -mpmath.expm1(log_t), -mpmath.expm1(log_t - log_s)
         expected = [mpmath.exp((log_t - log_s) / 2) * v_s / v_t, mpmath.exp(log_s / 2) * v_ts / v_t, v_ts * v_s / v_t]
     q = posterior(process, torch.tensor([s]), torch.tensor([t]))
-    found = [float(q.coef_x_t), float(q.coef_x_0), float(q.variance)]
-    assert found == pytest.approx([float(value) for value in expected], rel=1e-9, abs=0)
+    actual = [float(q.coef_x_t), float(q.coef_x_0), float(q.variance)]
+    assert actual == pytest.approx([float(value) for value in expected], rel=1e-9, abs=0)
 
 
 @every_process
@@ -161,12 +161,12 @@ def test_a_learned_reverse_variance_goes_from_beta_tilde_to_beta(process):
     s[0], t[0] = process.step_times()[:2].to(s)
     beta, tilde = (reverse_variance(process, s, t, kind) for kind in ("beta", "beta_tilde"))
     interpolation = torch.tensor([-1.0, 1.0, 0.0, 0.4, 2.0]).expand(3, 5).reshape(3, 1, 5)
-    found = learned_reverse_variance(process, s, t, interpolation)
-    assert found.dtype == torch.float64
+    actual = learned_reverse_variance(process, s, t, interpolation)
+    assert actual.dtype == torch.float64
     share = torch.tensor([0.0, 1.0, 0.5, 0.7, 1.5], dtype=torch.float64)
     expected = beta[:, None] ** share * tilde[:, None] ** (1 - share)
-    torch.testing.assert_close(found[:, 0], expected, rtol=1e-6, atol=0)  # 0.4 is float32
-    torch.testing.assert_close(found[:, 0, :3], expected[:, :3], rtol=1e-12, atol=0)
+    torch.testing.assert_close(actual[:, 0], expected, rtol=1e-6, atol=0)  # 0.4 is float32
+    torch.testing.assert_close(actual[:, 0, :3], expected[:, :3], rtol=1e-12, atol=0)
 
 
 @every_process

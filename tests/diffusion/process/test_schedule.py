@@ -23,8 +23,8 @@ from diffusion.config import (
 )
 from diffusion.process.learned_schedule import LearnedLogSnr
 from diffusion.process.make_schedule import make_schedule
-from diffusion.process.schedule import FIRST_TIME, IntegratedBeta, Schedule, Table
-from diffusion.tensors import numbers, rows
+from diffusion.process.schedule import MIN_TIME, IntegratedBeta, Schedule, Table
+from diffusion.tensors import expand_to, to_floats
 
 ENDS = (9.0, -7.0)
 SCHEDULES = [
@@ -65,14 +65,14 @@ MIDDLES = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
 def test_slope_is_the_derivative(schedule: Schedule):
     t = TIMES.clone().requires_grad_()
     (derivative,) = torch.autograd.grad(schedule.log_snr(t).sum(), t)
-    torch.testing.assert_close(schedule.slope(TIMES), derivative, rtol=1e-9, atol=0)
+    torch.testing.assert_close(schedule.dlogsnr_dt(TIMES), derivative, rtol=1e-9, atol=0)
 
 
 @every_schedule
 def test_log_snr_falls_strictly(schedule: Schedule):
-    log_snr = schedule.log_snr(torch.linspace(FIRST_TIME, 1 - 1e-9, 5001, dtype=torch.float64))
+    log_snr = schedule.log_snr(torch.linspace(MIN_TIME, 1 - 1e-9, 5001, dtype=torch.float64))
     assert bool((log_snr.diff() < 0).all())
-    assert bool((schedule.slope(MIDDLES) < 0).all())
+    assert bool((schedule.dlogsnr_dt(MIDDLES) < 0).all())
 
 
 @every_schedule
@@ -86,12 +86,12 @@ def test_time_is_the_inverse_and_beyond_the_ends_it_is_an_end(schedule: Schedule
 @every_schedule
 def test_shapes_are_kept_and_networks_hear_how_far_t_is(schedule: Schedule):
     t = TIMES[:6].reshape(2, 3)
-    for function in (schedule.log_snr, schedule.slope, schedule.progress):
+    for function in (schedule.log_snr, schedule.dlogsnr_dt, schedule.network_time_fraction):
         assert function(t).shape == (2, 3)
         assert function(t).dtype == torch.float64
         assert torch.equal(function(t).flatten(), function(t.flatten()))
     torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=1e-10, atol=0)
-    assert bool((schedule.progress(TIMES).diff() > 0).all())
+    assert bool((schedule.network_time_fraction(TIMES).diff() > 0).all())
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_edms_time_keeps_its_digits_far_in_the_lower_tail(log_snr):
 
 
 def test_geometric_is_a_geometric_sequence():
-    """edm_sigma = sigma_min (sigma_max / sigma_min)^share, share of the way from FIRST_TIME to 1."""
+    """edm_sigma = sigma_min (sigma_max / sigma_min)^share, share of the way from MIN_TIME to 1."""
     schedule = make_schedule(GeometricSchedule(), -2 * math.log(0.01), -2 * math.log(50.0))
     sigma = torch.exp(-schedule.log_snr(TIMES) / 2)
-    expected = 0.01 * 5000 ** ((TIMES - FIRST_TIME) / (1 - FIRST_TIME))
+    expected = 0.01 * 5000 ** ((TIMES - MIN_TIME) / (1 - MIN_TIME))
     torch.testing.assert_close(sigma, expected, rtol=1e-12, atol=0)
 
 
@@ -154,7 +154,7 @@ def test_a_tables_schedule_has_its_products_at_its_knots_and_constant_rates_betw
     assert isinstance(schedule, Table)
     a = torch.sigmoid(schedule.log_snr(torch.arange(4, dtype=torch.float64) / 3))
     torch.testing.assert_close(a, torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)]))
-    rate = -schedule.slope(torch.tensor([0.1, 0.2, 0.4, 0.6, 0.7, 0.9], dtype=torch.float64))
+    rate = -schedule.dlogsnr_dt(torch.tensor([0.1, 0.2, 0.4, 0.6, 0.7, 0.9], dtype=torch.float64))
     a = torch.sigmoid(schedule.log_snr(torch.tensor([0.1, 0.2, 0.4, 0.6, 0.7, 0.9], dtype=torch.float64)))
     torch.testing.assert_close(rate * (1 - a), -3 * torch.log1p(-betas).repeat_interleave(2), rtol=1e-12, atol=0)
 
@@ -164,19 +164,19 @@ def test_a_tables_schedule_has_its_products_at_its_knots_and_constant_rates_betw
 def test_any_tables_time_is_the_inverse(table, time):
     schedule = make_schedule(TableSchedule(betas=tuple(table)), *ENDS)
     t = torch.tensor([time], dtype=torch.float64)
-    found = schedule.time(schedule.log_snr(t))
+    actual = schedule.time(schedule.log_snr(t))
     # where little is added to a large -log a, t is known to that sum's rounding
-    torch.testing.assert_close(found, t, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(actual, t, rtol=1e-7, atol=1e-7)
 
 
 def test_rows_broadcasts_over_images_in_their_type():
     values = torch.tensor([1.0, 2.0], dtype=torch.float64)
     like = torch.ones(2, 3, 4, 5)
-    result = rows(values, like) * like
+    result = expand_to(values, like) * like
     assert result.dtype == torch.float32
     assert torch.equal(result[0], torch.ones(3, 4, 5))
     assert torch.equal(result[1], torch.full((3, 4, 5), 2.0))
 
 
 def test_numbers_are_python_floats():
-    assert numbers(torch.tensor([1.5, -2.0], dtype=torch.float64)) == [1.5, -2.0]
+    assert to_floats(torch.tensor([1.5, -2.0], dtype=torch.float64)) == [1.5, -2.0]

@@ -69,8 +69,8 @@ def integral(t: torch.Tensor) -> torch.Tensor:
     return 0.1 * t + 19.9 * t**2 / 2
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-12) -> None:
-    torch.testing.assert_close(found, expected, rtol=rtol, atol=0)
+def close(actual: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-12) -> None:
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=0)
 
 
 def test_vp_is_equation_12():
@@ -106,7 +106,7 @@ def test_ve_is_a_geometric_sequence_of_noise_levels():
 
 @every_schedule
 def test_sub_vp_std_is_the_square_of_vps_and_alpha_is_the_same(schedule):
-    """Statement 11."""
+    """Claim 11."""
     if isinstance(schedule, GeometricSchedule | LearnedSchedule):
         low, high = (float(sub_vp_to_vp(torch.tensor(end, dtype=torch.float64))) for end in (-13.3, 13.3))
         vp = process_of("vp", schedule, log_snr_max=high, log_snr_min=low)
@@ -122,7 +122,7 @@ def test_sub_vp_std_is_the_square_of_vps_and_alpha_is_the_same(schedule):
 def test_drift_and_diffusion_are_those_of_the_marginals(kind, schedule):
     """f = d log(alpha) / dt and g^2 = d sigma^2 / dt - 2 f sigma^2, by automatic differentiation."""
     process = process_of(kind, schedule)
-    close(process.slope(TIMES), derivative(process.log_snr, TIMES), rtol=1e-9)
+    close(process.dlogsnr_dt(TIMES), derivative(process.log_snr, TIMES), rtol=1e-9)
     drift = process.drift(TIMES)
     if kind != "ve":
         close(drift, derivative(lambda t: torch.log(process.alpha(t)), TIMES), rtol=1e-8)
@@ -143,7 +143,7 @@ def test_alpha_and_sigma_of_a_log_snr_have_it(kind, schedule):
     kept = {"vp": alpha**2 + sigma**2, "sub_vp": alpha**2 + sigma, "ve": alpha}[kind]
     torch.testing.assert_close(kept, torch.ones_like(kept), rtol=0, atol=1e-12)
     slope = derivative(process.log_alpha_at, log_snr) if kind != "ve" else torch.zeros_like(log_snr)
-    torch.testing.assert_close(process.log_alpha_slope_at(log_snr), slope, rtol=1e-9, atol=0)
+    torch.testing.assert_close(process.dlogalpha_dlogsnr_at(log_snr), slope, rtol=1e-9, atol=0)
 
 
 @every_schedule
@@ -183,7 +183,7 @@ def test_whole_times_are_as_good_as_floating_ones(process):
     process, t = make_process(process), torch.tensor([0, 1])
     assert process.log_snr(t).dtype == torch.float64
     assert torch.equal(process.log_snr(t), process.log_snr(t.double()))
-    assert torch.equal(process.slope(t[1:]), process.slope(t[1:].double()))
+    assert torch.equal(process.dlogsnr_dt(t[1:]), process.dlogsnr_dt(t[1:].double()))
 
 
 @every_kind
@@ -196,7 +196,7 @@ def test_the_clock_and_the_steps_of_continuous_time(kind):
     assert torch.equal(process.network_time(times), 40 * times)
     share = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
     expected = process.t_min + share * (process.t_max - process.t_min)
-    assert torch.equal(process.time_at(share), expected)
+    assert torch.equal(process.time_from_fraction(share), expected)
 
 
 def test_the_clock_and_the_steps_of_a_chain():
@@ -206,8 +206,8 @@ def test_the_clock_and_the_steps_of_a_chain():
     assert process.network_time(torch.tensor([1, 50])).tolist() == [0, 49]
     share = torch.arange(50, dtype=torch.float64) / 50
     for offset in (1e-9, 0.01, 0.02 - 1e-9):  # the 50 steps are equally long
-        assert process.time_at(share + offset).tolist() == list(range(1, 51))
-    assert process.time_at(torch.tensor([math.nextafter(1, 0)], dtype=torch.float64)).tolist() == [50]
+        assert process.time_from_fraction(share + offset).tolist() == list(range(1, 51))
+    assert process.time_from_fraction(torch.tensor([math.nextafter(1, 0)], dtype=torch.float64)).tolist() == [50]
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
@@ -229,7 +229,7 @@ def test_a_chains_slope_is_the_derivative_and_at_whole_steps_that_of_the_step(st
     process = make_process(DdpmProcess(num_train_timesteps=steps, schedule=LinearSchedule()))
     t = torch.arange(1, steps + 1)
     between = t.double() - 0.37
-    close(process.slope(between), derivative(process.log_snr, between), rtol=1e-9)
+    close(process.dlogsnr_dt(between), derivative(process.log_snr, between), rtol=1e-9)
     log_a = 2 * torch.log(process.alpha(torch.arange(steps + 1)))
     for times in (t, t.double(), between):
         close(process.drift(times), log_a.diff() / 2, rtol=1e-8)
@@ -259,7 +259,7 @@ def test_log_snr_falls_strictly_between_any_ends(kind, ends, schedule, steps):
     assert bool((log_snr.diff() < 0).all())
     assert bool(torch.isfinite(log_snr[1:]).all())
     assert float(log_snr[1]) == pytest.approx(high, abs=1e-8)
-    rounding = 2**-53 * abs(float(process.slope(torch.tensor([process.t_max], dtype=torch.float64)).detach()))
+    rounding = 2**-53 * abs(float(process.dlogsnr_dt(torch.tensor([process.t_max], dtype=torch.float64)).detach()))
     assert float(log_snr[-1]) == pytest.approx(low, abs=1e-8 + rounding)
     assert bool((process.squared_diffusion(process.step_times()[1:-1]) > 0).all())
 

@@ -1,6 +1,6 @@
 """Solvers: rows that do not depend on others, the want and feed machine, the laws they sample, and their limits.
 
-Orders of convergence and identities among solvers are statements 9, 11 and 14 (`test_verify.py`).
+Orders of convergence and identities among solvers are claims 9, 11 and 14 (`test_verify.py`).
 """
 
 from dataclasses import dataclass, field, replace
@@ -45,10 +45,10 @@ from diffusion.solvers import ImageNoise, autoguided, make_solver, predictor_cor
 from diffusion.solvers.dpmpp_3m import integral
 from diffusion.solvers.grid import time_grid
 from diffusion.solvers.unipc import change
-from diffusion.tensors import rows
-from diffusion.verify.statements.check import order
-from diffusion.verify.statements.orders import FixedNoise, exact_ends, sampled_ends, sampled_moments
-from diffusion.verify.statements.sampling import DoubleNoise
+from diffusion.tensors import expand_to
+from diffusion.verify.claims.check import convergence_order
+from diffusion.verify.claims.orders import FixedNoise, exact_ends, sampled_ends, sampled_moments
+from diffusion.verify.claims.sampling import DoubleNoise
 
 PROCESSES = {
     "ddpm": make_process(DdpmProcess(num_train_timesteps=100, schedule=LinearSchedule())),
@@ -107,7 +107,7 @@ def elementwise(process) -> Denoiser:
     """A labelled network of exactly rounded elementwise operations: a dependence on other rows is the solver's."""
 
     def network(x, time, label):
-        at = rows(time / process.num_steps + label.double() / 8, x)
+        at = expand_to(time / process.num_steps + label.double() / 8, x)
         return x.clamp(-2, 2) * 0.375 + at * 0.25
 
     return Denoiser(network, process, "epsilon", null_label=3)
@@ -221,7 +221,7 @@ def test_rk45_asks_for_unfinished_rows_alone_with_their_own_labels():
     process = PROCESSES["vp"]
 
     def network(x, time, label):
-        return torch.sin(x * rows(3.0**label, x))
+        return torch.sin(x * expand_to(3.0**label, x))
 
     denoiser = Denoiser(network, process, "epsilon", null_label=9)
     start = torch.arange(4, dtype=torch.float64).reshape(4, 1)
@@ -247,8 +247,8 @@ def test_a_network_that_also_gives_the_variance_is_read_by_its_first_half(config
     def network(x, time, label):
         return torch.cat([plain.network(x, time, label), torch.full_like(x, 77.0)], dim=1)
 
-    found = solve(Denoiser(network, learned, "epsilon", null_label=3), noise(), config)
-    torch.testing.assert_close(found, solve(plain, noise(), config), rtol=1e-9, atol=1e-9)
+    actual = solve(Denoiser(network, learned, "epsilon", null_label=3), noise(), config)
+    torch.testing.assert_close(actual, solve(plain, noise(), config), rtol=1e-9, atol=1e-9)
 
 
 EXTRA = {"heun": 2, "edm_stochastic": 2, "predictor_corrector": 3}
@@ -287,11 +287,11 @@ def test_the_flow_ends_at_the_quantile_where_it_began(process, spacing, config):
     data, count = MixtureData(), 90
     start = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1)
     config = changed(config, num_steps=count, spacing=spacing, clip_x0=False, denoise=False)
-    found = solve(data.denoiser(process), FixedNoise(start), config)
+    actual = solve(data.denoiser(process), FixedNoise(start), config)
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     exact = data.transport(process, process.prior_std * start, ends[:1], ends[1:])
     even = spacing == "uniform" and config.kind in {"dpmpp_2m", "dpmpp_3m", "unipc"}
-    assert float((found - exact).abs().max()) < (MULTISTEP_EVEN_IN_TIME if even else BOUND[config.kind])
+    assert float((actual - exact).abs().max()) < (MULTISTEP_EVEN_IN_TIME if even else BOUND[config.kind])
 
 
 @near_process
@@ -299,10 +299,10 @@ def test_the_flow_ends_at_the_quantile_where_it_began(process, spacing, config):
 def test_rk45_is_as_exact_as_it_is_asked_to_be(process, rtol):
     data = MixtureData()
     start = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1)
-    found = solve(data.denoiser(process), FixedNoise(start), Rk45(rtol=rtol, atol=rtol, clip_x0=False, denoise=False))
+    actual = solve(data.denoiser(process), FixedNoise(start), Rk45(rtol=rtol, atol=rtol, clip_x0=False, denoise=False))
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     exact = data.transport(process, process.prior_std * start, ends[:1], ends[1:])
-    assert float((found - exact).abs().max()) < 10 * rtol
+    assert float((actual - exact).abs().max()) < 10 * rtol
 
 
 @near_process
@@ -341,7 +341,7 @@ def test_the_chain_and_the_corrector_have_exactly_the_moments_of_their_recursion
     if corrector_steps:
         config = PredictorCorrector(num_steps=steps, clip_x0=False, spacing=spacing, corrector_steps=corrector_steps)
     draws = (steps - 1) * (1 + corrector_steps) + 1
-    found = solve(data.denoiser(process), Impulses(torch.zeros(draws + 1, 1)), config).flatten()
+    actual = solve(data.denoiser(process), Impulses(torch.zeros(draws + 1, 1)), config).flatten()
     mean, var = 0.0, 1.0
     times = time_grid(process, steps, config)
     for t, s in pairwise(times):
@@ -354,8 +354,8 @@ def test_the_chain_and_the_corrector_have_exactly_the_moments_of_their_recursion
         for _ in range(corrector_steps if s else 0):
             pull = tau / float(data.variance_at(process, s))
             mean, var = mean + pull * (float(process.alpha(s)) * data.mean - mean), (1 - pull) ** 2 * var + 2 * tau
-    assert float(found[-1]) == pytest.approx(mean, rel=1e-9)
-    assert float((found - found[-1]).square().sum()) == pytest.approx(var, rel=1e-9)
+    assert float(actual[-1]) == pytest.approx(mean, rel=1e-9)
+    assert float((actual - actual[-1]).square().sum()) == pytest.approx(var, rel=1e-9)
 
 
 @near_process
@@ -363,9 +363,9 @@ def test_predictor_corrector_samples_the_data(process):
     """4096 independent dimensions: within 4 standard errors and the discretisation's bias."""
     data = GaussianData(0.3, 0.25)
     config = PredictorCorrector(num_steps=90, clip_x0=False)
-    found = solve(data.denoiser(process), noise(range(16), (1, 16, 16)), config)
-    assert float(found.mean()) == pytest.approx(0.3, abs=4 * 0.5 / 64 + 0.005)
-    assert float(found.var()) == pytest.approx(0.25, abs=4 * 0.25 * (2 / 4096) ** 0.5 + 0.03)
+    actual = solve(data.denoiser(process), noise(range(16), (1, 16, 16)), config)
+    assert float(actual.mean()) == pytest.approx(0.3, abs=4 * 0.5 / 64 + 0.005)
+    assert float(actual.var()) == pytest.approx(0.25, abs=4 * 0.25 * (2 / 4096) ** 0.5 + 0.03)
 
 
 @pytest.mark.parametrize(("unipc_order", "expected"), [(1, 2.0), (2, 3.0), (3, 4.0)])
@@ -373,7 +373,7 @@ def test_unipcs_corrector_adds_an_order_to_each(unipc_order, expected):
     steps = (40, 80, 160)
     config = UniPC(order=unipc_order, clip_x0=False, denoise=False, spacing="log_snr")
     errors = [float((sampled_ends(config, n) - exact_ends()).abs().max()) for n in steps]
-    assert order(steps, errors) == pytest.approx(expected, abs=0.2)
+    assert convergence_order(steps, errors) == pytest.approx(expected, abs=0.2)
 
 
 def moment_integral(degree: int, start: float, h: float) -> float:
@@ -521,10 +521,10 @@ def test_solvers_that_can_start_from_pure_noise_sample_the_data(config, predicti
     start = torch.tensor(PURE.t_max)
     assert PURE.log_snr(start) == -torch.inf
     denoiser = as_prediction(PURE, prediction_kind, lambda x, t: data_x0(data, PURE, x, t))
-    found = solve(denoiser, Impulses(torch.zeros(steps + 2, 1)), changed(config, num_steps=steps, clip_x0=False))
-    assert found.isfinite().all()
-    assert float(found[-1]) == pytest.approx(0.3, abs=1e-6)
-    assert float((found - found[-1]).square().sum()) == pytest.approx(0.25, abs=0.03)
+    actual = solve(denoiser, Impulses(torch.zeros(steps + 2, 1)), changed(config, num_steps=steps, clip_x0=False))
+    assert actual.isfinite().all()
+    assert float(actual[-1]) == pytest.approx(0.3, abs=1e-6)
+    assert float((actual - actual[-1]).square().sum()) == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.parametrize("config", [c for c in EVERY if c not in FROM_PURE_NOISE], ids=named)
@@ -548,8 +548,8 @@ def test_no_grid_in_log_snr_starts_at_minus_infinity(config):
 
 def data_x0(data: GaussianData, process, x, t):
     """E[x_0 | x_t]."""
-    alpha = rows(process.alpha(t), x)
-    gain = data.variance * alpha / rows(data.variance_at(process, t), x)
+    alpha = expand_to(process.alpha(t), x)
+    gain = data.variance * alpha / expand_to(data.variance_at(process, t), x)
     return data.mean + gain * (x - alpha * data.mean)
 
 
@@ -559,7 +559,7 @@ def as_prediction(process, kind, x0, null_label=None) -> Denoiser:
 
     def network(x, time, label):
         t = time + 1 if isinstance(process, Chain) else time / process.num_steps
-        alpha, sigma = rows(process.alpha(t), x), rows(process.sigma(t), x)
+        alpha, sigma = expand_to(process.alpha(t), x), expand_to(process.sigma(t), x)
         if kind == "edm":
             x = x * prediction.edm_norm(alpha, sigma, sigma_data)
         estimate = x0(x, t) if label is None else x0(x, t, label)
@@ -644,9 +644,9 @@ def test_autoguidance_goes_away_from_the_weaker_model():
     process = PROCESSES["vp"]
     strong, weak = conditional(process, "v"), as_prediction(process, "v", lambda x, t, label: 0.5 * x, null_label=2)
     x, t = noise().draw(0), torch.full((4,), 0.4, dtype=torch.float64)
-    found = autoguided(strong, weak, 2.5).output(x, t, LABEL)
+    actual = autoguided(strong, weak, 2.5).output(x, t, LABEL)
     expected = weak.output(x, t, LABEL) + 2.5 * (strong.output(x, t, LABEL) - weak.output(x, t, LABEL))
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
     config = Ddim(num_steps=5)
     alone, beside = solve(strong, noise(), config, LABEL), solve(autoguided(strong, weak, 1.0), noise(), config, LABEL)
     torch.testing.assert_close(alone, beside, rtol=0, atol=1e-12)
@@ -677,25 +677,25 @@ def test_guidance_leaves_a_learned_variance_as_the_strong_view_has_it(kind):
 
     def by_label(x, time, label):
         strong, weak = network(0.1, 0.5)(x, time, label), network(-0.2, -0.9)(x, time, label)
-        return torch.where(rows(label == 0, x).bool(), strong, weak)
+        return torch.where(expand_to(label == 0, x).bool(), strong, weak)
 
     alone = Denoiser(network(-0.2 + 3 * 0.3, 0.5), learned(), "x0", null_label=1)  # the prediction is guided by hand
     config, label = Ancestral(num_steps=5), torch.zeros(4, dtype=torch.int64)
     if kind == "classifier_free":
-        found = solve(replace(alone, network=by_label), noise(), config, label, ClassifierFree(scale=3.0))
+        actual = solve(replace(alone, network=by_label), noise(), config, label, ClassifierFree(scale=3.0))
     else:
         strong, weak = (replace(alone, network=network(*values)) for values in ((0.1, 0.5), (-0.2, -0.9)))
-        found = solve(autoguided(strong, weak, 3.0), noise(), config, label)
-    torch.testing.assert_close(found, solve(alone, noise(), config, label), rtol=0, atol=1e-12)
+        actual = solve(autoguided(strong, weak, 3.0), noise(), config, label)
+    torch.testing.assert_close(actual, solve(alone, noise(), config, label), rtol=0, atol=1e-12)
 
 
 def test_a_guide_without_labels_is_told_none():
     process = PROCESSES["vp"]
     strong, weak = conditional(process, "v"), as_prediction(process, "v", lambda x, t: 0.5 * x)
     x, t = noise().draw(0), torch.full((4,), 0.4, dtype=torch.float64)
-    found = autoguided(strong, weak, 2.5).output(x, t, LABEL)
+    actual = autoguided(strong, weak, 2.5).output(x, t, LABEL)
     expected = weak.output(x, t) + 2.5 * (strong.output(x, t, LABEL) - weak.output(x, t))
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 def learned():

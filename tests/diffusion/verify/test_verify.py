@@ -1,4 +1,4 @@
-"""`python -m diffusion.verify`: every statement holds, and every deliberate fault is caught by its own statement."""
+"""`python -m diffusion.verify`: every claim holds, and every deliberate fault is caught by its own claim."""
 
 import json
 import math
@@ -7,60 +7,60 @@ import sys
 
 import pytest
 
-from diffusion.verify import statements
+from diffusion.verify import claims
 from diffusion.verify.__main__ import main
-from diffusion.verify.faults import FAULTS
-from diffusion.verify.statements import STATEMENTS, Check, Statement
+from diffusion.verify.claims import CLAIMS, Check, Claim
+from diffusion.verify.mutants import MUTANTS
 
-BY_NUMBER = {statement.number: statement for statement in STATEMENTS}
-
-
-def test_the_seventeen_statements_are_there_and_each_has_a_fault():
-    assert [statement.number for statement in STATEMENTS] == list(range(1, 18))
-    assert {fault.statement for fault in FAULTS.values()} == set(BY_NUMBER)
+BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 
 
-@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: f"statement{statement.number}")
-def test_statement(statement: Statement):
-    checks = list(statement.checks(False))
+def test_the_seventeen_claims_are_there_and_each_has_a_fault():
+    assert [claim.number for claim in CLAIMS] == list(range(1, 18))
+    assert {fault.claim for fault in MUTANTS.values()} == set(BY_NUMBER)
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"claim{claim.number}")
+def test_claim(claim: Claim):
+    checks = list(claim.checks(False))
     assert checks
     assert [check for check in checks if not check.passed] == []
     assert len({check.what for check in checks}) == len(checks)
 
 
-def caught(statement: Statement) -> bool:
+def caught(claim: Claim) -> bool:
     """Whether a check fails, or cannot be made at all."""
     try:
-        return not all(check.passed for check in statement.checks(True))
+        return not all(check.passed for check in claim.checks(True))
     except (ValueError, ArithmeticError):
         return True
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_each_fault_is_caught_by_its_own_statement_and_leaves_nothing_behind(name: str):
-    fault = FAULTS[name]
-    right, before = getattr(fault.holders[0], fault.name), [dict(vars(holder)) for holder in fault.holders]
-    assert all(getattr(holder, fault.name) is right for holder in fault.holders)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_fault_is_caught_by_its_own_claim_and_leaves_nothing_behind(name: str):
+    fault = MUTANTS[name]
+    original, before = getattr(fault.targets[0], fault.name), [dict(vars(target)) for target in fault.targets]
+    assert all(getattr(target, fault.name) is original for target in fault.targets)
     with fault.applied():
-        assert all(getattr(holder, fault.name) is not right for holder in fault.holders)
-        assert caught(BY_NUMBER[fault.statement])
-    assert [dict(vars(holder)) for holder in fault.holders] == before
+        assert all(getattr(target, fault.name) is not original for target in fault.targets)
+        assert caught(BY_NUMBER[fault.claim])
+    assert [dict(vars(target)) for target in fault.targets] == before
 
 
 def test_a_fault_is_taken_back_when_its_checks_raise():
-    fault = FAULTS["nats-for-bits"]
-    right = getattr(fault.holders[0], fault.name)
+    fault = MUTANTS["nats-for-bits"]
+    original = getattr(fault.targets[0], fault.name)
     with pytest.raises(KeyboardInterrupt), fault.applied():
         raise KeyboardInterrupt
-    assert getattr(fault.holders[0], fault.name) is right
+    assert getattr(fault.targets[0], fault.name) is original
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
-    """Leave these statements alone in the command."""
-    monkeypatch.setattr(statements, "STATEMENTS", tuple(BY_NUMBER[number] for number in numbers))
+    """Leave these claims alone in the command."""
+    monkeypatch.setattr(claims, "CLAIMS", tuple(BY_NUMBER[number] for number in numbers))
 
 
-def test_the_command_prints_every_statement_and_writes_its_json(tmp_path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_every_claim_and_writes_its_json(tmp_path, capsys: pytest.CaptureFixture[str]):
     assert main(["--quick", "--json", str(tmp_path / "report.json")]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["fault"] is None
@@ -68,7 +68,7 @@ def test_the_command_prints_every_statement_and_writes_its_json(tmp_path, capsys
     assert all(row["passed"] and abs(row["measured"] - row["expected"]) <= row["tolerance"] for row in report["checks"])
     printed = capsys.readouterr().out
     assert all(row["what"] in printed for row in report["checks"])
-    assert all(statement.text in printed for statement in STATEMENTS)
+    assert all(claim.text in printed for claim in CLAIMS)
     assert f"{len(report['checks'])} of {len(report['checks'])} checks passed" in printed
 
 
@@ -88,7 +88,7 @@ def test_a_check_that_cannot_be_made_has_failed_and_the_others_go_on(tmp_path, m
         yield Check("one", math.nan, 1.0, 0.0)
         raise error("no such thing")
 
-    monkeypatch.setattr(statements, "STATEMENTS", (Statement(1, "raises", raises), BY_NUMBER[12]))
+    monkeypatch.setattr(claims, "CLAIMS", (Claim(1, "raises", raises), BY_NUMBER[12]))
     assert main(["--quick", "--json", str(tmp_path / "report.json")]) == 1
     printed = capsys.readouterr().out
     assert "FAIL no such thing" in printed
@@ -119,8 +119,8 @@ def test_it_runs_as_a_module(monkeypatch, capsys: pytest.CaptureFixture[str]):
 def test_faults_are_listed(capsys: pytest.CaptureFixture[str]):
     assert main(["--list-faults"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == len(FAULTS)
-    assert all(name in line and FAULTS[name].text in line for name, line in zip(FAULTS, printed, strict=True))
+    assert len(printed) == len(MUTANTS)
+    assert all(name in line and MUTANTS[name].text in line for name, line in zip(MUTANTS, printed, strict=True))
 
 
 @pytest.mark.parametrize("measured", [float("nan"), float("inf"), 1.2])

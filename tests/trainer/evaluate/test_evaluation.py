@@ -17,7 +17,7 @@ from diffusion.likelihood.discrete import bits_per_dim
 from diffusion.likelihood.ode import dequantised_bits_per_dim
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, load_package, save_package
-from diffusion.rng import Stream, keyed_normal
+from diffusion.rng import Stream, counter_normal
 from diffusion.solvers import ImageNoise, autoguided, solve
 from trainer.config.data import DataConfig
 from trainer.config.evaluation import SAMPLED, EvaluationConfig, Metric
@@ -218,7 +218,7 @@ def test_the_estimate_over_many_draws_is_the_exact_bound(package, dataset, heldo
         vlb = likelihoods.vlb(range(1, 2))
         x_0 = to_model_range(heldout[1:2]).expand(64 * 39, *SHAPE)
         steps = torch.arange(2, 41).repeat(64)
-        noise = keyed_normal(5, Stream.LIKELIHOOD_NOISE, [(0, i) for i in range(64 * 39)], SHAPE)
+        noise = counter_normal(5, Stream.LIKELIHOOD_NOISE, [(0, i) for i in range(64 * 39)], SHAPE)
         terms = likelihoods.kernel.diffusion_kl(x_0, steps, noise).reshape(64, 39)
     total = float(terms.sum(1).mean())
     second_moment = float((terms.square().mean(0) / likelihoods.step_proposal.probabilities).sum())

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from diffusion.frechet import FrechetReference, Moments, frechet_distance
-from diffusion.rng import Stream, keyed_generator
+from diffusion.rng import Stream, counter_generator
 from trainer.evaluate.metrics.coverage import class_coverage
 from trainer.evaluate.metrics.frechet_infinity import extrapolate, minimum_samples
 from trainer.evaluate.metrics.kid import kernel_distance, mmd2
@@ -121,7 +121,7 @@ def test_extrapolation_takes_the_bias_away():
 def test_an_extrapolation_is_the_line_through_its_parts_done_by_hand():
     """Each part's distance from its own features, and the jackknife's from those that are left, of 2,203 in blocks."""
     features, reference = normal(2203, 6, 3, mean=0.1), FrechetReference.of(Moments.of(normal(900, 6, 1)))
-    order = keyed_generator(5, Stream.SCORE_SUBSETS).permutation(2203)
+    order = counter_generator(5, Stream.SCORE_SUBSETS).permutation(2203)
 
     def line(without: int | None) -> list[tuple[float, float]]:
         points = list[tuple[float, float]]()

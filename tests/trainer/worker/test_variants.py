@@ -48,7 +48,7 @@ def test_a_variant_trains_and_is_packaged(sets, tmp_path):
         objective = build_objective(config, SHAPE)
         x_0, eps = torch.rand(16, *SHAPE) * 2 - 1, torch.randn(16, *SHAPE)
     process = objective.denoiser.process
-    t = process.time_at((torch.arange(16, dtype=torch.float64) + 0.5) / 16)
+    t = process.time_from_fraction((torch.arange(16, dtype=torch.float64) + 0.5) / 16)
     classes = config.network.classes
     label = torch.arange(16) % (classes + 1) if classes else None
     losses, epsilon_mse = objective(x_0, t, eps, label)
@@ -83,7 +83,7 @@ def test_a_variant_meets_its_network_on_the_networks_device(sets):
     config = config_of(sets)
     objective = build_objective(config, SHAPE).to("meta")
     there = torch.empty(16, *SHAPE, device="meta")
-    t = objective.denoiser.process.time_at((torch.arange(16, dtype=torch.float64) + 0.5) / 16)
+    t = objective.denoiser.process.time_from_fraction((torch.arange(16, dtype=torch.float64) + 0.5) / 16)
     label = torch.arange(16) % (config.network.classes + 1) if config.network.classes else None
     losses, epsilon_mse = objective(there, t, there, label)
     losses.mean().backward()

@@ -60,8 +60,8 @@ def score_denoising(
         x_t = diffuse(process, x_0, t, noise)
         output, _ = denoiser.split(denoiser.output(x_t, t, label))
         at = denoiser.coefficients(x_t, t)
-        squared.append(_squared(noise, denoiser.reading.epsilon(output, x_t, *at)))
-        x_0_error.append(_squared(x_0, denoiser.reading.x0(output, x_t, *at).clamp(-1, 1)))
+        squared.append(_squared(noise, denoiser.parameterization.epsilon(output, x_t, *at)))
+        x_0_error.append(_squared(x_0, denoiser.parameterization.x0(output, x_t, *at).clamp(-1, 1)))
         nats.append(_reconstruction(x_0, log_snr[:, draw], noise))
     return {
         "squared_error": torch.stack(squared, 1),

@@ -19,7 +19,7 @@ from diffusion.likelihood.discrete import ReverseKernel, estimate_vlb
 from diffusion.likelihood.ode import dequantised_nll
 from diffusion.likelihood.proposal import StepProposal, TimeProposal, even_log_snr, pilot_steps, spread_uniforms
 from diffusion.likelihood.quantization import dequantise
-from diffusion.rng import Stream, keyed_generator, keyed_normal, keyed_uniform
+from diffusion.rng import Stream, counter_generator, counter_normal, counter_uniform
 from trainer.config.evaluation import EvaluationConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluate.likelihood import denoising_curve as curve
@@ -53,8 +53,8 @@ class Likelihoods:
         """-log p of the dequantised images by the probability-flow ODE, nats, and each one's network evaluations."""
         x_0, label = self._images("heldout", block)
         keys = [(image, 0) for image in block]
-        u = keyed_uniform(self.config.seed, Stream.LIKELIHOOD_DEQUANTISATION, keys, self.shape)
-        signs = keyed_uniform(self.config.seed, Stream.LIKELIHOOD_PROBE, keys, self.shape)
+        u = counter_uniform(self.config.seed, Stream.LIKELIHOOD_DEQUANTISATION, keys, self.shape)
+        signs = counter_uniform(self.config.seed, Stream.LIKELIHOOD_PROBE, keys, self.shape)
         probe, rtol = torch.where(signs < 0.5, -1.0, 1.0), self.config.nll_rtol
         return dequantised_nll(self.denoiser, dequantise(x_0, u).float(), probe, label=label, rtol=rtol, atol=rtol / 10)
 
@@ -62,7 +62,7 @@ class Likelihoods:
         """The images' denoising errors at their points of the curve (denoising_curve.py)."""
         x_0, label = self._images("heldout", block)
         keys = [(image, draw) for image in block for draw in range(curve.DRAWS)]
-        eps = keyed_normal(self.config.seed, Stream.DENOISING_NOISE, keys, self.shape)
+        eps = counter_normal(self.config.seed, Stream.DENOISING_NOISE, keys, self.shape)
         eps = eps.unflatten(0, (len(block), curve.DRAWS))
         return curve.score_denoising(self.denoiser, x_0, curve.points_of(block), eps, label)
 
@@ -82,7 +82,7 @@ class Likelihoods:
         x_0, label, eps = self._pilot(len(log_snr))
         log_snr = log_snr.repeat(len(x_0) // len(log_snr))
         t = process.time(log_snr)
-        errors = diffusion_rate(self.denoiser, x_0, t, eps, label) / -process.slope(t)
+        errors = diffusion_rate(self.denoiser, x_0, t, eps, label) / -process.dlogsnr_dt(t)
         return TimeProposal.from_pilot(process, log_snr, errors)
 
     def _pilot(self, points: int) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -92,13 +92,13 @@ class Likelihoods:
         x_0, label = self._images("train", np.arange(count) * total // count)
         label = None if label is None else label.repeat_interleave(points)
         keys = [(image, 0) for image in range(count * points)]
-        eps = keyed_normal(self.config.seed, Stream.PILOT_NOISE, keys, self.shape)
+        eps = counter_normal(self.config.seed, Stream.PILOT_NOISE, keys, self.shape)
         return x_0.repeat_interleave(points, dim=0), label, eps
 
     @cached_property
     def _all_uniforms(self) -> NDArray[np.float64]:
         """What every held-out image's steps and times are drawn from, spread over the whole set."""
-        generator = keyed_generator(self.config.seed, Stream.LIKELIHOOD_TIMESTEPS)
+        generator = counter_generator(self.config.seed, Stream.LIKELIHOOD_TIMESTEPS)
         return spread_uniforms(generator, self.data.info.heldout, self.config.vlb_draws)
 
     def _uniforms(self, block: Sequence[int]) -> Tensor:
@@ -107,7 +107,7 @@ class Likelihoods:
     def _noise(self, block: Sequence[int]) -> Tensor:
         draws = all_draws(self.config.vlb_draws)
         keys = [(image, draw) for image in block for draw in range(draws)]
-        eps = keyed_normal(self.config.seed, Stream.LIKELIHOOD_NOISE, keys, self.shape)
+        eps = counter_normal(self.config.seed, Stream.LIKELIHOOD_NOISE, keys, self.shape)
         return eps.unflatten(0, (len(block), draws))
 
     def _images(self, split: str, rows: Sequence[int] | NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:

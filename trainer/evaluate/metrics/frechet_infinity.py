@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.frechet import FrechetReference, Moments
-from diffusion.rng import Stream, keyed_generator
+from diffusion.rng import Stream, counter_generator
 from trainer.evaluate.metrics.sample_features import SampleFeatures
 
 PARTS = 4
@@ -57,7 +57,7 @@ def extrapolate(features: SampleFeatures, reference: FrechetReference, seed: int
     count, dimensions = features.count, len(reference.mean)
     parts = parts if count >= minimum_samples(dimensions, parts) else 1
     with_error = count >= minimum_samples(dimensions, 1)
-    order = keyed_generator(seed, Stream.SCORE_SUBSETS).permutation(count)
+    order = counter_generator(seed, Stream.SCORE_SUBSETS).permutation(count)
     place = np.empty_like(order)
     place[order] = np.arange(count)
     points = [_point(features, reference, torch.from_numpy(place), of, with_error) for of in range(1, parts + 1)]

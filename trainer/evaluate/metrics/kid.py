@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.rng import Stream, keyed_generator
+from diffusion.rng import Stream, counter_generator
 
 BLOCKS = 10
 MAX_BLOCK = 1000
@@ -44,7 +44,7 @@ def kernel_distance(x: Tensor, y: Tensor, seed: int) -> KernelDistance:
 
 
 def _blocks(features: Tensor, blocks: int, seed: int, side: int) -> list[Tensor]:
-    order = torch.from_numpy(keyed_generator(seed, Stream.SCORE_SUBSETS, 1, side).permutation(len(features)))
+    order = torch.from_numpy(counter_generator(seed, Stream.SCORE_SUBSETS, 1, side).permutation(len(features)))
     return [features[rows] for rows in order.tensor_split(blocks)]
 
 

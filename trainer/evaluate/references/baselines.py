@@ -6,7 +6,7 @@ be expected to beat, and of what knows only means and covariances, it is a place
 
 import numpy as np
 
-from diffusion.rng import Stream, keyed_generator
+from diffusion.rng import Stream, counter_generator
 from trainer.config.evaluation import EvaluationConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluate.extractors.base import Images, Pixels
@@ -40,7 +40,7 @@ def spread(total: int, most: int) -> np.ndarray:
 def fitted_gaussian(train: Pixels, count: int, seed: int) -> Pixels:
     """Draws from the Gaussian with the training pixels' mean and covariance, clipped and rounded to 8 bits."""
     flat = train.reshape(len(train), -1).astype(np.float64)
-    generator = keyed_generator(seed, Stream.BASELINES, 0)
+    generator = counter_generator(seed, Stream.BASELINES, 0)
     centred = flat - flat.mean(0)
     weights = generator.standard_normal((count, len(flat))) / np.sqrt(len(flat) - 1)
     draws = flat.mean(0) + weights @ centred
@@ -49,5 +49,5 @@ def fitted_gaussian(train: Pixels, count: int, seed: int) -> Pixels:
 
 def uniform_noise(train: Pixels, count: int, seed: int) -> Pixels:
     """Independent uniform pixels."""
-    generator = keyed_generator(seed, Stream.BASELINES, 1)
+    generator = counter_generator(seed, Stream.BASELINES, 1)
     return generator.integers(0, 256, size=(count, *train.shape[1:]), dtype=np.uint8)

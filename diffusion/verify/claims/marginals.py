@@ -1,4 +1,4 @@
-"""Statement 11, of processes: sub-VP's standard deviation, and one marginal under the forward process, ODE and SDE."""
+"""Claim 11, of processes: sub-VP's standard deviation, and one marginal under the forward process, ODE and SDE."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,18 +11,18 @@ from diffusion.config import SubVpProcess, VeProcess, VpProcess
 from diffusion.process.sde import Process, make_process
 from diffusion.solvers import euler
 from diffusion.solvers.dormand_prince import DormandPrince
-from diffusion.tensors import numbers
-from diffusion.verify.statements.check import DATA, Check, worst
-from diffusion.verify.statements.orders import FixedNoise
+from diffusion.tensors import to_floats
+from diffusion.verify.claims.check import DATA, Check, max_relative_error
+from diffusion.verify.claims.orders import FixedNoise
 
 CONTINUOUS = {"vp": VpProcess(), "sub_vp": SubVpProcess(), "ve": VeProcess()}
 
 
 def same_marginals(quick: bool) -> Iterator[Check]:
-    """Statement 11: sub-VP's std is the square of VP's; the ODE and the reverse SDE have the process's marginals."""
+    """Claim 11: sub-VP's std is the square of VP's; the ODE and the reverse SDE have the process's marginals."""
     t = torch.linspace(0.01, 1, 100, dtype=torch.float64)
     vp, sub_vp = make_process(VpProcess()), make_process(SubVpProcess())
-    yield Check("sub-VP std / VP std^2 - 1", worst(sub_vp.sigma(t), vp.sigma(t) ** 2), 0.0, 1e-12)
+    yield Check("sub-VP std / VP std^2 - 1", max_relative_error(sub_vp.sigma(t), vp.sigma(t) ** 2), 0.0, 1e-12)
     for kind, config in CONTINUOUS.items():
         yield from _same_marginals(kind, make_process(config), 1e-7 if quick else 1e-9)
 
@@ -33,7 +33,7 @@ def _same_marginals(kind: str, process: Process, accuracy: float) -> Iterator[Ch
     `accuracy` is the solutions' rtol and atol.
     """
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-    first, last = numbers(DATA.variance_at(process, ends))
+    first, last = to_floats(DATA.variance_at(process, ends))
     start = torch.tensor([[1.0]], dtype=torch.float64)
     rk45 = configs.Rk45(rtol=accuracy, atol=accuracy, clip_x0=False, denoise=False)
     flow = float(solvers.solve(DATA.denoiser(process), FixedNoise(start), rk45)) / process.prior_std
@@ -49,8 +49,8 @@ def _same_marginals(kind: str, process: Process, accuracy: float) -> Iterator[Ch
         return 2 * drift * variance - process.squared_diffusion(t)
 
     for what, slope in (("PF-ODE", ode), ("reverse SDE", reverse_sde)):
-        found = _integrated(slope, first, accuracy, *numbers(ends)) / last - 1
-        yield Check(f"{kind}: variance under the {what} / exact - 1", found, 0.0, 100 * accuracy)
+        relative_error = _integrated(slope, first, accuracy, *to_floats(ends)) / last - 1
+        yield Check(f"{kind}: variance under the {what} / exact - 1", relative_error, 0.0, 100 * accuracy)
 
 
 def _integrated(

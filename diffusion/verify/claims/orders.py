@@ -1,4 +1,4 @@
-"""Statement 9: the solvers' orders of convergence, in the strong sense for the ODE's and the weak sense for the SDE's.
+"""Claim 9: the solvers' orders of convergence, in the strong sense for the ODE's and the weak sense for the SDE's.
 
 With Gaussian data a solver is affine in x_T and in every draw of noise. Run on rows that each have one draw at 1 and
 the others at 0, it shows its response to every draw, and so the exact mean and variance of what it samples.
@@ -15,7 +15,7 @@ from diffusion import solvers
 from diffusion.config import SolverConfig, VpProcess
 from diffusion.gaussian import GaussianData, MixtureData
 from diffusion.process.sde import Process, make_process
-from diffusion.verify.statements.check import Check, order
+from diffusion.verify.claims.check import Check, convergence_order
 
 ORDERS: tuple[tuple[SolverConfig, int], ...] = (
     (configs.Euler(clip_x0=False, denoise=False), 1),
@@ -71,7 +71,7 @@ def vp_from(t_min: float) -> Process:
 
 
 def solver_order(quick: bool) -> Iterator[Check]:
-    """Statement 9: errors at t = 0.05 from t = 1 against the ODE's exact solution and the SDE's exact moments.
+    """Claim 9: errors at t = 0.05 from t = 1 against the ODE's exact solution and the SDE's exact moments.
 
     Heun and the multistep solvers take steps even in log-SNR, in which the latter are polynomials; UniPC's corrector
     adds one order.
@@ -79,13 +79,15 @@ def solver_order(quick: bool) -> Iterator[Check]:
     steps = (40, 80, 160) if quick else (40, 80, 160, 320)
     exact = exact_ends()
     for config, expected in ORDERS:
-        found = order(steps, [float((sampled_ends(config, n) - exact).abs().max()) for n in steps])
-        yield Check(f"{config.kind}: order of convergence", found, expected, 0.1)
+        measured = convergence_order(steps, [float((sampled_ends(config, n) - exact).abs().max()) for n in steps])
+        yield Check(f"{config.kind}: order of convergence", measured, expected, 0.1)
     for config, expected in WEAK_ORDERS:
         means, variances = zip(*(moment_errors(config, n) for n in steps), strict=True)
-        yield Check(f"{config.kind}: weak order, of the variance", order(steps, list(variances)), expected, 0.1)
+        yield Check(
+            f"{config.kind}: weak order, of the variance", convergence_order(steps, list(variances)), expected, 0.1
+        )
         if config.kind == "euler_maruyama":
-            yield Check(f"{config.kind}: weak order, of the mean", order(steps, list(means)), expected, 0.1)
+            yield Check(f"{config.kind}: weak order, of the mean", convergence_order(steps, list(means)), expected, 0.1)
         else:  # each moves along x_0, whose estimate is exact at the mean
             yield Check(f"{config.kind}: error of the mean", max(means), 0.0, 1e-12)
 
@@ -114,8 +116,8 @@ def moment_errors(config: SolverConfig, steps: int) -> tuple[float, float]:
 
 def sampled_moments(config: SolverConfig, process: Process, data: GaussianData, draws: int) -> tuple[float, float]:
     """Mean and variance of what a solver of `draws` draws, x_T's included, samples from x_T ~ p_T; exact."""
-    found = solvers.solve(data.denoiser(process), Impulses(draws), config).flatten()
-    without_noise, responses = found[-1], found[:-1] - found[-1]
+    samples = solvers.solve(data.denoiser(process), Impulses(draws), config).flatten()
+    without_noise, responses = samples[-1], samples[:-1] - samples[-1]
     start = torch.tensor(process.t_max, dtype=torch.float64)
     on_start = responses[0] / process.prior_std
     mean = without_noise + on_start * process.alpha(start) * data.mean

@@ -1,4 +1,4 @@
-"""Statements 11 and 14: which samplers and processes are the same, and the Langevin corrector."""
+"""Claims 11 and 14: which samplers and processes are the same, and the Langevin corrector."""
 
 import math
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from diffusion.denoiser import Denoiser
 from diffusion.gaussian import GaussianData, MixtureData
 from diffusion.process.sde import make_process
 from diffusion.solvers import predictor_corrector
-from diffusion.tensors import numbers
-from diffusion.verify.statements import marginals
-from diffusion.verify.statements.check import Check
-from diffusion.verify.statements.marginals import CONTINUOUS
-from diffusion.verify.statements.orders import FixedNoise
+from diffusion.tensors import to_floats
+from diffusion.verify.claims import marginals
+from diffusion.verify.claims.check import Check
+from diffusion.verify.claims.marginals import CONTINUOUS
+from diffusion.verify.claims.orders import FixedNoise
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ NOISE = DoubleNoise(solvers.ImageNoise(0, range(8), (1, 1, 1)))
 
 
 def equal_samplers(quick: bool) -> Iterator[Check]:
-    """Statement 11: DDIM's two ends, solvers that share a step, guidance at 0 and 1, sub-VP and VP, ODE and SDE."""
+    """Claim 11: DDIM's two ends, solvers that share a step, guidance at 0 and 1, sub-VP and VP, ODE and SDE."""
     yield from _same_chains(10 if quick else 100)
     yield from _same_steps()
     yield from _guidance_at_its_ends()
@@ -57,12 +57,14 @@ def _same_chains(steps: int) -> Iterator[Check]:
     """Ancestral sampling with beta-tilde is DDIM at eta = 1; a learned variance reaches from it to beta."""
     fixed = {kind: _mixture_chain(kind) for kind in ("beta", "beta_tilde")}
     ancestral = configs.Ancestral(num_steps=steps)
-    found = _difference([fixed["beta_tilde"]] * 2, [ancestral, configs.Ddim(num_steps=steps, eta=1.0)])
-    yield Check(f"ancestral (beta-tilde) - DDIM (eta = 1) over {steps} steps", found, 0.0, 1e-12)
+    difference = _difference([fixed["beta_tilde"]] * 2, [ancestral, configs.Ddim(num_steps=steps, eta=1.0)])
+    yield Check(f"ancestral (beta-tilde) - DDIM (eta = 1) over {steps} steps", difference, 0.0, 1e-12)
     for kind, interpolation in (("beta_tilde", -1.0), ("beta", 1.0)):
         learned = _mixture_chain("learned", interpolation)
-        found = _difference([learned, fixed[kind]], [ancestral] * 2)
-        yield Check(f"ancestral (learned, interpolation {interpolation:g}) - ancestral ({kind})", found, 0.0, 1e-12)
+        difference = _difference([learned, fixed[kind]], [ancestral] * 2)
+        yield Check(
+            f"ancestral (learned, interpolation {interpolation:g}) - ancestral ({kind})", difference, 0.0, 1e-12
+        )
 
 
 def _mixture_chain(reverse_variance: str, interpolation: float | None = None) -> Denoiser:
@@ -96,8 +98,8 @@ def _same_steps() -> Iterator[Check]:
         ),
     )
     for what, first, second in same:
-        found = _difference([denoiser] * 2, [c.model_copy(update={"denoise": False}) for c in (first, second)])
-        yield Check(what, found, 0.0, 1e-12)
+        difference = _difference([denoiser] * 2, [c.model_copy(update={"denoise": False}) for c in (first, second)])
+        yield Check(what, difference, 0.0, 1e-12)
     for kind, config in CONTINUOUS.items():
         yield Check(f"{kind}: DDIM (eta = 0) - Euler in edm_sigma over 20 steps", _ddim_from_euler(config), 0.0, 1e-12)
 
@@ -107,15 +109,15 @@ def _ddim_from_euler(config: configs.ProcessConfig) -> float:
     data, process = MixtureData(), make_process(config)
     denoiser, start = data.denoiser(process), torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1)
     ddim = configs.Ddim(num_steps=20, clip_x0=False, denoise=False, spacing="log_snr")
-    found = solvers.solve(denoiser, FixedNoise(start), ddim)
-    low, high = numbers(process.log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64)))
+    samples = solvers.solve(denoiser, FixedNoise(start), ddim)
+    low, high = to_floats(process.log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64)))
     times = process.time(torch.linspace(low, high, 21, dtype=torch.float64))
     edm_sigma, alpha = torch.exp(-process.log_snr(times) / 2), process.alpha(times)
     y = process.prior_std * start / alpha[0]
     for i, j in pairwise(range(21)):
         epsilon = denoiser.epsilon(alpha[i] * y, times[i].expand(len(y)))
         y = y + (edm_sigma[j] - edm_sigma[i]) * epsilon
-    return float((found - alpha[-1] * y).abs().max()) / process.prior_std
+    return float((samples - alpha[-1] * y).abs().max()) / process.prior_std
 
 
 def _guidance_at_its_ends() -> Iterator[Check]:
@@ -131,13 +133,13 @@ def _guidance_at_its_ends() -> Iterator[Check]:
     both = Denoiser(network, process, "epsilon", null_label=1)
     config, label = configs.Ddim(num_steps=10, clip_x0=False), torch.zeros(8, dtype=torch.int64)
     for scale, alone in ((0.0, without), (1.0, with_label)):
-        found = solvers.solve(both, NOISE, config, label, ClassifierFree(scale=scale))
-        difference = float((found - solvers.solve(alone, NOISE, config)).abs().max())
+        samples = solvers.solve(both, NOISE, config, label, ClassifierFree(scale=scale))
+        difference = float((samples - solvers.solve(alone, NOISE, config)).abs().max())
         yield Check(f"guidance of scale {scale:g} - the model it is", difference, 0.0, 1e-12)
 
 
 def langevin_corrector(quick: bool) -> Iterator[Check]:  # noqa: ARG001 - it is quick
-    """Statement 14: on a Gaussian the corrector's stationary variance is v / (1 - tau / (2 v)); a row's tau is its own.
+    """Claim 14: on a Gaussian the corrector's stationary variance is v / (1 - tau / (2 v)); a row's tau is its own.
 
     The step is x' = A x + B z, so its stationary variance is B^2 / (1 - A^2).
     """
@@ -146,10 +148,10 @@ def langevin_corrector(quick: bool) -> Iterator[Check]:  # noqa: ARG001 - it is 
             tau = share * variance
             x, z = torch.eye(2, dtype=torch.float64)
             on_x, on_z = predictor_corrector.langevin_step(x, -x / variance, z, torch.full_like(x, tau))
-            found = float(on_z**2 / (1 - on_x**2))
+            stationary = float(on_z**2 / (1 - on_x**2))
             expected = variance / (1 - tau / (2 * variance))
             what = f"stationary variance, v = {variance:g}, tau = {tau:g}"
-            yield Check(what, found / expected, 1.0, 1e-12)
+            yield Check(what, stationary / expected, 1.0, 1e-12)
     score, z = torch.tensor([[3.0, 0.0], [600.0, 800.0]], dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)
     alone = predictor_corrector.step_sizes(score[:1], z[:1], 0.16)
     together = predictor_corrector.step_sizes(score, z, 0.16)

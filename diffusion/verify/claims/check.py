@@ -1,4 +1,4 @@
-"""A measured number beside the one that theory expects, and the statements that are made of them."""
+"""A measured number beside the one that theory expects, and the claims that are made of them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from diffusion.gaussian import GaussianData
 from diffusion.process.sde import Process, make_process
 
 DATA = GaussianData(0.0, 0.25)
-KINDS = {"linear": LinearSchedule(), "cosine": CosineSchedule()}
+CHAIN_SCHEDULES = {"linear": LinearSchedule(), "cosine": CosineSchedule()}
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Statement:
-    """A numbered statement and the function that measures it; `quick` asks for less work."""
+class Claim:
+    """A numbered claim and the function that measures it; `quick` asks for less work."""
 
     number: int
     text: str
@@ -47,15 +47,15 @@ class Statement:
 
 def ddpm(kind: str, steps: int) -> Process:
     """DDPM's chain with a linear or cosine schedule."""
-    return make_process(DdpmProcess(num_train_timesteps=steps, schedule=KINDS[kind]))
+    return make_process(DdpmProcess(num_train_timesteps=steps, schedule=CHAIN_SCHEDULES[kind]))
 
 
-def worst(found: Tensor, expected: Tensor) -> float:
+def max_relative_error(measured: Tensor, expected: Tensor) -> float:
     """The largest relative difference."""
-    return float(((found - expected) / expected).abs().max())
+    return float(((measured - expected) / expected).abs().max())
 
 
-def order(sizes: tuple[int, ...], errors: list[float]) -> float:
+def convergence_order(sizes: tuple[int, ...], errors: list[float]) -> float:
     """p of errors ~ sizes^-p, by least squares in logarithms."""
     log_n = torch.log(torch.tensor(sizes, dtype=torch.float64))
     centred = log_n - log_n.mean()

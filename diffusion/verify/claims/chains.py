@@ -1,4 +1,4 @@
-"""Statements 1 to 4 and 12: the discrete chain, its bound, and where it goes as T grows."""
+"""Claims 1 to 4 and 12: the discrete chain, its bound, and where it goes as T grows."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 from diffusion.likelihood import discrete as likelihood
 from diffusion.process import kernels as chain
 from diffusion.process.sde import Chain, Process
-from diffusion.verify.statements.check import DATA, KINDS, Check, ddpm
+from diffusion.verify.claims.check import CHAIN_SCHEDULES, DATA, Check, ddpm
 
 
 def _prior(process: Process) -> float:
@@ -24,8 +24,8 @@ def _mismatch(process: Process) -> float:
 
 
 def true_reverse_chain(quick: bool) -> Iterator[Check]:  # noqa: ARG001 - it is quick
-    """Statement 1: with the true mu and Sigma, VLB - H(x) = KL(q(x_T) || N(0, I)) on Gaussian data."""
-    for kind in KINDS:
+    """Claim 1: with the true mu and Sigma, VLB - H(x) = KL(q(x_T) || N(0, I)) on Gaussian data."""
+    for kind in CHAIN_SCHEDULES:
         process = ddpm(kind, 1000)
         t = torch.arange(2, 1001)
         q = chain.posterior(process, t - 1, t)
@@ -38,7 +38,7 @@ def true_reverse_chain(quick: bool) -> Iterator[Check]:  # noqa: ARG001 - it is 
 
 
 def fixed_reverse_variance(quick: bool) -> Iterator[Check]:
-    """Statement 2: Sigma = beta costs c / T bits; Sigma = beta-tilde a constant, with beta-tilde_1 := beta-tilde_2."""
+    """Claim 2: Sigma = beta costs c / T bits; Sigma = beta-tilde a constant, with beta-tilde_1 := beta-tilde_2."""
     steps = 2000 if quick else 4000
     for kind, constant in (("linear", 1.58), ("cosine", 0.88)):
         gap = steps * _gap(ddpm(kind, steps), "beta")
@@ -68,7 +68,7 @@ def _gap(process: Process, variance: str) -> float:
 
 
 def published_end(quick: bool) -> Iterator[Check]:  # noqa: ARG001
-    """Statement 3: DDPM's linear-1000 ends where it is published to end."""
+    """Claim 3: DDPM's linear-1000 ends where it is published to end."""
     process = ddpm("linear", 1000)
     alphas_cumprod = float(process.alpha(torch.tensor(1000)) ** 2)
     yield Check("linear-1000: alphas_cumprod_T x 1e5", alphas_cumprod * 1e5, 4.0358, 5e-5)
@@ -78,7 +78,7 @@ def published_end(quick: bool) -> Iterator[Check]:  # noqa: ARG001
 
 
 def continuous_limit(quick: bool) -> Iterator[Check]:  # noqa: ARG001
-    """Statement 4: alphas_cumprod -> exp(-integral of beta), as 1 / N; equation (12) with beta(i / N) = N beta_i."""
+    """Claim 4: alphas_cumprod -> exp(-integral of beta), as 1 / N; equation (12) with beta(i / N) = N beta_i."""
     for grid, constant in (("linspace", 0.81), ("beta(i / N) = N beta_i", 1.93)):
         errors = [_discretisation_error(grid, steps) for steps in (100, 1000, 10_000)]
         yield Check(f"{grid}: N x max error at N = 10000", errors[2] * 10_000, constant, 0.01 * constant)
@@ -95,7 +95,7 @@ def _discretisation_error(grid: str, steps: int) -> float:
 
 
 def decoder_mass(quick: bool) -> Iterator[Check]:  # noqa: ARG001
-    """Statement 12: the discretised decoder's 256 bins, the end ones open, sum to one."""
+    """Claim 12: the discretised decoder's 256 bins, the end ones open, sum to one."""
     levels = torch.arange(256, dtype=torch.float64) * (2 / 255) - 1
     for mean in (-3.0, -0.2, 0.999, 40.0):
         for std in (1e-3, 0.1, 10.0):

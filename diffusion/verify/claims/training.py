@@ -1,4 +1,4 @@
-"""Statements 10 and 13: one error under all predictions, and how t is drawn."""
+"""Claims 10 and 13: one error under all predictions, and how t is drawn."""
 # torch.from_numpy has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from diffusion import prediction, time_sampling, weighting
 from diffusion.config import EdmWeighting, MinSnrWeighting, StratifiedTime, UniformTime
-from diffusion.prediction import Prediction, Reading
-from diffusion.rng import Stream, keyed_generator
-from diffusion.verify.statements.check import DATA, KINDS, Check, ddpm, worst
+from diffusion.prediction import Parameterization, Prediction
+from diffusion.rng import Stream, counter_generator
+from diffusion.verify.claims.check import CHAIN_SCHEDULES, DATA, Check, ddpm, max_relative_error
 
 
 def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
-    """Statement 10: one error seen as that of epsilon, x_0, v and F; min-SNR's factor for each."""
-    for kind in KINDS:
+    """Claim 10: one error seen as that of epsilon, x_0, v and F; min-SNR's factor for each."""
+    for kind in CHAIN_SCHEDULES:
         process = ddpm(kind, 1000)
         t = torch.arange(1, 1001)[process.log_snr(torch.arange(1, 1001)).abs() < 8]
         generator = torch.Generator().manual_seed(0)
@@ -29,26 +29,36 @@ def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
         v_error = (
             prediction.velocity(x_0, eps, alpha, sigma) - prediction.velocity(estimate, guess, alpha, sigma)
         ) ** 2
-        yield Check(f"{kind}: SNR ||x_0 error||^2 = ||eps error||^2", worst(snr * x0_error, epsilon_error), 0.0, 1e-12)
         yield Check(
-            f"{kind}: ||v error||^2 = (SNR + 1) ||x_0 error||^2", worst(v_error, (snr + 1) * x0_error), 0.0, 1e-12
+            f"{kind}: SNR ||x_0 error||^2 = ||eps error||^2",
+            max_relative_error(snr * x0_error, epsilon_error),
+            0.0,
+            1e-12,
+        )
+        yield Check(
+            f"{kind}: ||v error||^2 = (SNR + 1) ||x_0 error||^2",
+            max_relative_error(v_error, (snr + 1) * x0_error),
+            0.0,
+            1e-12,
         )
         clipped = snr.clamp(max=5.0)
         factors: dict[Prediction, Tensor] = {"x0": clipped, "epsilon": clipped / snr, "v": clipped / (snr + 1)}
         for kind_of_output, expected in factors.items():
-            found = weighting.weights(MinSnrWeighting(gamma=5.0), Reading(kind_of_output), process, t)
-            yield Check(f"{kind}: min-SNR weights for {kind_of_output}", worst(found, expected), 0.0, 1e-12)
-        unit = weighting.weights(EdmWeighting(), Reading("edm", 0.3), process, t)
-        yield Check(f"{kind}: EDM's lambda c_out^2", worst(unit, torch.ones_like(unit)), 0.0, 1e-12)
+            measured = weighting.weights(MinSnrWeighting(gamma=5.0), Parameterization(kind_of_output), process, t)
+            yield Check(
+                f"{kind}: min-SNR weights for {kind_of_output}", max_relative_error(measured, expected), 0.0, 1e-12
+            )
+        unit = weighting.weights(EdmWeighting(), Parameterization("edm", 0.3), process, t)
+        yield Check(f"{kind}: EDM's lambda c_out^2", max_relative_error(unit, torch.ones_like(unit)), 0.0, 1e-12)
 
 
 def stratified_steps(quick: bool) -> Iterator[Check]:
-    """Statement 13: how t is drawn decides the spread of the bound's estimate; 8 ranks x 16, log-SNR linear in t."""
+    """Claim 13: how t is drawn decides the spread of the bound's estimate; 8 ranks x 16, log-SNR linear in t."""
     batches, span = (2000 if quick else 20_000), 18.3
-    generator = keyed_generator(0, Stream.TIMESTEPS, 0)
+    generator = counter_generator(0, Stream.TIMESTEPS, 0)
 
     def spread(config: UniformTime | StratifiedTime, ranks: int) -> float:
-        draws = [time_sampling.draw_shares(config, generator, 128 // ranks) for _ in range(batches)]
+        draws = [time_sampling.draw_time_fractions(config, generator, 128 // ranks) for _ in range(batches)]
         weighted = DATA.variance * torch.exp(13.3 - span * torch.from_numpy(np.stack(draws)))
         return float((0.5 * span * weighted / (weighted + 1)).mean(1).std())
 

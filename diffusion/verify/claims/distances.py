@@ -1,15 +1,15 @@
-"""Statement 15: the Frechet distance's bias and shards."""
+"""Claim 15: the Frechet distance's bias and shards."""
 
 from collections.abc import Iterator
 
 import torch
 
 from diffusion.frechet import Moments, frechet_distance
-from diffusion.verify.statements.check import Check
+from diffusion.verify.claims.check import Check
 
 
 def frechet_moments(quick: bool) -> Iterator[Check]:
-    """Statement 15: the Frechet distance's bias falls as 1 / N; shards add up to one pass."""
+    """Claim 15: the Frechet distance's bias falls as 1 / N; shards add up to one pass."""
     generator = torch.Generator().manual_seed(5)
     reference = Moments(10**9, torch.zeros(4, dtype=torch.float64), (10**9 - 1) * torch.eye(4, dtype=torch.float64))
 

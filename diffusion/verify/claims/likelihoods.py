@@ -1,4 +1,4 @@
-"""Statements 5 to 8: the continuous bound, its limit and what it bounds, and the probability-flow log-likelihood.
+"""Claims 5 to 8: the continuous bound, its limit and what it bounds, and the probability-flow log-likelihood.
 
 Nothing is drawn at random: integrals are Gauss-Legendre sums, and expectations over eps are those of its sign corners,
 exact for what is quadratic in eps.
@@ -22,16 +22,16 @@ from diffusion.gaussian import GaussianData, MixtureData
 from diffusion.likelihood import continuous as continuous_bound
 from diffusion.likelihood import discrete as likelihood
 from diffusion.likelihood import ode as ode_likelihood
-from diffusion.prediction import Reading
+from diffusion.prediction import Parameterization
 from diffusion.process.schedule import Schedule
 from diffusion.process.sde import Process, Vp, make_process
 from diffusion.solvers import euler
 from diffusion.solvers.dormand_prince import DormandPrince
-from diffusion.verify.statements.check import DATA, Check
-from diffusion.verify.statements.orders import vp_from
+from diffusion.verify.claims.check import DATA, Check
+from diffusion.verify.claims.orders import vp_from
 
-WRONG = GaussianData(0.1, 0.5)  # what the denoiser of statement 5 takes the data for
-LEVELS = torch.tensor([[[13.0, 190.0]]], dtype=torch.float64) * (2 / 255) - 1
+ASSUMED_DATA = GaussianData(0.1, 0.5)  # what the denoiser of claim 5 takes the data for
+TWO_LEVELS = torch.tensor([[[13.0, 190.0]]], dtype=torch.float64) * (2 / 255) - 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Curve(Schedule):
         """13.3 - 26.6 h(t)."""
         return 13.3 - 26.6 * self.rise(t)
 
-    def slope(self, t: Tensor) -> Tensor:
+    def dlogsnr_dt(self, t: Tensor) -> Tensor:
         """-26.6 h'(t)."""
         return -26.6 * self.slope_of_rise(t)
 
@@ -71,27 +71,27 @@ def corner_mean(denoiser: Denoiser, x_0: Tensor, t: Tensor) -> Tensor:
 
 
 def schedule_independence(quick: bool) -> Iterator[Check]:
-    """Statement 5: a wrong denoiser's continuous bound is the same under three schedules; its spread over t is not."""
-    count, found = (200 if quick else 400), dict[str, tuple[float, float]]()
+    """Claim 5: a wrong denoiser's continuous bound is the same under three schedules; its spread over t is not."""
+    count, totals_and_spreads = (200 if quick else 400), dict[str, tuple[float, float]]()
     for name, curve in CURVES.items():
         process = Vp(VpProcess(), curve)
-        denoiser = WRONG.denoiser(process)
+        denoiser = ASSUMED_DATA.denoiser(process)
         t, weights = nodes(process.t_min, process.t_max, count)
         corners = torch.ones(2, count + 1, 1, 2, dtype=torch.float64) * torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)
         vlb = continuous_bound.estimate_continuous_vlb(
-            denoiser, LEVELS.expand(2, 1, 2), t.repeat(2, 1), corners, count * weights.repeat(2, 1)
+            denoiser, TWO_LEVELS.expand(2, 1, 2), t.repeat(2, 1), corners, count * weights.repeat(2, 1)
         )
-        rate = corner_mean(denoiser, LEVELS, t)
+        rate = corner_mean(denoiser, TWO_LEVELS, t)
         spread = math.sqrt(float((weights * rate**2).sum() - (weights * rate).sum() ** 2))
-        found[name] = float(vlb.total.mean()), spread
-    total, spread = found["linear"]
+        totals_and_spreads[name] = float(vlb.total.mean()), spread
+    total, spread = totals_and_spreads["linear"]
     for name, factor in (("cubic", 1.0550), ("sin^2", 1.1829)):
-        yield Check(f"continuous bound, nats: {name} - linear", found[name][0] - total, 0.0, 1e-10)
-        yield Check(f"spread over t of one draw: {name} / linear", found[name][1] / spread, factor, 1e-3)
+        yield Check(f"continuous bound, nats: {name} - linear", totals_and_spreads[name][0] - total, 0.0, 1e-10)
+        yield Check(f"spread over t of one draw: {name} / linear", totals_and_spreads[name][1] / spread, factor, 1e-3)
 
 
 def limit_of_the_chain(quick: bool) -> Iterator[Check]:
-    """Statement 6: an exact denoiser's diffusion term at T steps exceeds its limit by c / T; log-SNR linear in t."""
+    """Claim 6: an exact denoiser's diffusion term at T steps exceeds its limit by c / T; log-SNR linear in t."""
     steps = (64, 128, 256) if quick else (64, 128, 256, 512)
     gaps = [_gap(count) for count in steps]
     process = _linear_process(64)
@@ -134,7 +134,7 @@ def _limit(process: Process) -> float:
 
 
 def what_is_bounded(quick: bool) -> Iterator[Check]:
-    """Statement 7: with lambda = g^2 the bound holds for the reverse SDE; the ODE of the same score may lie beyond it.
+    """Claim 7: with lambda = g^2 the bound holds for the reverse SDE; the ODE of the same score may lie beyond it.
 
     The wrong score is 1 + d times the right one, so x_t stays Gaussian and its variance solves an ODE of its own.
     """
@@ -183,14 +183,14 @@ def _times(process: Process) -> tuple[Tensor, Tensor]:
     high, low = continuous_bound.log_snr_ends(process)
     log_snr, weights = nodes(low, high, 200)
     t = process.time(log_snr)
-    return t, weights / -process.slope(t)
+    return t, weights / -process.dlogsnr_dt(t)
 
 
 def _weighted_error(process: Process, factor: float) -> float:
     """The `likelihood` weighting's integral of the squared error of eps, over the share of time passed."""
     t, weights = _times(process)
     error = (factor - 1) ** 2 * process.sigma(t) ** 2 / DATA.variance_at(process, t)
-    weighted = weighting.weights(LikelihoodWeighting(), Reading("epsilon"), process, t) * error
+    weighted = weighting.weights(LikelihoodWeighting(), Parameterization("epsilon"), process, t) * error
     return float((weights * weighted).sum()) / (process.t_max - process.t_min)
 
 
@@ -204,17 +204,17 @@ def _lost(process: Process, factor: float) -> float:
 
 
 def ode_log_likelihood(quick: bool) -> Iterator[Check]:
-    """Statement 8: the probability-flow log-likelihood of a mixture, from its true p_T and from N(0, I)."""
+    """Claim 8: the probability-flow log-likelihood of a mixture, from its true p_T and from N(0, I)."""
     data, process = MixtureData(), vp_from(1e-3)
     x = torch.linspace(-1.4, 1.4, 9 if quick else 33, dtype=torch.float64).reshape(-1, 1)
     ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
     exact = data.log_prob(process, ends[:1], x)[:, 0]
     from_true, from_normal = dict[float, float](), dict[float, float]()
     for rtol in (1e-4, 1e-5, 1e-6):
-        found = ode_likelihood.log_density(data.denoiser(process), x, rtol=rtol, atol=rtol / 10)
-        true_prior = data.log_prob(process, ends[1:], found.latent)[:, 0]
-        from_true[rtol] = float((true_prior + found.change - exact).abs().max())
-        from_normal[rtol] = float((found.log_prob - exact).abs().max())
+        density = ode_likelihood.log_density(data.denoiser(process), x, rtol=rtol, atol=rtol / 10)
+        true_prior = data.log_prob(process, ends[1:], density.latent)[:, 0]
+        from_true[rtol] = float((true_prior + density.change - exact).abs().max())
+        from_normal[rtol] = float((density.log_prob - exact).abs().max())
     yield Check("from p_T, max error in nats at rtol 1e-5", from_true[1e-5], 0.0, 2e-4)
     yield Check("from p_T, error at rtol 1e-6 / that at 1e-4", from_true[1e-6] / from_true[1e-4], 0.0, 0.1)
     for rtol in (1e-5, 1e-6):

@@ -1,4 +1,4 @@
-"""Statement 17: schedules screened by a curve have the bounds that are computed without one.
+"""Claim 17: schedules screened by a curve have the bounds that are computed without one.
 
 The curve is that of a wrong denoiser on two levels, in closed form, so that nothing is drawn: with x_0 = m + d,
 E ||eps - eps_theta||^2 = D (1 - sigma^2 / w)^2 + sigma^2 alpha^2 ||d||^2 / w^2, w = alpha^2 variance + sigma^2.
@@ -21,10 +21,10 @@ from diffusion.config import (
 from diffusion.likelihood.discrete import ReverseKernel, bits_per_dim, prior_kl
 from diffusion.likelihood.screening import DenoisingCurve, Estimate, screen
 from diffusion.process.sde import Process, make_process
-from diffusion.verify.statements.check import Check
-from diffusion.verify.statements.likelihoods import LEVELS, WRONG, corner_mean, nodes
+from diffusion.verify.claims.check import Check
+from diffusion.verify.claims.likelihoods import ASSUMED_DATA, TWO_LEVELS, corner_mean, nodes
 
-X_0 = LEVELS.reshape(1, -1)
+X_0 = TWO_LEVELS.reshape(1, -1)
 PROCESSES: dict[str, ProcessConfig] = {
     "linear-100, beta": DdpmProcess(num_train_timesteps=100, schedule=LinearSchedule()),
     "cosine-100, beta": DdpmProcess(num_train_timesteps=100, schedule=CosineSchedule()),
@@ -36,13 +36,13 @@ PROCESSES: dict[str, ProcessConfig] = {
 
 
 def screened_bounds(quick: bool) -> Iterator[Check]:
-    """Statement 17: the sum over steps, the continuous bound's terms, and the gap's fall between fixed ends."""
+    """Claim 17: the sum over steps, the continuous bound's terms, and the gap's fall between fixed ends."""
     curve = _curve(3000 if quick else 6000)
     for name, config in PROCESSES.items():
         process = make_process(config)
-        found = screen(curve, process)
-        yield Check(f"{name}: diffusion term, bits", found.diffusion.value - _steps(process), 0.0, 1e-5)
-        yield Check(f"{name}: prior + integral, bits", found.continuous_vlb.value - _integral(process), 0.0, 1e-5)
+        result = screen(curve, process)
+        yield Check(f"{name}: diffusion term, bits", result.diffusion.value - _steps(process), 0.0, 1e-5)
+        yield Check(f"{name}: prior + integral, bits", result.continuous_vlb.value - _integral(process), 0.0, 1e-5)
     gaps = [_gap(curve, steps).value for steps in (400, 800)]
     yield Check("gap at T = 400 / gap at 800, between fixed ends", gaps[0] / gaps[1], 2.0, 0.02)
 
@@ -51,8 +51,8 @@ def _curve(points: int) -> DenoisingCurve:
     """Two equal groups, no reconstruction term; without clipping the error of x_0 is that of eps over the SNR."""
     log_snr = torch.linspace(13.4, -20.0, points, dtype=torch.float64)
     a, v = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)
-    total = a * WRONG.variance + v
-    distance = (X_0 - WRONG.mean).square().sum()
+    total = a * ASSUMED_DATA.variance + v
+    distance = (X_0 - ASSUMED_DATA.mean).square().sum()
     error = X_0.numel() * (1 - v / total) ** 2 + a * v * distance / total**2
     return DenoisingCurve(
         log_snr=log_snr,
@@ -69,7 +69,7 @@ def _curve(points: int) -> DenoisingCurve:
 
 def _steps(process: Process) -> float:
     """The sum of L_{t-1} over t = 2..T by the bound itself, bits/dim."""
-    kernel = ReverseKernel(WRONG.denoiser(process), clip_x0=False)
+    kernel = ReverseKernel(ASSUMED_DATA.denoiser(process), clip_x0=False)
     index = torch.arange(2, process.num_steps + 1)
     x_0 = X_0.expand(len(index), -1)
     corners = [kernel.diffusion_kl(x_0, index, torch.full_like(x_0, sign)).sum() for sign in (-1, 1)]
@@ -81,8 +81,8 @@ def _integral(process: Process) -> float:
     high, low = (float(end) for end in process.log_snr(torch.tensor([process.t_min, process.t_max]).double()))
     log_snr, weights = nodes(low, high, 200)
     t = process.time(log_snr)
-    rate = corner_mean(WRONG.denoiser(process), X_0, t)
-    nats = prior_kl(process, X_0) + (weights / -process.slope(t) * rate).sum()
+    rate = corner_mean(ASSUMED_DATA.denoiser(process), X_0, t)
+    nats = prior_kl(process, X_0) + (weights / -process.dlogsnr_dt(t) * rate).sum()
     return float(nats) / (math.log(2) * X_0.numel())
 
 

@@ -1,15 +1,15 @@
-"""Statement 16: post-hoc EMA."""
+"""Claim 16: post-hoc EMA."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from diffusion import ema
-from diffusion.verify.statements.check import Check
+from diffusion.verify.claims.check import Check
 
 
 def posthoc_ema(quick: bool) -> Iterator[Check]:
-    """Statement 16: two tracks (sigma_rel 0.05, 0.10), 16 even snapshots each, stand for other widths at their end.
+    """Claim 16: two tracks (sigma_rel 0.05, 0.10), 16 even snapshots each, stand for other widths at their end.
 
     A track of the rows of the identity is its own profile, so the recursion's profiles are put together and held
     against the power function's; the closed form must give the same error.
@@ -29,7 +29,7 @@ def posthoc_ema(quick: bool) -> Iterator[Check]:
         gamma = ema.gamma_from_sigma_rel(sigma_rel)
         weights = ema.posthoc_weights(*snapshots, steps, gamma)
         target = ema.step_weights(steps, gamma)
-        found = float(np.linalg.norm(weights @ profiles - target) / np.linalg.norm(target))
-        closed = ema.reconstruction_error(weights, *snapshots, steps, gamma)
-        yield Check(f"sigma_rel {sigma_rel}: L2 error of the recursion's profile", found, expected, tolerance)
-        yield Check(f"sigma_rel {sigma_rel}: that in closed form over it", closed / found, 1.0, 0.005)
+        error = float(np.linalg.norm(weights @ profiles - target) / np.linalg.norm(target))
+        closed_form = ema.reconstruction_error(weights, *snapshots, steps, gamma)
+        yield Check(f"sigma_rel {sigma_rel}: L2 error of the recursion's profile", error, expected, tolerance)
+        yield Check(f"sigma_rel {sigma_rel}: that in closed form over it", closed_form / error, 1.0, 0.005)

@@ -1,0 +1,15 @@
+"""Faults that a tired engineer could write, applied on purpose: `python -m diffusion.verify --fault NAME` must fail."""
+
+from diffusion.verify.mutants import averages, chains, distances, likelihoods, sampling, training
+from diffusion.verify.mutants.mutation import Mutation
+
+__all__ = ["MUTANTS", "Mutation"]
+
+MUTANTS: dict[str, Mutation] = {
+    **chains.MUTANTS,
+    **likelihoods.MUTANTS,
+    **sampling.MUTANTS,
+    **training.MUTANTS,
+    **distances.MUTANTS,
+    **averages.MUTANTS,
+}
