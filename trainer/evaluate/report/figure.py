@@ -31,7 +31,7 @@ from trainer.evaluate.report.theme import (
 LINE = 1.35 / 72  # inches of a line of text of one point
 LEGEND = 0.21  # inches of a legend
 PASSES = 4  # until the labels, which depend on the size of the axes, are settled
-SINGLE = Box(0.0, 0.0, 4.3, 2.7)
+SINGLE = (4.3, 2.7)  # inches of a drawing, at most
 
 
 def whole(views: Sequence[Sequence[Panel]], names: Sequence[str], title: str, notes: str) -> Figure:
@@ -43,8 +43,8 @@ def whole(views: Sequence[Sequence[Panel]], names: Sequence[str], title: str, no
         title: of the page.
         notes: what holds for all panels.
     """
-    aspects = [[panel.aspect for panel in view] for view in views]
-    layout = page(aspects)
+    shapes = [[panel.shape for panel in view] for view in views]
+    layout = page(shapes)
     width = layout.width - 2 * MARGIN
     head, small = wrapped(title, width, HEAD), wrapped(notes, width, SMALL)
     header = MARGIN + LINE * (HEAD * len(head) + SMALL * len(small)) + 0.18
@@ -65,10 +65,11 @@ def whole(views: Sequence[Sequence[Panel]], names: Sequence[str], title: str, no
 def drawing(panel: Panel, prefix: str) -> str:
     """A plot as SVG for a page whose style gives its colours; the prefix keeps its identifiers apart from others'."""
     assert panel.draw is not None
-    figure = _figure(SINGLE.width, SINGLE.height)
+    box = Box(0.0, 0.0, SINGLE[0], min(SINGLE[1], panel.tall - CAPTION))
+    figure = _figure(box.width, box.height)
     axes = figure.add_axes((0.2, 0.2, 0.6, 0.6))
     panel.draw(axes)
-    _fit(axes, SINGLE)
+    _fit(axes, box)
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()

@@ -8,16 +8,31 @@ one size, plots neither narrow nor flat, and little left empty. All lengths are 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
-WIDTHS = (5.2, 7.4, 10.5)  # of a page
+WIDTHS = (3.9, 5.2, 7.4, 10.5)  # of a page
 MARGIN, GAP, HEADING, CAPTION = 0.22, 0.26, 0.42, 0.44
 SIZE, ASPECT = 2.85, 1.45  # of a plot: the root of its area, and width to height
 NARROWEST, LOWEST, HIGHEST = 2.9, 2.2, 3.7
+PICTURE = 4.4  # the highest that a picture without plots beside it is
 STEP = 0.1  # between the heights that are tried
 EMPTY_COST = 3.0  # for each area of SIZE x SIZE
 
-Aspects = Sequence[float | None]
-"""Of each panel the width to height of its picture, None for a plot."""
+
+@dataclass(frozen=True)
+class Shape:
+    """What a panel needs.
+
+    Attributes:
+        aspect: of a picture, width to height; None for a plot.
+        tall: the height, caption included, above which a plot would only stretch.
+    """
+
+    aspect: float | None = None
+    tall: float = HIGHEST
+
+
+Shapes = Sequence[Shape]
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ class Page:
         return Page(self.width, self.height + header, headings, boxes)
 
 
-def page(views: Sequence[Aspects]) -> Page:
+def page(views: Sequence[Shapes]) -> Page:
     """The best page for these views, without a title; a view without panels has no heading."""
     shown = [index for index, view in enumerate(views) if view]
     if not shown:
@@ -77,7 +92,7 @@ def page(views: Sequence[Aspects]) -> Page:
 Candidate = tuple[float, float, float, list[tuple[float, float, Block]]]
 
 
-def _candidates(views: Sequence[Aspects]) -> Iterator[Candidate]:
+def _candidates(views: Sequence[Shapes]) -> Iterator[Candidate]:
     """Pages as cost, width, height, and of each view where it is and its panels."""
     for width in WIDTHS:
         inner = width - 2 * MARGIN
@@ -90,7 +105,7 @@ def _candidates(views: Sequence[Aspects]) -> Iterator[Candidate]:
             yield from _side_by_side(views, width)
 
 
-def _side_by_side(views: Sequence[Aspects], width: float) -> Iterator[Candidate]:
+def _side_by_side(views: Sequence[Shapes], width: float) -> Iterator[Candidate]:
     inner = width - 2 * MARGIN - 1.5 * GAP
     for percent in range(26, 75, 4):
         left = inner * percent / 100
@@ -107,30 +122,32 @@ def _page_cost(width: float, height: float, blocks: Sequence[Block], empty: floa
     return sum(block.cost for block in blocks) + EMPTY_COST * empty / SIZE**2 + 4 * long**2 + long
 
 
-def _stretched(block: Block, view: Aspects, height: float) -> Block:
+def _stretched(block: Block, view: Shapes, height: float) -> Block:
     """The block with its rows of plots made taller until it has this height, or they may not be taller."""
     tops = sorted({box.y for box in block.boxes})
-    plots = [top for top in tops if all(a is None for a, box in zip(view, block.boxes, strict=True) if box.y == top)]
+    plots = [
+        top for top in tops if all(s.aspect is None for s, box in zip(view, block.boxes, strict=True) if box.y == top)
+    ]
     if not plots or height - block.height < 1e-9:
         return block
     more = (height - block.height) / len(plots)
     boxes = []
-    for box in block.boxes:
+    for shape, box in zip(view, block.boxes, strict=True):
         above = sum(top < box.y for top in plots) * more
-        taller = min(more, max(0.0, box.width * 1.25 - box.height)) if box.y in plots else 0.0
-        boxes.append(replace(box, y=box.y + above, height=box.height + taller))
+        tallest = max(box.height, min(box.width * 1.1, shape.tall))
+        taller = min(box.height + more, tallest) if box.y in plots else box.height
+        boxes.append(replace(box, y=box.y + above, height=taller))
     change = _costs(view, boxes) - _costs(view, block.boxes)
-    end = max(box.y + box.height for box in boxes)
-    return Block(block.width, end, tuple(boxes), block.cost + change)
+    return Block(block.width, max(box.y + box.height for box in boxes), tuple(boxes), block.cost + change)
 
 
-def rows(view: Aspects, width: float) -> Block:
+def rows(view: Shapes, width: float) -> Block:
     """Panels in their order in rows of this width: of all ways to break them the cheapest."""
     best = [Block(width, 0.0, (), 0.0)]
     for end in range(1, len(view) + 1):
         found = []
         for begin in range(max(0, end - 5), end):
-            row = _row(view[begin:end], width)
+            row = _row(tuple(view[begin:end]), width)
             before = best[begin]
             top = before.height + (GAP if begin else 0.0)
             boxes = before.boxes + tuple(box.moved(0.0, top) for box in row.boxes)
@@ -139,36 +156,42 @@ def rows(view: Aspects, width: float) -> Block:
     return best[-1]
 
 
-def _row(view: Aspects, width: float) -> Block:
+@lru_cache(maxsize=10_000)
+def _row(view: tuple[Shape, ...], width: float) -> Block:
     """Panels beside one another, of the height that suits them best."""
-    free = width - GAP * (len(view) - 1)
-    heights = [LOWEST + step * STEP for step in range(round((HIGHEST - LOWEST) / STEP) + 1)]
-    if None not in view:
-        full = CAPTION + free / sum(aspect for aspect in view if aspect)
-        heights = [min(full, HIGHEST)]
+    pictures = [shape.aspect for shape in view if shape.aspect]
+    if len(pictures) == len(view):
+        full = CAPTION + (width - GAP * (len(view) - 1)) / sum(pictures)
+        return _row_of_height(view, width, min(full, PICTURE))
+    lowest = min([LOWEST, *(shape.tall for shape in view)])
+    heights = [lowest + step * STEP for step in range(round((HIGHEST - lowest) / STEP) + 1)]
     return min((_row_of_height(view, width, height) for height in heights), key=lambda block: block.cost)
 
 
-def _row_of_height(view: Aspects, width: float, height: float) -> Block:
-    plots = sum(aspect is None for aspect in view)
-    free = width - GAP * (len(view) - 1) - sum((height - CAPTION) * aspect for aspect in view if aspect)
-    widths = [max(free / plots, 0.1) if aspect is None else (height - CAPTION) * aspect for aspect in view]
+def _row_of_height(view: Shapes, width: float, height: float) -> Block:
+    plots = sum(shape.aspect is None for shape in view)
+    pictures = [(height - CAPTION) * shape.aspect if shape.aspect else 0.0 for shape in view]
+    free = width - GAP * (len(view) - 1) - sum(pictures)
+    widths = [picture or max(free / plots, 0.1) for picture in pictures]
     lefts = [sum(widths[:index]) + GAP * index for index in range(len(view))]
-    boxes = tuple(Box(left, 0.0, each, height) for left, each in zip(lefts, widths, strict=True))
+    heights = [min(height, shape.tall) if shape.aspect is None else height for shape in view]
+    boxes = tuple(Box(left, 0.0, *size) for left, *size in zip(lefts, widths, heights, strict=True))
     beside = width - lefts[-1] - widths[-1]
-    empty = EMPTY_COST * max(0.0, beside) * height / SIZE**2
-    return Block(width, height, boxes, _costs(view, boxes) + empty + 1000 * max(0.0, -beside))
+    empty = max(0.0, beside) * height + sum((height - box.height) * box.width for box in boxes)
+    cost = _costs(view, boxes) + EMPTY_COST * empty / SIZE**2 + 1000 * max(0.0, -beside)
+    return Block(width, height, boxes, cost)
 
 
-def _costs(view: Aspects, boxes: Sequence[Box]) -> float:
-    return sum(_cost(aspect, box.width, box.height) for aspect, box in zip(view, boxes, strict=True))
+def _costs(view: Shapes, boxes: Sequence[Box]) -> float:
+    return sum(_cost(shape, box.width, box.height) for shape, box in zip(view, boxes, strict=True))
 
 
-def _cost(aspect: float | None, width: float, height: float) -> float:
-    """Of a panel that is not of the usual size, or a plot that is narrow or flat."""
-    if aspect is not None:
+def _cost(shape: Shape, width: float, height: float) -> float:
+    """Of a panel that is not of the usual size, or a plot that is narrow or flat; a low plot may be flat."""
+    if shape.aspect is not None:
         return math.log(math.sqrt(width * (height - CAPTION)) / (SIZE * 0.95)) ** 2
-    shape = math.log(width / height / ASPECT)
-    off = max(0.0, abs(shape) - 0.15)
-    narrow = max(0.0, NARROWEST - width)
-    return math.log(math.sqrt(width * height) / SIZE) ** 2 + 1.2 * off**2 + 20 * narrow
+    narrow = 20 * max(0.0, NARROWEST - width) + 20 * max(0.0, min(LOWEST, shape.tall) - height)
+    if shape.tall < LOWEST:
+        return narrow
+    off = max(0.0, abs(math.log(width / height / ASPECT)) - 0.15)
+    return math.log(math.sqrt(width * height) / SIZE) ** 2 + 1.2 * off**2 + narrow

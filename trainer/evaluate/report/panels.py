@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from diffusion.likelihood.screening import DenoisingCurve
+from trainer.evaluate.report.layout import HIGHEST, Shape
 from trainer.evaluate.report.plots import (
     draw_classes,
     draw_curve,
@@ -21,6 +22,7 @@ from trainer.evaluate.report.wording import (
     LIKELIHOODS,
     distance_name,
     features_name,
+    lowered,
     measured,
     number,
 )
@@ -43,6 +45,7 @@ class Panel:
         text: the same in words, for who does not see it.
         draw: onto axes; None for a picture.
         picture: its file; None for a plot.
+        tall: inches that a plot needs at most.
     """
 
     title: str
@@ -50,14 +53,15 @@ class Panel:
     text: str
     draw: Callable[[Axes], None] | None = None
     picture: Path | None = None
+    tall: float = HIGHEST
 
     @property
-    def aspect(self) -> float | None:
-        """Of a picture, width to height."""
+    def shape(self) -> Shape:
+        """What it needs on a page."""
         if self.picture is None:
-            return None
+            return Shape(tall=self.tall)
         with Image.open(self.picture) as image:
-            return image.width / image.height
+            return Shape(image.width / image.height)
 
 
 def panels(values: Values, folder: Path) -> tuple[list[Panel], list[Panel]]:
@@ -112,9 +116,9 @@ def _likelihoods(values: Values) -> Panel:
     names = [name for name in LIKELIHOODS if number(values, name) is not None]
     text = "; ".join(f"{LIKELIHOODS[name]}: {_measured(values, name)} bits per dimension" for name in names)
     several = len(names) > 1
-    note = "three different quantities" if len(names) == 3 else "different quantities"
+    note = "not comparable with one another" if several else lowered(LIKELIHOODS[names[0]])
     title = "Likelihoods of held-out images" if several else "Likelihood of held-out images"
-    return Panel(title, note if several else "", f"{text}.", lambda axes: draw_likelihoods(axes, values))
+    return Panel(title, note, f"{text}.", lambda axes: draw_likelihoods(axes, values), tall=0.9 + 0.8 * len(names))
 
 
 def _nfe(values: Values, name: str, points: Sequence[Mapping[str, float]]) -> Panel:

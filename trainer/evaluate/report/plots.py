@@ -63,6 +63,7 @@ def draw_likelihoods(axes: Axes, values: Values) -> None:
         _above(axes, place - BAR / 2, SHORT_NAMES[name], measured(value, error))
     axes.set_ylim(len(names) - 0.75, -0.75)
     axes.yaxis.set_major_locator(NullLocator())
+    axes.spines["left"].set_visible(False)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), max(0.0, axes.get_xlim()[1]))
     axes.set_xlabel("bits per dimension")
     _ticks(axes, "x")
@@ -120,13 +121,15 @@ def draw_scale(axes: Axes, name: str, values: Values) -> None:
     """
     rows = _scale_rows(name, values)
     above = [(value, value + 2 * (error or 0.0)) for _, value, error, _ in rows if value > 0] or [(1.0, 1.0)]
-    low, high = min(value for value, _ in above) / 2, max(end for _, end in above) * 1.6
+    low, high = min(value for value, _ in above), max(end for _, end in above)
+    room = max(1.6, (high / low) ** 0.06)
+    low, high = low / room, high * room
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     for place, (_, value, error, colour) in enumerate(rows):
         axes.axhline(place, color=FAINT, lw=0.6, zorder=0)
         if value <= 0:
-            axes.plot(0.012, place, "<", color=colour, ms=6, transform=axes.get_yaxis_transform())
+            axes.plot(0.03, place, "<", color=colour, ms=6, transform=axes.get_yaxis_transform())
         else:
             axes.errorbar(value, place, xerr=2 * error if error else None, fmt="o", ms=5, color=colour, capsize=3, lw=1)
         _beside(axes, place, measured(value, error))

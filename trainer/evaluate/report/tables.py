@@ -10,6 +10,8 @@ from trainer.evaluate.report.wording import BASELINES, LIKELIHOODS, distance_nam
 
 Values = Mapping[str, Any]
 
+SETS = {"samples": "Samples", "train": "Training images", "heldout": "Held-out images"}
+
 
 def headline(values: Values) -> str:
     """The likelihoods, and the distances of the samples with those of the baselines."""
@@ -40,47 +42,40 @@ def _measured(values: Values, name: str) -> str:
 
 def details(values: Values, curve: DenoisingCurve | None) -> str:
     """All numbers, and what the plots are drawn from."""
-    parts = [_fold("All numbers", table("", ("Metric", "Value", "Standard error"), _all(values)))]
-    parts += [
-        _fold(
-            f"{distance_name(name)} by sampling cost, {features_name(name)}",
-            table("", ("Network evaluations", "Distance", "Standard error"), map(_point, points)),
-        )
-        for name, points in nfe_points(values).items()
-    ]
+    parts = [_fold("All numbers", ("Metric", "Value", "Standard error"), _all(values))]
+    for name, points in nfe_points(values).items():
+        title = f"{distance_name(name)} by sampling cost, {features_name(name)}"
+        parts.append(_fold(title, ("Network evaluations", "Distance", "Standard error"), map(_point, points)))
     if "classes" in values:
-        parts.append(_fold("Images by predicted class", _classes(values["classes"])))
+        kinds = {name: label for name, label in SETS.items() if name in values["classes"]}
+        columns = zip(*(values["classes"][name] for name in kinds), strict=True)
+        rows = [(str(place), *map(str, row)) for place, row in enumerate(columns)]
+        parts.append(_fold("Images by predicted class", ("Class", *kinds.values()), rows))
     if curve:
-        parts.append(_fold("Mean squared error of epsilon by log-SNR", _curve(curve)))
+        heads = ("Log-SNR", "Error per dimension", "Standard error")
+        parts.append(_fold("Mean squared error of epsilon by log-SNR", heads, _curve(curve)))
     return "".join(parts)
 
 
 def _all(values: Values) -> Iterable[tuple[str, ...]]:
     for name, value in values.items():
         if isinstance(value, float) and not name.endswith(("_se", "_sd")):
-            error = number(values, f"{name}_se")
-            yield name, f"{value:.5g}", "" if error is None else f"± {error:.3g}"
+            yield name, f"{value:.5g}", _error(number(values, f"{name}_se"))
 
 
 def _point(point: Mapping[str, float]) -> tuple[str, ...]:
-    error = number(point, "se")
-    return str(point["nfe"]), f"{point['value']:.5g}", "" if error is None else f"± {error:.3g}"
+    return str(point["nfe"]), f"{point['value']:.5g}", _error(number(point, "se"))
 
 
-def _classes(counts: Mapping[str, Sequence[int]]) -> str:
-    kinds = {"samples": "Samples", "train": "Training images", "heldout": "Held-out images"}
-    there = [name for name in kinds if name in counts]
-    columns = zip(*(counts[name] for name in there), strict=True)
-    rows = [(str(place), *map(str, row)) for place, row in enumerate(columns)]
-    return table("", ("Class", *(kinds[name] for name in there)), rows)
+def _error(error: float | None) -> str:
+    return "" if error is None else f"± {error:.3g}"
 
 
-def _curve(curve: DenoisingCurve) -> str:
+def _curve(curve: DenoisingCurve) -> Iterable[tuple[str, ...]]:
     mean = curve.mse.mean(0) / curve.dimensions
     error = curve.mse.std(0) / len(curve.mse) ** 0.5 / curve.dimensions
-    each = zip(curve.log_snr.tolist(), mean.tolist(), error.tolist(), strict=True)
-    rows = [(f"{log_snr:.2f}", f"{m:.5g}", f"± {e:.2g}") for log_snr, m, e in each]
-    return table("", ("Log-SNR", "Error per dimension", "Standard error"), rows)
+    for log_snr, m, e in zip(curve.log_snr.tolist(), mean.tolist(), error.tolist(), strict=True):
+        yield f"{log_snr:.2f}", f"{m:.5g}", f"± {e:.2g}"
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -90,11 +85,11 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         f"<tr><th scope=row>{escape(name)}</th>{''.join(f'<td>{escape(each)}</td>' for each in cells)}</tr>"
         for name, *cells in rows
     )
-    named = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
-        f"<div class=scroll tabindex=0><table>{named}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class=scroll role=region aria-label="{escape(caption)}" tabindex=0><table>'
+        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _fold(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+def _fold(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return f"<details><summary>{escape(title)}</summary>{table(title, heads, rows)}</details>"

@@ -36,6 +36,7 @@ DRAWING: dict[str, Any] = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.labelsize": TEXT,
+    "axes.facecolor": "none",
     "axes.edgecolor": BASELINE,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -45,6 +45,11 @@ def features_name(metric: str) -> str:
     return FEATURES.get(name, f"{name} features")
 
 
+def lowered(text: str) -> str:
+    """A text that does not begin a sentence."""
+    return text[:1].lower() + text[1:]
+
+
 def sampling(values: Mapping[str, Any]) -> str:
     """How many samples there are and what drew them."""
     settings = values["evaluation"]
@@ -61,19 +66,24 @@ def number(values: Mapping[str, Any], name: str) -> float | None:
 
 def short(value: float) -> str:
     """A number for an axis: 0.03, 1500, 2e6."""
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.6g}"
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return _minus(f"{value:.6g}")
     digits, exponent = f"{value:.3e}".split("e")
-    return f"{float(digits):g}e{int(exponent)}"
+    return _minus(f"{float(digits):g}e{int(exponent)}")
 
 
 def measured(value: float, error: float | None) -> str:
-    """A value to two digits of its standard error; to four digits where there is none."""
-    if abs(value) >= 1e7 or (error or 0.0) >= 1e7:
-        return short(value) + (f" ± {error:.1e}" if error else "")
+    """A value to two digits of its standard error, of six at most; to four digits where there is none."""
     if not error:
-        return f"{value:.4g}" if 1e-4 <= abs(value) < 1e4 else short(value) if abs(value) < 1 else f"{value:.0f}"
-    decimals = min(max(0, 1 - math.floor(math.log10(error))), 8)
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+        return _minus(f"{value:.4g}") if value == 0 or 1e-3 <= abs(value) < 1e4 else short(float(f"{value:.4g}"))
+    if max(abs(value), error) >= 1e6:
+        return f"{short(value)} ± {short(float(f'{error:.2g}'))}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    if value:
+        decimals = min(decimals, max(0, 5 - math.floor(math.log10(abs(value)))))
+    written = f"{error:.{decimals}f}" if error >= 10.0**-decimals else short(float(f"{error:.1g}"))
+    return f"{_minus(f'{round(value, decimals) + 0.0:.{decimals}f}')} ± {written}"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−") if text.startswith("-") and "e" not in text else text
