@@ -49,7 +49,8 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 caption { text-align: left; padding-bottom: .3rem } td, th { padding: .2rem .9rem .2rem 0; text-align: right }
 th { font-weight: 600 } th:first-child { text-align: left } tbody th { font-weight: 400 }
 thead th { border-bottom: 1px solid var(--baseline) } tbody tr + tr > * { border-top: 1px solid var(--faint) }
-details { margin: .4rem 0 } details caption { display: none } summary { cursor: pointer; font-weight: 600; padding: .2rem 0 }
+details { margin: .4rem 0 } details caption { display: none }
+summary { cursor: pointer; font-weight: 600; padding: .2rem 0 }
 pre { overflow-x: auto; font-size: .8rem } :focus-visible { outline: 2px solid var(--likelihood) }
 @media print { body { max-width: none; padding: 0; font-size: 10pt } .panels { grid-template-columns: 1fr 1fr } }
 """
