@@ -165,7 +165,7 @@ class Reader(HTMLParser):
         found = dict(attrs)
         self.ids += [found["id"]] if "id" in found else []
         self.references += re.findall(r"url\(#([^)]+)\)", " ".join(str(value) for value in found.values()))
-        self.references += [found["href"][1:]] if "href" in found else []
+        self.references += [str(found["href"])[1:]] if "href" in found else []
         if tag in ("svg", "img"):
             self.pictures.append(found.get("alt") or found.get("aria-label"))
         if tag == "th":
@@ -321,7 +321,8 @@ def test_long_text_is_broken_into_lines_that_fit():
         (2.80994, None, "2.81"),
         (0.0, 0.0, "0"),
         (1e-6, None, "1e-6"),
-        (123456.7, None, "1.235e5"),
+        (16865.2, None, "16865"),
+        (12345678.9, None, "1.235e7"),
     ],
 )
 def test_numbers_have_the_digits_that_their_errors_allow(value, error, text):

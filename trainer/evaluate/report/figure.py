@@ -74,7 +74,7 @@ def drawing(panel: Panel, prefix: str) -> str:
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg[svg.index("<svg") :])
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]+")[^>]*>', r"<svg \1>", svg, count=1)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\1{prefix}-", svg).replace("xlink:href", "href")
     return with_variables(re.sub(r">\s+<", "><", svg).strip())
@@ -122,7 +122,8 @@ def _fit(axes: Axes, box: Box) -> None:
         box = Box(box.x, box.y + LEGEND, box.width, box.height - LEGEND)
     left, bottom, width, height = _fractions(figure, box)
     for _ in range(PASSES):
-        around = axes.get_tightbbox(figure.canvas.get_renderer()).transformed(figure.transFigure.inverted())
+        drawn: Any = axes.get_tightbbox(figure.canvas.get_renderer())
+        around = drawn.transformed(figure.transFigure.inverted())
         now = axes.get_position()
         x0, y0 = now.x0 + left - around.x0, now.y0 + bottom - around.y0
         x1, y1 = now.x1 + left + width - around.x1, now.y1 + bottom + height - around.y1

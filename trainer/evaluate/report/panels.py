@@ -29,10 +29,14 @@ from trainer.evaluate.report.wording import (
 
 Values = Mapping[str, Any]
 
-PICTURES = (
-    ("samples.png", "Samples", "drawn at random, not selected"),
-    ("neighbours.png", "Nearest training images", "top: samples, closest first; bottom: training images"),
-)
+PICTURES = {
+    "samples.png": ("Samples", "drawn at random, not selected", "A grid of samples of the model, not selected."),
+    "neighbours.png": (
+        "Nearest training images",
+        "top: samples, closest first; bottom: training images",
+        "Samples in the upper row, those closest to a training image first, each above its nearest training image.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def panels(values: Values, folder: Path) -> tuple[list[Panel], list[Panel]]:
     if "classes" in values:
         sample.append(_classes(values["classes"]))
     if "samples" in values:
-        found = [(folder / file, title, note) for file, title, note in PICTURES if (folder / file).is_file()]
-        sample += [Panel(title, note, f"{title}: {note}.", picture=file) for file, title, note in found]
+        files = [folder / file for file in PICTURES if (folder / file).is_file()]
+        sample += [Panel(*PICTURES[file.name], picture=file) for file in files]
     return likelihood, sample
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from diffusion.likelihood.screening import DenoisingCurve
 from trainer.evaluate.report.theme import BASELINE, FAINT, INK, LIKELIHOOD, QUIET, SAMPLE, SMALL, THIRD
@@ -37,12 +38,12 @@ def draw_curve(axes: Axes, curve: DenoisingCurve) -> None:
     axes.fill_between(log_snr, np.maximum(0, mean - 2 * error), mean + 2 * error, color=LIKELIHOOD, alpha=0.4, lw=0)
     axes.plot(log_snr, mean, color=LIKELIHOOD, lw=1.5)
     axes.set_xlabel("log-SNR  (noise ← → data)")
-    axes.set_ylabel("bits/dim per unit of log-SNR")
+    axes.set_ylabel("bits/dim per log-SNR")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     _ticks(axes, "xy")
     other = axes.secondary_yaxis("right", functions=(lambda y: np.divide(y, BITS), lambda e: np.multiply(e, BITS)))
-    other.set_ylabel("mean squared error of ε")
+    other.set_ylabel("MSE of ε")
     _ticks(other, "y")
 
 
@@ -162,36 +163,53 @@ def round_steps(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def draw_classes(axes: Axes, counts: Mapping[str, Sequence[int]]) -> None:
-    """Which classes a classifier sees in the samples and in the training images; many are sorted by the latter."""
+    """Which classes a classifier sees in the samples and in the training images."""
     shares = {name: np.array(counts[name]) / max(1, sum(counts[name])) for name in ("samples", "train")}
     total = len(shares["train"])
-    places = np.arange(total)
-    if total <= MOST_BARS:
-        handles = [
-            axes.bar(places + offset, shares[name], 0.4, color=colour)
-            for name, offset, colour in (("samples", -0.2, SAMPLE), ("train", 0.2, BASELINE))
-        ]
-        axes.set_xlabel("class")
-        every = 1 if total <= 15 else 5
-        axes.xaxis.set_major_locator(FixedLocator(places[::every].tolist()))
-    else:
-        order = np.argsort(-shares["train"], kind="stable")
-        edges = np.arange(total + 1) - 0.5
-        train = axes.stairs(shares["train"][order], edges, fill=True, color=BASELINE, alpha=0.6)
-        handles = [axes.stairs(shares["samples"][order], edges, color=SAMPLE, lw=1.2), train]
-        axes.set_xlabel("classes by rank in the training images")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    handles = (_bars if total <= MOST_BARS else _ranked)(axes, shares)
     axes.set_xlim(-0.6, total - 0.4)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("share of images")
-    _ticks(axes, "y", lambda value: f"{short(100 * value)}%")
     _legend(axes, handles, ["samples", "training images"])
+
+
+def _bars(axes: Axes, shares: Mapping[str, NDArray[np.float64]]) -> list[Any]:
+    places = np.arange(len(shares["train"]))
+    axes.set_xlabel("class")
+    axes.xaxis.set_major_locator(FixedLocator(places[:: 1 if len(places) <= 15 else 5].tolist()))
+    axes.set_ylabel("share of images")
+    _ticks(axes, "y", _percent)
+    sides = (("samples", -0.2, SAMPLE), ("train", 0.2, BASELINE))
+    return [axes.bar(places + offset, shares[name], 0.4, color=colour) for name, offset, colour in sides]
+
+
+def _ranked(axes: Axes, shares: Mapping[str, NDArray[np.float64]]) -> list[Any]:
+    """Many classes, the most frequent first; the scale of square roots shows rare ones, and those without samples."""
+    order = np.argsort(-shares["train"], kind="stable")
+    edges = np.arange(len(order) + 1) - 0.5
+    train = axes.stairs(shares["train"][order], edges, fill=True, color=BASELINE, alpha=0.6)
+    samples = axes.stairs(shares["samples"][order], edges, color=SAMPLE, lw=1.2)
+    axes.set_xlabel("classes by rank in the training images")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+    axes.set_ylabel("share of images, √ scale")
+    top = float(max(shares["train"].max(), shares["samples"].max()))
+    kept = [0.0]
+    for step in (step * 10.0**power for power in range(-6, 1) for step in (1, 2, 5)):
+        if step <= top and math.sqrt(step) - math.sqrt(kept[-1]) >= math.sqrt(top) / 6:
+            kept.append(step)
+    axes.yaxis.set_major_locator(FixedLocator(kept))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(value)))
+    return [samples, train]
+
+
+def _percent(share: float) -> str:
+    return f"{short(100 * share)}%"
 
 
 def _beside(axes: Axes, place: float, text: str) -> None:
     axes.annotate(
-        text, (1, place), (8, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
-        fontsize=SMALL, annotation_clip=False,
+        text, (1, place), (8, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+        va="center_baseline",        fontsize=SMALL, annotation_clip=False,
     )  # fmt: skip
 
 

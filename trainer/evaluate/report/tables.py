@@ -31,7 +31,7 @@ def _distances(values: Values) -> str:
         (f"{distance_name(name)}, {features_name(name)}", *(_measured(values, f"{name}{end}") for end in ends))
         for name in names
     ]
-    heads = ("Distance", "Samples", "N → ∞", *(label[0].upper() + label[1:] for label in BASELINES.values()))
+    heads = ("Distance", "Samples", "Samples, N → ∞", *(label[0].upper() + label[1:] for label in BASELINES.values()))
     return table("Distances to the training images (lower is better)", heads, rows) if rows else ""
 
 

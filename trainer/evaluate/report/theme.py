@@ -29,7 +29,7 @@ LIKELIHOOD, SAMPLE, THIRD = (LIGHT[name] for name in ("likelihood", "sample", "t
 
 TEXT, SMALL, TITLE, HEADING, HEAD = 9.0, 8.0, 10.0, 11.5, 15.0  # points
 
-DRAWING: dict[str, Any] = {
+DRAWING: Any = {
     "font.family": "DejaVu Sans",
     "font.size": TEXT,
     "text.parse_math": False,

@@ -73,9 +73,9 @@ def short(value: float) -> str:
 
 
 def measured(value: float, error: float | None) -> str:
-    """A value to two digits of its standard error, of six at most; to four digits where there is none."""
+    """A value to two digits of its standard error, of six at most; to four digits or the units where there is none."""
     if not error:
-        return _minus(f"{value:.4g}") if value == 0 or 1e-3 <= abs(value) < 1e4 else short(float(f"{value:.4g}"))
+        return _minus(f"{value:.0f}") if 1e3 <= abs(value) < 1e6 else short(float(f"{value:.4g}"))
     if max(abs(value), error) >= 1e6:
         return f"{short(value)} ± {short(float(f'{error:.2g}'))}"
     decimals = max(0, 1 - math.floor(math.log10(error)))
