@@ -32,6 +32,7 @@ LINE = 1.35 / 72  # inches of a line of text of one point
 LEGEND = 0.21  # inches of a legend
 PASSES = 4  # until the labels, which depend on the size of the axes, are settled
 SINGLE = (4.3, 2.7)  # inches of a drawing, at most
+EDGE = 0.03  # inches around it, for the rims of letters
 
 
 def whole(views: Sequence[Sequence[Panel]], names: Sequence[str], title: str, notes: str) -> Figure:
@@ -65,11 +66,11 @@ def whole(views: Sequence[Sequence[Panel]], names: Sequence[str], title: str, no
 def drawing(panel: Panel, prefix: str) -> str:
     """A plot as SVG for a page whose style gives its colours; the prefix keeps its identifiers apart from others'."""
     assert panel.draw is not None
-    box = Box(0.0, 0.0, SINGLE[0], min(SINGLE[1], panel.tall - CAPTION))
-    figure = _figure(box.width, box.height)
+    width, height = SINGLE[0], min(SINGLE[1], panel.tall - CAPTION)
+    figure = _figure(width, height)
     axes = figure.add_axes((0.2, 0.2, 0.6, 0.6))
     panel.draw(axes)
-    _fit(axes, box)
+    _fit(axes, Box(EDGE, EDGE, width - 2 * EDGE, height - 2 * EDGE))
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()

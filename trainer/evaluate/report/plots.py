@@ -62,7 +62,7 @@ def draw_likelihoods(axes: Axes, values: Values) -> None:
         if error:
             axes.errorbar(value, place, xerr=2 * error, color=INK, capsize=3, lw=1)
         _above(axes, place - BAR / 2, SHORT_NAMES[name], measured(value, error))
-    axes.set_ylim(len(names) - 0.75, -0.75)
+    axes.set_ylim(len(names) - 0.68, -0.72)
     axes.yaxis.set_major_locator(NullLocator())
     axes.spines["left"].set_visible(False)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), max(0.0, axes.get_xlim()[1]))
