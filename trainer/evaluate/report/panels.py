@@ -1,167 +1,156 @@
-"""The pictures of a report: one panel a question, each drawn on axes of its own from an evaluation's values."""
+"""The panels of a report: one for each question that an evaluation has values for, with its title and its words."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.image import imread
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from diffusion.likelihood.screening import DenoisingCurve
-
-INK, QUIET = "#1b2733", "#8a97a3"
-LIKELIHOOD, SAMPLE, THIRD = "#2f6db3", "#c8553d", "#e0a458"
-YARDSTICK_NAMES = {"heldout": "real images held out", "gaussian": "fitted Gaussian", "noise": "uniform noise"}
+from trainer.evaluate.report.layout import HIGHEST, Shape
+from trainer.evaluate.report.plots import (
+    draw_classes,
+    draw_curve,
+    draw_likelihoods,
+    draw_nfe,
+    draw_scale,
+)
+from trainer.evaluate.report.wording import (
+    BASELINES,
+    LIKELIHOODS,
+    distance_name,
+    features_name,
+    lowered,
+    measured,
+    number,
+)
 
 Values = Mapping[str, Any]
-Panel = Callable[[Axes], None]
+
+PICTURES = {
+    "samples.png": ("Samples", "drawn at random, not selected", "A grid of samples of the model, not selected."),
+    "neighbours.png": (
+        "Nearest training images",
+        "top: samples, closest first; bottom: training images",
+        "Samples in the upper row, those closest to a training image first, each above its nearest training image.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A plot or a picture.
+
+    Attributes:
+        title: what it shows.
+        note: what a reader has to know of it.
+        text: the same in words, for who does not see it.
+        draw: onto axes; None for a picture.
+        picture: its file; None for a plot.
+        tall: inches that a plot needs at most.
+    """
+
+    title: str
+    note: str
+    text: str
+    draw: Callable[[Axes], None] | None = None
+    picture: Path | None = None
+    tall: float = HIGHEST
+
+    @property
+    def shape(self) -> Shape:
+        """What it needs on a page."""
+        if self.picture is None:
+            return Shape(tall=self.tall)
+        with Image.open(self.picture) as image:
+            return Shape(image.width / image.height)
 
 
 def panels(values: Values, folder: Path) -> tuple[list[Panel], list[Panel]]:
     """The panels of the likelihood view and of the sample view that there is something for."""
-    likelihood, sample = list[Panel](), list[Panel]()
-    curve = folder / "denoising.json"
-    if "denoising" in values["evaluation"]["metrics"] and curve.is_file():
-        found = DenoisingCurve.from_json(curve.read_text())
-        likelihood.append(lambda axes: draw_curve(axes, found))
-    if any(name in values for name in ("vlb_bpd", "continuous_vlb_bpd", "nll_bpd")):
-        likelihood.append(lambda axes: draw_likelihoods(axes, values))
-    for name, points in values.get("frechet_at_nfe", {}).items():
-        sample.append(lambda axes, name=name, points=points: draw_nfe(axes, name, points, values))
-    for name in distances(values):
-        sample.append(lambda axes, name=name: draw_scale(axes, name, values))
+    curve = denoising_curve(values, folder)
+    likelihood = [_curve(curve)] if curve else []
+    if any(number(values, name) is not None for name in LIKELIHOODS):
+        likelihood.append(_likelihoods(values))
+    sample = [_nfe(values, name, points) for name, points in nfe_points(values).items()]
+    sample += [_scale(values, name) for name in distances(values)]
     if "classes" in values:
-        sample.append(lambda axes: draw_classes(axes, values["classes"]))
-    for file, title in (("samples.png", "samples"), ("neighbours.png", NEIGHBOURS)):
-        if (folder / file).is_file() and "samples" in values:
-            sample.append(lambda axes, path=folder / file, title=title: draw_picture(axes, path, title))
+        sample.append(_classes(values["classes"]))
+    if "samples" in values:
+        files = [folder / file for file in PICTURES if (folder / file).is_file()]
+        sample += [Panel(*PICTURES[file.name], picture=file) for file in files]
     return likelihood, sample
 
 
-NEIGHBOURS = "samples from the nearest to a training image to the farthest, and that image"
+def denoising_curve(values: Values, folder: Path) -> DenoisingCurve | None:
+    """The curve that this evaluation measured."""
+    file = folder / "denoising.json"
+    if "denoising" not in values["evaluation"]["metrics"] or not file.is_file():
+        return None
+    return DenoisingCurve.from_json(file.read_text())
 
 
 def distances(values: Values) -> list[str]:
-    """The Frechet distances that were measured."""
-    return [name for name in values if name == "fid" or (name.startswith("frechet_") and f"{name}_noise" in values)]
+    """The Frechet distances that were measured, and are finite."""
+    found = [name for name in values if name == "fid" or (name.startswith("frechet_") and f"{name}_noise" in values)]
+    return [name for name in found if number(values, name) is not None]
 
 
-def draw_curve(axes: Axes, curve: DenoisingCurve) -> None:
-    """What each log-SNR adds to the continuous bound: the area below is its diffusion term."""
-    log_snr, per_group = curve.log_snr.numpy(), curve.mse.numpy() / (2 * math.log(2) * curve.dimensions)
-    mean, error = per_group.mean(0), per_group.std(0, ddof=1) / len(per_group) ** 0.5
-    axes.fill_between(log_snr, 0, mean, color=LIKELIHOOD, alpha=0.15, lw=0)
-    axes.fill_between(log_snr, mean - 2 * error, mean + 2 * error, color=LIKELIHOOD, alpha=0.4, lw=0)
-    axes.plot(log_snr, mean, color=LIKELIHOOD)
-    axes.set_xlabel("log-SNR   (noise  ←   →  data)")
-    axes.set_ylabel("bits/dim per unit of log-SNR")
-    axes.set_ylim(bottom=0)
-    bits = 1 / (2 * math.log(2))
-    other = axes.secondary_yaxis("right", functions=(lambda y: np.divide(y, bits), lambda mse: np.multiply(mse, bits)))
-    other.set_ylabel("mean squared error of epsilon")
-    other.tick_params(labelsize=8)
-    other.spines["right"].set_color(QUIET)
-    _finish(axes, "loss by log-SNR; the area is the diffusion term")
+def nfe_points(values: Values) -> dict[str, list[Mapping[str, float]]]:
+    """Of each Frechet distance its finite values against network evaluations."""
+    curves: Mapping[str, Sequence[Mapping[str, float]]] = values.get("frechet_at_nfe", {})
+    found = {name: [point for point in points if number(point, "value") is not None] for name, points in curves.items()}
+    return {name: points for name, points in found.items() if points}
 
 
-def draw_likelihoods(axes: Axes, values: Values) -> None:
-    """The three likelihoods side by side, the bounds in their terms."""
-    names = [name for name in ("vlb_bpd", "continuous_vlb_bpd", "nll_bpd") if name in values]
-    for place, name in enumerate(names):
-        bottom = 0.0
-        stem = name.removesuffix("bpd")
-        terms = [(term, f"{stem}{term}_bpd") for term in ("prior", "diffusion", "reconstruction")]
-        if terms[0][1] not in values:
-            terms = [("density of the ODE", name)]
-        for (term, key), colour in zip(terms, (QUIET, LIKELIHOOD, THIRD) if len(terms) > 1 else (SAMPLE,), strict=True):
-            axes.bar(place, values[key], 0.55, bottom, color=colour, alpha=0.85, label=term if place != 1 else None)
-            bottom += values[key]
-        error = values[f"{name}_se"]
-        axes.errorbar(place, values[name], 2 * error, color=INK, capsize=4, lw=1)
-        axes.annotate(
-            f"{values[name]:.3f} ± {error:.3f}", (place, values[name] + 2 * error), (0, 4),
-            textcoords="offset points", ha="center", color=INK,
-        )  # fmt: skip
-    axes.set_xticks(range(len(names)), [name.removesuffix("_bpd").replace("_", " ") for name in names])
-    axes.set_ylabel("bits per dimension")
-    axes.margins(y=0.35)
-    axes.legend(frameon=False, loc="upper left", ncols=4, fontsize=8, handlelength=1, columnspacing=1)
-    _finish(axes, "three likelihoods: three questions, not one scale")
+def _curve(curve: DenoisingCurve) -> Panel:
+    low, high = float(curve.log_snr.min()), float(curve.log_snr.max())
+    error = curve.mse.mean(0) / curve.dimensions
+    text = (
+        f"Mean squared error of epsilon against log-SNR, {float(error[-1]):.3g} at {low:.1f} and "
+        f"{float(error[0]):.3g} at {high:.1f}; all numbers are in a table below."
+    )
+    note = "shaded area: diffusion term, continuous time"
+    return Panel("Denoising loss by log-SNR", note, text, lambda axes: draw_curve(axes, curve))
 
 
-def draw_nfe(axes: Axes, name: str, points: list[dict[str, float]], values: Values) -> None:
-    """The Frechet distance against network evaluations."""
-    at = [point["nfe"] for point in points]
-    axes.errorbar(
-        at, [point["value"] for point in points], [2 * point.get("se", 0.0) for point in points],
-        color=SAMPLE, marker="o", capsize=3,
-    )  # fmt: skip
-    heldout = values.get(f"{name}_heldout")
-    if heldout is not None:
-        axes.axhline(heldout, color=QUIET, ls=":", lw=1)
-        axes.annotate("real images held out", (at[-1], heldout), (0, 3), textcoords="offset points", ha="right",
-                      color=QUIET, fontsize=8)  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xticks(at, [str(nfe) for nfe in at])
-    axes.minorticks_off()
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"network evaluations a sample, {values['evaluation']['solver']['kind']}")
-    axes.set_ylabel(name)
-    _finish(axes, f"{name} against cost")
+def _likelihoods(values: Values) -> Panel:
+    names = [name for name in LIKELIHOODS if number(values, name) is not None]
+    text = "; ".join(f"{LIKELIHOODS[name]}: {_measured(values, name)} bits per dimension" for name in names)
+    several = len(names) > 1
+    note = "not comparable with one another" if several else lowered(LIKELIHOODS[names[0]])
+    title = "Likelihoods of held-out images" if several else "Likelihood of held-out images"
+    return Panel(title, note, f"{text}.", lambda axes: draw_likelihoods(axes, values), tall=0.9 + 0.8 * len(names))
 
 
-def draw_scale(axes: Axes, name: str, values: Values) -> None:
-    """A distance beside those of real images, a Gaussian and noise."""
-    rows = [("samples", values[name], values.get(f"{name}_se", 0.0), SAMPLE)]
-    if f"{name}_infinite" in values:
-        rows.append(("… extrapolated to N = ∞", values[f"{name}_infinite"], values[f"{name}_infinite_se"], SAMPLE))
-    for key, label in YARDSTICK_NAMES.items():
-        if f"{name}_{key}" in values:
-            rows.append((label, values[f"{name}_{key}"], 0.0, QUIET))
-    least = min([row[1] for row in rows if row[1] > 0], default=1.0)
-    for place, (_, value, error, colour) in enumerate(rows):
-        axes.errorbar(max(value, least / 3), place, xerr=2 * error or None, fmt="o", color=colour, capsize=3)
-        spread = f" ± {error:.2g}" if error else ""
-        axes.annotate(f"{value:.4g}{spread}", (max(value, least / 3), place), (0, 7), textcoords="offset points",
-                      ha="center", color=INK, fontsize=8)  # fmt: skip
-    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-    axes.invert_yaxis()
-    axes.margins(x=0.15, y=0.2)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(f"distance to the training images, {values['samples']} samples")
-    _finish(axes, f"{name} on its scale")
+def _nfe(values: Values, name: str, points: Sequence[Mapping[str, float]]) -> Panel:
+    each = ", ".join(f"{measured(point['value'], number(point, 'se'))} at {point['nfe']}" for point in points)
+    text = f"{distance_name(name)}, {features_name(name)}, by network evaluations per sample: {each}."
+    title = f"{distance_name(name)} by sampling cost"
+    return Panel(title, features_name(name), text, lambda axes: draw_nfe(axes, name, points, values))
 
 
-def draw_classes(axes: Axes, counts: Mapping[str, list[int]]) -> None:
-    """Which classes a classifier sees in the samples and in the training images."""
-    places, width = np.arange(len(counts["train"])), 0.4
-    for offset, (name, colour, label) in enumerate(
-        (("samples", SAMPLE, "samples"), ("train", QUIET, "training images"))
-    ):
-        share = np.array(counts[name]) / sum(counts[name])
-        axes.bar(places + (offset - 0.5) * width, share, width, color=colour, alpha=0.85, label=label)
-    axes.set_xticks(places)
-    axes.set_xlabel("class, as the classifier sees it")
-    axes.set_ylabel("share")
-    axes.margins(y=0.25)
-    axes.legend(frameon=False, ncols=2, loc="upper right", fontsize=8)
-    _finish(axes, "classes")
+def _scale(values: Values, name: str) -> Panel:
+    labels = {"": "samples", "_infinite": "extrapolated to infinitely many"}
+    labels |= {f"_{key}": label for key, label in BASELINES.items()}
+    each = [f"{label} {_measured(values, f'{name}{end}')}" for end, label in labels.items() if f"{name}{end}" in values]
+    note = f"to the training images, {features_name(name)}"
+    text = f"{distance_name(name)} to the training images, {features_name(name)}: {', '.join(each)}."
+    title = f"{distance_name(name)} and baselines"
+    return Panel(title, note, text, lambda axes: draw_scale(axes, name, values))
 
 
-def draw_picture(axes: Axes, file: Path, title: str) -> None:
-    """An image file as it is."""
-    axes.imshow(imread(file), cmap="gray", interpolation="nearest")
-    axes.set_axis_off()
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
+def _classes(counts: Mapping[str, Sequence[int]]) -> Panel:
+    missing = sum(bool(real) and not drawn for drawn, real in zip(counts["samples"], counts["train"], strict=True))
+    text = (
+        f"Shares of {len(counts['train'])} classes in the samples and in the training images; "
+        f"{missing} of the training images' classes are missing from the samples."
+    )
+    return Panel("Class frequencies", "as the classifier predicts them", text, lambda axes: draw_classes(axes, counts))
 
 
-def _finish(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+def _measured(values: Values, name: str) -> str:
+    value = number(values, name)
+    return "not finite" if value is None else measured(value, number(values, f"{name}_se"))
