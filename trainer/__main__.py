@@ -56,14 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(options.config, options.sets)
         from trainer.driver.plan import check, plan, render
 
-        paths, state = check(config)
+        resolved = check(config)
         if options.dry_run:
-            described = plan(config, paths, state)
+            described = plan(resolved)
             print(json.dumps(described, indent=2) if options.json else render(described))
             return 0
         from trainer.driver.run import execute
 
-        return execute(config, paths)
+        return execute(config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

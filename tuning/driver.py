@@ -11,8 +11,7 @@ from trainer.data.prepare import prepare
 from trainer.driver.data_checks import check_data
 from trainer.errors import RunFailed, last_line
 from trainer.runtime.ray_cluster import check_ray_address
-from tuning import report
-from tuning import scores as report_scores
+from tuning import report, scores as report_scores
 from tuning.mlflow_record import Recorder, recorded
 from tuning.progress import Story
 from tuning.space import Trial

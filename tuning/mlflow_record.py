@@ -14,8 +14,7 @@ from typing import Any
 
 from trainer import files
 from trainer.config.run_config import canonical
-from tuning import report
-from tuning import scores as report_scores
+from tuning import report, scores as report_scores
 from tuning.space import label
 from tuning.sweep import Sweep
 

@@ -19,7 +19,6 @@ from ray.tune.experiment import Trial as TuneTrial
 from trainer.config.run_config import RunConfig as TrainerConfig
 from trainer.driver import run as driver
 from trainer.errors import InputError, RunFailed, last_line
-from trainer.run.paths import RunPaths
 from trainer.runtime.ray_cluster import connect_ray
 from tuning.progress import Story
 from tuning.scores import FRECHET, VLB, VLB_SE
@@ -78,7 +77,7 @@ def complete_trial(text: str) -> dict[str, Any]:
     config = TrainerConfig.model_validate_json(text)
     try:
         # a predecessor that was killed may take a moment to let go of the run
-        summary = driver.complete(config, RunPaths.of(config), LOCK_PATIENCE_S)
+        summary = driver.complete(config, LOCK_PATIENCE_S)
     except (RunFailed, InputError) as error:
         return {"reason": str(error)}
     numbers = summary.evaluated.numbers()

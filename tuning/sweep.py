@@ -117,7 +117,7 @@ class Sweep:
                 f"name = {self.name!r}: taken by another sweep ({taken[:8]}, this is {self.digest[:8]}) "
                 f"in {self.root}; allowed: another name"
             )
-        return [check(trial.config)[1] for trial in self.trials]
+        return [check(trial.config).state for trial in self.trials]
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the sweep for this process.

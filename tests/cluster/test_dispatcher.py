@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from cluster.dispatcher import Dispatcher, only_one
 from cluster.errors import InputError, RayUnavailableError, RefusedError

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from diffusion.rng import Stream, counter_generator, counter_normal, counter_uniform
 from diffusion.solvers import ImageNoise

@@ -132,9 +132,14 @@ def resolve(config: RunConfig) -> RunConfig:
     """Fill the null settings of `run`: storage, tracking URI and name."""
     storage = config.run.storage or str(default_storage())
     uri = tracking_uri(config.run.tracking_uri, storage)
-    name = config.run.name or f"{config.run.experiment[:91]}-{config.method_sha256[:8]}"
+    name = config.run.name or name_by_digest(config)
     run = config.run.model_copy(update={"storage": storage, "tracking_uri": uri, "name": name})
     return config.model_copy(update={"run": run})
+
+
+def name_by_digest(config: RunConfig) -> str:
+    """The name of a run that is given none."""
+    return f"{config.run.experiment[:91]}-{config.method_sha256[:8]}"
 
 
 def default_storage() -> Path:

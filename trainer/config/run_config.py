@@ -28,6 +28,8 @@ from trainer.config.parallel import ParallelConfig
 from trainer.config.run import RunSettings
 from trainer.config.training import EmaConfig, OptimConfig, TrainingConfig
 
+NOT_METHOD = ("parallel", "run")  # nor `training.steps`
+
 
 class RunConfig(Config):
     """One training run."""
@@ -75,8 +77,12 @@ class RunConfig(Config):
 
     @property
     def method_sha256(self) -> str:
-        """SHA-256 of what decides the result: all but `parallel`, `run` and `training.steps`."""
-        values = self.model_dump(mode="json", exclude={"parallel": True, "run": True, "training": {"steps"}})
+        """SHA-256 of what decides the result: all but `parallel`, `run` and `training.steps`.
+
+        A field that was added later stays out while it has its default (`diffusion.config.Later`).
+        """
+        values = {name: value for name, value in self.identity().items() if name not in NOT_METHOD}
+        del values["training"]["steps"]
         return _sha256(canonical(values))
 
 

@@ -45,7 +45,7 @@ def look(data: DataConfig) -> tuple[Source | None, str]:
     else:
         state = Path(data.source).stat()
         place, files = os.path.abspath(data.source), ((Path(data.source).name, state.st_size, state.st_mtime_ns),)
-    settings = data.model_dump(mode="json") | {"source": place}
+    settings = data.identity() | {"source": place}
     return found, _digest({"version": [FORMAT_VERSION, DECODER_VERSION], "settings": settings, "files": files})
 
 

@@ -9,12 +9,11 @@ from diffusion.config import Autoguidance
 from trainer.config.run_config import RunConfig
 from trainer.data.sources import check_source
 from trainer.errors import InputError
-from trainer.run.identity import State, inspect
-from trainer.run.paths import RunPaths
+from trainer.run.identity import Resolved, resolve_run
 
 
-def check(config: RunConfig) -> tuple[RunPaths, State]:
-    """Everything that can be refused from here.
+def check(config: RunConfig) -> Resolved:
+    """Everything that can be refused from here; how far the run got, and with which configuration it goes on.
 
     Raises:
         InputError: data or a guide that is not there, or a run name taken by another method.
@@ -26,8 +25,7 @@ def check(config: RunConfig) -> tuple[RunPaths, State]:
             f"evaluation.guidance.guide = {guidance.guide!r}: not the absolute path of a folder; allowed: that of a "
             "package folder that every node sees"
         )
-    paths = RunPaths.of(config)
-    return paths, inspect(config, paths)
+    return resolve_run(config)
 
 
 def bundles(config: RunConfig, device: str) -> list[dict[str, float]]:
@@ -38,12 +36,14 @@ def bundles(config: RunConfig, device: str) -> list[dict[str, float]]:
     return [dict(bundle) for _ in range(config.parallel.least_workers)]
 
 
-def plan(config: RunConfig, paths: RunPaths, state: State) -> dict[str, Any]:
+def plan(resolved: Resolved) -> dict[str, Any]:
     """The resolved configuration, its identity, the DeepSpeed configuration and the resource bundles."""
     from trainer.worker.deepspeed_config import deepspeed_config
 
+    config, notes = resolved.config, list(resolved.notes)
+    run = {"name": config.run.name, "directory": str(resolved.paths.root), "state": resolved.state}
     return {
-        "run": {"name": config.run.name, "directory": str(paths.root), "state": state},
+        "run": {**run, **({"notes": notes} if notes else {})},
         "config_sha256": config.config_sha256,
         "method_sha256": config.method_sha256,
         "config": config.model_dump(mode="json"),

@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray.train import ControllerError, FailureConfig, ScalingConfig, TrainingFailedError
-from ray.train import RunConfig as RayRunConfig
+from ray.train import ControllerError, FailureConfig, RunConfig as RayRunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from trainer.checkpoint.manifest import complete_steps

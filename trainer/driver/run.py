@@ -35,20 +35,22 @@ PREEMPTED_DEADLINE_S = 5.0
 WAITING_NOTICE_S = 60.0
 
 
-def execute(config: RunConfig, paths: RunPaths) -> int:
+def execute(config: RunConfig) -> int:
     """The command: bring the run to its end, say what happened; returns the exit code.
 
     Raises:
         InputError: found only now, such as an unreadable data file; nothing has been started.
     """
-    if identity.inspect(config, paths) == "done":
-        print(f"{config.run.name} is done: {paths.results}")
+    resolved = identity.resolve_run(config)
+    paths = resolved.paths
+    if resolved.state == "done":
+        print(f"{paths.root.name} is done: {paths.results}")
         print("to start another: change the configuration, e.g. --set seed=1, or name it with --set run.name=…")
         return 0
     queue, preemption = queue_url(), Preemption(paths)
     try:
         with listening(preemption):
-            complete(config, paths, identity.patience(), preemption, queue)
+            complete(config, identity.patience(), preemption, queue)
     except RunFailed as error:
         print(f"failed: {error}")
         return 1
@@ -67,7 +69,6 @@ def execute(config: RunConfig, paths: RunPaths) -> int:
 
 def complete(
     config: RunConfig,
-    paths: RunPaths,
     patience_s: float = 0.0,
     preemption: Preemption | None = None,
     queue: str | None = None,
@@ -75,8 +76,7 @@ def complete(
     """Bring the run to its end, from wherever it stands; returns its summary.
 
     Args:
-        config: resolved.
-        paths: of the run.
+        config: as the command asks; a run that exists goes on with its own.
         patience_s: how long to wait for another process that is working on the run.
         preemption: which may ask to stop; without it, SIGTERM is as Ray leaves it.
         queue: where heartbeats go.
@@ -86,8 +86,10 @@ def complete(
         InputError: found only now, such as an unreadable data file; nothing has been started.
         RunFailed: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
     """
-    with identity.locked(paths, patience_s):
-        if identity.inspect(config, paths) == "done" and (summary := identity.read_summary(paths)):
+    with identity.locked(identity.resolve_run(config).paths, patience_s):
+        resolved = identity.resolve_run(config)  # again: another process may have worked on it until now
+        config, paths = resolved.config, resolved.paths
+        if resolved.state == "done" and (summary := identity.read_summary(paths)):
             return summary
         check_ray_address()
         dataset = prepare(config.data, Path(config.run.storage or ""))
@@ -96,6 +98,8 @@ def complete(
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
             view.say(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")
+            for note in resolved.notes:
+                view.say(f"  note: {note}")
             info = dataset.info
             view.say(f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})")
             try:

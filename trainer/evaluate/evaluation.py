@@ -19,8 +19,7 @@ import ray
 
 from diffusion.config import Autoguidance
 from diffusion.package import verify_package
-from trainer.config.evaluation import EvaluationConfig
-from trainer.config.evaluation import Extractor as ExtractorName
+from trainer.config.evaluation import EvaluationConfig, Extractor as ExtractorName
 from trainer.config.run_config import canonical
 from trainer.data.dataset import Dataset
 from trainer.evaluate import tasks
@@ -32,8 +31,8 @@ from trainer.evaluate.references.baselines import reference_sets
 from trainer.files import write_json
 from trainer.run.summary import Evaluated
 
-# which blocks there are and what is made of them, and not what is in them
-EXTENT = {
+# settings that say which blocks there are and what is made of them, and not what is in a block
+NOT_IN_BLOCKS = {
     *("metrics", "seeds", "samples", "nfe_curve"),
     *("extractors", "inception_file", "inception_sha256", "classifier_seed"),
 }
@@ -100,7 +99,7 @@ class Evaluation:
             "package": verify_package(self.package),
             "guide": verify_package(Path(guidance.guide)) if isinstance(guidance, Autoguidance) else None,
             "data": self.data.info.fingerprint,
-            "config": self.config.model_dump(mode="json", exclude=EXTENT),
+            "config": {name: value for name, value in self.config.identity().items() if name not in NOT_IN_BLOCKS},
         }
         return self.results / "blocks" / hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
 

@@ -19,9 +19,7 @@ from diffusion import weighting
 from diffusion.config import GeometricSchedule, LikelihoodWeighting, VpProcess
 from diffusion.denoiser import Denoiser
 from diffusion.gaussian import GaussianData, MixtureData
-from diffusion.likelihood import continuous as continuous_bound
-from diffusion.likelihood import discrete as likelihood
-from diffusion.likelihood import ode as ode_likelihood
+from diffusion.likelihood import continuous as continuous_bound, discrete as likelihood, ode as ode_likelihood
 from diffusion.prediction import Parameterization
 from diffusion.process.schedule import Schedule
 from diffusion.process.sde import Process, Vp, make_process

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from diffusion import config as configs
-from diffusion import solvers
+from diffusion import config as configs, solvers
 from diffusion.config import SubVpProcess, VeProcess, VpProcess
 from diffusion.process.sde import Process, make_process
 from diffusion.solvers import euler

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion import config as configs
-from diffusion import solvers
+from diffusion import config as configs, solvers
 from diffusion.config import SolverConfig, VpProcess
 from diffusion.gaussian import GaussianData, MixtureData
 from diffusion.process.sde import Process, make_process

@@ -8,8 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion import config as configs
-from diffusion import solvers
+from diffusion import config as configs, solvers
 from diffusion.config import ClassifierFree, DdpmProcess, SolverConfig, VpProcess
 from diffusion.denoiser import Denoiser
 from diffusion.gaussian import GaussianData, MixtureData

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion.likelihood import discrete as likelihood
-from diffusion.process import betas, sde
-from diffusion.process import kernels as chain
+from diffusion.process import betas, kernels as chain, sde
 from diffusion.solvers import ancestral, ddim, predictor_corrector
 from diffusion.verify.mutants.mutation import Mutation
 

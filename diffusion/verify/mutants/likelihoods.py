@@ -10,9 +10,7 @@ from torch import Tensor
 
 from diffusion import objective, weighting
 from diffusion.config import LikelihoodWeighting
-from diffusion.likelihood import continuous as continuous_bound
-from diffusion.likelihood import ode as ode_likelihood
-from diffusion.likelihood import screening
+from diffusion.likelihood import continuous as continuous_bound, ode as ode_likelihood, screening
 from diffusion.verify.mutants.mutation import Mutation
 
 Anything = Callable[..., Any]

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.process import kernels as chain
-from diffusion.process import sde
+from diffusion.process import kernels as chain, sde
 from diffusion.process.sde import Process
 from diffusion.solvers import (
     ancestral,

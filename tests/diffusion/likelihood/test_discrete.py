@@ -7,8 +7,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from diffusion.config import CosineSchedule, DdpmProcess, LinearSchedule, SubVpProcess, VeProcess, VpProcess

@@ -3,8 +3,7 @@
 import mpmath
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from diffusion.config import CosineSchedule, DdpmProcess, LinearSchedule, SubVpProcess, VeProcess, VpProcess
 from diffusion.gaussian import GaussianData

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from diffusion.config import LearnedSchedule, ObjectiveConfig, SubVpProcess, VeProcess, VlbWeighting, VpProcess
 from diffusion.denoiser import Denoiser

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from diffusion.config import ClassifierFree, Ddim, LinearSchedule
 from trainer.config.load import apply_sets, load_config, read_yaml, resolve, validate

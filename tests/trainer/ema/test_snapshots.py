@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from diffusion.config import MLPConfig
 from diffusion.ema import gamma_from_sigma_rel, step_weights

@@ -7,8 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from diffusion.config import Ancestral, Autoguidance, ClassifierFree, DdpmProcess, MLPConfig
 from diffusion.images import to_model_range, to_pixels
@@ -25,8 +24,7 @@ from trainer.data.arrays import load_array
 from trainer.data.dataset import Dataset
 from trainer.data.manifest import DatasetInfo
 from trainer.data.store import Store
-from trainer.data.writer import Block as Rows
-from trainer.data.writer import write_dataset
+from trainer.data.writer import Block as Rows, write_dataset
 from trainer.evaluate import blocks as blocks_module
 from trainer.evaluate.blocks import Block, Kind, SampleSet, blocks_of
 from trainer.evaluate.evaluator import BlockEvaluator, spread_labels

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from trainer.errors import InputError
-from trainer.registry import __main__ as registry_cli
-from trainer.registry import promotion
+from trainer.registry import __main__ as registry_cli, promotion
 from trainer.registry.gate import Decision
 from trainer.registry.promotion import DECISION, REASON, admit, give, history, holder, roll_back, versions
 from trainer.tracking import client as tracking

@@ -15,7 +15,7 @@ from trainer.config.run_config import RunConfig
 from trainer.config.training import OptimConfig, TrainingConfig
 from trainer.errors import InputError
 from trainer.files import read_json, write_json
-from trainer.run.identity import claim, inspect, is_done, locked, patience
+from trainer.run.identity import claim, is_done, locked, patience, resolve_run
 from trainer.run.paths import RunPaths
 from trainer.run.summary import GateSaid, Registration
 
@@ -37,21 +37,26 @@ def finish(paths, step=100, registered=None):
     summaries.finish(paths, step=step, registration=registration)
 
 
+def state(config):
+    return resolve_run(config).state
+
+
 def test_a_name_nobody_took_is_new(config, paths):
-    assert inspect(config, paths) == "new"
+    assert state(config) == "new"
 
 
 def test_a_claimed_name_is_resumable_and_says_whose_it_is(config, paths):
     claim(config, paths)
-    assert inspect(config, paths) == "resumable"
+    assert state(config) == "resumable"
     assert RunConfig.model_validate_json(json.dumps(read_json(paths.identity)["config"])) == config
 
 
-def test_a_claim_is_never_overwritten(config, paths):
+def test_a_claim_keeps_the_method_it_was_made_with(config, paths):
     claim(config, paths)
-    before = paths.identity.read_bytes()
-    claim(config.model_copy(update={"seed": 9}), paths)
-    assert paths.identity.read_bytes() == before
+    before = read_json(paths.identity)["method_sha256"]
+    claim(config.model_copy(update={"training": TrainingConfig(steps=999)}), paths)
+    assert read_json(paths.identity)["method_sha256"] == before
+    assert read_json(paths.identity)["config"]["training"]["steps"] == 999
 
 
 @pytest.mark.parametrize(
@@ -59,18 +64,30 @@ def test_a_claim_is_never_overwritten(config, paths):
 )
 def test_the_same_method_resumes_whatever_the_workers_and_the_length(config, paths, change):
     claim(config, paths)
-    assert inspect(config.model_copy(update=change), paths) == "resumable"
+    wanted = config.model_copy(update=change)
+    resolved = resolve_run(wanted)
+    assert resolved.state == "resumable"
+    assert resolved.config == wanted
+
+
+def test_what_the_command_does_not_name_is_as_it_was_stored(config, paths):
+    claim(config.model_copy(update={"optim": OptimConfig(lr=5e-4), "parallel": ParallelConfig(workers=3)}), paths)
+    resolved = resolve_run(config.model_copy(update={"training": TrainingConfig(steps=7)}))
+    assert resolved.config.optim.lr == 5e-4
+    assert resolved.config.parallel.workers == 3
+    assert resolved.config.training.steps == 7
 
 
 def test_a_name_of_another_method_is_bad_input(config, paths):
     claim(config, paths)
-    other = config.model_copy(update={"optim": OptimConfig(lr=5e-4)})
+    other = config.model_copy(update={"optim": OptimConfig(lr=5e-4), "seed": 3})
     with pytest.raises(InputError) as caught:
-        inspect(other, paths)
+        resolve_run(other)
     line = str(caught.value)
     assert line.startswith("run.name = 'mine': taken by another method")
     assert config.method_sha256[:8] in line
     assert other.method_sha256[:8] in line
+    assert "optim.lr is 0.001 there and 0.0005 here and 1 more" in line
     assert "allowed: another name" in line
 
 
@@ -83,10 +100,10 @@ def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(conf
     for manifest, text in zip(manifests, texts, strict=True):
         manifest.parent.mkdir(parents=True)
         manifest.write_text(text)
-    assert inspect(config, paths) == ("resumable" if claimed else "new")
+    assert state(config) == ("resumable" if claimed else "new")
     manifests[-1].write_text(json.dumps({"method_sha256": "f" * 64}))
     with pytest.raises(InputError, match=r"step-00000003: a checkpoint of another method \(ffffffff, this is "):
-        inspect(config, paths)
+        resolve_run(config)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +128,7 @@ def test_done_is_enough_steps_and_registered_where_asked(config, paths, step, st
         }
     )
     assert is_done(wanted, paths) is done
-    assert inspect(wanted, paths) == ("done" if done else "resumable")
+    assert state(wanted) == ("done" if done else "resumable")
 
 
 HOLD = """

@@ -5,8 +5,7 @@ import multiprocessing
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from trainer.driver.run import throughput
 from trainer.run.journal import (
