@@ -49,13 +49,13 @@ def prepared_here(source: str, dest: str, cpus: int) -> None:
     """Prepare in this process, and print what it took as JSON."""
     import ray
 
-    from trainer.data.prepare import look, prepare_into
+    from trainer.data.prepare import prepare_into, scan_source
     from trainer.data.store import Store
 
     ray.init(num_cpus=cpus, log_to_driver=False)
     data = DataConfig(source=source)
     started = time.perf_counter()
-    info = prepare_into(data, Store(dest), look(data), say=lambda _: None)
+    info = prepare_into(data, Store(dest), scan_source(data), say=lambda _: None)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak": peak, "fingerprint": info.fingerprint}))

@@ -193,7 +193,7 @@ def _describe_one(problem: ErrorDetails) -> str:
         context = problem.get("ctx", {})
         return f"{path}.kind = {context.get('tag')}: allowed: {context.get('expected_tags')}"
     if problem["type"] == "union_tag_not_found":
-        kinds = _models(_walk(problem["loc"][:-1])[0].model_fields[fields[-1]].annotation)
+        kinds = models_of(_walk(problem["loc"][:-1])[0].model_fields[fields[-1]].annotation)
         return f"{path}.kind: missing; allowed: {', '.join(model.model_fields['kind'].default for model in kinds)}"
     return f"{path} = {_masked(repr(problem['input']))}: {message[0].lower()}{message[1:]}"
 
@@ -215,7 +215,7 @@ def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
             continue
         fields.append(str(part))
         field = holder.model_fields.get(str(part))
-        models = _models(field.annotation) if field else []
+        models = models_of(field.annotation) if field else []
         variants = models if len(models) > 1 else []
         holder = models[0] if len(models) == 1 else holder
     return holder, fields
@@ -226,14 +226,14 @@ def setting_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[
     paths: dict[str, None] = {}
     for name, field in model.model_fields.items():
         paths[f"{prefix}{name}"] = None
-        for part in _models(field.annotation):
+        for part in models_of(field.annotation):
             paths |= dict.fromkeys(setting_paths(part, f"{prefix}{name}."))
     return list(paths)
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any annotation
+def models_of(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [model for part in typing.get_args(annotation) for model in _models(part)]
+        return [model for part in typing.get_args(annotation) for model in models_of(part)]
     return []

@@ -93,7 +93,7 @@ def _prepare(options: argparse.Namespace) -> int:
     check_source(data)
     if prepared_info(data.source) is not None:
         raise InputError(f"SOURCE = {data.source!r}: is prepared already; allowed: what it was prepared from")
-    from trainer.data.prepare import look, prepare_into
+    from trainer.data.prepare import prepare_into, scan_source
     from trainer.data.store import Store
 
     source, dest = Store(data.source), Store(options.dest)
@@ -102,7 +102,7 @@ def _prepare(options: argparse.Namespace) -> int:
     from trainer.errors import RunFailed
 
     try:
-        info = prepare_into(data, dest, look(data), options.max_rejected, lambda line: print(line, flush=True))
+        info = prepare_into(data, dest, scan_source(data), options.max_rejected, lambda line: print(line, flush=True))
     except (RunFailed, OSError) as error:
         print(f"failed: {' '.join(str(error).split())}; the same command goes on", file=sys.stderr)
         return 1

@@ -31,7 +31,7 @@ BLOCK_ROWS = 4096
 PATIENCE_S = 24 * 3600.0
 
 
-def look(data: DataConfig) -> tuple[Source | None, str]:
+def scan_source(data: DataConfig) -> tuple[Source | None, str]:
     """A source of many files as it was found (None for an array), and the SHA-256 of all that preparing depends on.
 
     Raises:
@@ -52,7 +52,7 @@ def look(data: DataConfig) -> tuple[Source | None, str]:
 def prepare_into(
     data: DataConfig,
     store: Store,
-    looked: tuple[Source | None, str],
+    scan: tuple[Source | None, str],
     max_rejected: float = MAX_REJECTED,
     say: Callable[[str], None] = print,
 ) -> DatasetInfo:
@@ -61,14 +61,14 @@ def prepare_into(
     Args:
         data: the source and what is made of it.
         store: where to.
-        looked: what `look` says.
+        scan: what `scan_source` says.
         max_rejected: the largest fraction of images that may be left out.
         say: takes lines for a person.
 
     Raises:
         InputError: anything wrong with the source, or a destination that holds something else.
     """
-    found, plan = looked
+    found, plan = scan
     if (done := _done(store, plan)) is not None:
         return done
     with _held(store):
@@ -174,9 +174,9 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
     if info is None:
         # workers open data sets, and are started often
 
-        looked = look(data)
-        folder = storage / "datasets" / looked[1][:16]
-        info = prepare_into(data, Store(str(folder)), looked)
+        scan = scan_source(data)
+        folder = storage / "datasets" / scan[1][:16]
+        info = prepare_into(data, Store(str(folder)), scan)
     elif is_s3(data.source):
         folder = storage / "datasets" / f"s3-{info.fingerprint[:16]}"
         info = replace(info, location=Store(data.source).url)
