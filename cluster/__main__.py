@@ -113,7 +113,8 @@ def submit(options: argparse.Namespace) -> None:
         JobSpec.model_validate({**fields, "snapshot": "0" * 64})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        raise InputError(f"{problem['loc'][0]} = {problem['input']!r}: {problem['msg']}") from None
+        allowed = problem["msg"].replace("Input should be", "allowed:").replace("String should", "allowed: it should")
+        raise InputError(f"{problem['loc'][0]} = {problem['input']!r}: {allowed}") from None
     store = Store.open(queue_url(options.queue))
     job = store.submit(JobSpec.model_validate({**fields, "snapshot": snapshot.take(folder, files, store.snapshots)}))
     print(f"job {job.id} queued: {name} (priority {job.priority}); python -m cluster logs -f {job.id}")

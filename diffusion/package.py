@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffusion.config import Config, Dpmpp2M, NetworkConfig, Positive, ProcessConfig, SolverConfig
+from diffusion.config.errors import describe
 from diffusion.denoiser import Denoiser
 from diffusion.network import build_network
 from diffusion.prediction import Prediction
@@ -116,14 +117,12 @@ def load_package(folder: Path) -> tuple[Denoiser, PackageConfig]:
         config = PackageConfig.model_validate_json((folder / CONFIG).read_text())
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        if where == "format_version":
-            version = problem["input"]
+        if problem["loc"] == ("format_version",):
             raise PackageError(
-                f"{folder / CONFIG}: format_version = {version}; allowed: 2; networks of format 1 were told "
+                f"{folder / CONFIG}: format_version = {problem['input']}; allowed: 2; networks of format 1 were told "
                 "other times and must be trained again"
             ) from error
-        raise PackageError(f"{folder / CONFIG}: {where}: {problem['msg']}") from error
+        raise PackageError(f"{folder / CONFIG}: {describe(error, PackageConfig)}") from error
     try:
         process, network = make_process(config.process), build_denoiser_network(config)
     except ValueError as error:

@@ -9,14 +9,16 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Field
+from pydantic_core import ErrorDetails
 
 from diffusion.config import ClassifierFree, Config, SolverConfig, evaluations
+from diffusion.config.errors import describe_problem, shown
 from diffusion.images import to_pixels
 from sampler.batcher import Batcher, Busy
 from sampler.encode import ENCODERS, Pixels, check_format
@@ -93,7 +95,7 @@ class Service:
             if name in (None, engine.model.source.reference, engine.model.source.name):
                 return engine
         served = ", ".join(engine.model.source.reference for engine in self.engines)
-        raise ApiError(404, f"model: {_shown(name)}: not served here; allowed: {served}")
+        raise ApiError(404, f"model: {shown(name)}: not served here; allowed: {served}")
 
     async def sample(self, engine: Engine, request: ImageRequest) -> Pixels:
         """The images, uint8 [n, H, W, C]; when the caller goes away their rows leave the engine.
@@ -181,29 +183,10 @@ async def _answer_invalid(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": "; ".join(_explain(problem) for problem in error.errors()[:5])}, 422)
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    """`field: value: what is allowed`, from one of pydantic's problems."""
-    path = [str(part) for part in problem["loc"][1:]]
-    field = ".".join(path) or "body"
-    match problem["type"]:
-        case "json_invalid":
-            return f"body: not JSON: {problem['ctx']['error']}"
-        case "missing":
-            return f"{field}: missing"
-        case "extra_forbidden":
-            owner = _owner(path)
-            return f"{field}: unknown key; allowed: {', '.join(owner.model_fields)}"
-        case _:
-            return f"{field}: {_shown(problem['input'])}: {problem['msg']}"
-
-
-def _owner(path: Sequence[str]) -> type[Config]:
-    """The model that an unknown key was given to: the request itself, its guidance, or a kind of solver."""
-    if path[0] == "guidance":
-        return ClassifierFree
-    return SOLVER_MODELS[path[1]] if len(path) > 1 else ImageRequest
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+def _explain(problem: Any) -> str:  # noqa: ANN401 - one of pydantic's problems, which FastAPI leaves untyped
+    """`field = value: what is allowed`."""
+    if problem["type"] == "json_invalid":
+        return f"body: not JSON: {problem['ctx']['error']}"
+    if len(problem["loc"]) == 1:
+        return f"body: {problem['msg']}"
+    return describe_problem(cast("ErrorDetails", {**problem, "loc": problem["loc"][1:]}), ImageRequest)

@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from cluster.spec import Ending
 from cluster.store import Store
 from diffusion.config import Later
+from diffusion.config.errors import models_of
 from diffusion.package import load_package, verify_package
 from tests.conftest import ROOT
 from trainer.checkpoint.manifest import complete_steps
 from trainer.checkpoint.reader import Checkpoint, find_latest
 from trainer.config import history
 from trainer.config.data import DataConfig
-from trainer.config.load import load_config, models_of
+from trainer.config.load import load_config
 from trainer.config.run_config import RunConfig, canonical
 from trainer.data.dataset import open_dataset
 from trainer.data.prepare import prepare, scan_source
@@ -185,7 +186,7 @@ def test_a_queue_goes_on(tmp_path):
     assert again is not None
     assert again.number == 2
     assert preempted.gangs == [[{"CPU": 1.0}, {"CPU": 1.0}]]
-    assert [event.text for event in store.events(preempted.id)][0] == "submitted with priority 5"
+    assert next(event.text for event in store.events(preempted.id)) == "submitted with priority 5"
 
 
 def test_a_sweep_is_the_one_that_it_was(storage):

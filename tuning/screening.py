@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion.config import ProcessConfig
+from diffusion.config.errors import describe
 from diffusion.likelihood.screening import DenoisingCurve, ScreeningResult, screen
 from diffusion.process.sde import make_process
 from trainer.config.load import apply_sets
@@ -77,8 +78,7 @@ def processes(
             process = ADAPTER.validate_json(json.dumps(values))
         except ValidationError as error:
             if schedules:
-                problem = error.errors()[0]
-                raise InputError(f"--schedule {spelled}: {problem['msg'].removeprefix('Value error, ')}") from None
+                raise InputError(f"--schedule {spelled}: {describe(error, ProcessConfig)}") from None
             continue
         found.append((f"{'' if kind == 'ddpm' else f'{kind} '}{spelled}, T = {count}", process))
     return found

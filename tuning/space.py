@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, field_validator
-from pydantic_core import ErrorDetails, to_json
+from pydantic_core import to_json
 
 from diffusion.config import Config, Count
+from diffusion.config.errors import describe
 from trainer.config.load import apply_sets, read_yaml, resolve, setting_paths, validate
 from trainer.config.run_config import RunConfig, canonical
 from trainer.data.sources import check_source
@@ -217,22 +218,6 @@ def _validated(values: dict[str, Any]) -> SweepConfig:
     try:
         return SweepConfig.model_validate_json(to_json(values))
     except ValidationError as error:
-        raise InputError(_describe(error.errors(include_url=False)[0])) from None
+        raise InputError(describe(error, SweepConfig)) from None
     except ValueError as error:
         raise InputError(f"a value that no setting can be: {error}") from None
-
-
-def _describe(problem: ErrorDetails) -> str:
-    """One line: field, value, what is allowed."""
-    path = ".".join(map(str, problem["loc"]))
-    value, message = problem["input"], problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "missing":
-        return f"{path}: missing; a sweep file has name, base and space, and a grid has values"
-    if problem["type"] == "extra_forbidden":
-        fields = list((SweepConfig if len(problem["loc"]) == 1 else Grid).model_fields)
-        near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1, cutoff=0.5)
-        return f"{path}: unknown key; " + (f"did you mean {near[0]}?" if near else f"allowed here: {', '.join(fields)}")
-    if problem["type"] == "literal_error":
-        near = difflib.get_close_matches(str(value), ["grid"], n=1, cutoff=0.5)
-        return f"{path} = {value!r}: allowed: grid" + (f"; did you mean {near[0]}?" if near else "")
-    return f"{path} = {value!r}: {message[0].lower()}{message[1:]}"

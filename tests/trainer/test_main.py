@@ -96,13 +96,13 @@ def test_dry_run_knows_how_far_a_run_got(run_file, capsys, summary_step, state, 
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        ("parallel.zero_stage=4", "error: parallel.zero_stage = 4: input should be 0, 1, 2 or 3\n"),
+        ("parallel.zero_stage=4", "error: parallel.zero_stage = 4: allowed: 0, 1, 2 or 3\n"),
         (
             "process.num_train_timesteps=1",
-            "error: process.num_train_timesteps = 1: input should be greater than or equal to 2\n",
+            "error: process.num_train_timesteps = 1: allowed: greater than or equal to 2\n",
         ),
         ("training.stesp=3", "error: training.stesp: unknown key; did you mean training.steps?\n"),
-        ("optim.lr=quick", "error: optim.lr = 'quick': input should be a valid number\n"),
+        ("optim.lr=quick", "error: optim.lr = 'quick': allowed: a valid number\n"),
         (
             "run.tracking_uri=nowhere",
             "error: run.tracking_uri = 'nowhere': not a tracking URI; allowed: http(s)://host[:port]",

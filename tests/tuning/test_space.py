@@ -89,13 +89,13 @@ def test_paths_that_a_sweep_cannot_vary(tmp_path, path, said):
     [
         (
             {"space": {"optim.lr": {"kind": "gird", "values": [1]}}},
-            "space.optim.lr.kind = 'gird': allowed: grid; did you mean grid?",
+            "space.optim.lr.kind = 'gird': allowed: 'grid'; did you mean grid?",
         ),
         ({"space": {"optim.lr": grid()}}, "space.optim.lr.values = []: allowed: one value or more"),
         ({"space": {"optim.lr": grid(0.1, 0.2, 0.1)}}, "space.optim.lr.values = [0.1, 0.2, 0.1]: 0.1 is given twice"),
         ({"space": {"optim.lr": grid(1, 1.0)}}, "space: lr=1 and lr=1.0 are the same method"),
         ({"space": {"optim.lr": {"kind": "grid"}}}, "space.optim.lr.values: missing"),
-        ({"space": {"optim.lr": {"kind": "grid", "value": [1], "values": [1]}}}, "did you mean values?"),
+        ({"space": {"optim.lr": {"kind": "grid", "value": [1], "values": [1]}}}, "did you mean space.optim.lr.values?"),
         ({"space": {}}, "space = {}: "),
         ({"spaces": {}}, "spaces: unknown key; did you mean space?"),
         ({"name": "a b"}, "name = 'a b': "),

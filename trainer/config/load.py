@@ -1,17 +1,15 @@
-"""From a YAML file and `--set` to a validated RunConfig; from a validation error to one line a person can act on."""
+"""From a YAML file and `--set` to a validated RunConfig."""
 
-import difflib
 import os
 import re
-import types
-import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, to_json
+from pydantic_core import to_json
 
+from diffusion.config.errors import describe, masked, models_of
 from trainer.config.run import check_tracking_uri
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
@@ -123,7 +121,7 @@ def validate(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate_json(to_json(_with_kinds(values, RunConfig().model_dump(mode="json"))))
     except ValidationError as error:
-        raise InputError(describe(error)) from None
+        raise InputError(describe(error, RunConfig)) from None
     except ValueError as error:
         raise InputError(f"a value that no setting can be: {error}") from None
 
@@ -165,60 +163,8 @@ def tracking_uri(given: str | None, storage: Path | str) -> str:
         check_tracking_uri(uri)
     except ValueError as error:
         source = "tracking URI" if given else "MLFLOW_TRACKING_URI"
-        raise InputError(f"{source} = {_masked(uri)!r}: {error}") from None
+        raise InputError(f"{source} = {masked(uri)!r}: {error}") from None
     return uri
-
-
-def describe(error: ValidationError) -> str:
-    """The first problem of a validation error in one line; says how many more there are."""
-    problems = error.errors(include_url=False)
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return _describe_one(problems[0]) + more
-
-
-def _describe_one(problem: ErrorDetails) -> str:
-    model, fields = _walk(problem["loc"])
-    path = ".".join(fields)
-    if problem["type"] == "extra_forbidden":
-        allowed = list(model.model_fields)
-        near = difflib.get_close_matches(fields[-1], allowed, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*fields[:-1], near[0]])}?" if near else f"allowed here: {', '.join(allowed)}"
-        return f"{path}: unknown key; {hint}"
-    if problem["type"] == "missing":
-        return f"{path}: missing; it is required here"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
-        return f"{path}: {message}" if path else message
-    if problem["type"] == "union_tag_invalid":
-        context = problem.get("ctx", {})
-        return f"{path}.kind = {context.get('tag')}: allowed: {context.get('expected_tags')}"
-    if problem["type"] == "union_tag_not_found":
-        kinds = models_of(_walk(problem["loc"][:-1])[0].model_fields[fields[-1]].annotation)
-        return f"{path}.kind: missing; allowed: {', '.join(model.model_fields['kind'].default for model in kinds)}"
-    return f"{path} = {_masked(repr(problem['input']))}: {message[0].lower()}{message[1:]}"
-
-
-def _masked(text: str) -> str:
-    """A text with the passwords of URLs in it starred out."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
-
-
-def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
-    """The model that holds the last part of an error's location, and the location without union tags."""
-    holder: type[BaseModel] = RunConfig
-    variants: list[type[BaseModel]] = []
-    fields: list[str] = []
-    for part in location:
-        tagged = [model for model in variants if model.model_fields["kind"].default == part]
-        if tagged:
-            holder, variants = tagged[0], []
-            continue
-        fields.append(str(part))
-        field = holder.model_fields.get(str(part))
-        models = models_of(field.annotation) if field else []
-        variants = models if len(models) > 1 else []
-        holder = models[0] if len(models) == 1 else holder
-    return holder, fields
 
 
 def setting_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
@@ -229,11 +175,3 @@ def setting_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[
         for part in models_of(field.annotation):
             paths |= dict.fromkeys(setting_paths(part, f"{prefix}{name}."))
     return list(paths)
-
-
-def models_of(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any annotation
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [model for part in typing.get_args(annotation) for model in models_of(part)]
-    return []

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
+from diffusion.config.errors import describe, spelled_as_option
 from trainer.config.data import DataConfig
 from trainer.data.manifest import MAX_REJECTED, SPLITS, DatasetInfo
 from trainer.errors import InputError
@@ -117,9 +118,7 @@ def _settings(options: argparse.Namespace) -> DataConfig:
     try:
         return DataConfig.model_validate(values | {"channels": channels})
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        option = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise InputError(f"{option} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}") from None
+        raise InputError(describe(error, DataConfig, spelled_as_option)) from None
 
 
 def _show(options: argparse.Namespace) -> int:

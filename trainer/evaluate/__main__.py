@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from diffusion.config.errors import describe, spelled_as_option
 from trainer.config.evaluation import EvaluationConfig, Extractor, Metric
 from trainer.config.load import default_storage, tracking_uri
 from trainer.config.run_config import RunConfig
@@ -90,9 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         subject = with_options(find(options.model, options.tracking_uri, _registered), options)
         model, evaluated = evaluate(subject, options.tasks, options.device)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        print(f"error: {where} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        print(f"error: {describe(error, EvaluationConfig, spelled_as_option)}", file=sys.stderr)
         return 2
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -114,8 +114,8 @@ def bad_arguments(folder):
         "inside": ([str(folder), str(folder / "both" / "dest")], "lies in SOURCE; allowed: another place"),
         "unwritable": ([good, "/proc/dest"], "/proc/dest: "),
         "columns": ([str(folder / "mixed" / "cats"), dest, "--label-column", "x"], "data.label_column = 'x'"),
-        "size": ([good, dest, "--size", "0"], "--size = 0: input should be greater than or equal to 1"),
-        "fraction": ([good, dest, "--heldout-fraction", "1"], "--heldout-fraction = 1.0: input should be less than 1"),
+        "size": ([good, dest, "--size", "0"], "--size = 0: allowed: greater than or equal to 1"),
+        "fraction": ([good, dest, "--heldout-fraction", "1"], "--heldout-fraction = 1.0: allowed: less than 1"),
         "rejected": ([good, dest, "--max-rejected", "2"], "--max-rejected = 2.0: allowed: 0 to 1"),
     }  # fmt: skip
 

@@ -1,0 +1,112 @@
+"""From a validation error to one line that a person can act on: the field, its value, and what is allowed."""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Callable, Sequence
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+MAX_SHOWN = 200  # characters of a value
+
+
+def describe(error: ValidationError, root: object, spell: Callable[[str], str] = str) -> str:
+    """The first problem of a validation error in one line; says how many more there are.
+
+    Args:
+        error: of validating a `root`.
+        root: the model, or the union of models, that was validated.
+        spell: a dotted path as the person who gave the value spells it.
+    """
+    problems = error.errors(include_url=False)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return describe_problem(problems[0], root, spell) + more
+
+
+def describe_problem(problem: ErrorDetails, root: object, spell: Callable[[str], str] = str) -> str:
+    """One of pydantic's problems, as `field = value: allowed: …`."""
+    holder, fields = _walk(problem["loc"], root)
+    path = spell(".".join(fields)) if fields else ""
+    message = re.sub(r"^Input should be ", "allowed: ", problem["msg"].removeprefix("Value error, "))
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key; {_near(fields, list(holder.model_fields), spell)}"
+        case "missing":
+            return f"{path}: missing; it is required here"
+        case "value_error" if isinstance(problem["input"], dict):  # of several fields, which the message names
+            return f"{path}: {message}" if path else message
+        case "union_tag_invalid":
+            context = problem.get("ctx", {})
+            return f"{path}.kind = {context.get('tag')}: allowed: {context.get('expected_tags')}"
+        case "union_tag_not_found":
+            kinds = models_of(_walk(problem["loc"][:-1], root)[0].model_fields[fields[-1]].annotation)
+            return f"{path}.kind: missing; allowed: {', '.join(filter(None, map(kind_of, kinds)))}"
+        case _:
+            return f"{path} = {shown(problem['input'])}: {message[0].lower()}{message[1:]}{_near_literal(problem)}"
+
+
+def shown(value: object) -> str:
+    """A value that somebody gave, short enough to print and without passwords."""
+    text = masked(repr(value))
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
+def spelled_as_option(path: str) -> str:
+    """A setting as the option of a command line that gives it."""
+    return f"--{path.replace('_', '-')}"
+
+
+def _near(fields: Sequence[str], allowed: Sequence[str], spell: Callable[[str], str]) -> str:
+    near = difflib.get_close_matches(fields[-1], allowed, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {spell('.'.join([*fields[:-1], near[0]]))}?"
+    return f"allowed here: {', '.join(allowed)}"
+
+
+def _near_literal(problem: ErrorDetails) -> str:
+    """The allowed word that a value is nearly."""
+    words = re.findall(r"'([^']*)'", problem["msg"]) if problem["type"] == "literal_error" else []
+    near = difflib.get_close_matches(str(problem["input"]), words, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def masked(text: str) -> str:
+    """A text with the passwords of URLs in it starred out."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+
+
+def _walk(location: Sequence[int | str], root: object) -> tuple[type[BaseModel], list[str]]:
+    """The model that holds the last part of an error's location, and the location without union tags."""
+    variants = models_of(root)
+    holder, keys, fields = variants[0], False, list[str]()
+    for part in location:
+        tagged = [model for model in variants if kind_of(model) == part]
+        if tagged:
+            holder, variants = tagged[0], []
+            continue
+        fields.append(str(part))
+        field = None if keys else holder.model_fields.get(str(part))
+        keys = field is not None and typing.get_origin(field.annotation) is dict
+        models = models_of(field.annotation) if field else []
+        variants = models if len(models) > 1 else []
+        holder = models[0] if len(models) == 1 else holder
+    return holder, fields
+
+
+def kind_of(model: type[BaseModel]) -> str | None:
+    """The `kind` that a model of a union has; None for a model without kinds."""
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None
+
+
+def models_of(annotation: object) -> list[type[BaseModel]]:
+    """The models that a field's type allows: one, each kind of a union, or those of a mapping's values."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is dict:
+        return models_of(arguments[1])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [model for part in arguments for model in models_of(part)]
+    return []
