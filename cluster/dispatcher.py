@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from cluster import durable
 from cluster.admission import Waiting, decide
 from cluster.errors import InputError, RayUnavailableError, RefusedError, StoreUnavailableError
 from cluster.snapshot import path as snapshot_path
@@ -147,9 +148,7 @@ class Dispatcher:
             except RayUnavailableError as error:
                 text = f"(the output could not be had: {error})\n"
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_suffix(".part")
-            part.write_bytes(text.encode(errors="replace"))
-            part.replace(target)
+            durable.write_bytes(target, text.encode(errors="replace"))
         except OSError as error:
             self._say(f"the output of {attempt.submission_id} is not kept: {error}")
 

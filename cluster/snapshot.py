@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster import durable
 from cluster.errors import InputError
 
 MAX_BYTES = 100 * 2**20  # what Ray's job server takes
@@ -62,7 +63,7 @@ def take(folder: Path, names: Sequence[str], snapshots: Path) -> str:
             os.fsync(descriptor)
             file.seek(0)
             digest = hashlib.sha256(file.read()).hexdigest()
-        part.replace(path(snapshots, digest))
+        durable.take_place(part, path(snapshots, digest))
     except (OSError, UnicodeError) as error:
         if part is not None:
             part.unlink(missing_ok=True)

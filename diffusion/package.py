@@ -7,7 +7,6 @@ The same folder is what training writes, the registry stores and the sampler ver
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diffusion import durable
 from diffusion.config import Config, Dpmpp2M, NetworkConfig, Positive, ProcessConfig, SolverConfig
 from diffusion.config.errors import describe
 from diffusion.denoiser import Denoiser
@@ -71,9 +71,10 @@ def save_package(folder: Path, config: PackageConfig, weights: dict[str, Tensor]
     (folder / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
     digests = {name: file_sha256(folder / name) for name in (CONFIG, WEIGHTS)}
     digest = package_sha256(digests)
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"files": digests, "package_sha256": digest}, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, folder / MANIFEST)
+    for name in digests:
+        durable.sync(folder / name)
+    manifest = json.dumps({"files": digests, "package_sha256": digest}, indent=2, sort_keys=True) + "\n"
+    durable.write_text(folder / MANIFEST, manifest)
     return digest
 
 

@@ -2,13 +2,13 @@
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from diffusion import durable
 from trainer.errors import Busy, InputError
 
 POLL_SECONDS = 0.5
@@ -46,6 +46,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON object so that readers see the old file or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+    durable.write_text(path, json.dumps(values, indent=2) + "\n")

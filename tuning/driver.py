@@ -35,23 +35,23 @@ def execute(sweep: Sweep) -> int:
                 check_data(trial.config, dataset)
         sweep.claim()
         story = Story(sweep, console)
-        story.say(f"sweep {sweep.name}  ({sweep.digest[:8]})  in {sweep.root}")
-        story.say(f"{len(states) - len(pending)} of {len(states)} trials are done")
+        story.print_line(f"sweep {sweep.name}  ({sweep.digest[:8]})  in {sweep.root}")
+        story.print_line(f"{len(states) - len(pending)} of {len(states)} trials are done")
         try:
             _run(sweep, pending, story)
         except RunFailed as error:
-            story.say(f"failed: {error}")
+            story.print_line(f"failed: {error}")
             return 1
         except KeyboardInterrupt:
-            story.say("interrupted; the same command runs what is not done")
+            story.print_line("interrupted; the same command runs what is not done")
             return 1
         except Exception as error:  # noqa: BLE001 - one line for the user, the rest in a file
             sweep.error.write_text(traceback.format_exc())
-            story.say(f"failed: {type(error).__name__}: {last_line(error)}  (all of it: {sweep.error})")
-            story.say("the same command runs what is not done")
+            story.print_line(f"failed: {type(error).__name__}: {last_line(error)}  (all of it: {sweep.error})")
+            story.print_line("the same command runs what is not done")
             return 1
         report.show(sweep, console)
-        story.say(f"heat map: {sweep.heatmap}" if sweep.heatmap.is_file() else "heat map: no scores to draw")
+        story.print_line(f"heat map: {sweep.heatmap}" if sweep.heatmap.is_file() else "heat map: no scores to draw")
         return 1 if any(row["state"] != "done" for row in report_scores.rows(sweep)) else 0
 
 
@@ -73,5 +73,7 @@ def _run(sweep: Sweep, pending: list[Trial], story: Story) -> None:
         recorder.give_up()
         raise
     if not recorder.finish():
-        story.say(f"warning: MLflow at {sweep.trials[0].config.run.tracking_uri} did not answer: {recorder.problem}")
-        story.say("  everything is kept here; the same command records the sweep later")
+        story.print_line(
+            f"warning: MLflow at {sweep.trials[0].config.run.tracking_uri} did not answer: {recorder.problem}"
+        )
+        story.print_line("  everything is kept here; the same command records the sweep later")

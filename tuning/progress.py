@@ -23,7 +23,7 @@ class TrialView(ProgressView):
     def _show(self, record: Record) -> None:
         super()._show(record)
         if isinstance(record, Metrics) and record.step >= self._steps:
-            self._begin("evaluating")
+            self._bar.begin("evaluating")
 
 
 class Story:
@@ -35,13 +35,13 @@ class Story:
         self._follows = sweep.concurrent_trials == 1
         self._view: TrialView | None = None
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print one line."""
         self._console.print(text, markup=False)
 
     def begin(self, trial: Trial) -> None:
         """A trial starts."""
-        self.say(f"trial {self._numbers[trial.name]} of {self._count}: {trial.label}")
+        self.print_line(f"trial {self._numbers[trial.name]} of {self._count}: {trial.label}")
         if self._follows:
             self._view = TrialView(Journal(RunPaths.of(trial.config).journal), trial.config.training.steps)
             self._view.__enter__()
@@ -51,12 +51,12 @@ class Story:
         self.close()
         whose = "" if self._follows else f"trial {self._numbers[trial.name]}: "
         if "reason" in result:
-            self.say(f"  {whose}failed: {result['reason']}")
+            self.print_line(f"  {whose}failed: {result['reason']}")
             return
         frechet = f"  {FRECHET} {result[FRECHET]:.4g}" if FRECHET in result else ""
-        self.say(f"  {whose}{VLB} {result[VLB]:.3f} ± {result[VLB_SE]:.3f}{frechet}")
+        self.print_line(f"  {whose}{VLB} {result[VLB]:.3f} ± {result[VLB_SE]:.3f}{frechet}")
         if not result["recorded"]:
-            self.say("  warning: MLflow did not answer; the same command records this trial later")
+            self.print_line("  warning: MLflow did not answer; the same command records this trial later")
 
     def close(self) -> None:
         """Take the bar away, whatever happens to the trial."""

@@ -1,7 +1,6 @@
 """Writing a checkpoint: every rank its fragments, rank 0 the manifest once all of them are there. Collective."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion import durable
 from diffusion.package import file_sha256
 from trainer.checkpoint.manifest import FORMAT_VERSION, MANIFEST, complete_steps, sealed, step_folder
 from trainer.checkpoint.reader import best_step
@@ -76,6 +76,7 @@ def save(
     dist.barrier(group=group)
     name = f"rank-{rank:05d}.safetensors"
     save_file(fragments, folder / name)
+    durable.sync(folder / name)
     entries: list[Any] = [None] * dist.get_world_size()
     entry = {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
     dist.all_gather_object(entries, (name, entry), group=group)
@@ -84,6 +85,7 @@ def save(
             raise SupersededError(f"attempt {fence.attempt} was superseded while it wrote {folder}")
         whole = {**stated, "format_version": FORMAT_VERSION, "world_size": len(entries), "files": dict(entries)}
         _write_json(folder / MANIFEST, sealed(whole))
+        durable.sync(checkpoints)
     dist.barrier(group=group)
     return folder
 
@@ -97,9 +99,7 @@ def _pass_or_stop(fence: Fence, group: dist.ProcessGroup | None) -> None:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    durable.write_text(path, json.dumps(values, sort_keys=True) + "\n")
 
 
 def prune(checkpoints: Path, keep: int) -> None:

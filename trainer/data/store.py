@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from diffusion import durable
 from trainer.errors import InputError
 
 COPY_BYTES = 8 * 2**20
@@ -92,22 +93,17 @@ class Store:
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A local path to write to; once written, the file appears under its name, whole."""
-        target = Path(self.path(name))
         if self.local:
+            target = Path(self.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-        folder = target.parent if self.local else None
-        descriptor, made = tempfile.mkstemp(prefix=".writing-", dir=folder)
-        os.close(descriptor)
-        try:
-            yield Path(made)
-            if self.local:
-                Path(made).chmod(0o644)
-                Path(made).replace(target)
-            else:
-                with Path(made).open("rb") as file, self.files.open_output_stream(self.path(name)) as out:
-                    shutil.copyfileobj(file, out, COPY_BYTES)
-        finally:
-            Path(made).unlink(missing_ok=True)
+            with durable.replacing(target) as path:
+                yield path
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "made"
+            yield made
+            with made.open("rb") as file, self.files.open_output_stream(self.path(name)) as out:
+                shutil.copyfileobj(file, out, COPY_BYTES)
 
     def write(self, name: str, content: bytes) -> None:
         """A whole small file."""

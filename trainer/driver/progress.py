@@ -1,21 +1,25 @@
 """One steady view of a run: a bar on a terminal, a line now and then elsewhere; drawn from the journal."""
 
 import threading
-import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from trainer.run.journal import CheckpointEvaluated, Journal, Metrics, Record, Started, Warned
+from trainer.runtime.progress_bar import ProgressBar
 
 POLL_SECONDS = 0.5
-LINE_EVERY_SECONDS = 15.0
-SHOWN = ("vlb_bpd", "frechet_classifier", "frechet_pixels", "frechet_efficientnet_lite0", "fid")  # of an evaluation
+METRICS_SHOWN = (
+    "vlb_bpd",
+    "frechet_classifier",
+    "frechet_pixels",
+    "frechet_efficientnet_lite0",
+    "fid",
+)  # of an evaluation
 
 
 class ProgressView:
-    """Follows a journal while used as a context manager; `say` prints a line of its own.
+    """Follows a journal while used as a context manager; `print_line` prints a line of its own.
 
     On a terminal it draws a bar; elsewhere (a file, a job's log) it prints a line at most every 15 s.
     """
@@ -27,23 +31,11 @@ class ProgressView:
         self._offset = journal.size()
         self._stop, self._lock = threading.Event(), threading.RLock()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
-        self._bar = Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._bar.add_task("preparing", total=None, text="")
-        self._last_line = 0.0
+        self._bar = ProgressBar(self._console, "preparing")
 
     def __enter__(self) -> "ProgressView":
         """Begin to follow."""
-        if self._console.is_terminal:
-            self._bar.start()
+        self._bar.__enter__()
         self._thread.start()
         return self
 
@@ -53,29 +45,24 @@ class ProgressView:
         """Take in what is left and remove the bar."""
         self._stop.set()
         self._thread.join()
-        self._take_in()
-        if self._console.is_terminal:
-            self._bar.stop()
+        self._show_new()
+        self._bar.__exit__(kind, error, trace)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print one line above the bar."""
         self._console.print(text, markup=False)
 
     def stage(self, name: str, completed: int = 0, total: int | None = None) -> None:
         """Begin a part of the run: the bar shows its name, and how far it is where that can be told."""
         with self._lock:
-            self._take_in()
-            self._begin(name, completed, total)
-
-    def _begin(self, name: str, completed: int = 0, total: int | None = None) -> None:
-        self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(name, completed=completed, total=total, text="")
+            self._show_new()
+            self._bar.begin(name, completed, total)
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
-            self._take_in()
+            self._show_new()
 
-    def _take_in(self) -> None:
+    def _show_new(self) -> None:
         with self._lock:
             for record, offset in self._journal.read(self._offset):
                 self._offset = offset
@@ -88,29 +75,22 @@ class ProgressView:
             case Metrics():
                 self._metrics(record)
             case CheckpointEvaluated():
-                scores = [f"{name} {record.scores[name]:.4g}" for name in SHOWN if name in record.scores]
-                self.say(f"  step {record.step} evaluated: {', '.join(scores)}")
+                scores = [f"{name} {record.scores[name]:.4g}" for name in METRICS_SHOWN if name in record.scores]
+                self.print_line(f"  step {record.step} evaluated: {', '.join(scores)}")
             case Warned():
-                self.say(f"  warning: {record.text}")
+                self.print_line(f"  warning: {record.text}")
             case _:
                 pass
 
     def _started(self, record: Started) -> None:
         after = f"resuming after step {record.step} of" if record.step else "training"
-        self.say(f"  {after} {record.steps} steps on {record.world_size} workers")
-        self._begin("training", record.step, record.steps)
+        self.print_line(f"  {after} {record.steps} steps on {record.world_size} workers")
+        self._bar.begin("training", record.step, record.steps)
 
     def _metrics(self, record: Metrics) -> None:
         values = record.values
         loss = f"loss {values['loss']:.4f}" if "loss" in values else "no finite loss"
         text = f"{loss}  {values['images_per_second']:,.0f} images/s"
-        self._bar.update(self._task, completed=record.step, text=text)
-        now = time.monotonic()
-        total = self._bar.tasks[0].total
-        if (
-            not self._console.is_terminal
-            and total
-            and (now - self._last_line >= LINE_EVERY_SECONDS or record.step == total)
-        ):
-            self._last_line = now
-            self.say(f"  step {record.step}/{total:.0f} ({record.step / total:.0%})  {text}")
+        if total := self._bar.total:
+            line = f"  step {record.step}/{total:.0f} ({record.step / total:.0%})  {text}"
+            self._bar.update(record.step, line, text, last=record.step == total)

@@ -97,11 +97,13 @@ def complete(
         identity.claim(config, paths)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
-            view.say(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")
+            view.print_line(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")
             for note in resolved.notes:
-                view.say(f"  note: {note}")
+                view.print_line(f"  note: {note}")
             info = dataset.info
-            view.say(f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})")
+            view.print_line(
+                f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})"
+            )
             try:
                 with beating(queue, config, journal, view, preemption):
                     return Driver(config, paths, dataset, journal, view, preemption).run()
@@ -121,7 +123,7 @@ def beating(
     if queue is None or preemption is None:
         yield
         return
-    heartbeat = Heartbeat(queue, config, journal, preemption.ask, view.say)
+    heartbeat = Heartbeat(queue, config, journal, preemption.ask, view.print_line)
     try:
         yield
     finally:
@@ -200,7 +202,7 @@ class Driver:
         device = resolve_device(self.config)
         least, most = self.config.parallel.least_workers, self.config.parallel.most_workers
         workers = str(most) if least == most else f"{least} to {most}"
-        self.view.say(
+        self.view.print_line(
             f"asking Ray for {workers} x {self.config.parallel.cpus_per_worker:g} CPU"
             f"{' + 1 GPU' if device == 'cuda' else ''}"
         )
@@ -232,7 +234,7 @@ class Driver:
         if not any(True for _ in self.journal.records(Started, before)):
             free = ray.available_resources()
             resources = f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
-            self.view.say(f"  still waiting for the workers; free in the cluster: {resources}")
+            self.view.print_line(f"  still waiting for the workers; free in the cluster: {resources}")
 
     def _evaluate(self) -> RunSummary:
         from trainer.ema.export import package_latest
@@ -246,7 +248,7 @@ class Driver:
         known = identity.read_summary(self.paths)
         if known is not None and (known.step, known.package_sha256) == (step, digest):
             return known
-        self.view.say(
+        self.view.print_line(
             f"evaluating step {step}: {self.config.evaluation.samples} samples, "
             f"variational bound on {self.dataset.info.heldout} images"
         )
@@ -273,7 +275,7 @@ class Driver:
             return summaries[0].to_json()
 
         evaluate_package(evaluation, self.paths.summary, to_json)
-        self.view.say(f"evaluated in {self.seconds['evaluation']:.0f} s")
+        self.view.print_line(f"evaluated in {self.seconds['evaluation']:.0f} s")
         return summaries[0]
 
     def _summary(self, step: int, package_sha256: str, evaluated: Evaluated) -> RunSummary:
@@ -305,15 +307,17 @@ class Driver:
             files.write_json(self.paths.summary, summary.to_json())
             log_summary(self.config, self.paths, run_id)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the run itself is whole
-            self.view.say(f"warning: MLflow at {self.config.run.tracking_uri} did not answer: {last_line(error)}")
-            self.view.say("  everything is kept here; the same command uploads and registers it later")
+            self.view.print_line(
+                f"warning: MLflow at {self.config.run.tracking_uri} did not answer: {last_line(error)}"
+            )
+            self.view.print_line("  everything is kept here; the same command uploads and registers it later")
             tracker.finish("FINISHED", 0)
             return summary
         tracker.finish("FINISHED", TRACKING_DEADLINE_S)
         summary = replace(summary, registration=replace(registration, recorded=True))
         files.write_json(self.paths.summary, summary.to_json())
         if registration.registered_model and registration.gate:
-            self.view.say(
+            self.view.print_line(
                 f"registered {registration.registered_model} version {registration.registered_version} "
                 f"as {registration.alias}: {registration.gate.reason}"
             )

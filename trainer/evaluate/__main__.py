@@ -127,9 +127,10 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> tuple
     subject.check(data.info)
     connect_ray()
     import ray
+    from rich.console import Console
 
     from trainer.evaluate.evaluation import Evaluation, evaluate_package
-    from trainer.runtime.progress_bar import Bar
+    from trainer.runtime.progress_bar import ProgressBar
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
@@ -152,9 +153,9 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> tuple
         "dataset_fingerprint": data.info.fingerprint,
         "evaluation": subject.evaluation.model_dump(mode="json"),
     }
-    with Bar() as bar:
+    with ProgressBar(Console(stderr=True, highlight=False), "starting") as bar:
         evaluated = evaluate_package(
-            replace(evaluation, progress=bar.show),
+            replace(evaluation, progress=bar.blocks),
             subject.out / "evaluation.json",
             lambda found: {**model, **found.to_json()},
             keep_blocks=True,

@@ -4,7 +4,6 @@ A block is always the same images in the same batches, whoever computes it, so r
 evaluation workers; what is finished when an evaluation is killed need not be done again. Files hold safetensors.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffusion import durable
 from diffusion.config import evaluations
 from trainer.config.evaluation import EvaluationConfig
 
@@ -60,10 +60,8 @@ class Block:
 
     def save(self, folder: Path, found: dict[str, Tensor]) -> None:
         """Keep what was found; readers see all of it or none."""
-        file = self.file(folder)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file(found, temporary)
-        os.replace(temporary, file)
+        with durable.replacing(self.file(folder)) as temporary:
+            save_file(found, temporary)
 
     def load(self, folder: Path) -> dict[str, Tensor] | None:
         """What was found; None where it is not there, spoilt, or of fewer items."""

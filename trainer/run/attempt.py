@@ -1,8 +1,9 @@
 """Which attempt at a run is in charge: workers that a killed driver left behind must write nothing more."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from diffusion import durable
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,4 @@ class SupersededError(RuntimeError):
 
 def begin_attempt(attempt_file: Path, attempt: str) -> None:
     """Make `attempt` the only one that may write checkpoints."""
-    temporary = attempt_file.with_suffix(".tmp")
-    temporary.write_text(attempt)
-    os.replace(temporary, attempt_file)
+    durable.write_text(attempt_file, attempt)

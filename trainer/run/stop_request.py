@@ -4,18 +4,17 @@ Rank 0 looks at it from a thread, so that storage which is slow to answer delays
 """
 
 import json
-import os
 import threading
 from pathlib import Path
+
+from trainer.files import write_json
 
 POLL_SECONDS = 0.2
 
 
 def put_up(file: Path, attempt: str, reason: str) -> None:
     """Ask the workers of `attempt` for a checkpoint and an end."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"attempt": attempt, "reason": reason}))
-    os.replace(temporary, file)
+    write_json(file, {"attempt": attempt, "reason": reason})
 
 
 def take_down(file: Path, reason: str) -> None:

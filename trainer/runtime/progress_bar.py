@@ -1,28 +1,36 @@
-"""Progress of a standalone evaluation, on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""How far a part of some work is: a bar on a terminal, a line now and then elsewhere (a file, a job's log)."""
 
 import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-LINE_EVERY_SECONDS = 15.0
+LINE_INTERVAL_S = 15.0
 
 
-class Bar:
-    """Shows how many of a stage's blocks are finished while used as a context manager."""
+class ProgressBar:
+    """The progress of one part at a time, drawn while used as a context manager."""
 
-    def __init__(self) -> None:
-        """Nothing is shown before a stage is."""
-        self._console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=self._console, transient=True)
-        self._stage, self._last_line = "", time.monotonic()
-        self._task = self._bar.add_task("starting", total=None)
+    def __init__(self, console: Console, stage: str) -> None:
+        """Begin with a part of unknown length; nothing is drawn yet."""
+        self.console = console
+        self._bar = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._stage, self._last_line = stage, 0.0
+        self._task = self._bar.add_task(stage, total=None, text="")
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "ProgressBar":
         """Begin to draw, on a terminal."""
-        if self._console.is_terminal:
+        if self.console.is_terminal:
             self._bar.start()
         return self
 
@@ -30,16 +38,38 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the bar."""
-        if self._console.is_terminal:
+        if self.console.is_terminal:
             self._bar.stop()
 
-    def show(self, stage: str, done: int, total: int) -> None:
-        """A stage has so many of its blocks."""
-        if self._console.is_terminal:
-            if stage != self._stage:
-                self._bar.reset(self._task, description=stage)
-            self._bar.update(self._task, completed=done, total=total)
-        elif time.monotonic() - self._last_line >= LINE_EVERY_SECONDS and done < total:
+    @property
+    def total(self) -> float | None:
+        """How long the present part is; None where that is unknown."""
+        return self._bar.tasks[0].total
+
+    def begin(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        """Go on to another part."""
+        self._bar.remove_task(self._task)
+        self._stage, self._task = stage, self._bar.add_task(stage, completed=done, total=total, text="")
+
+    def update(self, done: int, line: str, text: str = "", last: bool = False) -> None:
+        """Show how far the present part is.
+
+        Args:
+            done: so much of `total`.
+            line: what is printed where there is no terminal, at most every LINE_INTERVAL_S seconds.
+            text: beside the bar.
+            last: whether the line is printed in any case.
+        """
+        self._bar.update(self._task, completed=done, text=text)
+        now = time.monotonic()
+        if not self.console.is_terminal and (last or now - self._last_line >= LINE_INTERVAL_S):
+            self._last_line = now
+            self.console.print(line, markup=False)
+
+    def blocks(self, stage: str, done: int, total: int) -> None:
+        """Show how many of a part's blocks are finished."""
+        if stage != self._stage:
+            self.begin(stage, done, total)
             self._last_line = time.monotonic()
-            self._console.print(f"  {stage}: {done} of {total} blocks")
-        self._stage = stage
+        if done < total:
+            self.update(done, f"  {stage}: {done} of {total} blocks")

@@ -6,8 +6,6 @@ belongs to.
 """
 
 import hashlib
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diffusion import durable
 from diffusion.images import to_model_range
 from trainer.data.dataset import Dataset
 from trainer.evaluate.extractors.base import check_pixels, in_batches
@@ -117,7 +116,6 @@ def kept_extractor(folder: Path, data: Dataset, seed: int) -> Extractor:
         pass
     extractor = train_extractor(data.images("train")[:], data.labels("train"), data.info.classes, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    save_file(extractor.network.state_dict(), temporary)
-    os.replace(temporary, file)
+    with durable.replacing(file) as temporary:
+        save_file(extractor.network.state_dict(), temporary)
     return extractor

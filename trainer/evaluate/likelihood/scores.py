@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.torch import save
 from torch import Tensor
 
+from diffusion import durable
 from diffusion.likelihood.bound import Vlb
 from diffusion.likelihood.discrete import bits_per_dim
 from diffusion.likelihood.ode import dequantised_bits_per_dim
@@ -41,9 +42,9 @@ def likelihood_view(
     if per_image:
         of_what = {"dataset_fingerprint": data.info.fingerprint, "dimensions": str(dimensions)}
         content = save(per_image, of_what)
-        (results / PER_IMAGE).write_bytes(content)
+        durable.write_bytes(results / PER_IMAGE, content)
     if "denoising" in chosen:
-        (results / CURVE).write_text(denoising_curve(found, process, data, package_sha256).to_json())
+        durable.write_text(results / CURVE, denoising_curve(found, process, data, package_sha256).to_json())
     return metrics
 
 

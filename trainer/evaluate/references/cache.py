@@ -7,8 +7,6 @@ the last one's files stay, and they are the same. What cannot be verified is com
 
 import hashlib
 import json
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
+from diffusion import durable
 from diffusion.frechet import Moments
 from trainer.data.dataset import Dataset
 from trainer.evaluate.extractors.base import FeatureExtractor, Images, feature_blocks
@@ -90,14 +89,8 @@ def _write(folder: Path, identity: dict[str, Any], reference: Reference) -> None
     content = save({"total": moments.total, "outer": moments.outer, "features": reference.features})
     record = identity | {"images": moments.count, "sha256": hashlib.sha256(content).hexdigest()}
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / ARRAYS, content)
-    _replace(folder / RECORD, json.dumps(record, indent=2).encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    durable.write_bytes(folder / ARRAYS, content)
+    durable.write_text(folder / RECORD, json.dumps(record, indent=2))
 
 
 def _read(folder: Path, identity: dict[str, Any]) -> Reference | None:
