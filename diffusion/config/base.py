@@ -1,4 +1,4 @@
-"""What all configuration is: frozen pydantic models of finite numbers."""
+"""The base of all configuration: frozen, strict pydantic models of finite numbers."""
 
 from typing import Annotated
 

@@ -1,6 +1,6 @@
-"""What the theory states and this code is held to: each claim measured in float64 on data with exact answers.
+"""The claims of docs/theory.md, each measured in float64 on data with exact answers.
 
-They are numbered as in docs/theory.md. A check compares one measured number with the expected one; `python -m
+They are numbered as on that page. A check compares one measured number with the expected one; `python -m
 diffusion.verify` prints them, and the tests run the same functions.
 """
 
