@@ -9,7 +9,7 @@ from diffusion.verify.claims.check import Check
 
 
 def posthoc_ema(quick: bool) -> Iterator[Check]:
-    """Claim 16: two tracks (sigma_rel 0.05, 0.10) of 16 even snapshots reconstruct averages of other widths at their end.
+    """Claim 16: two tracks (sigma_rel 0.05, 0.10) of 16 even snapshots reconstruct averages of other widths.
 
     The track of the rows of the identity matrix is its own profile, so the reconstruction is compared with the profile
     that the recursion should have had; the closed form must give the same error.

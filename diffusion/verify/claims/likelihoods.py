@@ -163,7 +163,7 @@ def what_is_bounded(quick: bool) -> Iterator[Check]:
 
 
 def _generated(process: Process, factor: float, tolerance: float) -> list[float]:
-    """Variances at t_min of the reverse SDE and of the ODE, from N(0, 1) at t_max; eps_theta = factor times the exact one."""
+    """Variances at t_min of reverse SDE and ODE, started from N(0, 1) at t_max; eps_theta is `factor` times exact."""
     denoiser, one = DATA.denoiser(process), torch.ones(1, 1, dtype=torch.float64)
     stepper = DormandPrince(torch.ones(1, 2, dtype=torch.float64), process.t_max, process.t_min, tolerance, tolerance)
     while (wanted := stepper.want()) is not None:
@@ -230,7 +230,7 @@ def ode_log_likelihood(quick: bool) -> Iterator[Check]:
 
 
 def _held_probe() -> Iterator[Check]:
-    """A two-dimensional case in which the trace with one Rademacher probe is not exact, but the mean over all probes is."""
+    """A two-dimensional case where one Rademacher probe does not give the exact trace, but the mean over all does."""
     data, process = MixtureData(), vp_from(1e-2)
     turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=torch.float64)
     upright = data.denoiser(process)

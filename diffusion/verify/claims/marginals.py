@@ -1,4 +1,4 @@
-"""Claim 11, for processes: sub-VP's sigma_t, and equal marginals of the forward process, the ODE and the reverse SDE."""
+"""Claim 11, for processes: sub-VP's sigma_t, and one marginal under forward process, ODE and reverse SDE."""
 
 from collections.abc import Callable, Iterator
 

@@ -72,7 +72,7 @@ def _same_chains(steps: int) -> Iterator[Check]:
 
 
 def _mixture_chain(reverse_variance: str, interpolation: float | None = None) -> Denoiser:
-    """The exact denoiser of a mixture over DDPM's chain, with a constant interpolation of the variance if one is given."""
+    """The exact denoiser of a mixture over DDPM's chain, with a constant interpolation of the variance if given."""
     config = DdpmProcess.model_validate({"num_train_timesteps": 100, "reverse_variance": reverse_variance})
     exact = MixtureData().denoiser(make_process(config))
     if interpolation is None:

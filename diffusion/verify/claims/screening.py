@@ -77,7 +77,7 @@ def _steps(process: Process) -> float:
 
 
 def _integral(process: Process) -> float:
-    """The continuous bound's prior and diffusion terms from its rate over t, bits/dim; the nodes are even in log-SNR."""
+    """The continuous bound's prior and diffusion terms from its rate over t, bits/dim; nodes even in log-SNR."""
     high, low = (float(end) for end in process.log_snr(torch.tensor([process.t_min, process.t_max]).double()))
     log_snr, weights = nodes(low, high, 200)
     t = process.time(log_snr)

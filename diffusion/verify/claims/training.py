@@ -53,7 +53,7 @@ def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
 
 
 def stratified_steps(quick: bool) -> Iterator[Check]:
-    """Claim 13: how t is drawn determines the spread of the bound's estimate; 8 ranks x 16 rows, log-SNR linear in t."""
+    """Claim 13: how t is drawn determines the spread of the bound's estimate; 8 ranks x 16 rows, even log-SNR."""
     batches, span = (2000 if quick else 20_000), 18.3
     generator = counter_generator(0, Stream.TIMESTEPS, 0)
 
