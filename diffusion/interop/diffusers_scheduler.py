@@ -57,7 +57,7 @@ BETA_SCHEDULES = {
 }
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 PREDICTION_TYPES = {"epsilon": "epsilon", "score": "epsilon", "x0": "sample", "v": "v_prediction"}
-REVERSE_VARIANCES: dict[str, ReverseVariance] = {  # `learned` is the variance itself, not a share between two
+REVERSE_VARIANCES: dict[str, ReverseVariance] = {  # diffusers' `learned` is the variance itself, not an interpolation
     "fixed_small": "beta_tilde",
     "fixed_small_log": "beta_tilde",
     "fixed_large": "beta",

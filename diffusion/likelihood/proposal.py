@@ -20,8 +20,8 @@ from torch import Tensor
 from diffusion.process.sde import Process
 
 Floats = NDArray[np.float64]
-UNIFORM_FRACTION = 0.05  # share of draws that stays uniform: no weight is beyond 20 times the uniform one
-MAX_ABS_LOG_SNR = 30.0  # beyond this log-SNR a chain's steps are not told apart
+UNIFORM_FRACTION = 0.05  # of the proposal's density: no weight exceeds 20 times the uniform one
+MAX_ABS_LOG_SNR = 30.0  # steps beyond this log-SNR get the same density
 
 
 def spread_uniforms(generator: np.random.Generator, images: int, draws: int) -> Floats:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 NUM_LEVELS = 256
-DEQUANTISATION_OFFSET = math.log2(NUM_LEVELS) - 1  # bits/dim: the data span 2, not 256
-LEVEL_TOLERANCE = 1e-3  # of the distance between two; float32 puts a level within 2e-5 of it
+DEQUANTISATION_OFFSET = math.log2(NUM_LEVELS) - 1  # bits/dim: the data have a range of 2, not 256
+LEVEL_TOLERANCE = 1e-3  # in units of their spacing; in float32 a level is off by at most 2e-5
 HOW_TO_SCALE = "scale 8-bit pixels p as 2 p / 255 - 1 (diffusion.images.to_model_range)"
 
 

@@ -30,8 +30,8 @@ from diffusion.process.kernels import posterior, reverse_variance
 from diffusion.process.sde import Process
 
 TENSOR_FIELDS = ("log_snr", "mse", "x0_mse", "reconstruction")
-INTEGRATION_POINTS = 4096  # of the integral, between two log-SNRs
-LOG_SNR_TOLERANCE = 1e-6  # of the range, for rounding
+INTEGRATION_POINTS = 4096  # of the trapezoidal rule over log-SNR
+LOG_SNR_TOLERANCE = 1e-6  # allowed beyond the measured range, for rounding
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class DenoisingCurve:
             raise ValueError("the curve: allowed: finite numbers, errors above 0")
 
     def to_json(self) -> str:
-        """The text of `denoising.json`."""
+        """The curve as the JSON text of `denoising.json`."""
         values = vars(self) | {name: getattr(self, name).tolist() for name in TENSOR_FIELDS}
         return json.dumps(values, indent=2) + "\n"
 
@@ -152,7 +152,7 @@ class ScreeningResult:
         log_snr: lowest and highest log-SNR of the schedule.
         continuous_vlb: the continuous bound.
         diffusion: sum of L_{t-1} over the chain's steps 2..T.
-        gap: the discretisation gap: `diffusion` minus its limit for ever more steps between the same log-SNRs.
+        gap: the discretisation gap: `diffusion` minus its limit as the number of steps between the same ends grows.
     """
 
     log_snr: tuple[float, float]

@@ -28,7 +28,7 @@ class PredictorCorrectorSolver(GridSolver):
         self.corrector_steps, self.corrector_snr = config.corrector_steps, config.corrector_snr
 
     def steps(self) -> Steps:
-        """Predict, then correct."""
+        """For each step: an ancestral step from t to s, then the Langevin steps at s."""
         s, t = self.times[1:], self.times[:-1]
         q, stds = posterior(self.process, s, t), to_floats(transition_variance(self.process, s, t).sqrt())
         means, draws = list(zip(to_floats(q.coef_x_t), to_floats(q.coef_x_0), strict=True)), 0

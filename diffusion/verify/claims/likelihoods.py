@@ -30,7 +30,7 @@ from diffusion.solvers.dormand_prince import DormandPrince
 from diffusion.verify.claims.check import DATA, Check
 from diffusion.verify.claims.orders import vp_from
 
-ASSUMED_DATA = GaussianData(0.1, 0.5)  # what the denoiser of claim 5 takes the data for
+ASSUMED_DATA = GaussianData(0.1, 0.5)  # the distribution that claim 5's denoiser is exact for; the data are others
 TWO_LEVELS = torch.tensor([[[13.0, 190.0]]], dtype=torch.float64) * (2 / 255) - 1
 
 
@@ -47,11 +47,11 @@ class Curve(Schedule):
     slope_of_rise: Callable[[Tensor], Tensor]
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """13.3 - 26.6 h(t)."""
+        """log-SNR 13.3 - 26.6 h(t)."""
         return 13.3 - 26.6 * self.rise(t)
 
     def dlogsnr_dt(self, t: Tensor) -> Tensor:
-        """-26.6 h'(t)."""
+        """The derivative -26.6 h'(t)."""
         return -26.6 * self.slope_of_rise(t)
 
 
