@@ -172,7 +172,7 @@ def _load_unet(folder: Path) -> UNet:
 
 
 def _check_unet(fields: dict[str, Any], model_type: "type[UNet2DModel]") -> None:
-    """Refuse a network that is not a function of (x, float time, int label), or has fields that diffusers does not know."""
+    """Refuse a network that is not a function of (x, float time, int label), or has fields unknown to diffusers."""
     if fields.get("_class_name") != model_type.__name__:
         raise unsupported("unet._class_name", fields.get("_class_name"), model_type.__name__)
     known = inspect.signature(model_type.__init__).parameters
