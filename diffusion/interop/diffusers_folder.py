@@ -120,10 +120,10 @@ def save_diffusers(denoiser: Denoiser, folder: Path) -> None:
 
 
 def unet_config(model: "UNet2DModel") -> tuple[UNetConfig, tuple[int, int, int]]:
-    """The configuration here, and the image shape, that build a UNet2DModel like this one.
+    """The configuration that builds a UNet2DModel like this one, and its image shape (C, H, W).
 
     Raises:
-        ValueError: an architecture that `network.kind = unet` has not, or a model that does not say its image size.
+        ValueError: an architecture that `network.kind = unet` cannot express, or a model without an image size.
     """
     theirs = dict(model.config)
     size, labels = theirs["sample_size"], theirs["num_class_embeds"]

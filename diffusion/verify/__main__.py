@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if options.list_faults:
         width = max(map(len, MUTANTS))
-        print("\n".join(f"{name:<{width}}  {fault.text}" for name, fault in MUTANTS.items()))
+        print("\n".join(f"{name:<{width}}  {mutation.text}" for name, mutation in MUTANTS.items()))
         return 0
     if options.fault is not None and options.fault not in MUTANTS:
         print(f"error: --fault {options.fault}: allowed: {', '.join(MUTANTS)}", file=sys.stderr)
