@@ -1,4 +1,4 @@
-"""`python -m diffusion.convert`: model packages of this house as Hugging Face diffusers' folders, and back."""
+"""`python -m diffusion.convert`: convert model packages to Hugging Face diffusers' folders, and back."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ exit codes: 0 done; 2 bad input
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command line's parser."""
     result = argparse.ArgumentParser(
         prog="python -m diffusion.convert",
         description="Exchange models with Hugging Face diffusers; safetensors only, and nothing is fetched.",
@@ -35,7 +35,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command.
+
+    Args:
+        arguments: the command line without the program's name; None reads sys.argv.
+
+    Returns:
+        The exit code: 0 done, 2 bad input.
+    """
     options = parser().parse_args(arguments)
     try:
         if options.destination.exists() and (not options.destination.is_dir() or any(options.destination.iterdir())):
@@ -53,8 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def to_diffusers(package: Path, folder: Path) -> None:
     """Write a package as a DDPMPipeline folder.
 
+    Args:
+        package: the package's folder.
+        folder: where to write.
+
     Raises:
-        ValueError: the package does not verify, or diffusers has not its process, prediction or network.
+        ValueError: the package does not verify, or diffusers does not have its process, prediction or network.
     """
     from diffusion.interop.diffusers_folder import save_diffusers
     from diffusion.package import load_package
@@ -63,15 +74,15 @@ def to_diffusers(package: Path, folder: Path) -> None:
 
 
 def from_diffusers(folder: Path, package: Path, null_label: int | None = None) -> None:
-    """Write a folder of diffusers as a package, whose solver clips x_0 where the folder's scheduler does.
+    """Write a diffusers folder as a package; its solver clips x_0 if the folder's scheduler does.
 
     Args:
         folder: a DDPMPipeline's or a UNet2DModel's.
-        package: where to.
-        null_label: the label that stands for none; a package's network has none or its last label for that.
+        package: where to write.
+        null_label: the label that means "no label"; a package's must be the last label, None without labels.
 
     Raises:
-        ValueError: as `load_diffusers`, or an architecture that `network.kind = unet` has not.
+        ValueError: as `load_diffusers`, or an architecture that `network.kind = unet` cannot express.
     """
     from diffusion.config import Dpmpp2M
     from diffusion.interop.diffusers_folder import load_diffusers, read_process, scheduler_fields, unet_config

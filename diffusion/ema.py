@@ -80,10 +80,19 @@ def track(trajectory: NDArray[np.float64], gamma: float, every: int) -> NDArray[
 def profile_inner_product(
     t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike
 ) -> NDArray[np.float64]:
-    """Integral of p_a p_b over [0, min(t_a, t_b)], per step (equation 151); arguments broadcast.
+    """<p_a, p_b>: the integral of p_a p_b over [0, min(t_a, t_b)] (Karras et al. 2024, equation 151).
 
-    With t_a <= t_b, (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1) (t_a / t_b)^gamma_b / t_b. No power of a
-    time is taken, only one of a ratio of at most 1, so that nothing overflows in long runs.
+    With t_a <= t_b it is (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1) (t_a / t_b)^gamma_b / t_b. Only ratios
+    of times, at most 1, are raised to powers, so that nothing overflows in long runs.
+
+    Args:
+        t_a: end of the first profile, in steps, above 0; all arguments broadcast.
+        gamma_a: its exponent, above -1/2.
+        t_b: end of the second profile, in steps, above 0.
+        gamma_b: its exponent, above -1/2.
+
+    Returns:
+        float64, per step.
 
     Raises:
         ValueError: a time that is not positive, or gamma <= -1/2, where p^2 has no integral.

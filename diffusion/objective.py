@@ -99,16 +99,16 @@ class Objective(nn.Module):
         )
 
     def _x0_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
-        """x_0 - x_theta(x_t, t)."""
+        """The error of x_0: x_0 - x_theta(x_t, t)."""
         return x_0 - self.denoiser.parameterization.x0(output, x_t, *self.denoiser.coefficients(x_t, t))
 
     def _v_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """v - v_theta(x_t, t)."""
+        """The error of v: v - v_theta(x_t, t)."""
         alpha, sigma = self.denoiser.coefficients(x_t, t)
         return velocity(x_0, eps, alpha, sigma) - self.denoiser.parameterization.v(output, x_t, alpha, sigma)
 
     def _edm_matching(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
-        """F - F_theta, the error of x_0 over c_out (Karras et al. 2022, equation 8)."""
+        """The error of F: F - F_theta, which is the error of x_0 over c_out (Karras et al. 2022, equation 8)."""
         return edm_target(x_0, x_t, *self.denoiser.coefficients(x_t, t), self.denoiser.sigma_data) - output
 
 

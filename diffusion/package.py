@@ -1,6 +1,6 @@
 """A denoiser as a folder: `model.safetensors`, `config.json` and a SHA-256 `manifest.json`; never pickle.
 
-The same folder is what training writes, the registry stores and the sampler verifies and loads.
+Training writes such folders, the registry stores them, and the sampler verifies and loads them.
 """
 # safetensors.torch is partly typed:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -29,9 +29,19 @@ SCHEDULE_PREFIX = "schedule."  # a learned schedule's weights, beside the networ
 
 
 class PackageConfig(Config):
-    """All that is needed to rebuild the denoiser and to sample from it.
+    """Everything needed to rebuild the denoiser and to sample from it.
 
-    Format 1 told networks another time; its weights would be slightly wrong here and are refused.
+    Format 1 conditioned networks on other times; its weights would be slightly wrong here and are refused.
+
+    Attributes:
+        format: always `dualview-package`.
+        format_version: always 2.
+        process: the forward process.
+        prediction: what the network predicts.
+        sigma_data: standard deviation of the data that an `edm` network assumes.
+        network: the architecture.
+        image_shape: (C, H, W).
+        solver: default solver for sampling.
     """
 
     format: Literal["dualview-package"] = "dualview-package"
@@ -45,22 +55,31 @@ class PackageConfig(Config):
 
 
 class PackageError(ValueError):
-    """A folder that is not a whole, unaltered package; the message names the file and what is wrong."""
+    """A folder that is not a complete, unaltered package; the message names the file and what is wrong."""
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def package_sha256(digests: dict[str, str]) -> str:
-    """One digest for a package: SHA-256 of the canonical JSON of its files' digests."""
+    """The digest of a package: SHA-256 of the canonical JSON of its files' digests.
+
+    Args:
+        digests: SHA-256 of each file, by file name.
+    """
     return hashlib.sha256(json.dumps(digests, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def save_package(folder: Path, config: PackageConfig, weights: dict[str, Tensor]) -> str:
-    """Write a package; the manifest comes last, so a half-written folder never verifies.
+    """Write a package; the manifest is written last, so a half-written folder never verifies.
+
+    Args:
+        folder: where to write; created if missing.
+        config: of the denoiser.
+        weights: state dictionary of the network, and with prefix `schedule.` of a learned schedule.
 
     Returns:
         The package's SHA-256.
@@ -80,6 +99,9 @@ def save_package(folder: Path, config: PackageConfig, weights: dict[str, Tensor]
 
 def verify_package(folder: Path) -> str:
     """Check every file against the manifest.
+
+    Args:
+        folder: the package.
 
     Returns:
         The package's SHA-256.
@@ -110,8 +132,14 @@ def verify_package(folder: Path) -> str:
 def load_package(folder: Path) -> tuple[Denoiser, PackageConfig]:
     """Verify a package and rebuild its denoiser, in evaluation mode on the CPU.
 
+    Args:
+        folder: the package.
+
+    Returns:
+        The denoiser and the package's configuration.
+
     Raises:
-        PackageError: it does not verify, its config is not valid, or its weights do not fit its network.
+        PackageError: it does not verify, its configuration is invalid, or its weights do not fit its network.
     """
     verify_package(folder)
     try:
@@ -134,7 +162,7 @@ def load_package(folder: Path) -> tuple[Denoiser, PackageConfig]:
 
 
 def build_denoiser_network(config: PackageConfig) -> nn.Module:
-    """A freshly initialised network of a package.
+    """A freshly initialised network of a package's architecture.
 
     Raises:
         ValueError: the network does not fit the image shape.

@@ -77,8 +77,8 @@ def x0_weights(config: WeightingConfig, sigma_data: float, process: Process, t: 
       theta. In a chain it is T beta_t / (2 (1 - beta_t) sigma_t^2) on eps, equation (7) with Sigma_theta = beta_t (Ho
       et al. 2020, equation 12), which is T alpha_{t-1}^2 beta_t / (2 sigma_t^4) on x_0; in continuous time, its limit
       -(t_max - t_min) (dSNR/dt) / 2.
-    - `likelihood`: lambda = g^2 in (11), halved: the bound on the reverse SDE's likelihood (Song et al. 2021, theorem
-      1), with g^2 = beta(t / T) = T beta_t in a chain; in continuous time it is `vlb`.
+    - `likelihood`: lambda = g^2 in (11), halved: the bound on the reverse SDE's likelihood (Song, Durkan, Murray &
+      Ermon 2021, theorem 1), with g^2 = beta(t / T) = T beta_t in a chain; in continuous time it is `vlb`.
     - `snr`: SNR, which is 1 on eps (Salimans & Ho, 2022).
     - `min_snr`: min(SNR, gamma) (Hang et al. 2023).
     - `p2`: (k + SNR)^-gamma on eps (Choi et al. 2022).

@@ -1,7 +1,7 @@
-"""Configuration of the theory: process, objective, network and solver, as frozen pydantic models.
+"""Configuration of the mathematics: process, objective, network and solver, as frozen pydantic models.
 
-Every model forbids unknown keys and is validated strictly (a string is never read as a number). Variants are
-unions discriminated on `kind`. This package imports no torch, so that a command line can validate in milliseconds.
+Every model forbids unknown keys and is validated strictly (a string is never read as a number). Variants are unions
+discriminated on `kind`. This package does not import torch, so that a command line validates in milliseconds.
 """
 
 from diffusion.config.base import (

@@ -1,4 +1,4 @@
-"""The networks that a configuration may name."""
+"""Configuration of the networks."""
 # `kind` comes first wherever a model is shown, so it is declared first; frozen models may narrow it:
 # pyright: reportIncompatibleVariableOverride=false
 
@@ -10,14 +10,27 @@ from diffusion.config.base import Config, Count
 
 
 class NetworkOptions(Config):
-    """What every network has: `classes` labels to be conditioned on, 0 for none."""
+    """The fields that every network has.
+
+    Attributes:
+        kind: which network.
+        classes: number of labels for conditioning; 0 is an unconditional network.
+    """
 
     kind: str
     classes: Annotated[int, Field(ge=0)] = 0
 
 
 class UNetConfig(NetworkOptions):
-    """diffusers' UNet2DModel; one resolution per entry of `channels`, self-attention where `attention` says so."""
+    """diffusers' UNet2DModel, a convolutional UNet with self-attention.
+
+    Attributes:
+        channels: width of each resolution, from the image's down; each further one halves height and width.
+        attention: whether each resolution has self-attention.
+        layers_per_block: residual layers per resolution.
+        norm_groups: groups of the group norms; must divide every width.
+        dropout: dropout probability in the residual layers.
+    """
 
     kind: Literal["unet"] = "unet"
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64)
@@ -38,10 +51,14 @@ class UNetConfig(NetworkOptions):
         return self
 
     def check_image(self, height: int, width: int) -> None:
-        """Refuse images that cannot be halved once per further resolution.
+        """Refuse images that cannot be halved once for each further resolution.
+
+        Args:
+            height: of the images, in pixels.
+            width: of the images, in pixels.
 
         Raises:
-            ValueError: naming the sides and what divides them.
+            ValueError: naming the sides and what must divide them.
         """
         factor = 2 ** (len(self.channels) - 1)
         if height % factor or width % factor:
@@ -52,7 +69,14 @@ class UNetConfig(NetworkOptions):
 
 
 class DiTConfig(NetworkOptions):
-    """diffusers' DiT: a transformer on patches, told t and label through adaptive layer norms (Peebles & Xie, 2023)."""
+    """diffusers' DiT: a transformer on patches, conditioned through adaptive layer norms (Peebles & Xie, 2023).
+
+    Attributes:
+        patch_size: side of a patch, in pixels.
+        layers: number of transformer blocks.
+        heads: attention heads of a block.
+        head_width: width of a head; tokens have heads x head_width entries, a multiple of 4.
+    """
 
     kind: Literal["dit"] = "dit"
     patch_size: Count = 2
@@ -72,8 +96,12 @@ class DiTConfig(NetworkOptions):
     def check_image(self, height: int, width: int) -> None:
         """Refuse images that are not squares of whole patches.
 
+        Args:
+            height: of the images, in pixels.
+            width: of the images, in pixels.
+
         Raises:
-            ValueError: naming the sides and what divides them.
+            ValueError: naming the sides and what must divide them.
         """
         if height != width or height % self.patch_size:
             raise ValueError(
@@ -83,14 +111,19 @@ class DiTConfig(NetworkOptions):
 
 
 class MLPConfig(NetworkOptions):
-    """Residual multilayer perceptron on the flattened input, for 2-D data and tests."""
+    """A residual multilayer perceptron on the flattened input, for two-dimensional data and tests.
+
+    Attributes:
+        width: of the hidden layers, at least 2.
+        depth: number of residual layers.
+    """
 
     kind: Literal["mlp"] = "mlp"
     width: Annotated[int, Field(ge=2)] = 128
     depth: Count = 3
 
     def check_image(self, height: int, width: int) -> None:
-        """Any size will do."""
+        """Accept images of any size."""
 
 
 NetworkConfig = Annotated[UNetConfig | DiTConfig | MLPConfig, Field(discriminator="kind")]

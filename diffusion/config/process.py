@@ -1,4 +1,8 @@
-"""The forward process: its noise schedule, its kind, and the variance of its reverse kernel."""
+"""Configuration of the forward process: its kind, its noise schedule and the variance of its reverse kernel.
+
+Formulas and references are stated in full where they are computed, in `diffusion/process/`. log_snr is
+log(alpha_t^2 / sigma_t^2), a natural logarithm; T is `num_train_timesteps`.
+"""
 # `kind` comes first wherever a model is shown, so it is declared first; frozen models may narrow it:
 # pyright: reportIncompatibleVariableOverride=false
 
@@ -10,9 +14,12 @@ from diffusion.config.base import Config, Count, Positive
 
 
 class ScheduleOptions(Config):
-    """What every noise schedule has.
+    """The fields that every noise schedule has.
 
-    `zero_terminal_snr` shifts and scales alpha_t of a chain so that x_T is pure noise (Lin et al., 2024).
+    Attributes:
+        kind: which schedule.
+        zero_terminal_snr: shift and scale alpha_t of a chain so that alpha_T = 0 and x_T is pure noise (Lin et al.
+            2024, algorithm 1); refused in continuous time.
     """
 
     kind: str
@@ -20,26 +27,37 @@ class ScheduleOptions(Config):
 
 
 class BetaRange(ScheduleOptions):
-    """Betas between two ends, given for T = 1000 and scaled by 1000 / T: the SNR at the end does not depend on T."""
+    """Schedules given by betas between two ends.
+
+    The ends are stated for T = 1000 and scaled by 1000 / T, so that the SNR at the end does not depend on T. In
+    continuous time beta(t) of equation (12) runs between 1000 times the ends.
+
+    Attributes:
+        beta_start: the first beta at T = 1000, in (0, 1).
+        beta_end: the last beta at T = 1000, in (0, 1).
+    """
 
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
 
 
 class LinearSchedule(BetaRange):
-    """DDPM's linear betas."""
+    """beta_t = beta_start + (beta_end - beta_start) (t - 1) / (T - 1): DDPM's (Ho et al. 2020, section 4)."""
 
     kind: Literal["linear"] = "linear"
 
 
 class QuadraticSchedule(BetaRange):
-    """DDPM's quadratic betas: linear in sqrt(beta)."""
+    """sqrt(beta_t) linear in t, between DDPM's ends; `quad` in the code of Ho et al. (2020)."""
 
     kind: Literal["quadratic"] = "quadratic"
 
 
 class ScaledLinearSchedule(BetaRange):
-    """Latent diffusion's betas: those of `quadratic` with other ends (Rombach et al., 2022)."""
+    """sqrt(beta_t) linear in t, between latent diffusion's ends (Rombach et al. 2022).
+
+    It is `quadratic` with other defaults.
+    """
 
     kind: Literal["scaled_linear"] = "scaled_linear"
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.00085
@@ -47,13 +65,20 @@ class ScaledLinearSchedule(BetaRange):
 
 
 class SigmoidSchedule(BetaRange):
-    """Betas along the logistic function on [-6, 6] (Xu et al., 2022)."""
+    """beta_t = beta_start + (beta_end - beta_start) sigmoid(u), u linear in t from -6 to 6 (Xu et al. 2022)."""
 
     kind: Literal["sigmoid"] = "sigmoid"
 
 
 class CosineSchedule(ScheduleOptions):
-    """alphas_cumprod(t) = cos^2((t / T + s) / (1 + s) pi / 2), betas up to `max_beta` (Nichol & Dhariwal, 2021)."""
+    """alphas_cumprod(t) = cos^2(angle(t)) / cos^2(angle(0)) (Nichol & Dhariwal 2021, equation 17).
+
+    angle(t) = (t / T + s) / (1 + s) pi / 2.
+
+    Attributes:
+        s: offset that keeps the first betas from being too small, in (0, 1].
+        max_beta: largest beta of a chain, in (0, 1); continuous time does without.
+    """
 
     kind: Literal["cosine"] = "cosine"
     s: Annotated[float, Field(gt=0, le=1)] = 0.008
@@ -61,7 +86,14 @@ class CosineSchedule(ScheduleOptions):
 
 
 class LaplaceSchedule(ScheduleOptions):
-    """log-SNR distributed as Laplace(mean, scale) over t (Hang et al., 2024)."""
+    """log-SNR Laplace distributed under uniform t (Hang et al. 2024).
+
+    log_snr = mean - scale sgn(1/2 - t) log(1 - |1 - 2 t|), cut at the process's log_snr_max and log_snr_min.
+
+    Attributes:
+        mean: location of the distribution, a log-SNR.
+        scale: its scale b, above 0; the standard deviation is sqrt(2) b.
+    """
 
     kind: Literal["laplace"] = "laplace"
     mean: float = 0.0
@@ -69,7 +101,14 @@ class LaplaceSchedule(ScheduleOptions):
 
 
 class EdmSchedule(ScheduleOptions):
-    """log(edm_sigma) distributed as N(p_mean, p_std^2) over t (Karras et al., 2022)."""
+    """log(edm_sigma) distributed as N(p_mean, p_std^2) under uniform t (Karras et al. 2022, table 1).
+
+    edm_sigma = sigma_t / alpha_t = exp(-log_snr / 2), cut at the process's log_snr_max and log_snr_min.
+
+    Attributes:
+        p_mean: mean of log(edm_sigma).
+        p_std: standard deviation of log(edm_sigma), above 0.
+    """
 
     kind: Literal["edm"] = "edm"
     p_mean: float = -1.2
@@ -77,20 +116,33 @@ class EdmSchedule(ScheduleOptions):
 
 
 class GeometricSchedule(ScheduleOptions):
-    """log-SNR linear in t: edm_sigma = sigma_min (sigma_max / sigma_min)^t, the VE process of Song et al. (2021)."""
+    """log-SNR linear in t, between the process's log_snr_max and log_snr_min.
+
+    edm_sigma = sigma_min (sigma_max / sigma_min)^t is geometric: the VE process of Song et al. (2021).
+    """
 
     kind: Literal["geometric"] = "geometric"
 
 
 class LearnedSchedule(ScheduleOptions):
-    """log-SNR a monotone network of t, trained to lower the variance of the bound (Kingma et al., 2021)."""
+    """log-SNR as a monotone network of t, trained to lower the variance of the bound's estimate (Kingma et al. 2021).
+
+    It runs between the process's log_snr_max and log_snr_min, in continuous time only.
+
+    Attributes:
+        width: number of sigmoids in the network.
+    """
 
     kind: Literal["learned"] = "learned"
     width: Count = 64
 
 
 class TableSchedule(ScheduleOptions):
-    """A table of your own: beta_1..beta_T, one per step of the chain."""
+    """A table of betas given by the user.
+
+    Attributes:
+        betas: beta_1..beta_T of equation (2), one for each step of the chain, each in (0, 1).
+    """
 
     kind: Literal["table"] = "table"
     betas: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=2)]
@@ -112,10 +164,16 @@ ScheduleConfig = Annotated[
 
 
 class ProcessOptions(Config):
-    """What every forward process has.
+    """The fields that every forward process has.
 
-    `log_snr_max` and `log_snr_min` are the ends of what is used of a schedule that has no ends of its own: all of
-    continuous time, and `laplace`, `edm` and `geometric` in a chain.
+    The log-SNR ends cut schedules that are unbounded or not tied to T: all in continuous time, and `laplace`, `edm` and
+    `geometric` in a chain. The ends of other chains follow from their betas.
+
+    Attributes:
+        kind: which process.
+        num_train_timesteps: T, the number of steps of the discrete chain, at least 2.
+        log_snr_max: log-SNR at the least noise.
+        log_snr_min: log-SNR at the most noise, below log_snr_max.
     """
 
     kind: str
@@ -124,7 +182,7 @@ class ProcessOptions(Config):
     log_snr_min: float = -13.3
 
     def _check(self, schedule: ScheduleConfig) -> None:
-        """Refuse ends that are none, and a table or betas that do not fit the number of steps."""
+        """Refuse log-SNR ends in the wrong order, and a table whose length is not the number of steps."""
         steps = self.num_train_timesteps
         if self.log_snr_min >= self.log_snr_max:
             raise ValueError(
@@ -138,7 +196,16 @@ class ProcessOptions(Config):
 
 
 class DdpmProcess(ProcessOptions):
-    """The forward chain of equations (1)-(4) and the variance of its reverse kernel, equation (6)."""
+    """DDPM's chain of equations (1)-(4), t = 1..T, and its reverse variance, equation (6) (Ho et al. 2020).
+
+    Attributes:
+        schedule: any but `learned`.
+        reverse_variance: Sigma_theta: the forward variance `beta`, the posterior variance `beta_tilde`, or an
+            interpolation of the two that the network gives, `learned` (Nichol & Dhariwal 2021).
+
+    Raises:
+        ValueError: a schedule that does not fit the number of steps, or that needs continuous time.
+    """
 
     kind: Literal["ddpm"] = "ddpm"
     schedule: ScheduleConfig = CosineSchedule()
@@ -161,7 +228,13 @@ class DdpmProcess(ProcessOptions):
 
 
 class ContinuousOptions(ProcessOptions):
-    """What every process in continuous time has; t runs over (0, 1] and networks are told num_train_timesteps x t."""
+    """The fields of every process in continuous time.
+
+    t runs over (0, 1], and networks are given num_train_timesteps x t.
+
+    Attributes:
+        reverse_variance: Sigma_theta of equation (6) where the process is used as a chain of T steps.
+    """
 
     reverse_variance: Literal["beta", "beta_tilde"] = "beta"
 
@@ -175,7 +248,13 @@ class ContinuousOptions(ProcessOptions):
 
 
 class VpProcess(ContinuousOptions):
-    """The variance-preserving SDE of equation (12): alpha_t^2 + sigma_t^2 = 1."""
+    """The variance-preserving SDE of equation (12) (Song et al. 2021, equation 11).
+
+    dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw; alpha_t^2 + sigma_t^2 = 1.
+
+    Raises:
+        ValueError: a terminal SNR of zero, or a table that does not fit the number of steps.
+    """
 
     kind: Literal["vp"] = "vp"
     schedule: ScheduleConfig = LinearSchedule()
@@ -187,7 +266,11 @@ class VpProcess(ContinuousOptions):
 
 
 class SubVpProcess(ContinuousOptions):
-    """The sub-VP SDE (Song et al., 2021): alpha_t of the VP SDE, sigma_t the square of its."""
+    """The sub-VP SDE (Song et al. 2021, equation 12): alpha_t of the VP SDE, sigma_t = 1 - alpha_t^2.
+
+    Raises:
+        ValueError: a terminal SNR of zero, or a table that does not fit the number of steps.
+    """
 
     kind: Literal["sub_vp"] = "sub_vp"
     schedule: ScheduleConfig = LinearSchedule()
@@ -199,7 +282,13 @@ class SubVpProcess(ContinuousOptions):
 
 
 class VeProcess(ContinuousOptions):
-    """The variance-exploding SDE: alpha_t = 1; the default ends are sigma = 0.01 and 50 (Song et al., 2021)."""
+    """The variance-exploding SDE (Song et al. 2021, equation 9): alpha_t = 1, dx = sqrt(d sigma_t^2 / dt) dw.
+
+    The default ends are sigma = 0.01 and 50, as in the paper.
+
+    Raises:
+        ValueError: a terminal SNR of zero, or a table that does not fit the number of steps.
+    """
 
     kind: Literal["ve"] = "ve"
     log_snr_max: float = 9.210340371976182

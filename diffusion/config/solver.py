@@ -1,4 +1,8 @@
-"""The solvers, and guidance."""
+"""Configuration of the solvers, and of guidance.
+
+Formulas and references are stated in full where they are computed, in `diffusion/solvers/`. Defaults for num_steps are
+the steps of one sample; `evaluations` counts network evaluations.
+"""
 # `kind` comes first wherever a model is shown, so it is declared first; frozen models may narrow it:
 # pyright: reportIncompatibleVariableOverride=false
 
@@ -12,10 +16,12 @@ from diffusion.config.process import ProcessConfig
 
 
 class SolverOptions(Config):
-    """What every solver has.
+    """The fields that every solver has.
 
-    `clip_x0` holds every estimate of x_0 within [-1, 1]. `denoise` ends with the estimate of x_0 at the last time;
-    without it the result is x at the least noise of the process.
+    Attributes:
+        kind: which solver.
+        clip_x0: clamp every estimate of x_0 to [-1, 1].
+        denoise: end with the estimate of x_0 at the last time; otherwise the result is x at the least noise, t_min.
     """
 
     kind: str
@@ -27,20 +33,34 @@ Spacing = Literal["uniform", "log_snr", "karras"]
 
 
 class GridOptions(SolverOptions):
-    """What every solver on a fixed grid of times has: even in t, in log-SNR, or in edm_sigma^(1/7) (`karras`)."""
+    """The fields of every solver on a fixed grid of times.
+
+    Attributes:
+        spacing: even in t (`uniform`), in log-SNR (`log_snr`), or in edm_sigma^(1/7) (`karras`; Karras et al. 2022,
+            equation 5).
+    """
 
     spacing: Spacing = "uniform"
 
 
 class Ancestral(GridOptions):
-    """The reverse chain of equations (5)-(6), on a grid of `num_steps` of the T training steps."""
+    """The reverse chain of equations (5)-(6) (Ho et al. 2020, algorithm 2), on a grid of times.
+
+    Attributes:
+        num_steps: number of steps; T steps with uniform spacing are DDPM's sampler.
+    """
 
     kind: Literal["ancestral"] = "ancestral"
     num_steps: Count = 250
 
 
 class Ddim(GridOptions):
-    """DDIM (Song, Meng & Ermon, 2021): eta = 0 is deterministic, eta = 1 is ancestral with beta-tilde."""
+    """DDIM (Song, Meng & Ermon, 2021): eta = 0 is deterministic, eta = 1 is `ancestral` with beta_tilde.
+
+    Attributes:
+        num_steps: number of steps.
+        eta: scale of the noise added in a step, in [0, 1].
+    """
 
     kind: Literal["ddim"] = "ddim"
     num_steps: Count = 50
@@ -48,14 +68,25 @@ class Ddim(GridOptions):
 
 
 class EulerMaruyama(GridOptions):
-    """Euler-Maruyama on the reverse SDE, equation (10)."""
+    """The Euler-Maruyama method on the reverse SDE, equation (10): weak order 1.
+
+    Attributes:
+        num_steps: number of steps.
+    """
 
     kind: Literal["euler_maruyama"] = "euler_maruyama"
     num_steps: Count = 250
 
 
 class PredictorCorrector(GridOptions):
-    """A step of the reverse SDE, then Langevin steps of signal-to-noise ratio `corrector_snr` (Song et al., 2021)."""
+    """A step of the reverse SDE, then Langevin steps at the same noise level (Song et al. 2021, algorithms 1, 4 and 5).
+
+    Attributes:
+        num_steps: number of predictor steps.
+        corrector_steps: Langevin steps after each of them.
+        corrector_snr: ratio r of a Langevin step's drift to its noise, above 0; the step size is 2 (r ||z|| /
+            ||score||)^2.
+    """
 
     kind: Literal["predictor_corrector"] = "predictor_corrector"
     num_steps: Count = 125
@@ -64,14 +95,22 @@ class PredictorCorrector(GridOptions):
 
 
 class Euler(GridOptions):
-    """Euler on the probability-flow ODE in the process's own time."""
+    """Euler's method on the probability-flow ODE in the process's own time: order 1.
+
+    Attributes:
+        num_steps: number of steps.
+    """
 
     kind: Literal["euler"] = "euler"
     num_steps: Count = 100
 
 
 class Heun(GridOptions):
-    """Heun's method on the probability-flow ODE in edm_sigma (Karras et al., 2022): two evaluations a step."""
+    """Heun's method on the probability-flow ODE in edm_sigma (Karras et al. 2022, algorithm 1): order 2.
+
+    Attributes:
+        num_steps: number of steps, of two evaluations each.
+    """
 
     kind: Literal["heun"] = "heun"
     spacing: Spacing = "log_snr"  # even in t, the first step of a schedule that ends in pure noise spans decades
@@ -79,7 +118,12 @@ class Heun(GridOptions):
 
 
 class Rk45(SolverOptions):
-    """Dormand-Prince 5(4) on the probability-flow ODE in log-SNR, the step size chosen for every image by itself."""
+    """Dormand-Prince 5(4) on the probability-flow ODE in log-SNR, with a step size for each image.
+
+    Attributes:
+        rtol: relative tolerance of a step's error, above 0.
+        atol: absolute tolerance, in the units of x, above 0.
+    """
 
     kind: Literal["rk45"] = "rk45"
     rtol: Positive = 1e-4
@@ -87,7 +131,15 @@ class Rk45(SolverOptions):
 
 
 class EdmStochastic(GridOptions):
-    """Heun's method with added noise, algorithm 2 of Karras et al. (2022)."""
+    """Heun's method with added noise (Karras et al. 2022, algorithm 2); noise levels are edm_sigma.
+
+    Attributes:
+        num_steps: number of steps, of two evaluations each.
+        s_churn: overall amount of added noise; 0 is `heun`.
+        s_min: least noise level at which noise is added.
+        s_max: greatest noise level at which noise is added.
+        s_noise: factor on the standard deviation of the added noise.
+    """
 
     kind: Literal["edm_stochastic"] = "edm_stochastic"
     spacing: Spacing = "log_snr"
@@ -99,28 +151,45 @@ class EdmStochastic(GridOptions):
 
 
 class Dpmpp2M(GridOptions):
-    """DPM-Solver++ (2M): second-order multistep on the probability-flow ODE in log-SNR (Lu et al., 2022)."""
+    """DPM-Solver++ (2M): multistep on the probability-flow ODE in log-SNR (Lu et al. 2022), order 2.
+
+    Attributes:
+        num_steps: number of steps, of one evaluation each.
+    """
 
     kind: Literal["dpmpp_2m"] = "dpmpp_2m"
     num_steps: Count = 30
 
 
 class Dpmpp3M(GridOptions):
-    """DPM-Solver++ (3M): third-order multistep on the probability-flow ODE in log-SNR (Lu et al., 2022)."""
+    """DPM-Solver++ (3M): multistep on the probability-flow ODE in log-SNR (Lu et al. 2022), order 3.
+
+    Attributes:
+        num_steps: number of steps, of one evaluation each.
+    """
 
     kind: Literal["dpmpp_3m"] = "dpmpp_3m"
     num_steps: Count = 30
 
 
 class Dpmpp2MSde(GridOptions):
-    """SDE-DPM-Solver++ (2M): second-order multistep on the reverse SDE in log-SNR (Lu et al., 2022)."""
+    """SDE-DPM-Solver++ (2M): multistep on the reverse SDE in log-SNR (Lu et al. 2022), weak order 2.
+
+    Attributes:
+        num_steps: number of steps, of one evaluation each.
+    """
 
     kind: Literal["dpmpp_2m_sde"] = "dpmpp_2m_sde"
     num_steps: Count = 50
 
 
 class UniPC(GridOptions):
-    """UniPC: a multistep predictor whose next evaluation also corrects it (Zhao et al., 2023)."""
+    """UniPC: a multistep predictor that the next evaluation also corrects (Zhao et al. 2023).
+
+    Attributes:
+        num_steps: number of steps, of one evaluation each.
+        order: number of points p of the predictor, 1 to 3; with the corrector the method has order p + 1.
+    """
 
     kind: Literal["unipc"] = "unipc"
     num_steps: Count = 20
@@ -148,6 +217,11 @@ FROM_PURE_NOISE = ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", 
 def check_solver(process: ProcessConfig, solver: SolverConfig, field: str = "solver") -> None:
     """Refuse more steps than a chain has, and a solver that cannot start where the SNR is zero.
 
+    Args:
+        process: the forward process.
+        solver: the solver to be used with it.
+        field: path of the solver's configuration, for the message.
+
     Raises:
         ValueError: naming the field, beneath `field`, and what is allowed.
     """
@@ -167,12 +241,12 @@ def check_solver(process: ProcessConfig, solver: SolverConfig, field: str = "sol
 
 
 def starts_from_pure_noise(solver: SolverConfig) -> bool:
-    """Whether a solver needs no finite log-SNR at its start."""
+    """Whether a solver can start at a terminal SNR of zero, where log-SNR is -inf."""
     return solver.kind in FROM_PURE_NOISE and getattr(solver, "spacing", "uniform") == "uniform"
 
 
 def evaluations(config: SolverConfig) -> int | None:
-    """Network evaluations per image; None where the solver decides as it goes."""
+    """Network evaluations per image (NFE), without those of guidance; None if the solver adapts its steps."""
     if isinstance(config, Rk45):
         return None
     between = config.num_steps - 1 if config.denoise else config.num_steps
@@ -184,14 +258,23 @@ def evaluations(config: SolverConfig) -> int | None:
 
 
 class ClassifierFree(Config):
-    """Classifier-free guidance: away from what the network says without the label (Ho & Salimans, 2022)."""
+    """Classifier-free guidance: away from the network's prediction without the label (Ho & Salimans, 2022).
+
+    Attributes:
+        scale: w in weak + w (strong - weak): 0 is unconditional, 1 conditional, more extrapolates.
+    """
 
     kind: Literal["classifier_free"] = "classifier_free"
     scale: Annotated[float, Field(ge=0)] = 1.5
 
 
 class Autoguidance(Config):
-    """Autoguidance: away from what a weaker model says, the package in the folder `guide` (Karras et al., 2024)."""
+    """Autoguidance: away from the prediction of a weaker model (Karras et al. 2024).
+
+    Attributes:
+        scale: w in weak + w (strong - weak): 0 is the weaker model, 1 the stronger, more extrapolates.
+        guide: folder of the weaker model's package.
+    """
 
     kind: Literal["autoguidance"] = "autoguidance"
     scale: Annotated[float, Field(ge=0)] = 1.5
@@ -204,6 +287,11 @@ GuidanceConfig = Annotated[ClassifierFree | Autoguidance, Field(discriminator="k
 def check_guidance(guidance: GuidanceConfig | None, classes: int, field: str = "guidance") -> None:
     """Refuse classifier-free guidance for a network without classes.
 
+    Args:
+        guidance: classifier-free guidance, autoguidance or none.
+        classes: number of classes of the network.
+        field: path of the guidance's configuration, for the message.
+
     Raises:
         ValueError: naming the field and what is allowed.
     """
@@ -215,10 +303,14 @@ SOLVER_ADAPTER: TypeAdapter[SolverConfig] = TypeAdapter(SolverConfig)
 
 
 def limit_nfe(solver: SolverConfig, nfe: int) -> SolverConfig:
-    """The solver with the most steps that take no more than `nfe` network evaluations per image.
+    """The solver with the most steps that take at most `nfe` network evaluations per image.
+
+    Args:
+        solver: any but rk45; its other settings are kept.
+        nfe: the number of evaluations allowed, at least 1.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no number of steps is that small, or the solver is rk45.
     """
     if solver.kind == "rk45":
         raise ValueError(f"{nfe}: rk45 chooses its steps by itself; allowed: another solver")

@@ -1,1 +1,1 @@
-"""diffusers' schedulers and folders, read and written."""
+"""Reading and writing of diffusers' scheduler configurations and model folders."""

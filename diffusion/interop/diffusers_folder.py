@@ -1,9 +1,9 @@
-"""Hugging Face diffusers' folders as denoisers, and denoisers as folders that diffusers samples from identically.
+"""Hugging Face diffusers' model folders read as denoisers, and denoisers written as folders that sample identically.
 
-A folder is that of a DDPMPipeline (`unet/` and `scheduler/`), or a UNet2DModel's with scheduler_config.json in it or in
-a folder `scheduler` in it or beside it. Networks are told t - 1 here, which is diffusers' timestep, so a network's
-outputs are the same bit for bit; the chain is too, up to diffusers' float32. Only safetensors are read, never pickle,
-and nothing is fetched.
+A folder is a DDPMPipeline's (`unet/` and `scheduler/`), or a UNet2DModel's with scheduler_config.json in it, or in a
+folder `scheduler` in it or beside it. Networks here are given t - 1, which is diffusers' timestep, so a network's
+outputs are bitwise the same; the chain is the same up to diffusers' float32. Only safetensors are read, never pickle,
+and nothing is downloaded.
 """
 # diffusers is partly typed:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -35,13 +35,13 @@ def load_diffusers(folder: Path, null_label: int | None = None) -> Denoiser:
     """The denoiser of a diffusers folder, in evaluation mode on the CPU, float32.
 
     Args:
-        folder: a pipeline's, or a UNet2DModel's with its scheduler's configuration.
-        null_label: the label of a class-conditional network that stands for none; diffusers' folders do not say. Where
-            there is none, every row needs a label.
+        folder: a pipeline's, or a UNet2DModel's with the configuration of its scheduler.
+        null_label: the label of a class-conditional network that means "no label", which diffusers' folders do not
+            state; None if there is none, and then every row needs a label.
 
     Raises:
-        ValueError: a file that is missing or not safetensors, or a field that has no counterpart here; it names the
-            field, its value and what is allowed.
+        ValueError: a file that is missing or not safetensors, or a field that has no counterpart here; the message
+            names the field, its value and what is allowed.
     """
     process, prediction = read_process(folder)
     network = _load_unet(folder / "unet" if (folder / "unet").is_dir() else folder)
@@ -78,7 +78,7 @@ def scheduler_fields(folder: Path) -> dict[str, Any]:
     """The fields of a folder's scheduler_config.json.
 
     Raises:
-        ValueError: there is none, or the folder is another pipeline's.
+        ValueError: there is no such file, or the folder belongs to another kind of pipeline.
     """
     if (folder / INDEX).exists():
         pipeline = _read_json(folder / INDEX).get("_class_name")
@@ -92,15 +92,21 @@ def scheduler_fields(folder: Path) -> dict[str, Any]:
 
 
 def save_diffusers(denoiser: Denoiser, folder: Path) -> None:
-    """Write a DDPMPipeline folder that samples as `ancestral` over all T steps does here; over fewer with beta-tilde.
+    """Write a DDPMPipeline folder that samples as `ancestral` does here.
 
-    A DDIMScheduler made of its configuration samples as `ddim` with timestep_spacing = trailing.
+    That holds over all T steps, and over fewer with beta-tilde. A DDIMScheduler made from its configuration samples as
+    `ddim` does, with timestep_spacing = trailing.
 
-    A `score` network is written with its last convolution's sign changed, which makes it an epsilon network exactly.
-    diffusers has no field for the null label of a class-conditional network; it is the last of `num_class_embeds`.
+    A `score` network is written with the sign of its last convolution changed, which makes it an epsilon network
+    exactly. diffusers has no field for the null label of a class-conditional network; it is the last of
+    `num_class_embeds`.
+
+    Args:
+        denoiser: its network is a UNet, its process a chain.
+        folder: where to write.
 
     Raises:
-        ValueError: a network that is no UNet, or a process or prediction that diffusers has not.
+        ValueError: a network that is not a UNet, or a process or prediction that diffusers does not have.
     """
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -114,10 +120,10 @@ def save_diffusers(denoiser: Denoiser, folder: Path) -> None:
 
 
 def unet_config(model: "UNet2DModel") -> tuple[UNetConfig, tuple[int, int, int]]:
-    """The configuration here, and the image shape, that build a UNet2DModel like this one.
+    """The configuration that builds a UNet2DModel like this one, and its image shape (C, H, W).
 
     Raises:
-        ValueError: an architecture that `network.kind = unet` has not, or a model that does not say its image size.
+        ValueError: an architecture that `network.kind = unet` cannot express, or a model without an image size.
     """
     theirs = dict(model.config)
     size, labels = theirs["sample_size"], theirs["num_class_embeds"]
@@ -142,12 +148,12 @@ def unet_config(model: "UNet2DModel") -> tuple[UNetConfig, tuple[int, int, int]]
 
 
 def _plain(value: object) -> object:
-    """JSON's own form of a value, which has no tuples."""
+    """A value as JSON represents it, which turns tuples into lists."""
     return json.loads(json.dumps(value))
 
 
 def _load_unet(folder: Path) -> UNet:
-    """The UNet2DModel of a folder; its files may not add, lack or reshape a weight."""
+    """The UNet2DModel of a folder; its weights must be exactly those of the network, in name and shape."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     _check_unet(_read_json(folder / CONFIG), UNet2DModel)
@@ -166,7 +172,7 @@ def _load_unet(folder: Path) -> UNet:
 
 
 def _check_unet(fields: dict[str, Any], model_type: "type[UNet2DModel]") -> None:
-    """Refuse a configuration whose network is not a function of (x, float time, int label) that diffusers knows."""
+    """Refuse a network that is not a function of (x, float time, int label), or has fields unknown to diffusers."""
     if fields.get("_class_name") != model_type.__name__:
         raise unsupported("unet._class_name", fields.get("_class_name"), model_type.__name__)
     known = inspect.signature(model_type.__init__).parameters
@@ -180,7 +186,7 @@ def _check_unet(fields: dict[str, Any], model_type: "type[UNet2DModel]") -> None
 
 
 def _negated(model: "UNet2DModel") -> "UNet2DModel":
-    """A copy whose prediction has the other sign; what comes with it for a learned variance stays."""
+    """A copy whose prediction has the opposite sign; the output for a learned variance is unchanged."""
     if "SkipUpBlock2D" in model.config["up_block_types"]:
         raise unsupported("objective.prediction", "score", "another, since SkipUpBlock2D adds to the last convolution")
     model = copy.deepcopy(model)

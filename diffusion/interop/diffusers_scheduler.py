@@ -1,10 +1,10 @@
-"""diffusers' scheduler_config.json as a chain and a prediction, and back.
+"""diffusers' scheduler_config.json read as a chain and a prediction, and written from them.
 
-diffusers counts timesteps 0..T - 1 where this house counts t = 1..T, and every scheduler of its chain shares these
-fields: `num_train_timesteps`; betas by `trained_betas`, or by `beta_schedule` from `beta_start` to `beta_end`, which it
-takes as they are where this house scales them by 1000 / T; `rescale_betas_zero_snr`; `prediction_type`. DDPM's own is
-`variance_type`, the Sigma_theta of equation (6); without it the chain gets beta-tilde, which is DDPM's default. What
-else there is says how to sample, which is a solver's business here.
+diffusers counts timesteps 0..T - 1, this code t = 1..T. All schedulers of a chain share these fields:
+`num_train_timesteps`; betas by `trained_betas`, or by `beta_schedule` from `beta_start` to `beta_end`, which are used
+as they are, where this code scales them by 1000 / T; `rescale_betas_zero_snr`; `prediction_type`. DDPMScheduler also
+has `variance_type`, the Sigma_theta of equation (6); without it the chain gets beta-tilde, DDPM's default. The other
+fields say how to sample, which is the solver's concern here.
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ BETA_SCHEDULES = {
 }
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 PREDICTION_TYPES = {"epsilon": "epsilon", "score": "epsilon", "x0": "sample", "v": "v_prediction"}
-REVERSE_VARIANCES: dict[str, ReverseVariance] = {  # `learned` is the variance itself, not a share between two
+REVERSE_VARIANCES: dict[str, ReverseVariance] = {  # diffusers' `learned` is the variance itself, not an interpolation
     "fixed_small": "beta_tilde",
     "fixed_small_log": "beta_tilde",
     "fixed_large": "beta",
@@ -68,18 +68,18 @@ VARIANCE_TYPES = {"beta": "fixed_large", "beta_tilde": "fixed_small", "learned":
 
 
 def unsupported(field: str, value: object, allowed: str) -> ValueError:
-    """The error that names a field, its value, and what is allowed."""
+    """The error for a field without a counterpart, naming the field, its value and what is allowed."""
     return ValueError(f"{field} = {value}; allowed: {allowed}")
 
 
 def read_scheduler(fields: Fields) -> tuple[DdpmProcess, Prediction]:
-    """The chain and the meaning of the network's output that a scheduler's configuration states.
+    """The chain, and what the network predicts, according to a scheduler's configuration.
 
     Args:
         fields: of scheduler_config.json.
 
     Raises:
-        ValueError: a field that has no counterpart here; it names the field, its value and what is allowed.
+        ValueError: a field that has no counterpart here; the message names the field, its value and what is allowed.
     """
     ends = _choice(fields, "_class_name", "", DEFAULT_ENDS)
     if fields.get("use_flow_sigmas", False):
@@ -125,7 +125,7 @@ def _schedule(fields: Fields, ends: tuple[float, float], steps: int) -> Schedule
 
 
 def _beta(fields: Fields, name: str, default: float, steps: int) -> float:
-    """An end of the betas, as it is given for T = 1000 here."""
+    """An end of the betas, converted to T = 1000, for which configurations here state it."""
     value = fields.get(name, default)
     below = 1000 / max(1000, steps)
     if not isinstance(value, int | float) or not 0 < value < below:
@@ -134,7 +134,7 @@ def _beta(fields: Fields, name: str, default: float, steps: int) -> float:
 
 
 def _table(values: object, steps: int, zero_terminal_snr: bool) -> TableSchedule:
-    """Betas as they are; a last one of 1 is a terminal SNR of zero."""
+    """A table of betas, as given; a last beta of 1 becomes a terminal SNR of zero."""
     table = cast(list[object], values) if isinstance(values, list) else []
     if len(table) != steps or not all(isinstance(beta, int | float) for beta in table):
         allowed = f"null or a list of num_train_timesteps = {steps} numbers"
@@ -150,7 +150,7 @@ def _table(values: object, steps: int, zero_terminal_snr: bool) -> TableSchedule
 
 
 def _with_terminal_snr(betas: Tensor) -> Tensor:
-    """Betas below 1 that `betas.rescale_to_zero_terminal_snr` turns into these, whose last is 1.
+    """Betas below 1 that `betas.rescale_to_zero_terminal_snr` maps to these, whose last is 1.
 
     It maps alpha_t to (alpha_t - alpha_T) alpha_1 / (alpha_1 - alpha_T), whose inverse leaves alpha_T free.
     """
@@ -164,12 +164,16 @@ def _with_terminal_snr(betas: Tensor) -> Tensor:
 def write_scheduler(denoiser: Denoiser) -> dict[str, Any]:
     """The arguments of a diffusers DDPMScheduler for a denoiser's chain.
 
-    Betas are written as a table, and estimates of x_0 are clipped to [-1, 1], as every solver here does unless told
-    otherwise. `trailing` timesteps are this house's `uniform`, but where they skip steps DDPMScheduler adds noise to
-    the image itself; beta-tilde's is zero there, and the other variances get `leading`, diffusers' default, instead.
+    Betas are written as a table, and estimates of x_0 are clipped to [-1, 1], as all solvers here do by default.
+    `trailing` timesteps correspond to `uniform` spacing here; but where they skip steps, DDPMScheduler adds noise to
+    the final image. With beta-tilde that noise is zero; with the other variances `leading` is written instead,
+    diffusers' default.
+
+    Args:
+        denoiser: its process is a chain.
 
     Raises:
-        ValueError: a process or a prediction that diffusers has not.
+        ValueError: a process or a prediction that diffusers does not have.
     """
     process, prediction = denoiser.process, denoiser.prediction
     if not isinstance(process, Chain):

@@ -1,1 +1,1 @@
-"""What probability a model gives to data: the discrete bound, the continuous one, and the ODE's density."""
+"""The likelihoods of a model: the discrete and the continuous variational bound, and the ODE's density."""

@@ -1,9 +1,9 @@
-"""The two decoders p(x_0 | x_t) of 8-bit data at the least noise: they end the bounds, and both are normalised.
+"""Two decoders p(x_0 | x_t) of 8-bit data at the least noise, both normalised; they are the last term of the bounds.
 
-- Discretised Gaussian (Ho et al. 2020, equation 13): N(mean, std^2) integrated over the bin of each level; the mean is
-  the network's. It ends the discrete bound.
-- By the channel (Kingma et al. 2021, equation 13): p(x_0 | z) proportional to q(z | x_0) over the 256 levels of each
-  dimension. No network is asked. It ends the continuous bound.
+- Discretised Gaussian (Ho et al. 2020, equation 13): N(mean, std^2) integrated over the bin of each level, with the
+  network's mean. It belongs to the discrete bound.
+- Channel decoder (Kingma et al. 2021, equation 13): p(x_0 | z) proportional to q(z | x_0) over the 256 levels of each
+  dimension. It does not use the network. It belongs to the continuous bound.
 """
 # torch.special has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -17,9 +17,18 @@ from diffusion.likelihood.quantization import level_index, level_values
 
 
 def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log of N(mean, std^2) integrated over the bin of each x on the 256-level grid of [-1, 1]; float64, shape of x.
+    """log of N(mean, std^2) integrated over the bin of each x (Ho et al. 2020, equation 13).
 
-    Bins are 2 / 255 wide around their level; the first and last are open, so the 256 bins sum to one.
+    Bins are 2 / 255 wide, centred on their levels; the first and the last extend to infinity, so that the 256 bins have
+    probability 1.
+
+    Args:
+        x: data on the 256-level grid of [-1, 1].
+        mean: of the Gaussian, the shape of x.
+        std: of the Gaussian, broadcastable to x, above 0.
+
+    Returns:
+        Nats, float64, the shape of x.
     """
     x, mean = x.to(torch.float64), mean.to(torch.float64)
     half_bin = 1 / 255
@@ -32,16 +41,16 @@ def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tenso
 
 
 def channel_log_prob(x: Tensor, z: Tensor, alpha: float, sigma: float) -> Tensor:
-    """log p(x | z) = log q(z | x) - log sum_l q(z | l) over the levels l, q(z | l) = N(alpha l, sigma^2).
+    """log p(x | z) = log q(z | x) - log sum_l q(z | l) over the levels l, with q(z | l) = N(z; alpha l, sigma^2).
 
     Args:
-        x: on the 256-level grid of [-1, 1], [B, ...].
+        x: data on the 256-level grid of [-1, 1], [B, ...].
         z: alpha x + sigma eps, the shape of x.
-        alpha: the coefficient of x.
-        sigma: the coefficient of eps.
+        alpha: coefficient of x.
+        sigma: coefficient of eps, above 0.
 
     Returns:
-        float64, the shape of x.
+        Nats, float64, the shape of x.
     """
     level, places = level_values(x), level_index(x)[..., None]
 

@@ -1,12 +1,13 @@
 """The discrete variational bound of equation (7), split into prior, diffusion and reconstruction terms.
 
--log p_theta(x_0) <= L_T + sum_{t=2..T} L_{t-1} + L_0 with
-  L_T     = KL(q(x_T | x_0) || N(0, I)),
-  L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)),
-  L_0     = -log p_theta(x_0 | x_1), a Gaussian discretised to the data's 256 levels.
+-log p_theta(x_0) <= L_T + sum_{t=2..T} L_{t-1} + L_0 (Ho et al. 2020, equation 5), with
 
-The bound is on the probability of the 8-bit data themselves, so no dequantisation enters. Results are float64 nats per
-image; `bits_per_dim` converts.
+    L_T     = KL(q(x_T | x_0) || N(0, I))
+    L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t))
+    L_0     = -log p_theta(x_0 | x_1), a Gaussian discretised to the data's 256 levels
+
+It bounds the probability of the 8-bit data themselves, without dequantisation. Results are float64 nats per image;
+`bits_per_dim` converts them.
 """
 
 import math
@@ -25,14 +26,19 @@ from diffusion.tensors import expand_to
 
 
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
-    """Nats per image to bits per dimension."""
+    """Convert nats per image to bits per dimension: nats / (dimensions ln 2)."""
     return nats / (math.log(2) * dimensions)
 
 
 def prior_kl(process: Process, x_0: Tensor) -> Tensor:
-    """KL(q(x_T | x_0) || N(0, p^2 I)) of each row, exact, float64 [B]; p = `prior_std`, 1 unless variance explodes.
+    """L_T = KL(q(x_T | x_0) || N(0, p^2 I)) of each row, in closed form, nats, float64 [B].
 
-    1/2 sum(m^2 + v - 1 - log v) with m = alpha_T x_0 / p, v = sigma_T^2 / p^2.
+    It is 1/2 sum(m^2 + v - 1 - log v) with m = alpha_T x_0 / p, v = sigma_T^2 / p^2 and p = `prior_std`, 1 but for
+    `ve`.
+
+    Args:
+        process: the forward process.
+        x_0: data [B, ...].
     """
     end = torch.tensor(process.t_max, dtype=torch.float64)
     mean = process.alpha(end) / process.prior_std * x_0.to(torch.float64)
@@ -41,18 +47,27 @@ def prior_kl(process: Process, x_0: Tensor) -> Tensor:
 
 
 def gaussian_kl(mean_error: Tensor, variance: Tensor, model_variance: Tensor) -> Tensor:
-    """KL(N(mu, v) || N(mu_theta, V)) of each element: 1/2 (log(V / v) - 1 + v / V + (mu - mu_theta)^2 / V)."""
+    """KL(N(mu, v) || N(mu_theta, V)) = 1/2 (log(V / v) - 1 + v / V + (mu - mu_theta)^2 / V), elementwise.
+
+    Args:
+        mean_error: mu - mu_theta.
+        variance: v, above 0, broadcastable.
+        model_variance: V, above 0, broadcastable.
+
+    Returns:
+        Nats, of the arguments' common shape.
+    """
     ratio = variance / model_variance
     return 0.5 * (ratio - 1 - torch.log(ratio) + mean_error.square() / model_variance)
 
 
 @dataclass(frozen=True)
 class ReverseKernel:
-    """p_theta(x_s | x_t) as the bound sees it, on the T steps of the process.
+    """The reverse kernel p_theta(x_s | x_t) of equation (6) on the T steps of the process, as the bound evaluates it.
 
     Attributes:
-        denoiser: the model; its process says which Sigma_theta.
-        clip_x0: hold the estimate of x_0 within [-1, 1]; part of the model that is scored.
+        denoiser: the model; its process determines Sigma_theta.
+        clip_x0: clamp the estimate of x_0 to [-1, 1]; this is part of the model that is scored.
     """
 
     denoiser: Denoiser
@@ -64,7 +79,17 @@ class ReverseKernel:
         return self.denoiser.process
 
     def estimate(self, x_t: Tensor, s: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The estimate of x_0 from which mu_theta is made, and Sigma_theta, float64 and broadcastable to it."""
+        """The estimate of x_0 that gives mu_theta, and the variance Sigma_theta.
+
+        Args:
+            x_t: [B, ...] at time t.
+            s: times to step to [B].
+            t: times to step from [B], s < t.
+            label: int64 [B], or None.
+
+        Returns:
+            x_theta, the shape of x_t, and Sigma_theta, broadcastable to it; float64 both.
+        """
         output, interpolation = self.denoiser.split(self.denoiser.output(x_t, t, label))
         x_0 = self.denoiser.parameterization.x0(output, x_t, *self.denoiser.coefficients(x_t, t)).to(torch.float64)
         if interpolation is not None:
@@ -74,7 +99,14 @@ class ReverseKernel:
         return (x_0.clamp(-1, 1) if self.clip_x0 else x_0), variance
 
     def diffusion_kl(self, x_0: Tensor, index: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
-        """L_{t-1} at x_t = alpha_t x_0 + sigma_t eps, for steps `index` int64 [B] in 2..T; float64 [B]."""
+        """L_{t-1} at x_t = alpha_t x_0 + sigma_t eps, one draw of eps per row; nats, float64 [B].
+
+        Args:
+            x_0: data [B, ...].
+            index: number of each row's step, int64 [B] in 2..T.
+            eps: noise, the shape of x_0.
+            label: int64 [B], or None.
+        """
         times = self.process.step_times()
         s, t = times[index - 1], times[index]
         x_theta, variance = self.estimate(diffuse(self.process, x_0, t, eps), s, t, label)
@@ -83,16 +115,30 @@ class ReverseKernel:
         return gaussian_kl(mean_error, expand_to(exact.variance, x_theta), variance).flatten(1).sum(1)
 
     def reconstruction_nll(self, x_0: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
-        """L_0 at x_1 = alpha_1 x_0 + sigma_1 eps, for data on the 256-level grid of [-1, 1]; float64 [B]."""
+        """L_0 at x_1 = alpha_1 x_0 + sigma_1 eps, one draw of eps per row; nats, float64 [B].
+
+        Args:
+            x_0: data on the 256-level grid of [-1, 1], [B, ...].
+            eps: noise, the shape of x_0.
+            label: int64 [B], or None.
+        """
         s, t = (time.repeat(len(x_0)) for time in self.process.step_times()[:2])
         mean, variance = self.estimate(diffuse(self.process, x_0, t, eps), s, t, label)
         return -discretised_gaussian_log_prob(x_0, mean, variance.sqrt()).flatten(1).sum(1)
 
 
 def reverse_kernel_loss(process: Process, x_0: Tensor, x_theta: Tensor, t: Tensor, interpolation: Tensor) -> Tensor:
-    """T L_{t-1} / D of a learned reverse variance at steps t = 1..T of a chain, in nats, float64 [B].
+    """T L_{t-1} / D for training a learned reverse variance, nats, float64 [B]; at t = 1 it is T L_0 / D.
 
-    The mean over t is the bound's sum over steps: without the factor T the variance would hardly learn.
+    Its mean over uniform t is the bound's sum over steps, per dimension; without the factor T the variance would hardly
+    learn.
+
+    Args:
+        process: the chain.
+        x_0: data on the 256-level grid of [-1, 1], [B, ...].
+        x_theta: the estimate of x_0, without gradient, so that only the variance learns from this loss.
+        t: steps [B] in 1..T.
+        interpolation: the network's output for `learned_reverse_variance`, [B, ...].
     """
     s = t - 1
     exact = posterior(process, s, t)
@@ -114,15 +160,19 @@ def estimate_vlb(
     weights: Tensor | None = None,
     label: Tensor | None = None,
 ) -> Vlb:
-    """An unbiased estimate of the bound of each row of x_0 [B, C, H, W].
+    """An unbiased estimate of the discrete bound for each row of x_0.
 
     Args:
         kernel: the model.
-        x_0: data on the 256-level grid of [-1, 1].
-        steps: in 2..T, int64 [B, K]; an image's diffusion term is the mean over its K steps of weight times L_{t-1}.
-        eps: noise [B, K + R, C, H, W], R >= 1; the last R draws are for the reconstruction term, their mean.
-        weights: 1 / probability of each step, float64 [B, K] (`StepProposal.draw`); None where all T - 1 are as likely.
+        x_0: data on the 256-level grid of [-1, 1], [B, C, H, W].
+        steps: in 2..T, int64 [B, K]; the diffusion term is the mean over an image's K steps of weight times L_{t-1}.
+        eps: noise [B, K + R, C, H, W], R >= 1; the reconstruction term is the mean over the last R draws.
+        weights: 1 / probability of each step, float64 [B, K] (`StepProposal.draw`); None if the T - 1 steps are equally
+            likely.
         label: int64 [B], or None.
+
+    Returns:
+        The three terms, float64 nats [B].
 
     Raises:
         ValueError: data that are not on the levels, or no noise for the reconstruction term.

@@ -1,10 +1,11 @@
-"""Where a bound's terms are evaluated: more often where they are large and vary, each with the weight 1 / probability.
+"""Importance sampling of the steps or times at which a bound's terms are evaluated, weighted by 1 / probability.
 
-The sum over steps and the integral over time are estimated from few evaluations. The best density for independent draws
-goes with the root mean square of what is summed (Nichol & Dhariwal 2021, section 3.3, for training); here a pilot of a
-few evaluations measures it. Drawn by inverse transform from uniforms spread over all images and draws of an evaluation,
-the steps are stratified too, and an estimate stays unbiased whatever the proposal: it depends on the pilot through the
-weights alone, so the pilot's images and noise must be drawn apart from those scored.
+The sum over steps and the integral over time are estimated from few evaluations. For independent draws the variance is
+least if the density is proportional to the root mean square of the summand (Nichol & Dhariwal 2021, section 3.3, for
+training); here it is measured in a pilot run of a few evaluations. Draws are made by inverse transform from uniforms
+that are spread over all images and draws of an evaluation, so they are stratified as well. The estimate is unbiased
+whatever the proposal: it depends on the pilot only through the weights, so the pilot's images and noise must be
+independent of those scored.
 """
 
 import math
@@ -19,15 +20,24 @@ from torch import Tensor
 from diffusion.process.sde import Process
 
 Floats = NDArray[np.float64]
-UNIFORM_FRACTION = 0.05  # share of draws that stays uniform: no weight is beyond 20 times the uniform one
-MAX_ABS_LOG_SNR = 30.0  # beyond this log-SNR a chain's steps are not told apart
+UNIFORM_FRACTION = 0.05  # of the proposal's density: no weight exceeds 20 times the uniform one
+MAX_ABS_LOG_SNR = 30.0  # steps beyond this log-SNR get the same density
 
 
 def spread_uniforms(generator: np.random.Generator, images: int, draws: int) -> Floats:
-    """u [images, draws] in [0, 1), each uniform: one per image in each of `draws` equal parts.
+    """Stratified uniforms u for all images and draws of an evaluation.
 
-    Within a part, the images have one each of `images` parts of it, in random order. An evaluation draws them once for
-    its whole set, so that no image's u depends on how the set is cut into blocks.
+    Each image has one u in each of `draws` equal parts of [0, 1), and within a part the images have one u each in
+    `images` equal sub-parts, in random order; every u alone is uniform. They are drawn once for a whole evaluation, so
+    that no image's u depends on how the evaluation is cut into blocks.
+
+    Args:
+        generator: at the evaluation's own counter.
+        images: number of images.
+        draws: number of draws per image.
+
+    Returns:
+        float64 [images, draws] in [0, 1).
     """
     order = np.stack([generator.permutation(images) for _ in range(draws)], axis=1)
     part = (order + generator.random((images, draws))) / images
@@ -35,13 +45,22 @@ def spread_uniforms(generator: np.random.Generator, images: int, draws: int) -> 
 
 
 def even_log_snr(process: Process, count: int, bound: float = math.inf) -> Tensor:
-    """`count` log-SNRs from that at t_min down to that at t_max, none beyond +-`bound`, evenly; float64 [count]."""
+    """Evenly spaced log-SNRs, descending from that at t_min to that at t_max.
+
+    Args:
+        process: gives the two ends.
+        count: number of log-SNRs.
+        bound: clamp the two ends to [-bound, bound].
+
+    Returns:
+        float64 [count].
+    """
     ends = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).clamp(-bound, bound)
     return torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64)
 
 
 def pilot_steps(process: Process, count: int) -> Tensor:
-    """At most `count` steps in 2..T for a pilot, close to even in log-SNR and each once; int64."""
+    """At most `count` different steps in 2..T for a pilot run, nearly even in log-SNR; int64."""
     log_snr = _step_log_snr(process)
     at = torch.searchsorted(-log_snr, -even_log_snr(process, count, MAX_ABS_LOG_SNR)).clamp(max=len(log_snr) - 1)
     return torch.tensor(np.unique(at.numpy())) + 2
@@ -49,10 +68,13 @@ def pilot_steps(process: Process, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class StepProposal:
-    """How often each step of a chain is evaluated.
+    """The probability with which each step of a chain is drawn.
 
     Attributes:
-        probabilities: float64 [T - 1], of the steps 2..T.
+        probabilities: of the steps 2..T, float64 [T - 1], all above 0 and of sum 1.
+
+    Raises:
+        ValueError: a probability that is not above 0, or a sum other than 1.
     """
 
     probabilities: Tensor
@@ -63,17 +85,19 @@ class StepProposal:
 
     @classmethod
     def uniform(cls, num_steps: int) -> Self:
-        """Every step of 2..T alike."""
+        """The proposal with equal probabilities for the steps 2..T, T = `num_steps`."""
         return cls(torch.full((num_steps - 1,), 1 / (num_steps - 1), dtype=torch.float64))
 
     @classmethod
     def from_pilot(cls, process: Process, steps: Tensor, terms: Tensor) -> Self:
-        """In proportion to the root mean square of L_{t-1}, its logarithm linear in log-SNR between a pilot's steps.
+        """Probabilities proportional to the root mean square of L_{t-1}, with a uniform part of 5 %.
+
+        Between the pilot's steps its logarithm is linear in log-SNR.
 
         Args:
             process: of T steps.
-            steps: int64 [P], in 2..T, such as `pilot_steps` for several images.
-            terms: L_{t-1} of each, nats [P].
+            steps: int64 [P] in 2..T, such as `pilot_steps` repeated for several images.
+            terms: L_{t-1} at each, nats [P].
 
         Raises:
             ValueError: terms that are not finite, or none above 0.
@@ -82,18 +106,25 @@ class StepProposal:
         return cls(_defended(_root_mean_squares(log_snr[steps.cpu() - 2], terms, log_snr)))
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps in 2..T by inverse transform of u in [0, 1), int64, and their weights 1 / probability; shape of u."""
+        """Steps in 2..T by inverse transform of u, and their weights.
+
+        Args:
+            u: uniform on [0, 1), float64 of any shape.
+
+        Returns:
+            Steps, int64, and weights 1 / probability, float64, both of the shape of u.
+        """
         index, _ = _inverse(self.probabilities, u)
         return index + 2, 1 / self.probabilities[index]
 
 
 @dataclass(frozen=True)
 class TimeProposal:
-    """How often each time of a process is evaluated: equal parts of its log-SNR range, alike within each.
+    """The density with which each time of a process is drawn: constant in log-SNR on each of equal parts of its range.
 
     Attributes:
-        process: which.
-        probabilities: float64 [parts], from t_min to t_max.
+        process: the forward process.
+        probabilities: of the parts, from t_min to t_max, float64 [parts].
     """
 
     process: Process
@@ -101,18 +132,20 @@ class TimeProposal:
 
     @classmethod
     def uniform(cls, process: Process) -> Self:
-        """Uniform in log-SNR."""
+        """The proposal that is uniform in log-SNR."""
         return cls(process, torch.ones(1, dtype=torch.float64))
 
     @classmethod
     def from_pilot(cls, process: Process, log_snr: Tensor, errors: Tensor, parts: int = 256) -> Self:
-        """In proportion to the root mean square of ||eps - eps_theta||^2, its logarithm linear between pilot points.
+        """Probabilities proportional to the root mean square of ||eps - eps_theta||^2, with a uniform part of 5 %.
+
+        Between the pilot's points its logarithm is linear in log-SNR.
 
         Args:
             process: with a finite log-SNR range.
-            log_snr: float64 [P], such as `even_log_snr` for several images.
-            errors: squared errors there [P].
-            parts: of the log-SNR range.
+            log_snr: float64 [P], such as `even_log_snr` repeated for several images.
+            errors: ||eps - eps_theta||^2 at each, [P].
+            parts: number of parts of the log-SNR range.
 
         Raises:
             ValueError: errors that are not finite, or none above 0.
@@ -122,7 +155,14 @@ class TimeProposal:
         return cls(process, _defended(_root_mean_squares(log_snr, errors, middle)))
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Times by inverse transform of u in [0, 1), and their weights, 1 / density over t; float64, shape of u."""
+        """Times by inverse transform of u, and their weights.
+
+        Args:
+            u: uniform on [0, 1), float64 of any shape.
+
+        Returns:
+            Times, and weights 1 / density over t, both float64 of the shape of u.
+        """
         edges = even_log_snr(self.process, len(self.probabilities) + 1)
         part = edges[0] - edges[1]
         index, fraction = _inverse(self.probabilities, u)
@@ -132,12 +172,12 @@ class TimeProposal:
 
 
 def _step_log_snr(process: Process) -> Tensor:
-    """log-SNR at the steps 2..T, where it is finite."""
+    """log-SNR at the steps 2..T, clamped to +-MAX_ABS_LOG_SNR."""
     return process.log_snr(process.step_times())[2:].clamp(-MAX_ABS_LOG_SNR, MAX_ABS_LOG_SNR)
 
 
 def _root_mean_squares(pilot: Tensor, values: Tensor, at: Tensor) -> Tensor:
-    """Root mean square of `values` at each pilot log-SNR, and between them, at log-SNRs `at`, linear in logarithms."""
+    """Root mean squares of `values` at the pilot's log-SNRs, interpolated at others, linearly in the logarithm."""
     place, inverse = np.unique(pilot.cpu().numpy(), return_inverse=True)
     squares = values.to("cpu", torch.float64).numpy() ** 2
     mean = np.bincount(inverse, squares) / np.bincount(inverse)
@@ -152,7 +192,7 @@ def _defended(roots: Tensor) -> Tensor:
 
 
 def _inverse(probabilities: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The part each u falls in, int64, and how far into it, in [0, 1)."""
+    """The index of the part into which each u falls, int64, and the fraction of the part below u, in [0, 1]."""
     edges = torch.cat([torch.zeros(1, dtype=torch.float64), probabilities.cumsum(0)])
     index = (torch.searchsorted(edges, u.contiguous(), right=True) - 1).clamp(0, len(probabilities) - 1)
     return index, ((u - edges[index]) / probabilities[index]).clamp(0, 1)

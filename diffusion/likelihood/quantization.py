@@ -1,6 +1,6 @@
-"""The 256 levels of 8-bit data in [-1, 1], continuous data made of them, and what a likelihood refuses to score.
+"""The 256 levels of 8-bit data in [-1, 1], their dequantisation, and which data a likelihood refuses.
 
-Level p in 0..255 is x_0 = 2 p / 255 - 1. The two variational bounds are on the probability P(p) of the levels; a
+Level p in 0..255 is x_0 = 2 p / 255 - 1. The two variational bounds are on the probability P(p) of the levels. A
 density needs continuous data, y = 2 (p + u) / 256 - 1 with u uniform on [0, 1), whose bins are 2 / 256 wide (Theis et
 al. 2016):
 
@@ -13,13 +13,20 @@ import torch
 from torch import Tensor
 
 NUM_LEVELS = 256
-DEQUANTISATION_OFFSET = math.log2(NUM_LEVELS) - 1  # bits/dim: the data span 2, not 256
-LEVEL_TOLERANCE = 1e-3  # of the distance between two; float32 puts a level within 2e-5 of it
+DEQUANTISATION_OFFSET = math.log2(NUM_LEVELS) - 1  # bits/dim: the data have a range of 2, not 256
+LEVEL_TOLERANCE = 1e-3  # in units of their spacing; in float32 a level is off by at most 2e-5
 HOW_TO_SCALE = "scale 8-bit pixels p as 2 p / 255 - 1 (diffusion.images.to_model_range)"
 
 
 def dequantise(x_0: Tensor, u: Tensor) -> Tensor:
-    """y = 2 (p + u) / 256 - 1 of the levels p of x_0, for u uniform on [0, 1); float64, the shape of x_0.
+    """y = 2 (p + u) / 256 - 1 of the levels p of x_0 (Theis et al. 2016).
+
+    Args:
+        x_0: data on the 256-level grid of [-1, 1].
+        u: uniform on [0, 1), the shape of x_0.
+
+    Returns:
+        float64 in [-1, 1), the shape of x_0.
 
     Raises:
         ValueError: data that are not on the levels.
@@ -29,17 +36,17 @@ def dequantise(x_0: Tensor, u: Tensor) -> Tensor:
 
 
 def level_index(x_0: Tensor) -> Tensor:
-    """The nearest level p of each value, int64."""
+    """The nearest level p in 0..255 of each value in [-1, 1], int64, the shape of x_0."""
     return torch.round(_position(x_0)).long()
 
 
 def level_values(like: Tensor) -> Tensor:
-    """All levels, float64 [256], on the device of `like`."""
+    """All levels 2 p / 255 - 1, ascending, float64 [256], on the device of `like`."""
     return torch.arange(NUM_LEVELS, dtype=torch.float64, device=like.device) * (2 / (NUM_LEVELS - 1)) - 1
 
 
 def require_levels(x_0: Tensor) -> None:
-    """Refuse data of which the discrete probability has no meaning.
+    """Refuse data for which the probability of levels has no meaning.
 
     Raises:
         ValueError: a value that is not finite, beyond [-1, 1] or between two levels.
@@ -54,10 +61,11 @@ def require_levels(x_0: Tensor) -> None:
 
 
 def require_dequantised(x: Tensor) -> None:
-    """Refuse data of which the density has no meaning, or not that of images in [-1, 1].
+    """Refuse data for which a density of dequantised images in [-1, 1] has no meaning.
 
     Raises:
-        ValueError: a value that is not finite or beyond [-1, 1], no value below 0 anywhere, or a row all on the levels.
+        ValueError: a value that is not finite or beyond [-1, 1], no value below 0 anywhere, or a row entirely on the
+            levels.
     """
     _require_range(x, 2 / NUM_LEVELS)
     if x.numel() and float(x.min()) >= 0:

@@ -1,1 +1,1 @@
-"""The forward process: schedules over log-SNR, the SDEs that have them, and the Gaussian kernels between two times."""
+"""The forward process: schedules, betas, processes and Gaussian kernels."""

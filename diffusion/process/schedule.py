@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-MIN_TIME = 1e-3  # where a schedule that has its least noise at a finite log-SNR begins; t = 0 is data
+MIN_TIME = 1e-3  # t of the least noise of a schedule with a finite highest log-SNR; t = 0 is data
 
 
 class Schedule(ABC):
@@ -102,7 +102,7 @@ class IntegratedBeta(Schedule):
         return log_snr_of(-self.integral(t))
 
     def dlogsnr_dt(self, t: Tensor) -> Tensor:
-        """-beta(t) / (1 - a)."""
+        """The derivative -beta(t) / (1 - a)."""
         return self.beta(t) / torch.expm1(-self.integral(t))
 
 
@@ -130,7 +130,7 @@ class LinearBeta(IntegratedBeta):
 
         It is t = 2 c / (beta_0 + sqrt(beta_0^2 + 2 (beta_1 - beta_0) c)), the form that does not cancel.
         """
-        total = softplus(-log_snr).clamp(max=self.beta_0 + self.rise / 2)  # beyond B(1) falling betas have no root
+        total = softplus(-log_snr).clamp(max=self.beta_0 + self.rise / 2)  # a falling beta(t) has no root beyond B(1)
         return 2 * total / (self.beta_0 + torch.sqrt(self.beta_0**2 + 2 * self.rise * total))
 
 
@@ -229,7 +229,7 @@ class LaplaceQuantile(Schedule):
         return self.mean - self.scale * torch.sign(0.5 - t) * torch.log(2 * torch.minimum(t, 1 - t))
 
     def dlogsnr_dt(self, t: Tensor) -> Tensor:
-        """-scale / min(t, 1 - t)."""
+        """The derivative -scale / min(t, 1 - t)."""
         return -self.scale / torch.minimum(t, 1 - t)
 
     def time(self, log_snr: Tensor) -> Tensor:

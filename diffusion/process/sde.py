@@ -248,7 +248,7 @@ class SubVp(Continuous):
         return -torch.log1p(inverse / 2 + torch.sqrt(inverse + inverse**2 / 4)) / 2
 
     def dlogalpha_dlogsnr_at(self, log_snr: Tensor) -> Tensor:
-        """(1 - a) / (2 (1 + a))."""
+        """d log(alpha) / d log_snr = (1 - a) / (2 (1 + a))."""
         log_a = 2 * self.log_alpha_at(log_snr)
         return -torch.expm1(log_a) / (2 * (1 + torch.exp(log_a)))
 

@@ -1,4 +1,4 @@
-"""Samplers of the reverse process, one algorithm a file, all state machines (see `base.py`)."""
+"""Samplers of the reverse process, one algorithm a file, all with the interface of `base.Solver`."""
 
 import math
 from collections.abc import Callable
@@ -57,11 +57,11 @@ SOLVERS: dict[type[SolverOptions], Callable[..., Solver]] = {
 
 
 class Sampler(Protocol):
-    """What drives like a solver: a `Solver`, or one in classifier-free guidance."""
+    """What can be driven like a solver: a `Solver`, or one wrapped in classifier-free guidance."""
 
     @property
     def x(self) -> Tensor:
-        """Current rows; the result once `want()` is None."""
+        """Current rows [B, C, H, W]; the result once `want()` returns None."""
         ...
 
     def want(self) -> Query | None:
@@ -69,7 +69,7 @@ class Sampler(Protocol):
         ...
 
     def feed(self, output: Tensor) -> None:
-        """Take the network's raw output for them."""
+        """Take the network's raw output for the rows that `want()` returned."""
         ...
 
 
@@ -81,18 +81,18 @@ def make_solver(
     label: Tensor | None = None,
     guidance: ClassifierFree | None = None,
 ) -> Sampler:
-    """A solver at its start, for the images of `noise`.
+    """A solver in its initial state, for the images of `noise`.
 
     Args:
         config: which algorithm, and its settings.
-        denoiser: says how outputs are read and of which process; its network is not called.
-        noise: the images' own noise; draw 0 is x_T.
+        denoiser: gives the process and the parameterization; its network is not called.
+        noise: the images' own noise; draw 0 is x_T / prior_std.
         label: int64 [B], or None.
-        guidance: classifier-free, or None; autoguidance is the denoiser's (`autoguided`).
+        guidance: classifier-free guidance, or None; autoguidance is part of the denoiser (`autoguided`).
 
     Raises:
-        ValueError: more steps than the chain has, a solver that cannot start from a terminal SNR of zero, or labels
-            and guidance that the network does not have.
+        ValueError: more steps than the chain has, a solver that cannot start from a terminal SNR of zero, or labels or
+            guidance that the network does not support.
     """
     _check(config, denoiser, label, guidance)
     solver = SOLVERS[type(config)](config, denoiser, noise, label)
@@ -116,7 +116,11 @@ def _check(config: SolverConfig, denoiser: Denoiser, label: Tensor | None, guida
 
 
 def drive(denoiser: Denoiser, solver: Sampler) -> Tensor:
-    """Take a solver to its end with one denoiser; returns the images, [B, C, H, W]."""
+    """Run a solver to its end with one denoiser.
+
+    Returns:
+        The images, [B, C, H, W].
+    """
     while (query := solver.want()) is not None:
         solver.feed(denoiser.output(query.x, query.t, query.label))
     return solver.x
@@ -129,5 +133,11 @@ def solve(
     label: Tensor | None = None,
     guidance: ClassifierFree | None = None,
 ) -> Tensor:
-    """Sample the images of `noise`; arguments and errors are those of `make_solver`."""
+    """Sample the images of `noise`.
+
+    Arguments and errors are those of `make_solver`.
+
+    Returns:
+        The images, [B, C, H, W].
+    """
     return drive(denoiser, make_solver(solver, denoiser, noise, label, guidance))

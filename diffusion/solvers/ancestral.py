@@ -1,4 +1,4 @@
-"""Ancestral sampling: the reverse chain p_theta(x_s | x_t) of equations (5)-(6), exact for any s < t."""
+"""Ancestral sampling: the reverse chain p_theta(x_s | x_t) of equations (5)-(6) (Ho et al. 2020, algorithm 2)."""
 
 from torch import Tensor
 
@@ -11,16 +11,18 @@ from diffusion.tensors import to_floats
 
 
 class AncestralSolver(GridSolver):
-    """x_s = mu_theta(x_t, t) + sqrt(Sigma_theta) z, with z = 0 on the last step to data.
+    """x_s = mu_theta(x_t, t) + sqrt(Sigma_theta) z, with z = 0 in the last step, to data.
 
-    Sigma_theta is the process's `reverse_variance`.
+    mu_theta is the mean of the posterior q(x_s | x_t, x_0) at the estimate of x_0, and Sigma_theta the process's
+    `reverse_variance`, for any s < t. Over all T steps of a chain it is DDPM's sampler. Weak order 1; one evaluation a
+    step.
     """
 
     def __init__(self, config: Ancestral, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
         super().__init__(config, config.num_steps, denoiser, noise, label)
 
     def steps(self) -> Steps:
-        """One draw from p_theta(x_s | x_t) after another."""
+        """A draw from p_theta(x_s | x_t) for each step."""
         s, t, kind = self.times[1:], self.times[:-1], self.process.reverse_variance
         q = posterior(self.process, s, t)
         means = list(zip(to_floats(q.coef_x_t), to_floats(q.coef_x_0), strict=True))

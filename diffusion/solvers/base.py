@@ -1,8 +1,9 @@
-"""What every solver is: a state machine that says what to evaluate next and takes the answer.
+"""The interface of every solver: it asks for evaluations of the network, and is given their results.
 
-`want()` gives the rows to evaluate, `feed(output)` takes the network's raw output for them. A solver never calls a
-network, so rows of different requests can share one evaluation (sampler/batcher.py), and a row's result never depends
-on other rows. An algorithm is written as a generator, `steps`, that yields what it wants an estimate of.
+`want()` returns the rows to evaluate next, `feed(output)` takes the network's raw output for them. A solver never calls
+a network itself, so rows of different requests can share one evaluation (sampler/batcher.py), and the result of a row
+never depends on other rows. An algorithm is written as a generator, `Solver.steps`, that yields a `Wanted` and is sent
+an `Estimate`.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +21,13 @@ from diffusion.rng import Stream, counter_normal
 
 
 class Query(NamedTuple):
-    """Rows to evaluate: x [B, C, H, W] at times t float64 [B], with labels int64 [B] or None."""
+    """Rows to evaluate with the network.
+
+    Attributes:
+        x: [B, C, H, W].
+        t: times in the process's own time, float64 [B].
+        label: int64 [B], or None.
+    """
 
     x: Tensor
     t: Tensor
@@ -31,17 +38,17 @@ class Noise(Protocol):
     """Standard normal draws for the images of a solver."""
 
     def draw(self, index: int) -> Tensor:
-        """The index-th draw of every image, float32 [B, C, H, W]."""
+        """The draw of the given index for every image, float32 [B, C, H, W]; the same index gives the same draw."""
         ...
 
 
 @dataclass(frozen=True)
 class ImageNoise:
-    """Noise keyed by (seed, image, draw): image i of a seed is the same image in any batch.
+    """Counter-based noise of (seed, image, draw): image i of a seed is the same in any batch.
 
     Attributes:
         seed: 0..2^64 - 1.
-        images: the index of each row's image under the seed.
+        images: index of each row's image under the seed, [B].
         shape: (C, H, W).
     """
 
@@ -50,13 +57,19 @@ class ImageNoise:
     shape: tuple[int, int, int]
 
     def draw(self, index: int) -> Tensor:
-        """The index-th draw of every image, float32 [B, C, H, W]."""
+        """The draw of the given index for every image, float32 [B, C, H, W]."""
         keys = [(image, index) for image in self.images]
         return counter_normal(self.seed, Stream.SAMPLING_NOISE, keys, self.shape)
 
 
 class Point(NamedTuple):
-    """Where x is: its time and the coefficients of equation (4) there, numbers or [B, 1, 1, 1]."""
+    """A time of the process, and the coefficients of equation (4) there; floats, or tensors [B, 1, 1, 1].
+
+    Attributes:
+        t: the time; [B] or broadcastable to it.
+        alpha: alpha_t.
+        sigma: sigma_t.
+    """
 
     t: Coefficient
     alpha: Coefficient
@@ -64,7 +77,13 @@ class Point(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What the network says at a point: x_0 and eps, and the interpolation of the reverse variance where learned."""
+    """The network's estimates at a point, each the shape of x.
+
+    Attributes:
+        x_0: x_theta, clipped if the solver clips.
+        epsilon: eps_theta, consistent with x_0.
+        interpolation: of the reverse variance, None where that is not learned.
+    """
 
     x_0: Tensor
     epsilon: Tensor
@@ -72,7 +91,13 @@ class Estimate(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What an algorithm yields: rows x at a point; `rows` picks their labels where they are not all rows."""
+    """What an algorithm yields: a request for an estimate.
+
+    Attributes:
+        x: rows [R, C, H, W].
+        at: the point at which they are.
+        rows: indices of the rows among the solver's, int64 [R], which select their labels; None for all rows in order.
+    """
 
     x: Tensor
     at: Point
@@ -83,21 +108,19 @@ Steps = Generator[Wanted, Estimate, None]
 
 
 class Solver(ABC):
-    """A solver's state.
+    """The state of a solver. It starts at t_max with x = prior_std times draw 0 of the noise.
+
+    Args:
+        options: the solver's configuration.
+        denoiser: gives the process and the parameterization; its network is not called.
+        noise: the images' own noise.
+        label: int64 [B], or None.
 
     Attributes:
-        x: current rows, [B, C, H, W] in the dtype of the noise; the result once `want()` is None.
+        x: current rows, [B, C, H, W] in the dtype of the noise; the result once `want()` returns None.
     """
 
     def __init__(self, options: SolverOptions, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
-        """Start at the time of most noise, from draw 0.
-
-        Args:
-            options: the solver's configuration.
-            denoiser: says how outputs are read, and of which process; its network is not called.
-            noise: the images' own noise.
-            label: int64 [B], or None.
-        """
         self.options = options
         self.process = denoiser.process
         self.noise = noise
@@ -109,11 +132,11 @@ class Solver(ABC):
 
     @abstractmethod
     def steps(self) -> Steps:
-        """The algorithm: yields what to estimate, is sent the estimate, leaves its result in `x`."""
+        """The algorithm, a generator: yields what to estimate, is sent the estimate, and leaves its result in `x`."""
 
     @torch.no_grad()
     def want(self) -> Query | None:
-        """The next rows to evaluate, or None at the end."""
+        """The next rows to evaluate, or None at the end; the same until `feed` is called."""
         if self._running is None:
             self._running = self.steps()
             self._wanted = next(self._running, None)
@@ -125,7 +148,7 @@ class Solver(ABC):
 
     @torch.no_grad()
     def feed(self, output: Tensor) -> None:
-        """Take the network's raw output for the rows that `want()` gave, and go on to the next question."""
+        """Take the network's raw output for the rows that `want()` returned, and go on to the next request."""
         assert self._running is not None, "want() comes before feed()"
         assert self._wanted is not None, "nothing was wanted"
         estimate = self._estimate(output, self._wanted)

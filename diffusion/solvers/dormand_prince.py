@@ -3,12 +3,14 @@
     k_i = F(t + c_i h, y + h sum_j a_ij k_j),   i = 1..7
     y_new = y + h sum_i b_i k_i,   error = h sum_i (b_i - b^_i) k_i
 
-The seventh stage is taken at (t + h, y_new), so an accepted step hands it on as the next one's first: six evaluations a
-step. Rows take the same stage together, each of its own step, and a finished row drops out. A row's numbers come from
-exactly rounded elementwise operations and from powers taken one by one, so they are the same bits in any company.
+The seventh stage is taken at (t + h, y_new), so an accepted step passes it on as the next one's first: six evaluations
+a step. Rows evaluate the same stage together, each with its own step size, and a finished row drops out. The numbers of
+a row come from exactly rounded elementwise operations and from powers taken one by one, so they are bitwise the same
+whatever other rows there are.
 
 Sources: the pair is RK5(4)7M of Dormand and Prince (1980), J. Comput. Appl. Math. 6, 19-26; the first step and the
-control of the others are Hairer, Norsett and Wanner, Solving ODEs I, section II.4, with the constants of SciPy's RK45.
+step size control are those of Hairer, Norsett and Wanner, Solving ODEs I, section II.4, with the constants of SciPy's
+RK45.
 """
 
 import math
@@ -34,24 +36,30 @@ SAFETY, MIN_FACTOR, MAX_FACTOR = 0.9, 0.2, 10.0
 
 
 class DormandPrince:
-    """B independent rows from t = start to t = end, of which either may be the larger.
+    """B independent rows from t = start to t = end, either of which may be the larger.
 
     A step is accepted if the root mean square of error / (atol + rtol max(|y|, |y_new|)) over the row's elements is
-    below 1. One with a slope that is not finite is rejected, and tried again shorter.
+    below 1. A step with a slope F that is not finite is rejected, and tried again with a smaller step size.
+
+    Args:
+        y: the state at `start`, [B, ...] of a floating dtype and on any device.
+        start: initial t.
+        end: final t.
+        rtol: relative tolerance, above 0.
+        atol: absolute tolerance, in the units of y, above 0.
+        max_evaluations: evaluations of one row after which it is given up.
 
     Attributes:
-        y: [B, ...] of a floating dtype and any device; the result once `want()` is None.
-        evaluations: int64 [B], the evaluations each row used, those of rejected steps included.
+        y: the state, [B, ...]; the result once `want()` returns None.
+        evaluations: evaluations that each row used, rejected steps included, int64 [B].
+
+    Raises:
+        ValueError: a tolerance that is not above 0.
     """
 
     def __init__(
         self, y: Tensor, start: float, end: float, rtol: float, atol: float, max_evaluations: int = 10_000
     ) -> None:
-        """Start at y [B, ...].
-
-        Raises:
-            ValueError: a tolerance that is not above 0.
-        """
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not value > 0:
                 raise ValueError(f"{name} = {value}; allowed: above 0, such as 1e-5")
@@ -69,20 +77,20 @@ class DormandPrince:
         self.target, self.query_t, self.query_y = self.t, self.t, self.y[self.rows]
 
     def want(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What to evaluate next, unfinished rows only, or None at the end.
+        """What to evaluate next, for unfinished rows only, or None at the end.
 
         Returns:
-            The rows' indices, int64 [R], their times, float64 [R] on the CPU, and their y, [R, ...].
+            The rows' indices, int64 [R], their t, float64 [R] on the CPU, and their y, [R, ...].
         """
         return (self.rows, self.query_t, self.query_y) if len(self.rows) else None
 
     def feed(self, slope: Tensor) -> None:
-        """Take F at what `want()` gave, [R, ...].
+        """Take the slopes F(t, y) at what `want()` returned, [R, ...].
 
         Raises:
-            ValueError: a slope of another shape.
-            ArithmeticError: a row that cannot go on: it starts with a slope that is not finite, its step is too small
-                for float64, or it has used up `max_evaluations`.
+            ValueError: slopes of another shape.
+            ArithmeticError: a row that cannot go on: its first slope is not finite, its step is too small for float64,
+                or it has used up `max_evaluations`.
         """
         if slope.shape != self.query_y.shape:
             raise ValueError(f"slope of shape {tuple(slope.shape)}; allowed: that of y, {tuple(self.query_y.shape)}")
@@ -96,7 +104,7 @@ class DormandPrince:
             self._next_stage()
 
     def _choose_first_step(self) -> None:
-        """Hairer's rule: from the sizes of y and F at the start, a probe there, then from the change of F at it."""
+        """Hairer's rule: from the sizes of y and F at the start, and from the change of F over a probing step."""
         y, first = self.y[self.rows], self.slopes[0]
         distance = (self.end - self.t).abs()
         scale = self._scale(y, y)
@@ -114,7 +122,7 @@ class DormandPrince:
         self._start_trial(self.step, first)
 
     def _start_trial(self, step: Tensor, first: Tensor) -> None:
-        """Aim each row one step ahead, from its slope at t."""
+        """Start a trial step of each row, given the slope at its t."""
         resolved = (torch.nextafter(self.t, self.direction * torch.full_like(self.t, math.inf)) - self.t).abs()
         advice = "choose a larger rtol or atol, or a narrower range of time"
         self._refuse(self.rejected & (step < 10 * resolved), f"its step is too small for float64; {advice}")
@@ -125,14 +133,14 @@ class DormandPrince:
         self._next_stage()
 
     def _next_stage(self) -> None:
-        """Ask for the stage that follows those in hand."""
+        """Request the stage that follows those already evaluated."""
         stage, h, y = len(self.slopes) - 1, self.target - self.t, self.y[self.rows]
         # t + h may differ from the target in its last bit.
         self.query_t = self.target if NODES[stage] == 1 else self.t + NODES[stage] * h
         self.query_y = y + expand_to(h, y) * _combine(self.slopes, STAGE_WEIGHTS[stage])
 
     def _finish_trial(self) -> None:
-        """Judge the trial step by its error, move the rows that pass, and let go of those at the end."""
+        """Accept or reject the trial step of each row, and drop the rows that have reached the end."""
         y, y_new, h = self.y[self.rows], self.query_y, self.target - self.t
         error = expand_to(h, y) * _combine(self.slopes, ERROR_WEIGHTS)
         # An infinite y_new would make the scale infinite and the error zero.
@@ -150,11 +158,11 @@ class DormandPrince:
         self._start_trial(self.step, first[going])
 
     def _scale(self, y: Tensor, y_new: Tensor) -> Tensor:
-        """atol + rtol max(|y|, |y_new|), float64 so that a narrow dtype does not round the tolerances to 0."""
+        """atol + rtol max(|y|, |y_new|), in float64 so that a narrow dtype does not round the tolerances to 0."""
         return self.atol + self.rtol * torch.maximum(y.abs(), y_new.abs()).double()
 
     def _ahead(self, step: Tensor) -> Tensor:
-        """t one step further, and the end itself instead of anything beyond it."""
+        """t one step further, or the end if that would pass it."""
         reached = self.t + self.direction * step
         return torch.where(self.direction * (reached - self.end) > 0, self.end, reached)
 
@@ -165,7 +173,7 @@ class DormandPrince:
 
 
 def _combine(slopes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """sum_i w_i k_i; a weight of 0 is not left out, so that no slope that is not finite goes unnoticed."""
+    """sum_i w_i k_i; a weight of 0 is not skipped, so that a slope that is not finite always shows."""
     total = weights[0] * slopes[0]
     for weight, slope in zip(weights[1:], slopes[1:], strict=True):
         total = total + weight * slope
@@ -173,7 +181,7 @@ def _combine(slopes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def _rms(x: Tensor) -> Tensor:
-    """Root mean square of each row, float64 [R] on the CPU, added by halves: a reduction's order depends on R."""
+    """Root mean square of each row, float64 [R] on the CPU, by pairwise summation: a reduction's order depends on R."""
     squares = x.double().square().reshape(len(x), math.prod(x.shape[1:]))
     count = squares.shape[1]
     while (half := squares.shape[1] // 2) > 0:
@@ -182,5 +190,5 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _power(values: Tensor, exponent: float) -> Tensor:
-    """values^exponent one by one: a vectorised power's last bit may depend on a value's place among the others."""
+    """values^exponent, one by one: the last bit of a vectorised power may depend on a value's position."""
     return torch.tensor([float(value) ** exponent for value in values], dtype=torch.float64)

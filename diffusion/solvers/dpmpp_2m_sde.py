@@ -14,14 +14,14 @@ from diffusion.solvers.grid import GridSolver
 class Dpmpp2MSdeSolver(GridSolver):
     """x_s = (sigma_s / sigma_t) e^{-h} x_t + alpha_s (1 - e^{-2h}) D + sigma_s sqrt(1 - e^{-2h}) z.
 
-    h and D are those of `dpmpp_2m`; the step to data is x = D = x_0.
+    h and D are those of `dpmpp_2m`; the step to data is x = D = x_0. Weak order 2; one evaluation a step.
     """
 
     def __init__(self, config: Dpmpp2MSde, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
         super().__init__(config, config.num_steps, denoiser, noise, label)
 
     def steps(self) -> Steps:
-        """One multistep update after another."""
+        """One evaluation and one multistep update for each step."""
         previous: tuple[Tensor, float] | None = None
         for i, (at_t, at_s) in enumerate(self.intervals()):
             x_0, _, _ = yield self.wanted(at_t)
@@ -35,5 +35,5 @@ class Dpmpp2MSdeSolver(GridSolver):
 
 
 def renewed(h: float) -> float:
-    """1 - e^{-2h}: the share of the noise's variance that a step of h draws anew."""
+    """1 - e^{-2h}: the fraction of the noise's variance that a step of length h in lambda draws anew."""
     return -math.expm1(-2 * h)

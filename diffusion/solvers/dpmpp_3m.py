@@ -1,7 +1,10 @@
 """DPM-Solver++ (3M) (Lu et al., 2022): third-order multistep on the probability-flow ODE, in half log-SNR.
 
-In lambda = log_snr / 2 the ODE is exact but for x_0: x_s = (sigma_s / sigma_t) x_t + sigma_s * integral of
-e^lambda x_0(lambda) d lambda. A quadratic through the last three estimates is integrated exactly.
+In lambda = log_snr / 2 all of the ODE but x_0 is integrated exactly:
+
+    x_s = (sigma_s / sigma_t) x_t + sigma_s * integral of e^lambda x_0(lambda) d lambda
+
+and x_0 is replaced by the quadratic through its last three estimates, whose integral is exact as well.
 """
 
 import math
@@ -15,17 +18,18 @@ from diffusion.solvers.grid import GridSolver
 
 
 class Dpmpp3MSolver(GridSolver):
-    """x_s = (sigma_s / sigma_t) x_t + alpha_s (phi_1 x_0 + phi_2 D_1 + phi_3 D_2), with the differences of `taylor`.
+    """x_s = (sigma_s / sigma_t) x_t + alpha_s (phi_1 x_0 + phi_2 x_0' + phi_3 x_0'').
 
-    phi_1 = 1 - e^{-h}, phi_2 = h - phi_1, phi_3 = h^2 / 2 - phi_2. It starts with a first- and a second-order step; the
-    step to data (h infinite) is first order.
+    The derivatives x_0' and x_0'' in lambda are those of `taylor`; phi_1 = 1 - e^{-h}, phi_2 = h - phi_1, phi_3 = h^2 /
+    2 - phi_2. The first step is of first order, the second of second, and the step to data (h infinite) of first. Order
+    3; one evaluation a step.
     """
 
     def __init__(self, config: Dpmpp3M, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
         super().__init__(config, config.num_steps, denoiser, noise, label)
 
     def steps(self) -> Steps:
-        """One multistep update after another."""
+        """One evaluation and one multistep update for each step."""
         history: list[tuple[float, Tensor]] = []
         for i, (at_t, at_s) in enumerate(self.intervals()):
             x_0, _, _ = yield self.wanted(at_t)
@@ -35,11 +39,16 @@ class Dpmpp3MSolver(GridSolver):
 
 
 def integral(history: list[tuple[float, Tensor]], h: float) -> Tensor:
-    """e^{-(lambda + h)} times the integral over [lambda, lambda + h] of e^l x_0(l) dl, by Taylor's terms of x_0.
+    """The step's integral of e^l x_0(l) dl over [lambda, lambda + h], times e^{-(lambda + h)}.
+
+    x_0 is taken to be the polynomial through `history`.
 
     Args:
         history: (lambda, x_0) of the last one to three evaluations, newest first.
-        h: step in lambda, may be infinite.
+        h: length of the step in lambda; may be infinite, and then the polynomial is constant.
+
+    Returns:
+        The shape of x_0.
     """
     phi = -math.expm1(-h)
     total = phi * history[0][1]
@@ -53,7 +62,14 @@ def integral(history: list[tuple[float, Tensor]], h: float) -> Tensor:
 
 
 def taylor(history: list[tuple[float, Tensor]]) -> list[Tensor]:
-    """The derivatives of x_0 in lambda at the newest evaluation, of the polynomial through the history."""
+    """The derivatives in lambda, first and second, of the polynomial through `history`, at its newest point.
+
+    Args:
+        history: (lambda, x_0) of the last one to three evaluations, newest first.
+
+    Returns:
+        As many derivatives as there are points but one.
+    """
     if len(history) == 1:
         return []
     (l_0, d_0), (l_1, d_1) = history[:2]

@@ -1,4 +1,4 @@
-"""EDM's stochastic sampler (Karras et al. 2022, algorithm 2): add a little noise, then Heun from the raised level."""
+"""EDM's stochastic sampler (Karras et al. 2022, algorithm 2): add noise, then a Heun step from the higher level."""
 
 import math
 
@@ -14,9 +14,10 @@ from diffusion.solvers.heun import trapezium
 
 
 class EdmStochasticSolver(GridSolver):
-    """At edm_sigma s within [s_min, s_max] noise is raised to s (1 + gamma), gamma = min(s_churn / N, sqrt(2) - 1).
+    """Before each Heun step the noise level s = edm_sigma is raised to s_hat = s (1 + gamma).
 
-    Never beyond the most noise of the process, so the first step adds none. The step to data is Euler's.
+    gamma = min(s_churn / N, sqrt(2) - 1) for s in [s_min, s_max], else 0; s_hat never exceeds the process's most noise,
+    so the first step adds none. s_churn = 0 is `heun`. Two evaluations a step; the step to data is Euler's, of one.
     """
 
     def __init__(self, config: EdmStochastic, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
@@ -24,7 +25,7 @@ class EdmStochasticSolver(GridSolver):
         self.config = config
 
     def steps(self) -> Steps:
-        """Raise the noise, then two evaluations a step."""
+        """For each step: raise the noise level, then Heun's two evaluations."""
         raised = raised_points(self)
         for i, ((at_t, at_s), at_hat) in enumerate(zip(self.intervals(), raised, strict=True)):
             x_hat = self._raise(at_t, at_hat, i + 1)
@@ -36,7 +37,7 @@ class EdmStochasticSolver(GridSolver):
             self.x = trapezium(x_hat, at_hat, at_s, epsilon, epsilon_s)
 
     def _raise(self, at_t: Point, at_hat: Point, draw: int) -> Tensor:
-        """alpha_hat (y + sqrt(s_hat^2 - s^2) s_noise z)."""
+        """x_hat = alpha_hat (y + sqrt(s_hat^2 - s^2) s_noise z), y = x / alpha."""
         added = added_variance(at_t, at_hat)
         if added <= 0:
             return self.x
@@ -45,12 +46,12 @@ class EdmStochasticSolver(GridSolver):
 
 
 def added_variance(at_t: Point, at_hat: Point) -> Coefficient:
-    """alpha_hat^2 (s_hat^2 - s^2): of the noise that takes x from edm_sigma s to s_hat."""
+    """alpha_hat^2 (s_hat^2 - s^2): the variance of the noise that raises x from edm_sigma s to s_hat."""
     return at_hat.sigma**2 - (at_hat.alpha / at_t.alpha * at_t.sigma) ** 2
 
 
 def raised_points(solver: EdmStochasticSolver) -> list[Point]:
-    """Where each step starts once noise has been added."""
+    """The points, one a step, at which the Heun steps start after noise has been added."""
     config, process = solver.config, solver.process
     log_snr = process.log_snr(solver.times[:-1])
     edm_sigma = torch.exp(-log_snr / 2)

@@ -1,4 +1,4 @@
-"""The times that a solver of fixed steps visits, and what the process is there."""
+"""Solvers on a fixed grid of times: the grid, and the process's coefficients at its points."""
 
 from abc import ABC
 from itertools import pairwise
@@ -16,14 +16,22 @@ KARRAS_RHO = 7.0
 
 
 def time_grid(process: Process, num_steps: int, options: GridOptions) -> Tensor:
-    """The times visited, from t_max down: float64 [num_steps + 1].
+    """The times that a solver visits, descending from t_max.
 
-    With `options.denoise` the last is 0, data, where x is the estimate of x_0; without, it is t_min. `uniform` spacing
-    rounds to whole steps of a chain and is t_max (1 - i / num_steps) with `denoise`, as DDPM's samplers are, unless
-    that would pass t_min before its last step: then the steps to t_min are even.
+    With `options.denoise` the last time is 0, data, where x is the estimate of x_0; without, it is t_min. With
+    `denoise`, `uniform` spacing is t_max (1 - i / num_steps), as in DDPM's samplers, and is rounded to whole steps of a
+    chain; if that passed t_min before its last step, the steps to t_min are even instead.
+
+    Args:
+        process: the forward process.
+        num_steps: number of steps, N.
+        options: spacing and `denoise`.
+
+    Returns:
+        float64 [N + 1].
 
     Raises:
-        ValueError: more steps than a chain has, where they are spaced uniformly.
+        ValueError: more steps than a chain has, with uniform spacing.
     """
     whole = isinstance(process, Chain) and options.spacing == "uniform"
     max_steps = process.num_steps - (0 if options.denoise else 1)
@@ -42,7 +50,7 @@ def time_grid(process: Process, num_steps: int, options: GridOptions) -> Tensor:
 
 
 def _spaced(process: Process, intervals: int, spacing: str) -> Tensor:
-    """`intervals` + 1 times from t_max to t_min."""
+    """`intervals` + 1 times from t_max to t_min, even in t, log-SNR or edm_sigma^(1 / rho)."""
     fraction = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     if spacing == "uniform":
@@ -58,17 +66,27 @@ def _spaced(process: Process, intervals: int, spacing: str) -> Tensor:
 
 
 def points(t: Tensor, alpha: Tensor, sigma: Tensor) -> list[Point]:
-    """Points from tables [N] of times and coefficients."""
+    """Points as Python floats, from times, alphas and sigmas [N]."""
     return [Point(*values) for values in zip(to_floats(t), to_floats(alpha), to_floats(sigma), strict=True)]
 
 
 class GridSolver(Solver, ABC):
-    """A solver of `num_steps` fixed steps.
+    """A solver of `num_steps` steps on a fixed grid of times.
+
+    Args:
+        options: the solver's configuration.
+        num_steps: number of steps, N.
+        denoiser: gives the process and the parameterization; its network is not called.
+        noise: the images' own noise.
+        label: int64 [B], or None.
 
     Attributes:
-        times: float64 [num_steps + 1], from t_max down.
-        points: time, alpha and sigma there, as numbers.
-        log_snrs: and log-SNR; +inf at data.
+        times: float64 [N + 1], descending from t_max.
+        points: t, alpha and sigma at the times, as floats.
+        log_snrs: log-SNR at the times, as floats; +inf at data.
+
+    Raises:
+        ValueError: more steps than a chain has, with uniform spacing.
     """
 
     options: GridOptions
@@ -84,9 +102,9 @@ class GridSolver(Solver, ABC):
         self.points = points(self.times, alpha, sigma)
 
     def intervals(self) -> list[tuple[Point, Point]]:
-        """The steps from one point to the next."""
+        """The pairs of points (t, s) between which the solver steps."""
         return list(pairwise(self.points))
 
     def wanted(self, at: Point) -> Wanted:
-        """An estimate for all rows where they are."""
+        """A request for an estimate of all rows at this point."""
         return Wanted(self.x, at)

@@ -1,13 +1,13 @@
-"""Guidance: away from what a weaker view of the data says.
+"""Guidance: extrapolation away from a weaker prediction (Ho & Salimans, 2022; Karras et al., 2024).
 
-Both kinds are one formula on the networks' predictions, `guided`. For a given x_t all predictions are affine in one
-another with the same offset, so weights that sum to one mean the same whatever is predicted. A learned reverse variance
-is not guided but the strong view's, as in DiT (Peebles & Xie, 2023): it is an interpolation, and beyond the two views
-there may be nothing to interpolate.
+Both kinds apply one formula, `guided`, to the networks' predictions. At a given x_t all parameterizations are affine in
+one another with the same offset, so a combination whose weights sum to one means the same in all of them. A learned
+reverse variance is not extrapolated but taken from the strong prediction, as in DiT (Peebles & Xie, 2023): it is an
+interpolation, and need not make sense beyond its two ends.
 
-- Classifier-free (Ho & Salimans, 2022): the weak view is the same network without the label. It costs rows, so it wraps
-  a solver: each of its rows is asked for twice.
-- Autoguidance (Karras et al., 2024): the weak view is a smaller or less trained network. It wraps a denoiser.
+- Classifier-free guidance: the weak prediction is that of the same network without the label. Every row is evaluated
+  twice, so it wraps a solver.
+- Autoguidance: the weak prediction is that of a smaller or less trained network. It wraps a denoiser.
 """
 
 from dataclasses import dataclass
@@ -20,23 +20,29 @@ from diffusion.solvers.base import Query, Solver
 
 
 def guided(strong: Tensor, weak: Tensor, scale: float) -> Tensor:
-    """Weak + scale (strong - weak): 0 is the weak view, 1 the strong one, more goes beyond it."""
+    """weak + scale (strong - weak): scale 0 is the weak prediction, 1 the strong one, more extrapolates beyond it.
+
+    Args:
+        strong: [B, ...].
+        weak: the shape of `strong`.
+        scale: of the guidance.
+    """
     return weak + scale * (strong - weak)
 
 
 def guided_output(denoiser: Denoiser, strong: Tensor, weak: Tensor, scale: float) -> Tensor:
-    """The raw output of `guided` predictions, with the strong view's learned variance if there is one."""
+    """The raw output of the `guided` prediction, with the strong one's learned variance if there is one."""
     (strong, variance), (weak, _) = denoiser.split(strong), denoiser.split(weak)
     prediction = guided(strong, weak, scale)
     return prediction if variance is None else torch.cat([prediction, variance], dim=1)
 
 
 class ClassifierFreeSolver:
-    """A solver whose every row is evaluated with its label and without.
+    """A solver whose rows are evaluated twice each, with their label and without.
 
     Args:
-        solver: of conditional rows.
-        denoiser: the solver's, with a label that stands for none.
+        solver: for rows with labels.
+        denoiser: that of the solver; it has a null label.
         scale: of the guidance.
     """
 
@@ -49,11 +55,11 @@ class ClassifierFreeSolver:
 
     @property
     def x(self) -> Tensor:
-        """The solver's rows."""
+        """The solver's current rows [B, C, H, W]."""
         return self._solver.x
 
     def want(self) -> Query | None:
-        """The solver's rows with their labels, then the same rows with the null label."""
+        """The solver's rows with their labels, then the same rows with the null label, 2 B rows; None at the end."""
         query = self._solver.want()
         if query is None:
             return None
@@ -62,14 +68,14 @@ class ClassifierFreeSolver:
         return Query(torch.cat([query.x, query.x]), torch.cat([query.t, query.t]), torch.cat([query.label, null]))
 
     def feed(self, output: Tensor) -> None:
-        """Combine the two halves."""
+        """Take the outputs [2 B, ...] and pass their guided combination to the solver."""
         half = len(output) // 2
         self._solver.feed(guided_output(self._denoiser, output[:half], output[half:], self._scale))
 
 
 @dataclass(frozen=True)
 class AutoguidedDenoiser(Denoiser):
-    """A denoiser guided away from a weaker one of the same process.
+    """A denoiser that is guided away from a weaker one for the same process.
 
     Attributes:
         guide: the weaker denoiser.
@@ -80,7 +86,7 @@ class AutoguidedDenoiser(Denoiser):
     scale: float = 1.0
 
     def output(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The guided output, as this denoiser's network would have given it; a guide without labels is told none."""
+        """The guided raw output, in this denoiser's own parameterization; a guide without labels is not given any."""
         assert self.guide is not None, "made by `autoguided`"
         has_labels = self.guide.null_label is not None or self.guide.needs_label
         strong = super().output(x_t, t, label)
@@ -91,8 +97,14 @@ class AutoguidedDenoiser(Denoiser):
 def autoguided(denoiser: Denoiser, guide: Denoiser, scale: float) -> AutoguidedDenoiser:
     """The denoiser, guided away from `guide`.
 
+    Args:
+        denoiser: the strong one.
+        guide: the weak one.
+        scale: 0 is the guide, 1 the denoiser, more extrapolates.
+
     Raises:
-        ValueError: the two do not predict the same thing of the same process, or their labels mean different classes.
+        ValueError: the two predict different quantities or have different processes, or their labels mean different
+            classes.
     """
     own, other = _meaning(denoiser), _meaning(guide)
     if own != other:

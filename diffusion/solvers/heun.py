@@ -12,13 +12,16 @@ from diffusion.solvers.grid import GridSolver
 
 
 class HeunSolver(GridSolver):
-    """y_next = y + (s_next - s) (eps + eps_next) / 2, eps_next at Euler's prediction; the step to data is Euler's."""
+    """y_next = y + (s_next - s) (eps + eps_next) / 2, with eps_next evaluated at the result of Euler's step.
+
+    Order 2; two evaluations a step, and one in the step to data, which is Euler's.
+    """
 
     def __init__(self, config: Heun, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
         super().__init__(config, config.num_steps, denoiser, noise, label)
 
     def steps(self) -> Steps:
-        """Two evaluations a step, one for the step to data."""
+        """Two evaluations and one update for each step."""
         for at_t, at_s in self.intervals():
             x_t = self.x
             x_0, epsilon, _ = yield self.wanted(at_t)
@@ -30,6 +33,17 @@ class HeunSolver(GridSolver):
 
 
 def trapezium(x_t: Tensor, at_t: Point, at_s: Point, epsilon: Tensor, epsilon_s: Tensor) -> Tensor:
-    """y_s = y_t + (s - t) (eps + eps_s) / 2 with y = x / alpha and s, t as edm_sigma; returns x_s = alpha_s y_s."""
+    """The trapezoidal rule y_s = y_t + (s - t) (eps_t + eps_s) / 2, with y = x / alpha and s, t as edm_sigma.
+
+    Args:
+        x_t: rows at the start of the step [B, ...].
+        at_t: the start.
+        at_s: the end.
+        epsilon: eps at the start.
+        epsilon_s: eps at the end.
+
+    Returns:
+        x_s = alpha_s y_s, the shape of x_t.
+    """
     ratio = at_s.alpha / at_t.alpha
     return ratio * x_t + (at_s.sigma - ratio * at_t.sigma) * (epsilon + epsilon_s) / 2

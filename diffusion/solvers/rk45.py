@@ -1,4 +1,4 @@
-"""Dormand-Prince 5(4) on the probability-flow ODE over log-SNR, where every process has the same, smooth ODE."""
+"""The Dormand-Prince 5(4) method on the probability-flow ODE over log-SNR, where the ODE of every process is smooth."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,18 @@ from diffusion.tensors import expand_to, to_floats
 
 
 class Rk45Solver(Solver):
-    """Every row has its own step size and error estimate; rows that are done are not evaluated again."""
+    """dx / d log_snr = a x + b eps from t_max to t_min, then, with `denoise`, the estimate of x_0 there.
+
+    Every row has its own step size and error estimate; rows that are done are not evaluated again. Order 5, six
+    evaluations an accepted step. A terminal SNR of zero is refused, since log-SNR is infinite there.
+    """
 
     def __init__(self, config: Rk45, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
         super().__init__(config, denoiser, noise, label)
         self.config = config
 
     def steps(self) -> Steps:
-        """From the most noise to the least, then the estimate of x_0 there."""
+        """Integrate from the most noise to the least, then estimate x_0."""
         process, config = self.process, self.config
         ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
         start, end = to_floats(process.log_snr(ends))

@@ -1,11 +1,11 @@
 """UniPC (Zhao et al., 2023) for predictions of x_0: a multistep predictor, corrected by its next evaluation.
 
-Predictor and corrector are one formula on other points. With D_m = x_0(lambda_m) - x_0(lambda_0), r_m = (lambda_m -
-lambda_0) / h and weights w that make it exact for polynomials through all points,
+Predictor and corrector are one formula on different points. With lambda = log_snr / 2, D_m = x_0(lambda_m) -
+x_0(lambda_0), r_m = (lambda_m - lambda_0) / h and weights w that make it exact for polynomials through all points,
 
     x_s = (sigma_s / sigma_t) x_t - alpha_s (e^{-h} - 1) x_0 + alpha_s sum_m w_m D_m
 
-The weights are solved for exactly at every order, so the paper's choice of B(h) drops out.
+The weights are solved for exactly at every order, so the paper's choice of B(h) does not matter.
 """
 # torch.linalg has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -25,14 +25,17 @@ History = list[tuple[float, Tensor]]
 
 
 class UniPCSolver(GridSolver):
-    """Order p uses p points to predict and, at no further evaluation, p + 1 to correct; the step to data is Euler's."""
+    """Predict from p = `order` points, and correct from p + 1, the new evaluation included.
+
+    The corrector costs no further evaluation: one a step. Order p + 1. The step to data is of first order.
+    """
 
     def __init__(self, config: UniPC, denoiser: Denoiser, noise: Noise, label: Tensor | None = None) -> None:
         super().__init__(config, config.num_steps, denoiser, noise, label)
         self.order = config.order
 
     def steps(self) -> Steps:
-        """Evaluate at the prediction, correct it, predict on."""
+        """Evaluate at the prediction, correct the step that led to it, predict the next."""
         history: History = []
         start, begun = self.x, 0.0  # where the step that ends here began
         for i, (at_t, at_s) in enumerate(self.intervals()):
@@ -48,12 +51,15 @@ class UniPCSolver(GridSolver):
 
 
 def change(history: History, h: float, ahead: tuple[float, Tensor] | None = None) -> Tensor:
-    """What x_0 adds to x_s / alpha_s over a step of h from the newest point of `history`, newest first.
+    """What the estimates of x_0 add to x_s / alpha_s over a step of length h from the newest point of `history`.
 
     Args:
-        history: (lambda, x_0) of past evaluations.
-        h: the step in lambda, may be infinite.
-        ahead: (lambda, x_0) at the end of the step, for the corrector.
+        history: (lambda, x_0) of past evaluations, newest first.
+        h: length of the step in lambda = log_snr / 2; may be infinite.
+        ahead: (lambda, x_0) at the end of the step, for the corrector; None for the predictor.
+
+    Returns:
+        The shape of x_0.
     """
     (origin, x_0), *others = history
     total = -math.expm1(-h) * x_0
@@ -66,9 +72,16 @@ def change(history: History, h: float, ahead: tuple[float, Tensor] | None = None
 
 
 def weights(places: list[float], h: float) -> list[float]:
-    """The w_m that integrate every polynomial of degree len(places) through 0 and `places` exactly.
+    """The weights w_m with which sum_m w_m D_m is exact for polynomials through 0 and `places`.
 
-    sum_m w_m r_m^k = k! phi_{k+1}(h) / h^k, phi_1 = 1 - e^{-h}, phi_{k+1} = h^k / k! - phi_k.
+    They solve sum_m w_m r_m^k = k! phi_{k+1}(h) / h^k, phi_1 = 1 - e^{-h}, phi_{k+1} = h^k / k! - phi_k, k = 1..M.
+
+    Args:
+        places: r_1..r_M, the points relative to the newest in units of h.
+        h: length of the step in lambda.
+
+    Returns:
+        w_1..w_M.
     """
     if not places:
         return []

@@ -1,1 +1,1 @@
-"""docs/theory.md's claims, measured on data with exact answers, and the faults that they must catch."""
+"""The claims of docs/theory.md, measured on data with exact answers, and the mutants that they must catch."""

@@ -1,7 +1,7 @@
-"""`python -m diffusion.verify`: prove the claims of the theory on this installation, in float64, in seconds.
+"""`python -m diffusion.verify`: check the claims of docs/theory.md on this installation, in float64, in seconds.
 
-Prints a line per measured number: what, measured, expected, tolerance, and whether it passed. `--fault NAME` applies a
-deliberate fault first, to show that these checks can fail.
+Prints a line for each measured number: what it is, measured, expected, tolerance, and whether it passed. `--fault NAME`
+applies a deliberate fault first (a mutant of one function), to show that the checks can fail.
 """
 
 import argparse
@@ -27,7 +27,7 @@ exit codes: 0 all passed; 1 a check failed; 2 bad input
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command line's parser."""
     result = argparse.ArgumentParser(
         prog="python -m diffusion.verify",
         description="Measure what the theory states, on data with exact answers, and compare.",
@@ -42,13 +42,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command.
+
+    Args:
+        arguments: the command line without the program's name; None reads sys.argv.
+
+    Returns:
+        The exit code: 0 all passed, 1 a check failed, 2 bad input.
+    """
     options = parser().parse_args(arguments)
     from diffusion.verify.mutants import MUTANTS
 
     if options.list_faults:
         width = max(map(len, MUTANTS))
-        print("\n".join(f"{name:<{width}}  {fault.text}" for name, fault in MUTANTS.items()))
+        print("\n".join(f"{name:<{width}}  {mutation.text}" for name, mutation in MUTANTS.items()))
         return 0
     if options.fault is not None and options.fault not in MUTANTS:
         print(f"error: --fault {options.fault}: allowed: {', '.join(MUTANTS)}", file=sys.stderr)
@@ -68,7 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
-    """Run all checks, printing each; a check that raises has failed."""
+    """Run the checks of all claims, printing each; a check that raises has failed.
+
+    Args:
+        quick: smaller sizes and fewer draws.
+
+    Returns:
+        One dictionary per check, as in the JSON report.
+    """
     from diffusion.verify.claims import CLAIMS
 
     rows: list[dict[str, Any]] = []

@@ -9,10 +9,10 @@ from diffusion.verify.claims.check import Check
 
 
 def posthoc_ema(quick: bool) -> Iterator[Check]:
-    """Claim 16: two tracks (sigma_rel 0.05, 0.10), 16 even snapshots each, stand for other widths at their end.
+    """Claim 16: two tracks (sigma_rel 0.05, 0.10) of 16 even snapshots reconstruct averages of other widths.
 
-    A track of the rows of the identity is its own profile, so the recursion's profiles are put together and held
-    against the power function's; the closed form must give the same error.
+    The track of the rows of the identity matrix is its own profile, so the reconstruction is compared with the profile
+    that the recursion should have had; the closed form must give the same error.
     """
     steps = 400 if quick else 1600
     every = steps // 16

@@ -13,7 +13,7 @@ from diffusion.verify.claims.check import CHAIN_SCHEDULES, DATA, Check, ddpm
 
 
 def _prior(process: Process) -> float:
-    """L_T of the data's root mean square, nats: it is quadratic in x_0."""
+    """L_T at the data's root mean square, nats; L_T is quadratic in x_0."""
     return float(likelihood.prior_kl(process, torch.full((1, 1), math.sqrt(DATA.variance), dtype=torch.float64)))
 
 
@@ -68,7 +68,7 @@ def _gap(process: Process, variance: str) -> float:
 
 
 def published_end(quick: bool) -> Iterator[Check]:  # noqa: ARG001
-    """Claim 3: DDPM's linear-1000 ends where it is published to end."""
+    """Claim 3: DDPM's linear schedule of 1000 steps has the published alphas_cumprod_T and L_T."""
     process = ddpm("linear", 1000)
     alphas_cumprod = float(process.alpha(torch.tensor(1000)) ** 2)
     yield Check("linear-1000: alphas_cumprod_T x 1e5", alphas_cumprod * 1e5, 4.0358, 5e-5)

@@ -1,7 +1,7 @@
 """Claims 5 to 8: the continuous bound, its limit and what it bounds, and the probability-flow log-likelihood.
 
-Nothing is drawn at random: integrals are Gauss-Legendre sums, and expectations over eps are those of its sign corners,
-exact for what is quadratic in eps.
+Nothing is drawn at random: integrals are Gauss-Legendre sums, and expectations over eps are means over its corners
+(all entries 1 or -1), which are exact for functions quadratic in eps.
 """
 # numpy.polynomial has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -28,23 +28,28 @@ from diffusion.solvers.dormand_prince import DormandPrince
 from diffusion.verify.claims.check import DATA, Check
 from diffusion.verify.claims.orders import vp_from
 
-ASSUMED_DATA = GaussianData(0.1, 0.5)  # what the denoiser of claim 5 takes the data for
+ASSUMED_DATA = GaussianData(0.1, 0.5)  # the distribution that claim 5's denoiser is exact for; the data are others
 TWO_LEVELS = torch.tensor([[[13.0, 190.0]]], dtype=torch.float64) * (2 / 255) - 1
 
 
 @dataclass(frozen=True)
 class Curve(Schedule):
-    """log-SNR from 13.3 down to -13.3 along a rising h with h(0) = 0 and h(1) = 1."""
+    """A schedule whose log-SNR runs from 13.3 to -13.3 along a given curve.
+
+    Attributes:
+        rise: h(t), rising from h(0) = 0 to h(1) = 1.
+        slope_of_rise: h'(t).
+    """
 
     rise: Callable[[Tensor], Tensor]
     slope_of_rise: Callable[[Tensor], Tensor]
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """13.3 - 26.6 h(t)."""
+        """log-SNR 13.3 - 26.6 h(t)."""
         return 13.3 - 26.6 * self.rise(t)
 
     def dlogsnr_dt(self, t: Tensor) -> Tensor:
-        """-26.6 h'(t)."""
+        """The derivative -26.6 h'(t)."""
         return -26.6 * self.slope_of_rise(t)
 
 
@@ -56,20 +61,20 @@ CURVES = {
 
 
 def nodes(start: float, end: float, count: int) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes and weights of [start, end], float64 [count]."""
+    """Gauss-Legendre nodes and weights of [start, end], float64 [count] each."""
     place, weight = (torch.tensor(values) for values in np.polynomial.legendre.leggauss(count))
     return (start + end) / 2 + (end - start) / 2 * place, (end - start) / 2 * weight
 
 
 def corner_mean(denoiser: Denoiser, x_0: Tensor, t: Tensor) -> Tensor:
-    """E over eps of the diffusion rate at times t [K], one image x_0 [1, ...]."""
+    """E over eps of the diffusion rate at times t [K] for one image x_0 [1, ...]; float64 [K]."""
     repeated = x_0.expand(len(t), *x_0.shape[1:])
     corners = (torch.full_like(repeated, sign) for sign in (-1, 1))
     return sum((continuous_bound.diffusion_rate(denoiser, repeated, t, eps) / 2 for eps in corners), t.new_zeros(()))
 
 
 def schedule_independence(quick: bool) -> Iterator[Check]:
-    """Claim 5: a wrong denoiser's continuous bound is the same under three schedules; its spread over t is not."""
+    """Claim 5: a wrong denoiser's continuous bound is equal under three schedules; its spread over t is not."""
     count, totals_and_spreads = (200 if quick else 400), dict[str, tuple[float, float]]()
     for name, curve in CURVES.items():
         process = Vp(VpProcess(), curve)
@@ -89,7 +94,7 @@ def schedule_independence(quick: bool) -> Iterator[Check]:
 
 
 def limit_of_the_chain(quick: bool) -> Iterator[Check]:
-    """Claim 6: an exact denoiser's diffusion term at T steps exceeds its limit by c / T; log-SNR linear in t."""
+    """Claim 6: an exact denoiser's diffusion term at T steps exceeds its limit by c / T; log-SNR is linear in t."""
     steps = (64, 128, 256) if quick else (64, 128, 256, 512)
     gaps = [_gap(count) for count in steps]
     process = _linear_process(64)
@@ -132,9 +137,9 @@ def _limit(process: Process) -> float:
 
 
 def what_is_bounded(quick: bool) -> Iterator[Check]:
-    """Claim 7: with lambda = g^2 the bound holds for the reverse SDE; the ODE of the same score may lie beyond it.
+    """Claim 7: with lambda = g^2 the bound holds for the reverse SDE; the ODE with the same score may exceed it.
 
-    The wrong score is 1 + d times the right one, so x_t stays Gaussian and its variance solves an ODE of its own.
+    The wrong score is a multiple of the exact one, so x_t stays Gaussian and its variance solves an ODE of its own.
     """
     process = make_process(VpProcess())
     tolerance = 1e-6 if quick else 1e-8
@@ -156,7 +161,7 @@ def what_is_bounded(quick: bool) -> Iterator[Check]:
 
 
 def _generated(process: Process, factor: float, tolerance: float) -> list[float]:
-    """Variances at t_min from N(0, 1) at t_max by the reverse SDE and by the ODE; eps_theta = factor x the right."""
+    """Variances at t_min of reverse SDE and ODE, started from N(0, 1) at t_max; eps_theta is `factor` times exact."""
     denoiser, one = DATA.denoiser(process), torch.ones(1, 1, dtype=torch.float64)
     stepper = DormandPrince(torch.ones(1, 2, dtype=torch.float64), process.t_max, process.t_min, tolerance, tolerance)
     while (wanted := stepper.want()) is not None:
@@ -177,7 +182,7 @@ def _kl(process: Process, variance: float) -> float:
 
 
 def _times(process: Process) -> tuple[Tensor, Tensor]:
-    """Times and weights of an integral over t whose nodes are Gauss-Legendre's in log-SNR."""
+    """Times and weights of an integral over t; the nodes are Gauss-Legendre's in log-SNR."""
     high, low = continuous_bound.log_snr_ends(process)
     log_snr, weights = nodes(low, high, 200)
     t = process.time(log_snr)
@@ -185,7 +190,7 @@ def _times(process: Process) -> tuple[Tensor, Tensor]:
 
 
 def _weighted_error(process: Process, factor: float) -> float:
-    """The `likelihood` weighting's integral of the squared error of eps, over the share of time passed."""
+    """The integral over t of the `likelihood`-weighted squared error of eps, divided by t_max - t_min."""
     t, weights = _times(process)
     error = (factor - 1) ** 2 * process.sigma(t) ** 2 / DATA.variance_at(process, t)
     weighted = weighting.weights(LikelihoodWeighting(), Parameterization("epsilon"), process, t) * error
@@ -193,7 +198,7 @@ def _weighted_error(process: Process, factor: float) -> float:
 
 
 def _lost(process: Process, factor: float) -> float:
-    """What the continuous bound's diffusion term has more than with the right score."""
+    """The continuous bound's diffusion term minus that of the exact score, nats."""
     t, weights = _times(process)
     right = DATA.denoiser(process)
     wrong = Denoiser(lambda x, time, label: factor * right.network(x, time, label), process, "epsilon")
@@ -223,7 +228,7 @@ def ode_log_likelihood(quick: bool) -> Iterator[Check]:
 
 
 def _held_probe() -> Iterator[Check]:
-    """Two dimensions turned against each other, where a Rademacher probe is no exact trace but the mean over all is."""
+    """A two-dimensional case where one Rademacher probe does not give the exact trace, but the mean over all does."""
     data, process = MixtureData(), vp_from(1e-2)
     turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=torch.float64)
     upright = data.denoiser(process)

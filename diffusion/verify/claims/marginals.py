@@ -1,4 +1,4 @@
-"""Claim 11, of processes: sub-VP's standard deviation, and one marginal under the forward process, ODE and SDE."""
+"""Claim 11, for processes: sub-VP's sigma_t, and one marginal under forward process, ODE and reverse SDE."""
 
 from collections.abc import Callable, Iterator
 
@@ -27,9 +27,9 @@ def same_marginals(quick: bool) -> Iterator[Check]:
 
 
 def _same_marginals(kind: str, process: Process, accuracy: float) -> Iterator[Check]:
-    """Gaussian data: the ODE's flow, and the moments under the ODE and the reverse SDE, end at alpha^2 v + sigma^2.
+    """On Gaussian data, the ODE's flow and the moments under ODE and reverse SDE end at alpha^2 v + sigma^2.
 
-    `accuracy` is the solutions' rtol and atol.
+    `accuracy` is the rtol and atol of the solutions.
     """
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     first, last = to_floats(DATA.variance_at(process, ends))
@@ -55,7 +55,7 @@ def _same_marginals(kind: str, process: Process, accuracy: float) -> Iterator[Ch
 def _integrated(
     slope: Callable[[Tensor, Tensor], Tensor], value: float, accuracy: float, start: float, end: float
 ) -> float:
-    """The solution at `end` of d value / dt = slope(t, value) from `start`."""
+    """The solution at `end` of d value / dt = slope(t, value), started from `value` at `start`."""
     stepper = DormandPrince(torch.tensor([value], dtype=torch.float64), start, end, accuracy, accuracy)
     while (wanted := stepper.want()) is not None:
         _, t, y = wanted

@@ -1,7 +1,7 @@
-"""Claim 9: the solvers' orders of convergence, in the strong sense for the ODE's and the weak sense for the SDE's.
+"""Claim 9: orders of convergence of the solvers, strong for the ODE's and weak for the SDE's.
 
-With Gaussian data a solver is affine in x_T and in every draw of noise. Run on rows that each have one draw at 1 and
-the others at 0, it shows its response to every draw, and so the exact mean and variance of what it samples.
+With Gaussian data a solver is affine in x_T and in every draw of noise. Applied to rows in each of which one draw is 1
+and the others are 0, it gives its response to every draw, and so the exact mean and variance of its samples.
 """
 
 from collections.abc import Iterator
@@ -40,18 +40,22 @@ WEAK_DATA = GaussianData(0.6, 0.5)
 
 @dataclass(frozen=True)
 class FixedNoise:
-    """The same given draws, whatever their index: a start without randomness."""
+    """The same given draw for every index, which makes a solver deterministic.
+
+    Attributes:
+        x: the draw, [B, ...].
+    """
 
     x: Tensor
 
     def draw(self, index: int) -> Tensor:  # noqa: ARG002 - the form of `Noise`
-        """x, always."""
+        """The draw x, whatever the index."""
         return self.x
 
 
 @dataclass(frozen=True)
 class Impulses:
-    """Noise of `draws` + 1 rows whose draw i is 1 in row i and 0 elsewhere; the last row never has any."""
+    """Noise of `draws` + 1 rows: draw i is 1 in row i and 0 elsewhere; the last row is always 0."""
 
     draws: int
 
@@ -63,7 +67,7 @@ class Impulses:
 
 
 def vp_from(t_min: float) -> Process:
-    """The VP SDE of equation (12), beta from 0.1 to 20, its least noise at t_min."""
+    """The VP SDE of equation (12) with beta from 0.1 to 20 and its least noise at t_min."""
     whole = make_process(VpProcess())
     log_snr = float(whole.log_snr(torch.tensor(t_min, dtype=torch.float64)))
     return make_process(VpProcess(log_snr_max=log_snr))
@@ -92,20 +96,20 @@ def solver_order(quick: bool) -> Iterator[Check]:
 
 
 def sampled_ends(config: SolverConfig, steps: int) -> Tensor:
-    """Where a probability-flow solver takes `STARTS` over t from 1 to 0.05, data a mixture."""
+    """The result of a probability-flow solver from `STARTS`, over t from 1 to 0.05, on mixture data."""
     denoiser = MixtureData().denoiser(vp_from(0.05))
     return solvers.solve(denoiser, FixedNoise(STARTS), config.model_copy(update={"num_steps": steps}))
 
 
 def exact_ends() -> Tensor:
-    """Where the ODE takes them."""
+    """The exact solution of the ODE from `STARTS`, over t from 1 to 0.05."""
     process = vp_from(0.05)
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     return MixtureData().transport(process, STARTS, ends[:1], ends[1:])
 
 
 def moment_errors(config: SolverConfig, steps: int) -> tuple[float, float]:
-    """Errors of mean and variance at t = 0.05 of a stochastic solver from the true p_T, data Gaussian."""
+    """Absolute errors of mean and variance at t = 0.05 of a stochastic solver from the true p_T, on Gaussian data."""
     process = vp_from(0.05)
     mean, variance = sampled_moments(config.model_copy(update={"num_steps": steps}), process, WEAK_DATA, steps + 1)
     end = torch.tensor(process.t_min, dtype=torch.float64)
@@ -114,7 +118,14 @@ def moment_errors(config: SolverConfig, steps: int) -> tuple[float, float]:
 
 
 def sampled_moments(config: SolverConfig, process: Process, data: GaussianData, draws: int) -> tuple[float, float]:
-    """Mean and variance of what a solver of `draws` draws, x_T's included, samples from x_T ~ p_T; exact."""
+    """The exact mean and variance of a solver's samples from x_T ~ p_T, on Gaussian data.
+
+    Args:
+        config: the solver.
+        process: the forward process.
+        data: Gaussian data, whose exact denoiser is used.
+        draws: number of draws that the solver uses, that of x_T included.
+    """
     samples = solvers.solve(data.denoiser(process), Impulses(draws), config).flatten()
     without_noise, responses = samples[-1], samples[:-1] - samples[-1]
     start = torch.tensor(process.t_max, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Claims 11 and 14: which samplers and processes are the same, and the Langevin corrector."""
+"""Claims 11 and 14: samplers that must agree exactly, and the Langevin corrector."""
 
 import math
 from collections.abc import Iterator
@@ -23,12 +23,16 @@ from diffusion.verify.claims.orders import FixedNoise
 
 @dataclass(frozen=True)
 class DoubleNoise:
-    """Another noise in float64."""
+    """Another noise, converted to float64.
+
+    Attributes:
+        noise: what is converted.
+    """
 
     noise: solvers.Noise
 
     def draw(self, index: int) -> Tensor:
-        """The draw, float64."""
+        """The draw of the given index, float64."""
         return self.noise.draw(index).double()
 
 
@@ -36,7 +40,7 @@ NOISE = DoubleNoise(solvers.ImageNoise(0, range(8), (1, 1, 1)))
 
 
 def equal_samplers(quick: bool) -> Iterator[Check]:
-    """Claim 11: DDIM's two ends, solvers that share a step, guidance at 0 and 1, sub-VP and VP, ODE and SDE."""
+    """Claim 11: DDIM's two ends, solvers that share a step, guidance of scale 0 and 1, sub-VP and VP, ODE and SDE."""
     yield from _same_chains(10 if quick else 100)
     yield from _same_steps()
     yield from _guidance_at_its_ends()
@@ -44,7 +48,7 @@ def equal_samplers(quick: bool) -> Iterator[Check]:
 
 
 def _difference(denoisers: list[Denoiser], samplers: list[SolverConfig]) -> float:
-    """The largest difference between the samples of two solvers, on the same noise."""
+    """The largest absolute difference between the samples of two solvers on the same noise."""
     first, second = (
         solvers.solve(denoiser, NOISE, config.model_copy(update={"clip_x0": False}))
         for denoiser, config in zip(denoisers, samplers, strict=True)
@@ -53,7 +57,7 @@ def _difference(denoisers: list[Denoiser], samplers: list[SolverConfig]) -> floa
 
 
 def _same_chains(steps: int) -> Iterator[Check]:
-    """Ancestral sampling with beta-tilde is DDIM at eta = 1; a learned variance reaches from it to beta."""
+    """Ancestral sampling with beta-tilde is DDIM at eta = 1; a learned variance spans beta-tilde to beta."""
     fixed = {kind: _mixture_chain(kind) for kind in ("beta", "beta_tilde")}
     ancestral = configs.Ancestral(num_steps=steps)
     difference = _difference([fixed["beta_tilde"]] * 2, [ancestral, configs.Ddim(num_steps=steps, eta=1.0)])
@@ -67,7 +71,7 @@ def _same_chains(steps: int) -> Iterator[Check]:
 
 
 def _mixture_chain(reverse_variance: str, interpolation: float | None = None) -> Denoiser:
-    """The exact denoiser of a mixture over DDPM's chain, with an interpolation of the variance if given."""
+    """The exact denoiser of a mixture over DDPM's chain, with a constant interpolation of the variance if given."""
     config = DdpmProcess.model_validate({"num_train_timesteps": 100, "reverse_variance": reverse_variance})
     exact = MixtureData().denoiser(make_process(config))
     if interpolation is None:
@@ -104,7 +108,7 @@ def _same_steps() -> Iterator[Check]:
 
 
 def _ddim_from_euler(config: configs.ProcessConfig) -> float:
-    """DDIM at eta = 0 from y_s = y_t + (s - t) eps, y = x / alpha, relative to the start."""
+    """DDIM at eta = 0 minus Euler's y_s = y_t + (s - t) eps, y = x / alpha; largest difference over prior_std."""
     data, process = MixtureData(), make_process(config)
     denoiser, start = data.denoiser(process), torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1)
     ddim = configs.Ddim(num_steps=20, clip_x0=False, denoise=False, spacing="log_snr")
@@ -138,7 +142,7 @@ def _guidance_at_its_ends() -> Iterator[Check]:
 
 
 def langevin_corrector(quick: bool) -> Iterator[Check]:  # noqa: ARG001 - it is quick
-    """Claim 14: on a Gaussian the corrector's stationary variance is v / (1 - tau / (2 v)); a row's tau is its own.
+    """Claim 14: the corrector's stationary variance on a Gaussian is v / (1 - tau / (2 v)); each row has its own tau.
 
     The step is x' = A x + B z, so its stationary variance is B^2 / (1 - A^2).
     """

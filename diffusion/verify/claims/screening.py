@@ -1,6 +1,6 @@
-"""Claim 17: schedules screened by a curve have the bounds that are computed without one.
+"""Claim 17: the bounds screened from a denoising curve equal those computed without it.
 
-The curve is that of a wrong denoiser on two levels, in closed form, so that nothing is drawn: with x_0 = m + d,
+The curve is that of a wrong denoiser on two levels, in closed form, so that nothing is random: with x_0 = m + d,
 E ||eps - eps_theta||^2 = D (1 - sigma^2 / w)^2 + sigma^2 alpha^2 ||d||^2 / w^2, w = alpha^2 variance + sigma^2.
 """
 
@@ -36,7 +36,7 @@ PROCESSES: dict[str, ProcessConfig] = {
 
 
 def screened_bounds(quick: bool) -> Iterator[Check]:
-    """Claim 17: the sum over steps, the continuous bound's terms, and the gap's fall between fixed ends."""
+    """Claim 17: the sum over steps, the terms of the continuous bound, and the fall of the gap between fixed ends."""
     curve = _curve(3000 if quick else 6000)
     for name, config in PROCESSES.items():
         process = make_process(config)
@@ -48,7 +48,7 @@ def screened_bounds(quick: bool) -> Iterator[Check]:
 
 
 def _curve(points: int) -> DenoisingCurve:
-    """Two equal groups, no reconstruction term; without clipping the error of x_0 is that of eps over the SNR."""
+    """Two equal groups without reconstruction term; since nothing is clipped, the error of x_0 is that of eps / SNR."""
     log_snr = torch.linspace(13.4, -20.0, points, dtype=torch.float64)
     a, v = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)
     total = a * ASSUMED_DATA.variance + v
@@ -68,7 +68,7 @@ def _curve(points: int) -> DenoisingCurve:
 
 
 def _steps(process: Process) -> float:
-    """The sum of L_{t-1} over t = 2..T by the bound itself, bits/dim."""
+    """The sum of L_{t-1} over t = 2..T computed as the bound does, bits/dim."""
     kernel = ReverseKernel(ASSUMED_DATA.denoiser(process), clip_x0=False)
     index = torch.arange(2, process.num_steps + 1)
     x_0 = X_0.expand(len(index), -1)
@@ -77,7 +77,7 @@ def _steps(process: Process) -> float:
 
 
 def _integral(process: Process) -> float:
-    """Prior and diffusion term of the continuous bound by its rate over t, bits/dim; nodes are even in log-SNR."""
+    """The continuous bound's prior and diffusion terms from its rate over t, bits/dim; nodes even in log-SNR."""
     high, low = (float(end) for end in process.log_snr(torch.tensor([process.t_min, process.t_max]).double()))
     log_snr, weights = nodes(low, high, 200)
     t = process.time(log_snr)

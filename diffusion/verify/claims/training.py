@@ -1,4 +1,4 @@
-"""Claims 10 and 13: one error under all predictions, and how t is drawn."""
+"""Claims 10 and 13: one error under all parameterizations, and the variance of how t is drawn."""
 # torch.from_numpy has no type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -17,7 +17,7 @@ from diffusion.verify.claims.check import CHAIN_SCHEDULES, DATA, Check, ddpm, ma
 
 
 def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
-    """Claim 10: one error seen as that of epsilon, x_0, v and F; min-SNR's factor for each."""
+    """Claim 10: the errors of eps, x_0, v and F are known multiples of one another; min-SNR has the factor of each."""
     for kind in CHAIN_SCHEDULES:
         process = ddpm(kind, 1000)
         t = torch.arange(1, 1001)[process.log_snr(torch.arange(1, 1001)).abs() < 8]
@@ -53,7 +53,7 @@ def error_identities(quick: bool) -> Iterator[Check]:  # noqa: ARG001
 
 
 def stratified_steps(quick: bool) -> Iterator[Check]:
-    """Claim 13: how t is drawn decides the spread of the bound's estimate; 8 ranks x 16, log-SNR linear in t."""
+    """Claim 13: how t is drawn determines the spread of the bound's estimate; 8 ranks x 16 rows, even log-SNR."""
     batches, span = (2000 if quick else 20_000), 18.3
     generator = counter_generator(0, Stream.TIMESTEPS, 0)
 

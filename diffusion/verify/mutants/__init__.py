@@ -1,4 +1,4 @@
-"""Faults that a tired engineer could write, applied on purpose: `python -m diffusion.verify --fault NAME` must fail."""
+"""Mutants: deliberate mistakes that an engineer could make; `python -m diffusion.verify --fault NAME` must fail."""
 
 from diffusion.verify.mutants import averages, chains, distances, likelihoods, sampling, training
 from diffusion.verify.mutants.mutation import Mutation

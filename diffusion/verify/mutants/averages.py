@@ -1,4 +1,4 @@
-"""Faults in the EMA and its reconstruction."""
+"""Mutants of the EMA and its post-hoc reconstruction."""
 # mutants take whatever the originals take:
 # pyright: basic
 

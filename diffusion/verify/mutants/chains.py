@@ -1,4 +1,4 @@
-"""Faults in the discrete chain and its bound."""
+"""Mutants of the discrete chain and its bound."""
 # mutants take whatever the originals take:
 # pyright: basic
 

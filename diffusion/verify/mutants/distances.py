@@ -1,4 +1,4 @@
-"""Faults in the Frechet distance."""
+"""Mutants of the Frechet distance."""
 # mutants take whatever the originals take:
 # pyright: basic
 

@@ -1,4 +1,4 @@
-"""Faults in the continuous bound and the probability-flow likelihood."""
+"""Mutants of the continuous bound and the probability-flow likelihood."""
 # mutants take whatever the originals take:
 # pyright: basic
 

@@ -1,4 +1,4 @@
-"""Faults in the solvers."""
+"""Mutants of the solvers."""
 # mutants take whatever the originals take:
 # pyright: basic
 

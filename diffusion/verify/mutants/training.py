@@ -1,4 +1,4 @@
-"""Faults in predictions, weightings and the drawing of t."""
+"""Mutants of predictions, weightings and time sampling."""
 # mutants take whatever the originals take:
 # pyright: basic
 

@@ -17,7 +17,7 @@ BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 
 def test_the_seventeen_claims_are_there_and_each_has_a_fault():
     assert [claim.number for claim in CLAIMS] == list(range(1, 18))
-    assert {fault.claim for fault in MUTANTS.values()} == set(BY_NUMBER)
+    assert {mutation.claim for mutation in MUTANTS.values()} == set(BY_NUMBER)
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"claim{claim.number}")
@@ -38,21 +38,21 @@ def caught(claim: Claim) -> bool:
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_each_fault_is_caught_by_its_own_claim_and_leaves_nothing_behind(name: str):
-    fault = MUTANTS[name]
-    original, before = getattr(fault.targets[0], fault.name), [dict(vars(target)) for target in fault.targets]
-    assert all(getattr(target, fault.name) is original for target in fault.targets)
-    with fault.applied():
-        assert all(getattr(target, fault.name) is not original for target in fault.targets)
-        assert caught(BY_NUMBER[fault.claim])
-    assert [dict(vars(target)) for target in fault.targets] == before
+    mutation = MUTANTS[name]
+    original, before = getattr(mutation.targets[0], mutation.name), [dict(vars(target)) for target in mutation.targets]
+    assert all(getattr(target, mutation.name) is original for target in mutation.targets)
+    with mutation.applied():
+        assert all(getattr(target, mutation.name) is not original for target in mutation.targets)
+        assert caught(BY_NUMBER[mutation.claim])
+    assert [dict(vars(target)) for target in mutation.targets] == before
 
 
 def test_a_fault_is_taken_back_when_its_checks_raise():
-    fault = MUTANTS["nats-for-bits"]
-    original = getattr(fault.targets[0], fault.name)
-    with pytest.raises(KeyboardInterrupt), fault.applied():
+    mutation = MUTANTS["nats-for-bits"]
+    original = getattr(mutation.targets[0], mutation.name)
+    with pytest.raises(KeyboardInterrupt), mutation.applied():
         raise KeyboardInterrupt
-    assert getattr(fault.targets[0], fault.name) is original
+    assert getattr(mutation.targets[0], mutation.name) is original
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
