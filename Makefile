@@ -14,7 +14,7 @@ BIN := .venv/bin
 RUNTIME := .venv/installed-requirements.lock
 DEV := .venv/installed-requirements-dev.lock
 
-.PHONY: help run up stop status test test-all coverage lint lock clean FORCE
+.PHONY: help run up stop status test test-unit test-times test-all coverage lint lock clean FORCE
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -34,8 +34,15 @@ status: $(RUNTIME)  ## what is up, and where
 test: $(DEV)  ## the suite that CI runs (ARGS='-k name' to select)
 	@$(BIN)/python -m pytest -m "not slow and not chaos" $(ARGS)
 
+test-unit: $(DEV)  ## what a pull request's author runs: no Ray, no MLflow server, under five minutes
+	@$(BIN)/python -m pytest -m "not slow and not chaos and not integration" $(ARGS)
+
 test-all: $(DEV)  ## every test, the long ones included
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-times: $(DEV)  ## where the time of `make test` goes: runs it, and rewrites the table in CONTRIBUTING.md
+	@$(BIN)/python -m pytest -m "not slow and not chaos" --junitxml=out/test-times.xml $(ARGS)
+	@$(BIN)/python -m tests.times out/test-times.xml CONTRIBUTING.md
 
 coverage: $(DEV)  ## that the theory's tests take every branch of diffusion/
 	@$(BIN)/python -m pytest tests/diffusion --cov=diffusion --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered $(ARGS)

@@ -1,6 +1,7 @@
 """A small run that still goes through everything, and what several tests read of it."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import Cluster
+from tests.integration.ranks import Job, Ranks
 from trainer.config.load import load_config
 from trainer.config.run_config import RunConfig
 from trainer.run.journal import Journal, Metrics
@@ -17,6 +19,7 @@ from trainer.run.paths import RunPaths
 STEPS, CHECKPOINT_EVERY = 150, 25
 TINY: dict[str, Any] = {
     "network": {"kind": "unet", "channels": [8, 16], "attention": [False, True], "norm_groups": 4},
+    "data": {"heldout_fraction": 0.05},  # 90 images, whose likelihoods are most of an evaluation
     "training": {"steps": STEPS, "global_batch_size": 32},
     "optim": {"warmup_steps": 4},
     "evaluation": {
@@ -78,3 +81,28 @@ def finished(cluster: Cluster, tiny: Path) -> FinishedRun:
     """The unbroken run that others are compared with: 2 workers, ZeRO-2, fp32."""
     output = cluster.run("trainer", "--config", str(tiny))
     return FinishedRun(*configured(cluster, tiny), output)
+
+
+Train = Callable[..., RunPaths]
+
+
+@pytest.fixture(scope="session")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
+    """`on_ranks(file, *sets, world=2, spoilt=[…], reload=False, device="cpu")`: the loop without Ray; the run's files.
+
+    Its storage is the session's unless `sets` has another; nothing is evaluated or recorded.
+    """
+    ranks: dict[tuple[int, int, str], Ranks] = {}
+    places = [f"run.storage={tmp_path_factory.mktemp('ranks')}", "run.tracking_uri=http://127.0.0.1:9"]
+
+    def train(file: Path, *sets: str, world: int = 2, device: str = "cpu", **job: Any) -> RunPaths:
+        sets = (*places, f"parallel.workers={world}", f"parallel.device={device}", *sets)
+        stage = load_config(file, list(sets)).parallel.zero_stage
+        pool = ranks.setdefault((world, stage, device), Ranks(world, device))
+        return pool.run(Job(str(file), list(sets), **job))
+
+    try:
+        yield train
+    finally:
+        for pool in ranks.values():
+            pool.close()

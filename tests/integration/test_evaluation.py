@@ -22,7 +22,7 @@ def client(cluster: Cluster) -> MlflowClient:
     return MlflowClient(cluster.stack.tracking_uri)
 
 
-METRICS = ("--metrics", "vlb,continuous_vlb,nll,frechet", "--samples", "300", "--seeds", "2")
+METRICS = ("--metrics", "vlb,nll,frechet", "--samples", "300", "--seeds", "2")
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_result(
@@ -128,5 +128,5 @@ def test_a_standalone_evaluation_is_a_run_of_its_own_below_the_training(
     assert ("kid_pixels", values["kid_pixels"]) in {(each.key, each.value) for each in model.metrics or []}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "As a deep VAE" in page
-    assert page.count("data:image/png;base64,") == 2 + 7  # panels of the two views
+    assert page.count("<figure") == 2 + 7  # panels of the two views
     assert "http" not in page.replace("http-equiv", "")

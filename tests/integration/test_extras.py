@@ -5,8 +5,6 @@ Where there is a GPU, the same with one rank on it, to the rounding that GPUs or
 """
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,15 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.integration.conftest import Train as TrainOnRanks
 from trainer.checkpoint.reader import Checkpoint, find_latest
-from trainer.config.load import load_config
-from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
 
 KINDS = ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1")
-COMMON = ["run.tracking_uri=http://127.0.0.1:9", "training.global_batch_size=12", "run.checkpoint_every=6"]
+COMMON = ["training.global_batch_size=12", "run.checkpoint_every=6"]
 COMMON += ["network.classes=10", "network.dropout=0.2", "objective.label_dropout=0.2"]
 BUCKETS = ["parallel.deepspeed.overlap_comm=true", "parallel.deepspeed.reduce_bucket_size=2000"]
 BUCKETS_2 = [*BUCKETS, "parallel.deepspeed.allgather_bucket_size=2000"]
@@ -45,27 +41,27 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def trained(tiny: Path, tmp_path: Path, device: str) -> Train:
+def trained(on_ranks: TrainOnRanks, tiny: Path, tmp_path: Path, device: str) -> Train:
     """`trained(name, steps, *sets)`: the last checkpoint of a run of that name, which resumes where there is one."""
-    return partial(last_checkpoint, tiny, tmp_path, device)
+    return partial(last_checkpoint, on_ranks, tiny, tmp_path, device)
 
 
-def last_checkpoint(tiny: Path, storage: Path, device: str, name: str, steps: int, *sets: str) -> Checkpoint:
+def last_checkpoint(
+    on_ranks: TrainOnRanks, tiny: Path, storage: Path, device: str, name: str, steps: int, *sets: str
+) -> Checkpoint:
     """Train on two ranks, or on one where each needs a GPU."""
     sets = (f"run.storage={storage}", f"run.name={name}", f"training.steps={steps}", *COMMON, *sets)
-    sets = (*sets, f"parallel.device={device}")
-    command = [sys.executable, "-m", "tests.integration.ranks", str(tiny), "1" if device == "cuda" else "2", "", *sets]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = find_latest(RunPaths.of(load_config(tiny, list(sets))).checkpoints).folder
+    folder = find_latest(on_ranks(tiny, *sets, world=1 if device == "cuda" else 2, device=device).checkpoints).folder
     assert folder is not None
     return Checkpoint(folder)
 
 
 @pytest.fixture(scope="module")
-def plain(tiny: Path, tmp_path_factory: pytest.TempPathFactory, device: str) -> dict[int, Checkpoint]:
+def plain(
+    on_ranks: TrainOnRanks, tiny: Path, tmp_path_factory: pytest.TempPathFactory, device: str
+) -> dict[int, Checkpoint]:
     """Twelve steps of each stage, without extras."""
-    train = partial(last_checkpoint, tiny, tmp_path_factory.mktemp("plain"), device)
+    train = partial(last_checkpoint, on_ranks, tiny, tmp_path_factory.mktemp("plain"), device)
     return {stage: train(f"z{stage}", 12, f"parallel.zero_stage={stage}") for stage in (2, 3)}
 
 

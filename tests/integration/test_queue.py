@@ -68,6 +68,35 @@ def dispatch(queue: Queue) -> Iterator[Callable[[], "subprocess.Popen[str]"]]:
             process.communicate()
 
 
+def test_jobs_run_by_priority_past_a_preemption_and_a_killed_dispatcher(
+    queue: Queue, dispatch: Callable[[], "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    """What the test of whole runs below does, with commands of a second: one gives its machines back, then goes on."""
+    marker, code = tmp_path / "been here", ["--working-dir", str(_code(tmp_path))]
+    queue.run("submit", *code, "--name", "low", "--", "bash", "-c", "echo low")
+    queue.run("submit", *code, "--name", "middle", "--priority", "5", "--", "bash", "-c", "echo middle")
+    script = f"if [ -e '{marker}' ]; then echo goes on; else touch '{marker}'; sleep 6; exit 75; fi"
+    queue.run("submit", *code, "--name", "high", "--priority", "10", "--", "bash", "-c", script)
+    first = dispatch()
+    queue.wait(lambda jobs: any(attempt["confirmed"] for attempt in jobs[3]["attempts"]))
+    first.kill()
+    first.communicate()
+    waiting = {number: job["reason"] for number, job in queue.jobs().items()}
+    assert "job 3" in waiting[2]
+    assert waiting[1] == "behind job 2 (priority 5)"
+
+    output, _ = dispatch().communicate(timeout=120)
+    jobs = queue.jobs()
+    assert {job["state"] for job in jobs.values()} == {"succeeded"}, output
+    assert [(a["status"], a["exit_code"]) for a in jobs[3]["attempts"]] == [("failed", 75), ("succeeded", 0)]
+    attempts = [attempt for job in jobs.values() for attempt in job["attempts"]]
+    times = sorted((attempt["began_at"], attempt["ended_at"], attempt["submission_id"]) for attempt in attempts)
+    assert [name.split("-", 2)[2] for *_, name in times] == ["3-1", "3-2", "2-1", "1-1"]
+    assert all(ended <= began for (_, ended, _), (began, *_) in itertools.pairwise(times))
+    assert "goes on" in queue.run("logs", "3")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_three_jobs_of_different_priority_and_a_killed_dispatcher(
     queue: Queue, dispatch: Callable[[], "subprocess.Popen[str]"], tiny: Path, tmp_path: Path

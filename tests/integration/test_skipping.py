@@ -1,7 +1,5 @@
 """`training.on_nonfinite: skip` on real ranks and engines: the same step on all of them, then back to a checkpoint."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +7,9 @@ import torch
 import yaml
 
 from diffusion.ema import decay, gamma_from_sigma_rel
-from tests.conftest import ROOT
-from tests.integration.conftest import TINY
+from tests.integration.conftest import TINY, Train
 from trainer.checkpoint.manifest import complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint
-from trainer.config.load import load_config
 from trainer.config.training import EmaConfig
 from trainer.ema.sharded import EMA_KINDS
 from trainer.run.journal import Journal, Metrics, NonFinite, Warned
@@ -32,14 +28,11 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-def train(config_file: Path, name: str, bad: list[int], *sets: str, world: int = 2) -> RunPaths:
-    """Train on `world` ranks; the noise of the steps in `bad` is NaN on the last of them."""
-    sets = (f"run.name={name}", f"parallel.workers={world}", *SKIP, *sets)
-    arguments = [str(config_file), str(world), ",".join(map(str, bad)), *sets]
-    command = [sys.executable, "-m", "tests.integration.ranks", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return RunPaths.of(load_config(config_file, list(sets)))
+@pytest.fixture
+def train(on_ranks: Train, config_file: Path) -> Train:
+    """`train(name, spoilt, *sets)`: on two ranks; the noise of the steps in `spoilt` is NaN on the last of them."""
+    storage = f"run.storage={config_file.parent}"
+    return lambda name, spoilt, *sets: on_ranks(config_file, storage, f"run.name={name}", *SKIP, *sets, spoilt=spoilt)
 
 
 def texts(paths: RunPaths, kind: type[Warned | NonFinite]) -> list[str]:
@@ -60,10 +53,10 @@ FEW = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.
 
 
 @pytest.mark.parametrize("stage", FEW)
-def test_a_skipped_step_is_left_out_on_all_ranks_and_the_next_one_is_taken(config_file: Path, stage: int) -> None:
+def test_a_skipped_step_is_left_out_on_all_ranks_and_the_next_one_is_taken(train: Train, stage: int) -> None:
     """Micro-batches of 5, so that the bad row is not in the first; weights that are skipped with are not kept."""
     sets = [f"parallel.zero_stage={stage}", "parallel.micro_batch_size=5", "training.steps=5", "run.checkpoint_every=1"]
-    paths = train(config_file, f"stage{stage}", [3, 5], *sets)
+    paths = train(f"stage{stage}", [3, 5], *sets)
     assert complete_steps(paths.checkpoints) == [1, 2, 4, 5]
     assert [kept(paths, step).optimizer_steps for step in (1, 2, 4, 5)] == [1, 2, 3, 3]
     assert not same(kept(paths, 2), kept(paths, 4))
@@ -78,17 +71,17 @@ def test_a_skipped_step_is_left_out_on_all_ranks_and_the_next_one_is_taken(confi
 
 
 @pytest.mark.slow
-def test_a_run_with_skipped_steps_resumes_bitwise(config_file: Path) -> None:
-    whole = train(config_file, "whole", [2, 5])
-    train(config_file, "broken", [2, 5], "training.steps=6")
-    broken = train(config_file, "broken", [2, 5])
+def test_a_run_with_skipped_steps_resumes_bitwise(train: Train) -> None:
+    whole = train("whole", [2, 5])
+    train("broken", [2, 5], "training.steps=6")
+    broken = train("broken", [2, 5])
     assert kept(whole, 12).optimizer_steps == kept(broken, 12).optimizer_steps == 10
     assert same(kept(broken, 12), kept(whole, 12), ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"))
 
 
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_after_too_many_in_a_row_the_last_good_weights_are_taken_up_again(config_file: Path, stage: int) -> None:
-    paths = train(config_file, f"back{stage}", [6, 7, 8], f"parallel.zero_stage={stage}", "ema.snapshot_every=2")
+def test_after_too_many_in_a_row_the_last_good_weights_are_taken_up_again(train: Train, stage: int) -> None:
+    paths = train(f"back{stage}", [6, 7, 8], f"parallel.zero_stage={stage}", "ema.snapshot_every=2")
     good, back = kept(paths, 4), kept(paths, 8)
     assert complete_steps(paths.checkpoints) == [2, 4, 8, 10, 12]
     assert texts(paths, Warned)[-1] == "step 8: 3 skipped in a row; going on with the weights of step 4"
@@ -110,11 +103,11 @@ def test_after_too_many_in_a_row_the_last_good_weights_are_taken_up_again(config
 
 
 @pytest.mark.slow
-def test_where_going_back_does_not_help_it_gives_up_and_says_so(config_file: Path) -> None:
-    paths = train(config_file, "hopeless", [5, 6, 7, 8, 9, 10])
+def test_where_going_back_does_not_help_it_gives_up_and_says_so(train: Train) -> None:
+    paths = train("hopeless", [5, 6, 7, 8, 9, 10])
     [text] = texts(paths, NonFinite)
     assert "step 10: 3 steps in a row were not finite, again, with the weights of step 4; gave up" in text
-    early = train(config_file, "early", [1, 2, 3])
+    early = train("early", [1, 2, 3])
     [text] = texts(early, NonFinite)
     assert "step 3: 3 steps in a row were not finite, before the first checkpoint; gave up" in text
     assert not list(early.checkpoints.glob("*"))

@@ -10,7 +10,7 @@ import torch
 
 from diffusion.package import load_package, verify_package
 from tests.conftest import ROOT, Cluster
-from tests.integration.conftest import FinishedRun, configured, losses
+from tests.integration.conftest import FinishedRun, Train, configured, losses
 from trainer.checkpoint.manifest import complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint, find_latest
 from trainer.run.journal import Journal, Metrics, NonFinite
@@ -28,17 +28,22 @@ def train(cluster: Cluster, tiny: Path, name: str, *sets: str) -> RunPaths:
     return configured(cluster, tiny, f"run.name={name}", *sets)[1]
 
 
-def test_stage_3_loses_what_stage_2_loses(cluster: Cluster, tiny: Path, finished: FinishedRun) -> None:
-    paths = train(cluster, tiny, "stage3", "parallel.zero_stage=3", "training.steps=50")
-    torch.testing.assert_close(torch.tensor(losses(paths)), torch.tensor(finished.losses()[:50]), rtol=0, atol=1e-5)
+@pytest.fixture(scope="module")
+def stage3(on_ranks: Train, tiny: Path) -> RunPaths:
+    """Fifty steps at stage 3, unbroken."""
+    return on_ranks(tiny, "run.name=stage3", "parallel.zero_stage=3", "training.steps=50")
 
 
-def test_stage_3_broken_and_resumed_equals_unbroken(cluster: Cluster, tiny: Path) -> None:
-    broken = train(cluster, tiny, "stage3-broken", "parallel.zero_stage=3", "training.steps=25")
+def test_stage_3_loses_what_stage_2_loses(stage3: RunPaths, finished: FinishedRun) -> None:
+    torch.testing.assert_close(torch.tensor(losses(stage3)), torch.tensor(finished.losses()[:50]), rtol=0, atol=1e-5)
+
+
+def test_stage_3_broken_and_resumed_equals_unbroken(on_ranks: Train, tiny: Path, stage3: RunPaths) -> None:
+    sets, whole = ["run.name=stage3-broken", "parallel.zero_stage=3"], stage3
+    broken = on_ranks(tiny, *sets, "training.steps=25")
     first_half = losses(broken)
-    train(cluster, tiny, "stage3-broken", "parallel.zero_stage=3", "training.steps=50")
+    on_ranks(tiny, *sets, "training.steps=50")
     assert losses(broken)[:25] == first_half
-    _, whole = configured(cluster, tiny, "run.name=stage3")
     ours, theirs = (Checkpoint(find_latest(p.checkpoints).folder) for p in (broken, whole))  # type: ignore[arg-type]
     assert ours.step == theirs.step == 50
     for kind in ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"):
@@ -62,8 +67,8 @@ def test_a_finished_run_has_packages_of_other_widths(cluster: Cluster, finished:
     assert any(not torch.equal(mine, theirs) for mine, theirs in zip(other.parameters(), own.parameters(), strict=True))
 
 
-def test_bf16_stays_within_its_band(cluster: Cluster, tiny: Path, finished: FinishedRun) -> None:
-    paths = train(cluster, tiny, "bf16", "training.precision=bf16", "training.steps=50")
+def test_bf16_stays_within_its_band(on_ranks: Train, tiny: Path, finished: FinishedRun) -> None:
+    paths = on_ranks(tiny, "run.name=bf16", "training.precision=bf16", "training.steps=50")
     ours, theirs = torch.tensor(losses(paths)), torch.tensor(finished.losses()[:50])
     assert not torch.equal(ours, theirs)
     torch.testing.assert_close(ours, theirs, rtol=BF16_BAND, atol=0)
@@ -71,11 +76,11 @@ def test_bf16_stays_within_its_band(cluster: Cluster, tiny: Path, finished: Fini
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_other_stages_accumulation_and_padding_lose_the_same(
-    cluster: Cluster, tiny: Path, finished: FinishedRun, stage: int
+    on_ranks: Train, tiny: Path, finished: FinishedRun, stage: int
 ) -> None:
     """Micro-batches of 5 do not divide a rank's 16 rows: the last one is padded with rows of weight zero."""
     sets = [f"parallel.zero_stage={stage}", "parallel.micro_batch_size=5", "training.steps=50"]
-    paths = train(cluster, tiny, f"stage{stage}", *sets)
+    paths = on_ranks(tiny, f"run.name=stage{stage}", *sets)
     torch.testing.assert_close(torch.tensor(losses(paths)), torch.tensor(finished.losses()[:50]), rtol=0, atol=1e-5)
 
 
@@ -110,13 +115,13 @@ BESIDE_THE_NETWORK = {
 
 
 @pytest.mark.parametrize("name", BESIDE_THE_NETWORK)
-def test_what_is_trained_beside_the_network_survives_a_break_bitwise(cluster: Cluster, tiny: Path, name: str) -> None:
+def test_what_is_trained_beside_the_network_survives_a_break_bitwise(on_ranks: Train, tiny: Path, name: str) -> None:
     """A learned schedule at stage 3; an adaptive lambda(t) with importance sampling, labels and a learned variance."""
     parameter, sets = BESIDE_THE_NETWORK[name]
     sets = [*sets, "run.checkpoint_every=10"]
-    whole = train(cluster, tiny, f"{name}-whole", *sets, "training.steps=20")
-    train(cluster, tiny, f"{name}-broken", *sets, "training.steps=10")
-    broken = train(cluster, tiny, f"{name}-broken", *sets, "training.steps=20")
+    whole = on_ranks(tiny, f"run.name={name}-whole", *sets, "training.steps=20")
+    on_ranks(tiny, f"run.name={name}-broken", *sets, "training.steps=10")
+    broken = on_ranks(tiny, f"run.name={name}-broken", *sets, "training.steps=20")
     theirs = Checkpoint(find_latest(whole.checkpoints).folder)  # type: ignore[arg-type]
     ours = Checkpoint(find_latest(broken.checkpoints).folder)  # type: ignore[arg-type]
     assert ours.step == theirs.step == 20

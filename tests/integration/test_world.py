@@ -3,17 +3,16 @@
 Measured on fp32 over 50 steps; the bounds are those of rounding that Adam amplifies (docs/log.md).
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import ROOT, Cluster
-from tests.integration.conftest import configured, losses
+from tests.conftest import Cluster
+from tests.integration.conftest import Train, losses
 from tests.integration.test_training import train
 from trainer.checkpoint.reader import Checkpoint, find_latest
+from trainer.config.load import load_config
 from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
@@ -71,17 +70,11 @@ MATRIX = [
 
 @pytest.mark.parametrize(("world", "stage", "micro"), [(1, 3, None), (4, 1, 3), *MATRIX])
 def test_any_number_of_workers_stage_and_accumulation_learns_the_same(
-    cluster: Cluster, tiny: Path, baseline: RunPaths, world: int, stage: int, micro: int | None
+    on_ranks: Train, tiny: Path, baseline: RunPaths, world: int, stage: int, micro: int | None
 ) -> None:
-    name = f"world-{world}-{stage}-{micro}"
-    agree(train(cluster, tiny, name, *COMMON, *shape(world, stage, micro)), baseline)
-
-
-def ranks(tiny: Path, world: int, what: str, *sets: str) -> None:
-    """The loop on real ranks without Ray."""
-    command = [sys.executable, "-m", "tests.integration.ranks", str(tiny), str(world), what, *sets]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Also of Ray Train's workers, which trained the baseline, and ranks without Ray."""
+    name = f"run.name=world-{world}-{stage}-{micro}"
+    agree(on_ranks(tiny, name, *COMMON, *shape(world, stage, micro), world=world), baseline)
 
 
 CHANGES = [
@@ -92,32 +85,28 @@ CHANGES = [
 
 @pytest.mark.parametrize(("world", "stage", "then", "then_stage"), CHANGES)
 def test_a_run_goes_on_exactly_at_another_world_and_stage(
-    cluster: Cluster, tiny: Path, baseline: RunPaths, world: int, stage: int, then: int, then_stage: int
+    on_ranks: Train, tiny: Path, baseline: RunPaths, world: int, stage: int, then: int, then_stage: int
 ) -> None:
-    name = f"run.name=change-{world}-{stage}-{then}-{then_stage}"
-    places = [f"run.storage={cluster.storage}", f"run.tracking_uri={cluster.stack.tracking_uri}"]
-    common = [name, *places, *COMMON]
-    ranks(tiny, world, "", *common, *shape(world, stage), "training.steps=25")
-    ranks(tiny, then, "reload", *common, *shape(then, then_stage))
-    _, paths = configured(cluster, tiny, name, *COMMON)
+    common = [f"run.name=change-{world}-{stage}-{then}-{then_stage}", *COMMON]
+    paths = on_ranks(tiny, *common, *shape(world, stage), "training.steps=25", world=world)
+    on_ranks(tiny, *common, *shape(then, then_stage), world=then, reload=True)
     saved, loaded = newest(paths), newest(RunPaths(paths.root / "reloaded"))
     assert saved.step == loaded.step == 25
     assert (loaded.manifest["world_size"], loaded.manifest["zero_stage"]) == (then, then_stage)
     for kind in KINDS:
         for each in saved.shapes:
             assert torch.equal(loaded.tensor(kind, each), saved.tensor(kind, each)), (kind, each)
-    ranks(tiny, then, "", *common, *shape(then, then_stage))
-    agree(paths, baseline)
+    agree(on_ranks(tiny, *common, *shape(then, then_stage), world=then), baseline)
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=SLOW) for stage in (0, 1)), 2, 3])
-def test_the_sharded_ema_is_bitwise_that_of_the_gathered_masters(cluster: Cluster, tiny: Path, stage: int) -> None:
+def test_the_sharded_ema_is_bitwise_that_of_the_gathered_masters(on_ranks: Train, tiny: Path, stage: int) -> None:
     """Every master is in a checkpoint of a run that makes one each step."""
     from diffusion.ema import decay, gamma_from_sigma_rel
 
     sets = ["training.steps=20", "run.checkpoint_every=1", "run.keep_checkpoints=100", *shape(2, stage)]
-    paths = train(cluster, tiny, f"gathered-{stage}", *sets)
-    config, _ = configured(cluster, tiny)
+    paths = on_ranks(tiny, f"run.name=gathered-{stage}", *sets)
+    config = load_config(tiny, [])
     last = newest(paths)
     for kind, sigma_rel in zip(("ema_0", "ema_1"), config.ema.tracks, strict=True):
         average = {name: torch.zeros(shape) for name, shape in last.shapes.items()}
