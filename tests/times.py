@@ -1,4 +1,4 @@
-"""`python -m tests.times JUNIT.xml [CONTRIBUTING.md]`: where the suite's time goes, as a table; written into the page."""
+"""`python -m tests.times JUNIT.xml [PAGE.md]`: where the suite's time goes, as a table; written into the page."""
 
 import re
 import sys
