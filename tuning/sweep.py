@@ -6,7 +6,7 @@ How far a trial got is read from its run's folder and nowhere else, so that a sw
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from trainer.config.run_config import RunConfig, canonical
 from trainer.driver.plan import check
 from trainer.errors import InputError
 from trainer.run import identity
-from trainer.run.identity import State
+from trainer.run.identity import State, go_on_with
 from trainer.run.paths import RunPaths
 from tuning.space import SweepConfig, Trial
 
@@ -40,10 +40,12 @@ class Sweep:
 
     @classmethod
     def of(cls, config: SweepConfig, trials: list[Trial]) -> "Sweep":
-        """The sweep of a file that was read."""
+        """The sweep of a file that was read; trials that were started go on with the configuration stored with them."""
         space = {path: list(grid.values) for path, grid in config.space.items()}
         root = Path(str(trials[0].config.run.storage)) / FOLDER / config.name
-        return cls(root, space, tuple(trials), min(config.concurrent_trials, len(trials)))
+        sweep = cls(root, space, (), min(config.concurrent_trials, len(trials)))
+        stored = {canonical(trial["settings"]): trial["config"] for trial in sweep.record.get("trials", [])}
+        return replace(sweep, trials=tuple(_as_stored(trial, stored, sweep.storage) for trial in trials))
 
     @classmethod
     def load(cls, storage: Path, name: str) -> "Sweep":
@@ -156,6 +158,20 @@ class Sweep:
 def known(storage: Path) -> list[str]:
     """The names of the sweeps in a storage."""
     return sorted(path.parent.name for path in (storage / FOLDER).glob("*/sweep.json"))
+
+
+def _as_stored(trial: Trial, stored: dict[str, Any], storage: Path) -> Trial:
+    """A trial with the configuration that it was started with, where that is the same method but for defaults."""
+    values = stored.get(canonical(trial.settings))
+    if values is None:
+        return trial
+    own = _moved(values, storage)
+    try:
+        merged = go_on_with(own, trial.config, f"in {storage}")
+    except InputError:  # another sweep of this name, which `states` refuses
+        return trial
+    run = merged.run.model_copy(update={"name": own.run.name})
+    return Trial(trial.settings, merged.model_copy(update={"run": run}))
 
 
 def _moved(values: dict[str, Any], storage: Path) -> RunConfig:

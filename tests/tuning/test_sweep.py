@@ -1,16 +1,19 @@
 """A sweep's name, its state, and what is kept of it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.tuning.conftest import SCHEDULES, finish, made, written
+from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
 from tuning.__main__ import main
 from tuning.mlflow_record import metrics
 from tuning.plan import plan
 from tuning.scores import rows
+from tuning.space import Trial
 from tuning.sweep import Sweep
 
 
@@ -141,3 +144,24 @@ def test_a_cluster_that_does_not_answer_is_refused_before_anything_is_written(tm
     assert captured.err.startswith("error: RAY_ADDRESS = 127.0.0.1:9: no Ray cluster answers")
     assert captured.err.count("\n") == 1
     assert not list((tmp_path / "storage").rglob("*.json"))
+
+
+def test_a_sweep_goes_on_after_a_default_changed(tmp_path, monkeypatch):
+    """What was started has its configuration stored; another value that is asked for is another sweep."""
+    sweep = made(tmp_path)
+    with sweep.locked():
+        sweep.claim()
+    record = sweep.record
+    for trial in record["trials"]:
+        trial["config"]["evaluation"]["vlb_draws"] = 128  # the default of then
+    configs = [RunConfig.model_validate_json(json.dumps(trial["config"])) for trial in record["trials"]]
+    older = [Trial(trial["settings"], config) for trial, config in zip(record["trials"], configs, strict=True)]
+    digest = replace(sweep, trials=tuple(older)).digest
+    sweep.note(trials=record["trials"], digest=digest)
+
+    again = made(tmp_path)
+    assert again.digest == digest != sweep.digest
+    assert again.states() == ["new"] * 4
+    assert [trial.name for trial in again.trials] == [trial.name for trial in sweep.trials]
+    with pytest.raises(InputError, match="taken by another sweep"):
+        made(tmp_path, "evaluation.vlb_draws=32").states()
