@@ -130,7 +130,7 @@ def list_jobs(options: argparse.Namespace) -> None:
     store = Store.open(queue_url(options.queue), make=False)
     jobs = store.jobs()
     ended = [job.id for job in jobs if job.state in ENDED]
-    hidden = set() if options.all else set(ended[:-LAST_ENDED])
+    hidden: set[int] = set() if options.all else set(ended[:-LAST_ENDED])
     shown = [(job, store.attempts(job.id)) for job in jobs if job.id not in hidden]
     if options.json:
         print(json.dumps([views.job_row(job, attempts) for job, attempts in shown], indent=2))

@@ -8,7 +8,7 @@ the next pass finds the open attempt, asks Ray, and hands it over again only if 
 import fcntl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -157,7 +157,7 @@ class Dispatcher:
 
 
 @contextmanager
-def only_one(store: Store) -> Iterator[None]:
+def only_one(store: Store) -> Generator[None]:
     """Hold the queue's dispatcher lock; it goes with the process, however it ends.
 
     Raises:

@@ -7,16 +7,16 @@ import logging
 import os
 import shlex
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, cast
 from urllib.parse import urlsplit
 
 import aiohttp
 import requests
 from ray.exceptions import RayError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cluster.errors import RayUnavailableError, RefusedError
 from cluster.spec import Bundle, Ending
@@ -32,14 +32,22 @@ OPEN = (JobStatus.PENDING, JobStatus.RUNNING)
 STATUSES = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "stopped"}
 
 
+class _Node(TypedDict):
+    """What is read of a node in the answer of Ray's state API."""
+
+    resources_total: Bundle
+
+
 class _Client(JobSubmissionClient):
     """Ray's client, but with a limit on every request."""
 
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:  # noqa: ANN401
-        return super()._do_request(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S, **options})
+    def _do_request(self, method: str, endpoint: str, **options: object) -> requests.Response:
+        inherited = super()._do_request  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        send = cast("Callable[..., requests.Response]", inherited)  # Ray annotates its method only in part
+        return send(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S, **options})
 
-    def nodes(self) -> list[dict[str, Any]]:
-        """Ray's state API on its live nodes, as `ray list nodes --detail` shows them."""
+    def nodes(self) -> list[_Node]:
+        """Every live node, as `ray list nodes --detail` shows it."""
         alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
         reply = self._do_request("GET", f"/api/v0/nodes?detail=1&limit={MAX_NODES}&{alive}")
         reply.raise_for_status()
@@ -133,7 +141,7 @@ class RayJobs:
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             raise self._trouble(error) from error
 
-    def _info(self, submission_id: str) -> Any:  # noqa: ANN401 - ray's JobDetails
+    def _info(self, submission_id: str) -> JobDetails | None:
         try:
             return self._ask(lambda: self._client.get_job_info(submission_id))
         except RuntimeError as error:
@@ -164,7 +172,7 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _alone(address: str | None) -> Iterator[None]:
+def _alone(address: str | None) -> Generator[None]:
     """Hide the variables that Ray prefers to an address that is given."""
     hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if address and name in os.environ}
     try:

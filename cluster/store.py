@@ -5,12 +5,12 @@ once. So whoever looks at the database after a crash knows what may be running, 
 """
 
 import os
+import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import make_url
@@ -205,7 +205,7 @@ class Store:
             return job
 
     @contextmanager
-    def _session(self, write: bool = True) -> Iterator[Session]:
+    def _session(self, write: bool = True) -> Generator[Session]:
         engine = self._engine if write else self._engine.execution_options(**READ_ONLY)
         try:
             with Session(engine, expire_on_commit=False) as session, session.begin():
@@ -257,7 +257,7 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
-def _configure(connection: Any, _: Any) -> None:  # noqa: ANN401 - the driver's own types
+def _configure(connection: sqlite3.Connection, _: object) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
 
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -183,10 +183,10 @@ async def _answer_invalid(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": "; ".join(_explain(problem) for problem in error.errors()[:5])}, 422)
 
 
-def _explain(problem: Any) -> str:  # noqa: ANN401 - one of pydantic's problems, which FastAPI leaves untyped
+def _explain(problem: ErrorDetails) -> str:
     """`field = value: what is allowed`."""
     if problem["type"] == "json_invalid":
-        return f"body: not JSON: {problem['ctx']['error']}"
+        return f"body: not JSON: {problem.get('ctx', {}).get('error', problem['msg'])}"
     if len(problem["loc"]) == 1:
         return f"body: {problem['msg']}"
-    return describe_problem(cast("ErrorDetails", {**problem, "loc": problem["loc"][1:]}), ImageRequest)
+    return describe_problem({**problem, "loc": problem["loc"][1:]}, ImageRequest)
