@@ -1,4 +1,4 @@
-"""A checkout in miniature: the real `infra/` beside stand-ins for the four commands that it drives.
+"""A miniature checkout: the real `infra/` beside stand-ins for the four commands that it runs.
 
 The stand-ins answer over HTTP as Ray, MLflow and the sampler do, start within milliseconds and, like Ray's workers,
 leave the session they were started in.
