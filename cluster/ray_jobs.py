@@ -161,9 +161,9 @@ class RayJobs:
                 return None
             raise self._server_error(error) from error
 
-    def _call(self, call: Callable[[], _Result]) -> _Result:
+    def _call(self, request: Callable[[], _Result]) -> _Result:
         try:
-            return call()
+            return request()
         except (ConnectionError, TimeoutError, socket.gaierror, requests.RequestException, RayError) as error:
             raise RayUnavailableError(f"no Ray job server answers at {self.address}: {_one_line(error)}") from error
 

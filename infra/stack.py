@@ -19,7 +19,7 @@ class StackError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """One Ray head and one MLflow server on loopback: what `var/stack.json` holds.
+    """One Ray head and one MLflow server on loopback, as `var/stack.json` records them.
 
     Attributes:
         id: The value of STACK_ID_VARIABLE in the environment of every process of the stack.

@@ -137,7 +137,7 @@ class Checkout:
         return self.local("run", "--config", "digits.yaml", *arguments, expect=expect, **environment)
 
     def record(self) -> dict[str, Any]:
-        """What `var/stack.json` says."""
+        """The contents of `var/stack.json`."""
         return json.loads((self.var / "stack.json").read_text())
 
 

@@ -40,7 +40,7 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
 
 @pytest.fixture
 def bystander() -> Iterator[ProcessId]:
-    """A process that belongs to nobody's stack."""
+    """A process that belongs to no stack."""
     process = subprocess.Popen(["sleep", "600"])
     psutil_process = psutil.Process(process.pid)
     ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
