@@ -1,4 +1,4 @@
-"""`python -m cluster`: submit jobs to the queue, look at them, and dispatch them to Ray."""
+"""`python -m cluster`: submit jobs to the queue, inspect them, and dispatch them to Ray."""
 
 import argparse
 import json
@@ -12,24 +12,24 @@ from pathlib import Path
 
 from cluster.errors import InputError, RayUnavailableError, StoreUnavailableError
 
-EXAMPLES = """\
+EPILOG = """\
 examples:
   python -m cluster submit -- python -m trainer --config configs/digits.yaml
   python -m cluster submit --priority 10 -- python -m tuning run --config configs/sweep-digits.yaml
   python -m cluster submit --resources 2*CPU=1 -- python my_script.py
-  python -m cluster dispatch                    # on one machine that reaches Ray; leave it running
-  python -m cluster list                        # what runs, what waits and why
+  python -m cluster dispatch                    # on one machine that can reach Ray; leave it running
+  python -m cluster list                        # what is running, what is waiting, and why
   python -m cluster logs -f 3
   ray job submit --working-dir . -- python -m cluster submit -- python -m trainer --config configs/digits.yaml
 
-The queue is a SQLite file with the code snapshots and logs beside it: --queue, else DUALVIEW_QUEUE, else
-$DUALVIEW_STORAGE/queue/queue.db, else ~/dualview/queue/queue.db. Jobs run one at a time, the highest priority first,
-then the oldest. A job that exits with 75 (preempted after a checkpoint) is queued again and goes on.
+The queue is a SQLite file with code snapshots and logs beside it. Its location is --queue, or else DUALVIEW_QUEUE,
+$DUALVIEW_STORAGE/queue/queue.db or ~/dualview/queue/queue.db. Jobs run one at a time: the highest priority first, and
+within a priority the oldest first. A job that exits with 75 (preempted after a checkpoint) is queued again and resumes.
 
 exit codes: 0 done; 2 bad input; 1 anything else
 """
-ADDRESS = "Ray's dashboard, such as http://127.0.0.1:8265; else as `ray job submit` finds it"
-LAST_ENDED = 10
+ADDRESS_HELP = "Ray's dashboard, e.g. http://127.0.0.1:8265 (default: the one `ray job submit` finds)"
+MAX_ENDED_SHOWN = 10
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,42 +37,56 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m cluster",
         description="A durable queue of jobs for one Ray cluster.",
-        epilog=EXAMPLES,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--queue", metavar="URL", help="the queue's database: sqlite:////absolute/path/queue.db")
+    result.add_argument(
+        "--queue", metavar="URL", help="the queue's database: sqlite:////absolute/path/queue.db (default: see below)"
+    )
     commands = result.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    _add_submit(commands.add_parser("submit", help="put a command and a snapshot of its code into the queue"))
-    listing = commands.add_parser("list", help="the queue, and what ended last")
-    listing.add_argument("--all", action="store_true", help="everything that ever ended, too")
-    listing.add_argument("--json", action="store_true", help="as JSON")
-    shown = commands.add_parser("show", help="all about one job")
+    _add_submit(commands.add_parser("submit", help="add a command, with a snapshot of its code, to the queue"))
+    listing = commands.add_parser("list", help="list waiting and running jobs, and the last ones that ended")
+    listing.add_argument("--all", action="store_true", help="include every job that has ended")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    shown = commands.add_parser("show", help="show one job with its attempts and its history")
     shown.add_argument("job", type=int, metavar="JOB")
-    shown.add_argument("--json", action="store_true", help="as JSON")
-    logs = commands.add_parser("logs", help="what a job has written")
+    shown.add_argument("--json", action="store_true", help="print JSON")
+    logs = commands.add_parser("logs", help="print the output of a job")
     logs.add_argument("job", type=int, metavar="JOB")
-    logs.add_argument("--address", metavar="URL", help=ADDRESS)
-    logs.add_argument("-f", "--follow", action="store_true", help="wait for the job and stay until it ends")
-    cancelled = commands.add_parser("cancel", help="take a job out of the queue, or stop it: SIGTERM, later SIGKILL")
+    logs.add_argument("--address", metavar="URL", help=ADDRESS_HELP)
+    logs.add_argument("-f", "--follow", action="store_true", help="wait for the job to start and print until it ends")
+    cancelled = commands.add_parser(
+        "cancel", help="remove a waiting job, or stop a running one (SIGTERM, later SIGKILL)"
+    )
     cancelled.add_argument("job", type=int, metavar="JOB")
-    dispatch = commands.add_parser("dispatch", help="run the queue's jobs on Ray until interrupted; jobs outlive it")
-    dispatch.add_argument("--address", metavar="URL", help=ADDRESS)
-    dispatch.add_argument("--moved", action="store_true", help="what was started on another cluster is gone with it")
-    dispatch.add_argument("--drain", action="store_true", help="end when no job waits, for whatever reason, or runs")
-    dispatch.add_argument("--poll", type=_seconds, default=1.0, metavar="SECONDS", help="how often to look (1)")
+    dispatch = commands.add_parser(
+        "dispatch", help="run the queue's jobs on Ray until interrupted; running jobs go on without it"
+    )
+    dispatch.add_argument("--address", metavar="URL", help=ADDRESS_HELP)
+    dispatch.add_argument(
+        "--moved", action="store_true", help="the cluster on which earlier attempts were started no longer exists"
+    )
+    dispatch.add_argument("--drain", action="store_true", help="exit once no job is waiting or running")
+    dispatch.add_argument(
+        "--poll", type=_seconds, default=1.0, metavar="SECONDS", help="interval between passes (default: 1)"
+    )
     return result
 
 
 def _add_submit(submit: argparse.ArgumentParser) -> None:
-    submit.add_argument("--name", help="a name for people; default: the run's, the sweep's or the command's")
-    submit.add_argument("--priority", type=int, default=0, help="the higher runs first (0)")
-    submit.add_argument("--working-dir", type=Path, default=Path("."), metavar="DIR", help="the code to snapshot (.)")
-    submit.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable; repeatable")
+    submit.add_argument("--name", help="a name to show (default: that of the run, the sweep or the command)")
+    submit.add_argument("--priority", type=int, default=0, help="higher runs first (default: 0)")
+    submit.add_argument(
+        "--working-dir", type=Path, default=Path("."), metavar="DIR", help="folder of code to snapshot (default: .)"
+    )
+    submit.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="set an environment variable; repeatable"
+    )
     submit.add_argument(
         "--resources", metavar="GANG",
-        help="what it asks Ray for, e.g. 2*CPU=1,GPU=1; the trainer and the sweep tell it themselves; else CPU=1",
+        help="resources to ask Ray for, e.g. 2*CPU=1,GPU=1 (default: as the trainer or the sweep reports; else CPU=1)",
     )  # fmt: skip
-    submit.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
+    submit.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command to run")
 
 
 def _seconds(text: str) -> float:
@@ -83,7 +97,7 @@ def _seconds(text: str) -> float:
 
 
 def queue_url(given: str | None) -> str:
-    """Where the queue is."""
+    """The URL of the queue's database: `given`, else the environment's, else the default in the storage folder."""
     if given or os.environ.get("DUALVIEW_QUEUE"):
         return given or os.environ["DUALVIEW_QUEUE"]
     storage = os.environ.get("DUALVIEW_STORAGE") or str(Path.home() / "dualview")
@@ -91,7 +105,7 @@ def queue_url(given: str | None) -> str:
 
 
 def submit(options: argparse.Namespace) -> None:
-    """Everything that can be refused is refused before anything is written."""
+    """Queue a job; all input is validated before anything is written."""
     from pydantic import ValidationError
 
     from cluster import request, snapshot
@@ -99,15 +113,15 @@ def submit(options: argparse.Namespace) -> None:
     from cluster.store import Store
 
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if not any(word.strip() for word in command):
+    if not any(argument.strip() for argument in command):
         raise InputError("no command; allowed: python -m cluster submit -- COMMAND …")
     folder = options.working_dir.absolute()
-    files = snapshot.files(folder)
-    variables = request.environment(options.env, snapshot.git_commit(folder))
+    files = snapshot.list_files(folder)
+    variables = request.job_environment(options.env, snapshot.git_commit(folder))
     gangs = [request.parse_resources(options.resources)] if options.resources else None
-    described = request.describe(command, folder, variables)
-    name = options.name or request.name(described, command)
-    gangs = gangs or (request.gangs(described) if described else [[{"CPU": 1.0}]])
+    description = request.describe(command, folder, variables)
+    name = options.name or request.job_name(description, command)
+    gangs = gangs or (request.gang_alternatives(description) if description else [[{"CPU": 1.0}]])
     fields = {"name": name, "command": command, "priority": options.priority, "environment": variables, "gangs": gangs}
     try:
         JobSpec.model_validate({**fields, "snapshot": "0" * 64})
@@ -116,21 +130,21 @@ def submit(options: argparse.Namespace) -> None:
         allowed = problem["msg"].replace("Input should be", "allowed:").replace("String should", "allowed: it should")
         raise InputError(f"{problem['loc'][0]} = {problem['input']!r}: {allowed}") from None
     store = Store.open(queue_url(options.queue))
-    job = store.submit(JobSpec.model_validate({**fields, "snapshot": snapshot.take(folder, files, store.snapshots)}))
+    job = store.submit(JobSpec.model_validate({**fields, "snapshot": snapshot.create(folder, files, store.snapshots)}))
     print(f"job {job.id} queued: {name} (priority {job.priority}); python -m cluster logs -f {job.id}")
 
 
 def list_jobs(options: argparse.Namespace) -> None:
-    """Waiting and running jobs, and the last that ended."""
+    """List waiting and running jobs, and the last ones that ended."""
     from cluster import views
-    from cluster.dispatcher import is_served
-    from cluster.spec import ENDED
+    from cluster.dispatcher import has_dispatcher
+    from cluster.spec import END_STATES
     from cluster.store import Store
 
-    store = Store.open(queue_url(options.queue), make=False)
+    store = Store.open(queue_url(options.queue), create=False)
     jobs = store.jobs()
-    ended = [job.id for job in jobs if job.state in ENDED]
-    hidden = set() if options.all else set(ended[:-LAST_ENDED])
+    ended = [job.id for job in jobs if job.state in END_STATES]
+    hidden: set[int] = set() if options.all else set(ended[:-MAX_ENDED_SHOWN])
     shown = [(job, store.attempts(job.id)) for job in jobs if job.id not in hidden]
     if options.json:
         print(json.dumps([views.job_row(job, attempts) for job, attempts in shown], indent=2))
@@ -140,17 +154,17 @@ def list_jobs(options: argparse.Namespace) -> None:
         return
     views.console().print(views.jobs_table(shown))
     if hidden:
-        print(f"and {len(hidden)} that ended earlier: --all")
-    if len(ended) < len(jobs) and not is_served(store):
+        print(f"and {len(hidden)} more that ended earlier (--all shows them)")
+    if len(ended) < len(jobs) and not has_dispatcher(store):
         print("no dispatcher is running on this machine: python -m cluster dispatch")
 
 
 def show(options: argparse.Namespace) -> None:
-    """One job, its attempts and its history."""
+    """Show one job, its attempts and its history."""
     from cluster import views
     from cluster.store import Store
 
-    store = Store.open(queue_url(options.queue), make=False)
+    store = Store.open(queue_url(options.queue), create=False)
     job, attempts, events = store.job(options.job), store.attempts(options.job), store.events(options.job)
     if options.json:
         history = [{"at": event.at, "text": event.text} for event in events]
@@ -160,49 +174,49 @@ def show(options: argparse.Namespace) -> None:
 
 
 def logs(options: argparse.Namespace) -> None:
-    """A job's output."""
+    """Print a job's output."""
     from cluster.logs import print_logs
     from cluster.store import Store
 
-    print_logs(Store.open(queue_url(options.queue), make=False), options.job, options.follow, options.address)
+    print_logs(Store.open(queue_url(options.queue), create=False), options.job, options.follow, options.address)
 
 
 def cancel(options: argparse.Namespace) -> None:
-    """Cancel a job."""
+    """Cancel a job that waits or runs."""
     from cluster.store import Store
 
-    job = Store.open(queue_url(options.queue), make=False).cancel(options.job)
+    job = Store.open(queue_url(options.queue), create=False).cancel(options.job)
     print(f"job {job.id} " + ("is cancelled" if job.state == "cancelled" else "will be stopped by the dispatcher"))
 
 
 def dispatch(options: argparse.Namespace) -> None:
-    """Serve the queue."""
-    from cluster.dispatcher import Dispatcher, only_one
+    """Dispatch the queue's jobs until interrupted or, with --drain, until none is left."""
+    from cluster.dispatcher import Dispatcher, dispatcher_lock
     from cluster.ray_jobs import RayJobs
     from cluster.store import Store
 
     stop = threading.Event()
 
-    def once(number: int, _: object) -> None:
+    def stop_once(number: int, _: object) -> None:
         stop.set()
-        signal.signal(number, signal.SIG_DFL)  # a second time ends it at once, which does no harm either
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once, which is safe too
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, once)
+        signal.signal(number, stop_once)
     store = Store.open(queue_url(options.queue))
-    with only_one(store):
+    with dispatcher_lock(store):
         try:
             jobs = RayJobs(options.address)
         except RayUnavailableError as error:
             raise InputError(f"{error}; allowed: --address or RAY_API_SERVER_ADDRESS of a running cluster") from None
         store.bind(jobs.address, options.moved)
-        say(f"dispatching {store.file} to Ray at {jobs.address}")
-        Dispatcher(store, jobs, say).run(options.poll, options.drain, stop)
-        say("the queue is empty" if not stop.is_set() else "stopped; running jobs go on")
+        print_line(f"dispatching {store.file} to Ray at {jobs.address}")
+        Dispatcher(store, jobs, print_line).run(options.poll, options.drain, stop)
+        print_line("the queue is empty" if not stop.is_set() else "stopped; running jobs continue")
 
 
-def say(text: str) -> None:
-    """A dated line."""
+def print_line(text: str) -> None:
+    """Print a line with the date and time."""
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", flush=True)
 
 

@@ -1,24 +1,24 @@
-"""Files that are there whole or not at all, also after a power cut: written, synced, renamed, the folder synced."""
+"""Atomic and durable file writes: write, sync, rename, sync the folder."""
 
 import os
 from pathlib import Path
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old one or the new one."""
+    """Write a file atomically: readers see either the old content or the new, even after a power cut."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        take_place(part, path)
+        replace_durably(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def take_place(part: Path, path: Path) -> None:
-    """Rename a file that has been synced, and have the new name reach the disk."""
+def replace_durably(part: Path, path: Path) -> None:
+    """Rename a synced file to `path`, and sync the folder so that the new name is on disk."""
     part.replace(path)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""What the queue's commands say in one line."""
+"""Errors that the queue's commands report in one line."""
 
 
 class InputError(Exception):
@@ -6,12 +6,12 @@ class InputError(Exception):
 
 
 class RayUnavailableError(Exception):
-    """Ray's job server does not answer, or is in trouble; what was asked of it may or may not have happened."""
+    """Ray's job server does not answer, or fails; the request may or may not have taken effect."""
 
 
 class RefusedError(Exception):
-    """Ray answers that it will not take a job as it is."""
+    """Ray has rejected a job."""
 
 
 class StoreUnavailableError(Exception):
-    """The queue's database does not take a change or a question now."""
+    """The queue's database cannot be read or written now."""

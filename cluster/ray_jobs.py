@@ -1,45 +1,53 @@
-"""Ray Jobs, as the dispatcher sees it: start under a name that is taken only once, ask, stop, read.
+"""Ray's job API as the dispatcher uses it: submit under an id that is accepted once, query, stop, read the output.
 
-Ray's history goes with its head, so its answers are evidence; the store is the truth.
+Ray loses its history with its head node, so its answers are evidence; the store is the record.
 """
 
 import logging
 import os
 import shlex
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, cast
 from urllib.parse import urlsplit
 
 import aiohttp
 import requests
 from ray.exceptions import RayError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cluster.errors import RayUnavailableError, RefusedError
 from cluster.spec import Bundle, Ending
 
 REQUEST_TIMEOUT_S = 60.0
-KNOCK_TIMEOUT_S = 10.0
-STOP_WAIT_S = 120
+CONNECT_TIMEOUT_S = 10.0
+STOP_GRACE_S = 120
 MAX_NODES = 10_000
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
-_Answer = TypeVar("_Answer")
-OPEN = (JobStatus.PENDING, JobStatus.RUNNING)
-STATUSES = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "stopped"}
+_Result = TypeVar("_Result")
+UNFINISHED_STATUSES = (JobStatus.PENDING, JobStatus.RUNNING)
+ENDING_STATUSES = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "stopped"}
+
+
+class _Node(TypedDict):
+    """The fields used of a node in the answer of Ray's state API."""
+
+    resources_total: Bundle
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, but with a limit on every request."""
+    """Ray's client with a timeout on every request."""
 
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:  # noqa: ANN401
-        return super()._do_request(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S, **options})
+    def _do_request(self, method: str, endpoint: str, **options: object) -> requests.Response:
+        inherited = super()._do_request  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        send = cast("Callable[..., requests.Response]", inherited)  # Ray annotates its method only in part
+        return send(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S, **options})
 
-    def nodes(self) -> list[dict[str, Any]]:
-        """Ray's state API on its live nodes, as `ray list nodes --detail` shows them."""
+    def nodes(self) -> list[_Node]:
+        """Every live node, as `ray list nodes --detail` shows it."""
         alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
         reply = self._do_request("GET", f"/api/v0/nodes?detail=1&limit={MAX_NODES}&{alive}")
         reply.raise_for_status()
@@ -50,43 +58,43 @@ class RayJobs:
     """The job server of one Ray cluster.
 
     Attributes:
-        address: of its dashboard, `http://host:port`.
+        address: `http://host:port` of its dashboard.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        """Connect to `http://host:port` of the dashboard; None finds it as `ray job submit` does.
+        """Connect to a dashboard at `http://host:port`; None finds it as `ray job submit` does.
 
         Raises:
-            RayUnavailableError: nothing there answers as Ray does.
+            RayUnavailableError: no Ray job server answers there.
         """
         chosen = address or next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
         self.address = chosen or "a local cluster"
-        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it tells of every upload
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it logs every upload
         if chosen:
-            self._ask(lambda: _knock(chosen))
+            self._call(lambda: _check_listening(chosen))
         try:
-            with _alone(address):
-                self._client: _Client = self._ask(lambda: _Client(address))
-        except (RuntimeError, ValueError, LookupError, TypeError) as error:  # something answers, but not as Ray does
-            raise RayUnavailableError(f"no Ray job server at {self.address}: {_line(error)}") from error
+            with _only_given_address(address):
+                self._client: _Client = self._call(lambda: _Client(address))
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:  # something answers, but it is not Ray
+            raise RayUnavailableError(f"no Ray job server at {self.address}: {_one_line(error)}") from error
         self.address = self._client.get_address()
 
     def nodes(self) -> list[Bundle]:
-        """The total resources of every live node."""
-        return [row["resources_total"] for row in self._ask(lambda: self._client.nodes())]
+        """Each live node's total resources."""
+        return [row["resources_total"] for row in self._call(lambda: self._client.nodes())]
 
     def submit(self, submission_id: str, command: list[str], snapshot: Path, environment: dict[str, str]) -> None:
-        """Start a command in the unpacked snapshot; if the id is taken, it has been started before.
+        """Start a command in the unpacked snapshot; an id that Ray knows already has been started, and is left alone.
 
         Raises:
-            RefusedError: Ray will not take it as it is.
-            RayUnavailableError: no answer, or none that says so; it may have been started.
+            RefusedError: Ray rejects the job, or the snapshot is not readable.
+            RayUnavailableError: no clear answer; the command may have been started.
         """
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **environment}
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), **environment}
         if not os.access(snapshot, os.R_OK):
-            raise RefusedError(f"its code is not there, or not readable: {snapshot}")
+            raise RefusedError(f"its code snapshot is missing or not readable: {snapshot}")
         try:
-            self._ask(
+            self._call(
                 lambda: self._client.submit_job(
                     entrypoint=shlex.join(command),
                     submission_id=submission_id,
@@ -97,75 +105,86 @@ class RayJobs:
             if self._info(submission_id) is not None:
                 return
             if isinstance(error, ValueError) or "status code 400" in str(error):
-                raise RefusedError(_line(error)) from error
-            raise self._trouble(error) from error
+                raise RefusedError(_one_line(error)) from error
+            raise self._server_error(error) from error
 
     def ending(self, submission_id: str) -> Ending | None:
         """How an attempt ended; None while it runs; `lost` where Ray does not know it."""
         info = self._info(submission_id)
         if info is None:
             return Ending(status="lost")
-        if info.status in OPEN:
+        if info.status in UNFINISHED_STATUSES:
             return None
         return Ending.model_validate(
-            {"status": STATUSES[info.status], "exit_code": info.driver_exit_code, "message": _line(info.message or "")}
+            {
+                "status": ENDING_STATUSES[info.status],
+                "exit_code": info.driver_exit_code,
+                "message": _one_line(info.message or ""),
+            }
         )
 
     def stop(self, submission_id: str) -> None:
-        """Ask for SIGTERM, and SIGKILL after STOP_WAIT_S seconds; returns at once, and may have come too early."""
+        """Ask Ray to send SIGTERM, and SIGKILL after STOP_GRACE_S seconds; returns at once.
+
+        Without effect while the attempt is starting.
+        """
         try:
-            self._ask(lambda: self._client.stop_job(submission_id))
+            self._call(lambda: self._client.stop_job(submission_id))
         except RuntimeError as error:
-            raise self._trouble(error) from error
+            raise self._server_error(error) from error
 
     def log(self, submission_id: str) -> str:
-        """All output so far."""
+        """All output of an attempt so far."""
         try:
-            return self._ask(lambda: self._client.get_job_logs(submission_id))
+            return self._call(lambda: self._client.get_job_logs(submission_id))
         except RuntimeError as error:
-            raise self._trouble(error) from error
+            raise self._server_error(error) from error
 
     async def follow(self, submission_id: str) -> AsyncIterator[str]:
-        """Output as it comes, from the beginning, until the attempt ends or its output cannot be had."""
+        """Output as it is written, from the beginning, until the attempt ends.
+
+        Raises:
+            RayUnavailableError: the output cannot be fetched.
+        """
         try:
             async for text in self._client.tail_job_logs(submission_id):
                 yield text
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            raise self._trouble(error) from error
+            raise self._server_error(error) from error
 
-    def _info(self, submission_id: str) -> Any:  # noqa: ANN401 - ray's JobDetails
+    def _info(self, submission_id: str) -> JobDetails | None:
         try:
-            return self._ask(lambda: self._client.get_job_info(submission_id))
+            return self._call(lambda: self._client.get_job_info(submission_id))
         except RuntimeError as error:
-            # Ray's own words: anything may stand before it and answer 404
+            # Ray's own message: a proxy in front of it may answer 404 too
             if "status code 404" in str(error) and f"Job {submission_id} does not exist" in str(error):
                 return None
-            raise self._trouble(error) from error
+            raise self._server_error(error) from error
 
-    def _ask(self, question: Callable[[], _Answer]) -> _Answer:
+    def _call(self, request: Callable[[], _Result]) -> _Result:
         try:
-            return question()
+            return request()
         except (ConnectionError, TimeoutError, socket.gaierror, requests.RequestException, RayError) as error:
-            raise RayUnavailableError(f"no Ray job server answers at {self.address}: {_line(error)}") from error
+            raise RayUnavailableError(f"no Ray job server answers at {self.address}: {_one_line(error)}") from error
 
-    def _trouble(self, error: Exception) -> RayUnavailableError:
-        return RayUnavailableError(f"Ray's job server at {self.address} is in trouble: {_line(error)}")
+    def _server_error(self, error: Exception) -> RayUnavailableError:
+        return RayUnavailableError(f"Ray's job server at {self.address} failed: {_one_line(error)}")
 
 
-def _knock(address: str) -> None:
-    """See that somebody listens: Ray's own search knocks at a dead address for minutes."""
+def _check_listening(address: str) -> None:
+    """Raise OSError unless something listens at the address: Ray itself would retry a dead one for minutes."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port
     except ValueError:
         return
     if host and port:
-        socket.create_connection((host, port), timeout=KNOCK_TIMEOUT_S).close()
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
 
 
 @contextmanager
-def _alone(address: str | None) -> Iterator[None]:
-    """Hide the variables that Ray prefers to an address that is given."""
+def _only_given_address(address: str | None) -> Generator[None]:
+    """With an address given, hide the environment variables that Ray would prefer to it."""
     hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if address and name in os.environ}
     try:
         yield
@@ -173,5 +192,5 @@ def _alone(address: str | None) -> Iterator[None]:
         os.environ |= hidden
 
 
-def _line(error: object) -> str:
+def _one_line(error: object) -> str:
     return " ".join(str(error).split())[:300]

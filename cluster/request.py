@@ -1,7 +1,7 @@
-"""From a command line to a job: ask the command itself what it will need, before it is queued.
+"""From a command line to a job: ask the command itself what it will need before queueing it.
 
 `python -m trainer …` and `python -m tuning run …` answer `--dry-run --json` with their name and resource bundles, and
-refuse bad input, so a typo is found when the job is submitted and not when its turn comes.
+reject bad input, so a typo is found when the job is submitted rather than when it starts.
 """
 
 import json
@@ -16,66 +16,64 @@ from typing import Any
 from cluster.errors import InputError
 from cluster.spec import Bundle
 
-SELF_DESCRIBING = (["trainer"], ["tuning", "run"])
-PYTHON = re.compile(r"(.*/)?python[\d.]*")
-PASSED_ON = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT")
-TIME_LIMIT_S = 120
+SELF_DESCRIBING_COMMANDS = (["trainer"], ["tuning", "run"])
+PYTHON_EXECUTABLE = re.compile(r"(.*/)?python[\d.]*")
+INHERITED_VARIABLES = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT")
+DRY_RUN_TIMEOUT_S = 120
 
 
 def describe(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What a command of ours says that it will do; None for any other command.
+    """The `--dry-run --json` answer of the trainer or the sweep, parsed; None for any other command.
 
     Raises:
-        InputError: the command refuses its input; the message is the command's own.
+        InputError: the command rejects its input, with its own message, or does not answer with JSON in time.
     """
-    if not command or not PYTHON.fullmatch(command[0]) or list(command[1:2]) != ["-m"]:
+    if not command or not PYTHON_EXECUTABLE.fullmatch(command[0]) or list(command[1:2]) != ["-m"]:
         return None
-    ours = any(list(command[2 : 2 + len(words)]) == words for words in SELF_DESCRIBING)
-    if not ours or "-h" in command or "--help" in command:
+    self_describing = any(list(command[2 : 2 + len(start)]) == start for start in SELF_DESCRIBING_COMMANDS)
+    if not self_describing or "-h" in command or "--help" in command:
         return None
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, *command[1:], "--dry-run", "--json"],
             cwd=folder,
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=TIME_LIMIT_S,
+            timeout=DRY_RUN_TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise InputError(
-            f"the command did not say in {TIME_LIMIT_S} s what it would do; --resources tells it"
-        ) from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
-        raise InputError(f"the command refuses: {lines[-1].removeprefix('error: ')}")
+        raise InputError(f"the command did not answer --dry-run --json within {DRY_RUN_TIMEOUT_S} s") from None
+    if completed.returncode:
+        lines = completed.stderr.strip().splitlines() or [f"exit {completed.returncode}"]
+        raise InputError(f"the command rejects its input: {lines[-1].removeprefix('error: ')}")
     try:
-        return json.loads(done.stdout)
+        return json.loads(completed.stdout)
     except ValueError:
-        raise InputError(f"--dry-run --json of the command is not JSON: {done.stdout[:100]!r}") from None
+        raise InputError(f"--dry-run --json of the command is not JSON: {completed.stdout[:100]!r}") from None
 
 
-def gangs(described: Mapping[str, Any]) -> list[list[Bundle]]:
-    """The resource bundles of a described command: on GPUs where those suffice, else as it stands."""
-    preferred = described.get("bundles_where_gpus_suffice")
-    return ([preferred] if preferred else []) + [described["bundles"]]
+def gang_alternatives(description: Mapping[str, Any]) -> list[list[Bundle]]:
+    """The gangs a self-describing command can run as, in order of preference: on GPUs first, if it can use them."""
+    preferred = description.get("bundles_where_gpus_suffice")
+    return ([preferred] if preferred else []) + [description["bundles"]]
 
 
-def name(described: Mapping[str, Any] | None, command: Sequence[str]) -> str:
-    """A job's name: the run's or the sweep's, or the first word of the command that says something."""
+def job_name(description: Mapping[str, Any] | None, command: Sequence[str]) -> str:
+    """A job's name: that of the run or the sweep, or else the command's first argument that is no option."""
     for kind in ("run", "sweep"):
-        if described and kind in described:
-            return described[kind]["name"]
-    words = [word for word in command if not word.startswith("-") and not PYTHON.fullmatch(word)]
-    return (re.sub(r"[^A-Za-z0-9._-]", "-", Path((words or command)[0]).name).strip("._-") or "job")[:100]
+        if description and kind in description:
+            return description[kind]["name"]
+    names = [word for word in command if not word.startswith("-") and not PYTHON_EXECUTABLE.fullmatch(word)]
+    return (re.sub(r"[^A-Za-z0-9._-]", "-", Path((names or command)[0]).name).strip("._-") or "job")[:100]
 
 
 def parse_resources(text: str) -> list[Bundle]:
-    """A gang from `--resources`: comma-separated amounts, `N*` before them for N processes, `+` between kinds.
+    """Parse `--resources`: comma-separated amounts, after `N*` for N processes, joined by `+`; one bundle per process.
 
     Raises:
-        InputError: naming what is allowed.
+        InputError: the text is not of that form.
     """
     gang: list[Bundle] = []
     for part in text.split("+"):
@@ -91,18 +89,18 @@ def parse_resources(text: str) -> list[Bundle]:
     return gang
 
 
-def environment(pairs: Sequence[str], commit: str | None) -> dict[str, str]:
-    """The variables a job takes along: where results and MLflow are, the commit, and those of `--env NAME=VALUE`.
+def job_environment(pairs: Sequence[str], commit: str | None) -> dict[str, str]:
+    """A job's environment variables: where results and MLflow are, the git commit, and those of `--env NAME=VALUE`.
 
     Raises:
-        InputError: a pair without a name.
+        InputError: a pair that is not NAME=VALUE.
     """
-    taken = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+    variables = {key: os.environ[key] for key in INHERITED_VARIABLES if key in os.environ}
     if commit:
-        taken["DUALVIEW_GIT_COMMIT"] = commit
+        variables["DUALVIEW_GIT_COMMIT"] = commit
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not re.fullmatch(r"[A-Za-z_]\w*", key):
             raise InputError(f"--env {pair!r}: allowed: NAME=VALUE")
-        taken[key] = value
-    return taken
+        variables[key] = value
+    return variables

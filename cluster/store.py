@@ -1,16 +1,16 @@
-"""The queue's memory: jobs, attempts and events in a SQL database, every change one transaction.
+"""The queue's database: jobs, attempts and events in SQLite, every change one transaction.
 
-An attempt is committed before Ray is told of it, under a submission id that nobody else uses and that Ray takes only
-once. So whoever looks at the database after a crash knows what may be running, and can ask Ray about it.
+An attempt is committed before it is submitted to Ray, under a unique submission id that Ray accepts only once. So after
+a crash the database shows what may be running, and Ray can be asked about it.
 """
 
 import os
+import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import make_url
@@ -18,21 +18,22 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
 from cluster.errors import InputError, StoreUnavailableError
-from cluster.spec import ENDED, Ending, JobSpec, judge
+from cluster.spec import END_STATES, Ending, JobSpec, next_transition
 from cluster.tables import Attempt, Event, Job, Queue
 
-SCHEMA = "0001"
+SCHEMA_VERSION = "0001"
 BUSY_TIMEOUT_S = 30
 READ_ONLY = {"only_reads": True}
-SHORT_S, HOLD_S = 5.0, 30.0
+SHORT_ATTEMPT_S = 5.0  # an attempt that ends sooner has its job held back
+RETRY_HOLD_S = 30.0  # for so long
 
 
 class Store:
-    """The queue of one database.
+    """The queue in one database.
 
     Attributes:
-        file: the database; snapshots and logs are beside it.
-        id: tells this queue's attempts from those of other queues on the same Ray cluster.
+        file: the database file; snapshots and logs are beside it.
+        id: distinguishes this queue's attempts from those of other queues on the same Ray cluster.
     """
 
     def __init__(self, engine: Engine, file: Path) -> None:
@@ -42,27 +43,27 @@ class Store:
             self.id = session.scalars(select(Queue.id)).one()
 
     @classmethod
-    def open(cls, url: str, make: bool = True) -> "Store":
-        """The queue at a URL such as `sqlite:////var/dualview/queue/queue.db`.
+    def open(cls, url: str, create: bool = True) -> "Store":
+        """Open the queue at a URL such as `sqlite:////var/dualview/queue/queue.db`.
 
         Args:
-            url: of a SQLite file.
-            make: whether to make a queue where there is none.
+            url: URL of a SQLite file.
+            create: whether to create the queue if there is none.
 
         Raises:
-            InputError: no URL of a SQLite file, no queue, a file that is something else, or of another schema version.
+            InputError: not the URL of a SQLite file, no queue there, another kind of file, or another schema version.
         """
-        file = _sqlite_file(url)
-        if not make and not file.exists():
-            raise InputError(f"--queue {url}: no queue there yet; `python -m cluster submit` makes one")
+        file = _database_file(url)
+        if not create and not file.exists():
+            raise InputError(f"--queue {url}: no queue there yet; `python -m cluster submit` creates one")
         engine = _engine(file)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with engine.begin() as connection:
-                _check_or_make(connection, url)
+                _check_or_create_schema(connection, url)
             return cls(engine, file)
         except OSError as error:
-            raise InputError(f"--queue {url}: {error.strerror}; allowed: a place to write to") from None
+            raise InputError(f"--queue {url}: {error.strerror}; allowed: a file in a writable folder") from None
         except DBAPIError as error:
             engine.dispose()
             raise InputError(f"--queue {url}: {error.orig}; allowed: the database of a queue, or no file yet") from None
@@ -71,14 +72,14 @@ class Store:
             raise
 
     def bind(self, address: str, moved: bool) -> None:
-        """Note the Ray cluster that the queue's attempts run on; another one would know none of them.
+        """Record the Ray cluster that the queue's attempts run on; another cluster would know none of them.
 
         Args:
-            address: of the cluster.
-            moved: whether the cluster of the open attempts is gone.
+            address: the cluster's dashboard.
+            moved: whether the cluster of the open attempts no longer exists.
 
         Raises:
-            InputError: there are open attempts on another cluster, which has not `moved`.
+            InputError: attempts are open on another cluster, and not `moved`.
         """
         with self._session() as session:
             queue = session.scalars(select(Queue)).one()
@@ -92,25 +93,25 @@ class Store:
 
     @property
     def snapshots(self) -> Path:
-        """Where code archives are kept."""
+        """The folder of code archives."""
         return self.file.with_name("snapshots")
 
     @property
     def lock(self) -> Path:
-        """Held by the dispatcher that serves the queue."""
+        """The file that the queue's dispatcher holds locked."""
         return self.file.with_name(f"{self.file.name}.dispatcher")
 
     def log(self, attempt: Attempt) -> Path:
-        """Where the output of an attempt is kept once it has ended."""
+        """The file with the output of an attempt that has ended."""
         return self.file.with_name("logs") / f"{attempt.submission_id}.log"
 
     def submit(self, spec: JobSpec) -> Job:
-        """A new job at the end of its priority."""
+        """Add a job behind the others of its priority."""
         with self._session() as session:
             job = Job(**spec.model_dump(), submitted_at=time.time())
             session.add(job)
             session.flush()
-            _note(session, job.id, f"submitted with priority {job.priority}")
+            _record_event(session, job.id, f"submitted with priority {job.priority}")
             return job
 
     def job(self, job_id: int) -> Job:
@@ -147,23 +148,23 @@ class Store:
         """
         with self._session() as session:
             job = _job(session, job_id)
-            if job.state in ENDED:
+            if job.state in END_STATES:
                 raise InputError(f"job {job_id}: has ended ({job.state}); allowed: a job that waits or runs")
             job.cancel_requested = True
             if job.state == "queued":
                 _end(session, job, "cancelled", "cancelled while it waited")
             else:
-                _note(session, job.id, "cancellation requested")
+                _record_event(session, job.id, "cancellation requested")
             return job
 
     def explain(self, reasons: dict[int, str]) -> None:
-        """Say of waiting jobs why they wait."""
+        """Record why each waiting job waits; `reasons` is by job id."""
         with self._session() as session:
             for job in session.scalars(select(Job).where(Job.id.in_(reasons), Job.state == "queued")):
                 job.reason = reasons[job.id]
 
     def begin_attempt(self, job_id: int) -> Attempt | None:
-        """Commit that a job is about to be handed to Ray; None if it no longer waits, or another attempt is open."""
+        """Record a new attempt, before it is submitted to Ray; None if the job does not wait or any attempt is open."""
         with self._session() as session:
             job = _job(session, job_id)
             if job.state != "queued" or session.scalars(select(Attempt.id).where(Attempt.ended_at.is_(None))).first():
@@ -173,39 +174,39 @@ class Store:
             attempt = Attempt(job_id=job_id, number=number, submission_id=name, began_at=time.time())
             session.add(attempt)
             job.state, job.reason = "running", f"attempt {number} is starting"
-            _note(session, job_id, f"attempt {number} begins as {name}")
+            _record_event(session, job_id, f"attempt {number} begins as {name}")
             return attempt
 
     def confirm(self, attempt: Attempt) -> None:
-        """Note that Ray has taken an attempt; one that has ended stays as it is."""
+        """Record that Ray has accepted an attempt; one that has ended is left unchanged."""
         with self._session() as session:
-            found = session.get_one(Attempt, attempt.id)
-            if found.ended_at is None:
-                found.confirmed = True
-                _job(session, found.job_id).reason = f"attempt {found.number} runs as {found.submission_id}"
+            stored = session.get_one(Attempt, attempt.id)
+            if stored.ended_at is None:
+                stored.confirmed = True
+                _job(session, stored.job_id).reason = f"attempt {stored.number} runs as {stored.submission_id}"
 
     def end_attempt(self, attempt: Attempt, ending: Ending) -> Job:
-        """Close an attempt and move its job on; closing it twice changes nothing."""
+        """Close an attempt and update its job; closing it again changes nothing."""
         with self._session() as session:
             job, attempt = _job(session, attempt.job_id), session.get_one(Attempt, attempt.id)
             if attempt.ended_at is not None:
                 return job
             faults = select(Attempt.id).where(Attempt.job_id == job.id, Attempt.fault)
-            verdict = judge(ending, job.cancel_requested, len(session.scalars(faults).all()))
+            transition = next_transition(ending, job.cancel_requested, len(session.scalars(faults).all()))
             now = time.time()
             attempt.status, attempt.exit_code, attempt.ended_at = ending.status, ending.exit_code, now
-            attempt.reason, attempt.fault = verdict.reason, verdict.fault
-            if verdict.state == "queued":
-                job.state, job.reason = "queued", verdict.reason
-                if now - attempt.began_at < SHORT_S:
-                    job.held_until = now + HOLD_S
-                _note(session, job.id, f"attempt {attempt.number}: {verdict.reason}")
+            attempt.reason, attempt.fault = transition.reason, transition.fault
+            if transition.state == "queued":
+                job.state, job.reason = "queued", transition.reason
+                if now - attempt.began_at < SHORT_ATTEMPT_S:
+                    job.held_until = now + RETRY_HOLD_S
+                _record_event(session, job.id, f"attempt {attempt.number}: {transition.reason}")
             else:
-                _end(session, job, verdict.state, verdict.reason)
+                _end(session, job, transition.state, transition.reason)
             return job
 
     @contextmanager
-    def _session(self, write: bool = True) -> Iterator[Session]:
+    def _session(self, write: bool = True) -> Generator[Session]:
         engine = self._engine if write else self._engine.execution_options(**READ_ONLY)
         try:
             with Session(engine, expire_on_commit=False) as session, session.begin():
@@ -218,20 +219,20 @@ def _job(session: Session, job_id: int) -> Job:
     job = session.get(Job, job_id)
     if job is None:
         last = session.scalars(select(Job.id).order_by(Job.id.desc())).first()
-        raise InputError(f"job {job_id}: there is none; allowed: " + (f"1 to {last}" if last else "submit one first"))
+        raise InputError(f"job {job_id}: no such job; allowed: " + (f"1 to {last}" if last else "submit one first"))
     return job
 
 
 def _end(session: Session, job: Job, state: str, reason: str) -> None:
     job.state, job.reason, job.ended_at = state, reason, time.time()
-    _note(session, job.id, f"{state}: {reason}")
+    _record_event(session, job.id, f"{state}: {reason}")
 
 
-def _note(session: Session, job_id: int, words: str) -> None:
-    session.add(Event(job_id=job_id, at=time.time(), text=words))
+def _record_event(session: Session, job_id: int, text: str) -> None:
+    session.add(Event(job_id=job_id, at=time.time(), text=text))
 
 
-def _sqlite_file(url: str) -> Path:
+def _database_file(url: str) -> Path:
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -249,34 +250,36 @@ def _engine(file: Path) -> Engine:
 
 
 def _begin(connection: Connection) -> None:
-    """Take the write lock at the beginning, or SQLite could refuse it half way through.
+    """Take the write lock at the start of a transaction; SQLite might not grant it later.
 
-    SQLite keeps its default journal: two processes that both turn a new database to WAL can fail each other.
+    SQLite keeps its default journal mode, since two processes that switch a new database to WAL at once can fail.
     """
     reading = connection.get_execution_options().get("only_reads", False)
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
-def _configure(connection: Any, _: Any) -> None:  # noqa: ANN401 - the driver's own types
+def _configure(connection: sqlite3.Connection, _: object) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _check_or_make(connection: Connection, url: str) -> None:
+def _check_or_create_schema(connection: Connection, url: str) -> None:
     tables: Iterable[str] = inspect(connection).get_table_names()
     if not tables:
-        _make(connection)
+        _create_schema(connection)
         return
-    found = connection.scalar(text("SELECT version_num FROM alembic_version")) if "alembic_version" in tables else None
-    if found is None or "jobs" not in tables:
-        raise InputError(f"--queue {url}: the database of something else; allowed: that of a queue, or no file yet")
-    if found != SCHEMA:
+    version = (
+        connection.scalar(text("SELECT version_num FROM alembic_version")) if "alembic_version" in tables else None
+    )
+    if version is None or "jobs" not in tables:
+        raise InputError(f"--queue {url}: not the database of a queue; allowed: that of a queue, or no file yet")
+    if version != SCHEMA_VERSION:
         raise InputError(
-            f"--queue {url}: schema version {found!r}, made by another version of DualView; allowed: {SCHEMA!r} "
-            "(use that version, or another --queue)"
+            f"--queue {url}: schema version {version!r}, made by another version of DualView; allowed: "
+            f"{SCHEMA_VERSION!r} (use that version, or another --queue)"
         )
 
 
-def _make(connection: Connection) -> None:
+def _create_schema(connection: Connection) -> None:
     from alembic import command
     from alembic.config import Config
 

@@ -1,4 +1,4 @@
-"""The rows of the queue's database, as `migrations/` makes them."""
+"""The tables of the queue's database, as `migrations/` creates them. Times are in seconds since the epoch."""
 
 from sqlalchemy import JSON, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -7,7 +7,7 @@ from cluster.spec import Bundle
 
 
 class Base(DeclarativeBase):
-    """What SQLAlchemy collects the tables in."""
+    """Base of the tables; lists and dictionaries are stored as JSON."""
 
     type_annotation_map = {list[str]: JSON, dict[str, str]: JSON, list[list[Bundle]]: JSON}  # noqa: RUF012
 
@@ -16,8 +16,8 @@ class Queue(Base):
     """The queue itself: one row.
 
     Attributes:
-        id: tells this queue's attempts from those of other queues on the same Ray cluster.
-        address: the Ray cluster that its attempts run on.
+        id: distinguishes this queue's attempts from those of other queues on the same Ray cluster.
+        address: dashboard of the Ray cluster that its attempts run on.
     """
 
     __tablename__ = "queue"
@@ -30,9 +30,9 @@ class Job(Base):
     """A submitted job.
 
     Attributes:
-        reason: why it waits, what it does, or how it ended.
-        cancel_requested: someone wants it gone; the dispatcher sees to it if it runs.
-        held_until: not to be started before, since its last attempt ended as soon as it had begun.
+        reason: why it waits, what it is doing, or how it ended.
+        cancel_requested: whether it is to be cancelled; if it runs, the dispatcher stops it.
+        held_until: it does not start before this time; set when its last attempt ended as soon as it had begun.
     """
 
     __tablename__ = "jobs"
@@ -53,13 +53,15 @@ class Job(Base):
 
 
 class Attempt(Base):
-    """One time that a job was handed to Ray.
+    """One submission of a job to Ray.
 
     Attributes:
         number: 1 for a job's first attempt.
-        submission_id: its name in Ray.
-        confirmed: whether Ray is known to have taken it; if not, it may or may not have.
-        status: of `Ending`, None while it is open.
+        submission_id: its id in Ray.
+        confirmed: whether Ray is known to have accepted it; if not, Ray may or may not have.
+        status: `Ending.status`; None while it is open.
+        exit_code: `Ending.exit_code`.
+        fault: whether something other than the command ended it.
     """
 
     __tablename__ = "attempts"

@@ -1,1 +1,1 @@
-"""How DualView is run: the local stack here; images, cluster files and monitoring beside it."""
+"""How DualView is run: the local stack, in Python; container images, cluster files and monitoring, in files."""

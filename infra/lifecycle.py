@@ -22,21 +22,21 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from infra import machine, processes
-from infra.stack import PORTS, Stack, StackError, addresses, environment, load, save
+from infra.stack import PREFERRED_PORTS, Stack, StackError, addresses, environment, load, save
 
-START_LIMIT_S = 120.0
+START_TIMEOUT_S = 120.0
 
 
 def up(root: Path, var: Path, kept: bool) -> Stack:
-    """Starts the stack and returns once Ray and MLflow answer. The caller holds `only_one`.
+    """Starts the stack and returns once Ray and MLflow answer. The caller holds `checkout_lock`.
 
     Raises:
-        StackError: It did not come up within `START_LIMIT_S` seconds; whatever had been started is stopped.
+        StackError: It did not come up within `START_TIMEOUT_S` seconds; whatever had been started is stopped.
     """
     stop(var)
     for directory in (var / "log", var / "mlflow", var / "runs"):
         directory.mkdir(parents=True, exist_ok=True)
-    ports = dict(zip(PORTS, machine.free_ports(list(PORTS.values())), strict=True))
+    ports = dict(zip(PREFERRED_PORTS, machine.free_ports(list(PREFERRED_PORTS.values())), strict=True))
     stack = Stack(uuid.uuid4().hex, ports, tempfile.mkdtemp(prefix="dualview-", dir="/tmp"), kept)
     save(stack, var)
     try:
@@ -47,7 +47,7 @@ def up(root: Path, var: Path, kept: bool) -> Stack:
 
 
 def stop(var: Path) -> bool:
-    """Stops every process of the recorded stack and removes what it left; False when none is recorded.
+    """Stops every process of the recorded stack and removes its temporary files; False when none is recorded.
 
     Raises:
         StackError: A process survived SIGKILL.
@@ -55,8 +55,8 @@ def stop(var: Path) -> bool:
     stack = load(var)
     if stack is None:
         return False
-    if left := processes.stop_marked(stack.id):
-        raise StackError(f"processes {left} of the local stack do not end; try `make stop` again")
+    if left := processes.stop_stack(stack.id):
+        raise StackError(f"processes {left} of the local stack cannot be stopped; try `make stop` again")
     if Path(stack.scratch).name.startswith("dualview-"):
         shutil.rmtree(stack.scratch, ignore_errors=True)
     for name in ("ray_token", "stack.env", "stack.json"):
@@ -65,8 +65,8 @@ def stop(var: Path) -> bool:
 
 
 @contextmanager
-def only_one(var: Path) -> Iterator[None]:
-    """Holds the checkout's lock, so that two commands never start or stop one stack at the same time.
+def checkout_lock(var: Path) -> Iterator[None]:
+    """Holds the checkout's lock, so that no two commands start or stop its stack at the same time.
 
     Raises:
         StackError: Another command holds it.
@@ -76,21 +76,21 @@ def only_one(var: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StackError("another `make run` is at work in this checkout; wait for it, or end it first") from None
+            raise StackError("another `make run` is running in this checkout; wait for it, or stop it first") from None
         yield
 
 
 def fetch(
-    url: str, headers: Mapping[str, str] | None = None, body: bytes | None = None, limit_s: float = 5.0
+    url: str, headers: Mapping[str, str] | None = None, body: bytes | None = None, timeout_s: float = 5.0
 ) -> HTTPResponse:
-    """One HTTP request (a POST if there is a body) to a part of the stack, past any proxy.
+    """Sends one HTTP request (a POST if there is a body) to a part of the stack, past any proxy.
 
     Raises:
-        OSError: No answer within `limit_s` seconds, or an error status (then urllib.error.HTTPError).
+        OSError: No answer within `timeout_s` seconds, or an error status (then urllib.error.HTTPError).
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     request = urllib.request.Request(url, data=body, headers=dict(headers or {}))  # noqa: S310 - our own http addresses
-    return opener.open(request, timeout=limit_s)
+    return opener.open(request, timeout=timeout_s)
 
 
 def _start(stack: Stack, root: Path, var: Path) -> Stack:
@@ -145,7 +145,7 @@ def _wait(stack: Stack, var: Path) -> None:
         ("ray", lambda: fetch(f"{stack.dashboard}/api/version", token)),
         ("ray", lambda: fetch(f"http://127.0.0.1:{stack.ports['agent']}/api/local_raylet_healthz", token)),
     ]
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while checks:
         name, check = checks[0]
         try:
@@ -163,7 +163,7 @@ def _log(var: Path, name: str) -> Path:
 
 
 def _script(name: str) -> str:
-    """A command of the virtual environment that runs this."""
+    """Path of a command in this process's virtual environment."""
     return str(Path(sys.executable).parent / name)
 
 

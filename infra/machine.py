@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 def cpus() -> int:
-    """CPUs to offer to Ray: those this process may use, at least 2 so that two workers fit on any machine.
+    """The number of CPUs to offer to Ray: those this process may use, at least 2 so that two workers fit, plus 1.
 
-    One more is offered for the sampler, so that a stack with a sampler on it can still train.
+    The extra one is for the sampler, so that a stack that serves can still train.
     """
     usable = float(len(os.sched_getaffinity(0)))
-    if CGROUP_LIMIT.exists():
-        quota, period = CGROUP_LIMIT.read_text().split()
+    if CGROUP_CPU_LIMIT.exists():
+        quota, period = CGROUP_CPU_LIMIT.read_text().split()
         usable = usable if quota == "max" else min(usable, int(quota) / int(period))
     return max(2, math.ceil(usable)) + 1
 
 
 def gpus() -> int:
-    """How many GPUs a process here may use: those `nvidia-smi -L` lists, fewer where CUDA_VISIBLE_DEVICES says so."""
+    """The number of GPUs a process may use: those that `nvidia-smi -L` lists, limited by CUDA_VISIBLE_DEVICES."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -37,7 +37,7 @@ def gpus() -> int:
 
 
 def free_ports(preferred: Sequence[int]) -> list[int]:
-    """One free loopback port for each preferred one: that one if it is free, any other if not; all different."""
+    """A free loopback port for each preferred one: that port if it is free, else any other; all different."""
     with ExitStack() as held:
         return [held.enter_context(_listen(port)).getsockname()[1] for port in preferred]
 

@@ -1,9 +1,8 @@
-"""Processes of a local stack on Linux: start them, find every descendant, stop all of them and nobody else.
+"""Processes of a local stack on Linux: start them, find every descendant, stop these and no others.
 
-Every process of a stack carries the stack's id in its environment, and so do the processes it starts: Ray's workers
-leave the process group and the session they came from, but they inherit the environment. Pids are never trusted on
-their own: a signal goes through a pidfd to a process whose environment was read after the pidfd was opened, so that a
-recycled pid is never hit.
+Every process of a stack has the stack's id in its environment, and so do the processes it starts: Ray's workers leave
+their process group and session, but inherit the environment. A pid alone is never trusted: a signal is sent through a
+pidfd, to a process whose environment was read after the pidfd was opened, so that a recycled pid is never signalled.
 """
 
 import os
@@ -13,25 +12,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-MARKER = "DUALVIEW_STACK_ID"
+STACK_ID_VARIABLE = "DUALVIEW_STACK_ID"
 # Ray renames its processes; unless told otherwise the new title overwrites the environment that /proc shows.
 KEEP_ENVIRONMENT_READABLE = {"SPT_NOENV": "1"}
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A pid and its start time (clock ticks since boot), which together name one process for ever."""
+    """A pid and its start time (clock ticks since boot), which together identify one process for good."""
 
     pid: int
     started: int
 
     def alive(self) -> bool:
-        """Whether this very process still runs (a zombie does not)."""
+        """Whether this very process still runs; a zombie does not."""
         return _start_time(self.pid) == self.started
 
 
 def spawn(command: list[str], environment: Mapping[str, str], log: Path) -> ProcessId:
-    """Starts `command` in a session of its own with all output to `log` (truncated first); nobody waits for it.
+    """Starts `command` in a session of its own with all output to `log` (truncated first); does not wait for it.
 
     Raises:
         OSError: The command cannot be executed.
@@ -42,22 +41,22 @@ def spawn(command: list[str], environment: Mapping[str, str], log: Path) -> Proc
     return ProcessId(pid, _start_time(pid) or 0)
 
 
-def marked(stack_id: str) -> list[int]:
-    """Pids of all live processes that carry the stack id, this process excepted."""
+def stack_pids(stack_id: str) -> list[int]:
+    """Pids of all live processes with the stack's id in their environment, except this process."""
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if pid != os.getpid() and _carries(pid, stack_id)]
+    return [pid for pid in pids if pid != os.getpid() and _has_stack_id(pid, stack_id)]
 
 
-def stop_marked(stack_id: str, grace_s: float = 2.0, limit_s: float = 20.0) -> list[int]:
+def stop_stack(stack_id: str, grace_s: float = 2.0, timeout_s: float = 20.0) -> list[int]:
     """Sends SIGTERM to every process of the stack, after `grace_s` seconds SIGKILL to those left, and waits.
 
     Returns:
-        The pids still alive after `limit_s` seconds: empty unless the kernel holds one in an uninterruptible call.
+        The pids still alive after `timeout_s` seconds: empty unless the kernel holds one in an uninterruptible call.
     """
     begin = time.monotonic()
-    for pid in marked(stack_id):
+    for pid in stack_pids(stack_id):
         _signal(pid, stack_id, signal.SIGTERM)
-    while (left := marked(stack_id)) and time.monotonic() - begin < limit_s:
+    while (left := stack_pids(stack_id)) and time.monotonic() - begin < timeout_s:
         if time.monotonic() - begin > grace_s:
             for pid in left:
                 _signal(pid, stack_id, signal.SIGKILL)
@@ -80,12 +79,12 @@ def _start_time(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def _carries(pid: int, stack_id: str) -> bool:
+def _has_stack_id(pid: int, stack_id: str) -> bool:
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
-    return f"{MARKER}={stack_id}".encode() in environment.split(b"\0")
+    return f"{STACK_ID_VARIABLE}={stack_id}".encode() in environment.split(b"\0")
 
 
 def _signal(pid: int, stack_id: str, number: signal.Signals) -> None:
@@ -94,7 +93,7 @@ def _signal(pid: int, stack_id: str, number: signal.Signals) -> None:
     except ProcessLookupError:
         return
     try:
-        if _carries(pid, stack_id):
+        if _has_stack_id(pid, stack_id):
             signal.pidfd_send_signal(handle, number)
     except ProcessLookupError:
         pass

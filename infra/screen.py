@@ -1,4 +1,4 @@
-"""What `make run` writes on the screen: one line per phase, and the closing table."""
+"""The terminal output of `make run`: one line per phase, and the tables at the end."""
 
 import sys
 import time
@@ -9,19 +9,21 @@ from typing import Any
 
 from infra.stack import Stack
 
-LATER = "  MLflow               `make up` shows this run's page again; `make run KEEP=1` leaves everything up"
+MLFLOW_HINT = (
+    "  MLflow               `make up` shows this run's page again; `make run KEEP=1` leaves everything running"
+)
 
 
 @contextmanager
-def phase(doing: str) -> Iterator[Callable[[str], None]]:
-    """Shows `doing` while the block runs, on a terminal; the block ends by calling what it is given with what was done.
+def phase(activity: str) -> Iterator[Callable[[str], None]]:
+    """On a terminal, shows `activity` while the block runs; then prints a line with the outcome and the time taken.
 
-    That line replaces the first one and carries the time taken.
+    The block calls the function it is given with the text of the outcome.
     """
     begin = time.monotonic()
     erase = "\r\x1b[K" if sys.stdout.isatty() else ""
     if erase:
-        print(f"… {doing}", end="", flush=True)
+        print(f"… {activity}", end="", flush=True)
     outcome: list[str] = []
     try:
         yield outcome.append
@@ -31,14 +33,18 @@ def phase(doing: str) -> Iterator[Callable[[str], None]]:
         print(f"✓ {line} ({time.monotonic() - begin:.1f} s)", flush=True)
 
 
-def closing(summary: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """The closing table: the Frechet distance on its scale, the bound and its terms, speed, model, files."""
-    scale = {"held-out images": "heldout", "fitted Gaussian": "gaussian", "noise": "noise"}
+def format_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> str:
+    """A table of results: the Frechet distance with its references, the bound and its terms, speed, model, files."""
+    references = {"held-out images": "heldout", "fitted Gaussian": "gaussian", "noise": "noise"}
     terms = ("prior", "diffusion", "reconstruction")
-    labelled = "frechet_classifier" in summary  # without labels there is no classifier to measure with
+    has_classifier = "frechet_classifier" in summary  # without labels there is no classifier to measure with
     rows = {
-        **({"frechet_classifier": _number(summary["frechet_classifier"])} if labelled else {}),
-        **{f"  {name}": _number(summary[f"frechet_classifier_{key}"]) for name, key in scale.items() if labelled},
+        **({"frechet_classifier": _number(summary["frechet_classifier"])} if has_classifier else {}),
+        **{
+            f"  {name}": _number(summary[f"frechet_classifier_{key}"])
+            for name, key in references.items()
+            if has_classifier
+        },
         "vlb_bpd": f"{_number(summary['vlb_bpd'])} bits/dim",
         **{f"  {term}": _number(summary[f"vlb_{term}_bpd"]) for term in terms},
         "images per second": _number(summary["images_per_second"]),
@@ -48,11 +54,11 @@ def closing(summary: Mapping[str, Any], files: Sequence[Path]) -> str:
     return _table(rows)
 
 
-def where(stack: Stack) -> str:
-    """Where the parts of a stack that stays up are, and how to stop it."""
+def format_addresses(stack: Stack) -> str:
+    """A table of the addresses of a running stack, and how to stop it."""
     rows = {
         "MLflow": stack.tracking_uri,
-        "Ray": f"{stack.dashboard} (asks for the token in var/ray_token)",
+        "Ray": f"{stack.dashboard} (asks for a token: var/ray_token)",
         "sampler": f"{stack.sampler} (after `make run`)",
         "in a shell": "source var/stack.env",
         "to stop": "make stop",

@@ -1,4 +1,4 @@
-"""Signals of `make run`: the first one ends it through the ordinary exception path, none disturbs the cleaning up."""
+"""Signals of `make run`: the first one ends it through an ordinary exception; during cleanup they are ignored."""
 
 import signal
 from collections.abc import Iterator
@@ -6,19 +6,19 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TERMINATION_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def exit_on_signals() -> None:
-    """From now on a signal that asks to end raises SystemExit with the shell's exit code, 128 + its number."""
-    for number in ENDING:
+    """From now on a termination signal raises SystemExit with the shell's exit code, 128 + its number."""
+    for number in TERMINATION_SIGNALS:
         signal.signal(number, _exit)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignores signals that ask to end while the block runs; keep it short, and bounded in time."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
+    """Ignores termination signals while the block runs, which must be short and bounded in time."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in TERMINATION_SIGNALS}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a local stack is, as values: its record under `var/`, its addresses, the environment its processes run in."""
+"""Values of a local stack: its record under `var/`, its addresses, the environment of its processes."""
 
 import dataclasses
 import json
@@ -6,26 +6,26 @@ import os
 import sys
 from pathlib import Path
 
-from infra.processes import KEEP_ENVIRONMENT_READABLE, MARKER, ProcessId
+from infra.processes import KEEP_ENVIRONMENT_READABLE, STACK_ID_VARIABLE, ProcessId
 
-# Where each part listens when the port is free.
-PORTS = {"ray": 6379, "dashboard": 8265, "mlflow": 5000, "serve": 8000, "client": 10001, "agent": 52365}
+# Where each part listens if the port is free.
+PREFERRED_PORTS = {"ray": 6379, "dashboard": 8265, "mlflow": 5000, "serve": 8000, "client": 10001, "agent": 52365}
 NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 class StackError(RuntimeError):
-    """The local stack could not be started, reached or stopped; the message says what to look at."""
+    """The local stack could not be started, reached or stopped; the message names where to look."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """One Ray head and one MLflow server on loopback: what `var/stack.json` holds.
+    """One Ray head and one MLflow server on loopback, as `var/stack.json` records them.
 
     Attributes:
-        id: The marker that every process of the stack carries in its environment.
-        ports: Loopback port of every part, by the names of `PORTS`.
+        id: The value of STACK_ID_VARIABLE in the environment of every process of the stack.
+        ports: Loopback port of every part, by the names of `PREFERRED_PORTS`.
         scratch: Ray's temporary directory; short, since the path of a Unix socket is limited to 107 bytes.
-        kept: Whether the stack is meant to outlive the command that started it.
+        kept: Whether the stack is to outlive the command that started it.
         processes: The Ray head and the MLflow server, by name; empty until they are started.
     """
 
@@ -63,8 +63,8 @@ def load(var: Path) -> Stack | None:
     """
     try:
         record = json.loads((var / "stack.json").read_text())
-        found = {name: ProcessId(**process) for name, process in record.pop("processes").items()}
-        return Stack(**record, processes=found)
+        process_ids = {name: ProcessId(**process) for name, process in record.pop("processes").items()}
+        return Stack(**record, processes=process_ids)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -73,9 +73,9 @@ def load(var: Path) -> Stack | None:
 
 def save(stack: Stack, var: Path) -> None:
     """Records the stack under `var`, atomically."""
-    part = var / "stack.json.part"
-    part.write_text(json.dumps(dataclasses.asdict(stack), indent=2) + "\n")
-    part.replace(var / "stack.json")
+    temporary = var / "stack.json.part"
+    temporary.write_text(json.dumps(dataclasses.asdict(stack), indent=2) + "\n")
+    temporary.replace(var / "stack.json")
 
 
 def addresses(stack: Stack, var: Path) -> dict[str, str]:
@@ -94,13 +94,13 @@ def addresses(stack: Stack, var: Path) -> dict[str, str]:
 
 
 def environment(stack: Stack, root: Path, var: Path, gpus: int) -> dict[str, str]:
-    """The whole environment of a process of the stack: this process's own, overridden by the stack's.
+    """The environment of a process of the stack: this process's own, with the stack's variables added.
 
     Args:
-        stack: The stack to belong to.
+        stack: The stack.
         root: The checkout, from which Ray's workers import our packages whatever their working directory.
         var: The directory of the stack's state.
-        gpus: How many GPUs the machine has; without one, DeepSpeed is told so.
+        gpus: The number of GPUs; with 0, DeepSpeed is set to use the CPU.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_TOKEN", "RAY_NAMESPACE")}
     no_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1,localhost")))
@@ -108,11 +108,11 @@ def environment(stack: Stack, root: Path, var: Path, gpus: int) -> dict[str, str
         **inherited,
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
-        # so that the `python` of a submitted job is the one that has everything installed
+        # so that the `python` of a submitted job is the one of this environment
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH")))),
         **({} if gpus else {"DS_ACCELERATOR": "cpu"}),
         **addresses(stack, var),
         **KEEP_ENVIRONMENT_READABLE,
-        MARKER: stack.id,
+        STACK_ID_VARIABLE: stack.id,
     }

@@ -1,7 +1,7 @@
 """Sampling from registered models: a step-level batching engine, a registry client and a Ray Serve application.
 
-Only `service.py` knows Ray, only `models.py` knows MLflow; importing `sampler` loads neither, nor torch. It sets their
-defaults instead, in every process that samples: no telemetry, no pickle, and a registry that is down fails in seconds.
+Only `service.py` imports Ray and only `models.py` imports MLflow; importing `sampler` loads neither, nor torch. It only
+sets their defaults in every process that samples: no telemetry, no pickle, and short timeouts for a registry.
 """
 
 import os

@@ -28,8 +28,8 @@ examples:
   curl -s localhost:8000/v1/models
   curl -s localhost:8000/v1/images -H 'content-type: application/json' -d '{"n": 16, "seed": 0}' -o grid.png
 
-The address has no password of its own (Ray's token does not cover it): keep it on 127.0.0.1, or put a proxy before it.
-A detached application ends with: serve shutdown -y
+The service has no authentication (Ray's token does not cover it): keep it on 127.0.0.1, or behind a proxy that authenticates.
+To stop a detached application: serve shutdown -y
 """
 GENERATE_EXAMPLES = """\
 examples:
@@ -38,7 +38,7 @@ examples:
   python -m sampler generate path/to/package --out grid.png
   python -m sampler generate emoji@champion --label 3 --guidance 2 --out grid.png
 
-Image i of a seed is the same image whatever -n is, and the same as the service gives.
+Image i of a seed does not depend on -n, and the service returns the same image.
 """
 
 
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message.removeprefix('argument ')}; see {self.prog} --help\n")
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
+def integer_between(low: int, high: int) -> Callable[[str], int]:
     """An argument type: a whole number from low to high."""
 
     def parse(text: str) -> int:
@@ -61,7 +61,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def positive(text: str) -> float:
+def positive_float(text: str) -> float:
     """An argument type: a number above 0."""
     try:
         value = float(text)
@@ -72,7 +72,7 @@ def positive(text: str) -> float:
     return value
 
 
-def out_path(text: str) -> Path:
+def output_path(text: str) -> Path:
     """An argument type: a file to write, .png or .npy, in a folder that exists."""
     path = Path(text)
     if path.suffix not in (".png", ".npy"):
@@ -83,55 +83,81 @@ def out_path(text: str) -> Path:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of both commands."""
-    parser = Parser(prog="python -m sampler", description="Sample from trained models: as a service, or here and now.")
+    """The parser of both commands."""
+    parser = Parser(
+        prog="python -m sampler", description="Sample from trained models, as an HTTP service or to a file."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     raw = argparse.RawDescriptionHelpFormatter
-    add_serve(commands.add_parser("serve", help="serve models over HTTP on a Ray cluster", formatter_class=raw))
-    add_generate(commands.add_parser("generate", help="sample to a file, without Ray", formatter_class=raw))
+    add_serve_options(commands.add_parser("serve", help="serve models over HTTP on a Ray cluster", formatter_class=raw))
+    add_generate_options(commands.add_parser("generate", help="sample to a file, without Ray", formatter_class=raw))
     return parser
 
 
-def add_serve(parser: argparse.ArgumentParser) -> None:
-    """Options of `serve`."""
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `serve`."""
     parser.description = (
-        "Serve models over HTTP on the Ray cluster of RAY_ADDRESS, or the one running here, or one started for the\n"
-        "purpose. Prints the URL once it answers; Ctrl-C removes the application."
+        "Serve models over HTTP on the Ray cluster of RAY_ADDRESS, else the one running here, else a new one.\n"
+        "Prints the URL once the service answers; Ctrl-C removes the application."
     )
     parser.epilog = SERVE_EXAMPLES
     add = parser.add_argument
-    models = "a registered model, or a package folder that every node sees; repeat for more, the first is the default"
+    models = "a registered model, or a package folder that every node can read; repeatable, the first is the default"
     add("--model", action="append", required=True, metavar="NAME@alias", dest="models", help=models)
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add("--port", type=whole(1, 65535), default=8000, help="port to listen on (default: %(default)s)")
+    add("--port", type=integer_between(1, 65535), default=8000, help="port to listen on (default: %(default)s)")
     add("--tracking-uri", metavar="URI", help=TRACKING_HELP)
-    add("--num-cpus", type=positive, default=1.0, metavar="N", help="CPUs and torch threads of a replica (default: 1)")
-    add("--timeout", type=positive, default=300.0, metavar="SECONDS", help="to become healthy in (default: 300)")
-    add("--detach", action="store_true", help="return once healthy and leave the application running")
+    add(
+        "--num-cpus",
+        type=positive_float,
+        default=1.0,
+        metavar="N",
+        help="CPUs and torch threads of a replica (default: 1)",
+    )
+    add(
+        "--timeout",
+        type=positive_float,
+        default=300.0,
+        metavar="SECONDS",
+        help="time limit for starting (default: 300)",
+    )
+    add("--detach", action="store_true", help="return once the service answers, and leave it running")
     parser.set_defaults(run=run_serve)
 
 
-def add_generate(parser: argparse.ArgumentParser) -> None:
-    """Options of `generate`."""
+def add_generate_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `generate`."""
     parser.description = "Sample images to a file, on this machine, without Ray."
     parser.epilog = GENERATE_EXAMPLES
     add = parser.add_argument
     add("model", metavar="MODEL", help="NAME@alias of the registry, or the path of a package folder")
-    add("-n", "--count", type=whole(1, 10**6), default=64, metavar="N", help="number of images (default: %(default)s)")
-    add("--seed", type=whole(0, 2**63 - 1), default=0, help="images are keyed by it (default: %(default)s)")
-    add("--solver", choices=SOLVERS, help="default: the package's own")
-    add("--steps", type=whole(1, 10**6), metavar="N", help="steps per image (default: the solver's own)")
-    add("--label", type=whole(0, 10**6), metavar="CLASS", help="the class of all images, for models with classes")
-    scale = "of guidance: classifier-free towards --label, or away from --guide"
-    add("--guidance", type=positive, metavar="SCALE", help=scale)
-    add("--guide", metavar="MODEL", help="a weaker model of the same kind to be guided away from (autoguidance)")
-    add("--out", type=out_path, required=True, help="a .png (one grid) or .npy (uint8 [N, H, W, C]) file")
+    add(
+        "-n",
+        "--count",
+        type=integer_between(1, 10**6),
+        default=64,
+        metavar="N",
+        help="number of images (default: %(default)s)",
+    )
+    add("--seed", type=integer_between(0, 2**63 - 1), default=0, help="seed of the noise (default: %(default)s)")
+    add("--solver", choices=SOLVERS, help="sampling method (default: the package's)")
+    add("--steps", type=integer_between(1, 10**6), metavar="N", help="steps per image (default: the solver's)")
+    add(
+        "--label",
+        type=integer_between(0, 10**6),
+        metavar="CLASS",
+        help="class of all images, for class-conditional models",
+    )
+    scale = "guidance scale: classifier-free towards --label, or away from --guide"
+    add("--guidance", type=positive_float, metavar="SCALE", help=scale)
+    add("--guide", metavar="MODEL", help="a weaker model of the same kind to guide away from (autoguidance)")
+    add("--out", type=output_path, required=True, help="output file: .png (one grid) or .npy (uint8 [N, H, W, C])")
     add("--tracking-uri", metavar="URI", help=TRACKING_HELP)
     parser.set_defaults(run=run_generate)
 
 
 def run_serve(arguments: argparse.Namespace) -> None:
-    """Deploy, say where, and stay until Ctrl-C or SIGTERM unless detached."""
+    """Deploy, print the URL, and serve until Ctrl-C or SIGTERM; with --detach, return at once."""
     sources = [resolve(reference, arguments.tracking_uri) for reference in arguments.models]
     names = [source.reference for source in sources]
     if len(set(names)) < len(names):
@@ -153,7 +179,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
-    """Sample and write, with a line of progress on the terminal."""
+    """Sample to a file, with a progress bar on the terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -167,9 +193,9 @@ def run_generate(arguments: argparse.Namespace) -> None:
         format_ = arguments.out.suffix.removeprefix(".")
         check_format(format_, model.config.image_shape[0])
         config = solver_config(model.config.solver, arguments.solver, arguments.steps)
-        model, guidance = guided_model(model, arguments)
-        each = evaluations(config)
-        total = arguments.count * each * (2 if guidance else 1) if each else None
+        model, guidance = apply_guidance(model, arguments)
+        evaluations_per_image = evaluations(config)
+        total = arguments.count * evaluations_per_image * (2 if guidance else 1) if evaluations_per_image else None
         progress.update(task, description=f"sampling {arguments.count} images", total=total)
         pixels = generate(
             model,
@@ -181,12 +207,12 @@ def run_generate(arguments: argparse.Namespace) -> None:
             guidance,
         )
     arguments.out.write_bytes(ENCODERS[format_](pixels))
-    how = f"{config.kind}, {each} evaluations" if each else config.kind
-    print(f"{arguments.out}: {arguments.count} images of {arguments.model} ({how})")
+    solver_text = f"{config.kind}, {evaluations_per_image} evaluations" if evaluations_per_image else config.kind
+    print(f"{arguments.out}: {arguments.count} images of {arguments.model} ({solver_text})")
 
 
-def guided_model(model: Model, arguments: argparse.Namespace) -> tuple[Model, ClassifierFree | None]:
-    """The model, autoguided where --guide names another, and the classifier-free guidance asked for."""
+def apply_guidance(model: Model, arguments: argparse.Namespace) -> tuple[Model, ClassifierFree | None]:
+    """The model, autoguided if --guide names another, and the classifier-free guidance, or None."""
     if arguments.guide is not None:
         from diffusion.solvers import autoguided
 
@@ -202,7 +228,7 @@ def guided_model(model: Model, arguments: argparse.Namespace) -> tuple[Model, Cl
 
 
 def solver_config(default: SolverConfig, kind: str | None, steps: int | None) -> SolverConfig:
-    """The package's solver, or the defaults of another kind, with the number of steps if given."""
+    """The package's solver, or another kind with its defaults; `steps` overrides the number of steps."""
     values: dict[str, object] = default.model_dump() if kind in (None, default.kind) else {"kind": kind}
     if steps is not None and values["kind"] == "rk45":
         raise ValueError("--steps: rk45 chooses its steps by itself; allowed: without --steps")

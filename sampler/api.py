@@ -1,15 +1,15 @@
-"""The HTTP face as a FastAPI application: what is asked, what is answered, and every error in one clear line.
+"""The HTTP API as a FastAPI application: requests, responses, and errors of one line.
 
-Knows no Ray: `service.py` puts it behind Ray Serve, tests call it directly. Errors are `{"detail": "..."}`: 422 for
-what cannot be asked, 404 for a model that is not served, 503 with Retry-After when busy; an unexpected error says
-nothing of its cause to the client.
+Does not use Ray: `service.py` puts it behind Ray Serve, tests call it directly. Errors are `{"detail": "..."}`: 422 for
+an invalid request, 404 for a model that is not served, 503 with Retry-After when busy; an unexpected error does not
+reveal its cause to the client.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,21 +20,21 @@ from pydantic_core import ErrorDetails
 from diffusion.config import ClassifierFree, Config, SolverConfig, evaluations
 from diffusion.config.errors import describe_problem, shown
 from diffusion.images import to_pixels
-from sampler.batcher import Batcher, Busy
+from sampler.batcher import Batcher, BusyError
 from sampler.encode import ENCODERS, Pixels, check_format
 from sampler.models import Model
-from sampler.requests import NonFinite
+from sampler.requests import NonFiniteError
 
 MAX_IMAGES = 1024
-MAX_EVALUATIONS = 10_000  # of one image, which is also where rk45 gives up
+MAX_EVALUATIONS = 10_000  # per image, which is also rk45's limit
 SOLVER_MODELS: dict[str, type[Config]] = {
-    m.model_fields["kind"].default: m for m in get_args(get_args(SolverConfig)[0])
+    member.model_fields["kind"].default: member for member in get_args(get_args(SolverConfig)[0])
 }
 MEDIA_TYPES = {"png": "image/png", "npy": "application/x-npy"}
 
 
 class ImageRequest(Config):
-    """Body of `POST /v1/images`: images 0..n-1 of a seed, which are the same images whoever else is asking."""
+    """Body of `POST /v1/images`: images 0..n-1 of a seed, which do not depend on other requests."""
 
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)]
@@ -47,14 +47,14 @@ class ImageRequest(Config):
 
 @dataclass(frozen=True)
 class Engine:
-    """A model and the engine that evaluates it."""
+    """A served model and the batcher that evaluates it."""
 
     model: Model
     batcher: Batcher
 
 
 class ApiError(Exception):
-    """An answer other than 200, with the detail a client may read."""
+    """A response other than 200, with the detail that the client is shown."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
         """An HTTP status and one line."""
@@ -67,8 +67,8 @@ class Service:
 
     Args:
         models: at least one; the first is the default.
-        max_rows: rows of one network evaluation.
-        max_images: unfinished images held per model; at least MAX_IMAGES, so that any one request fits.
+        max_rows: largest batch of one network evaluation.
+        max_images: limit of unfinished images per model; at least MAX_IMAGES, so that any one request fits.
     """
 
     def __init__(self, models: Sequence[Model], max_rows: int = 64, max_images: int = 4 * MAX_IMAGES) -> None:
@@ -89,7 +89,7 @@ class Service:
         """The engine of a model, by its reference or its bare name; None means the first.
 
         Raises:
-            ApiError: 404.
+            ApiError: 404: not served.
         """
         for engine in self.engines:
             if name in (None, engine.model.source.reference, engine.model.source.name):
@@ -98,10 +98,10 @@ class Service:
         raise ApiError(404, f"model: {shown(name)}: not served here; allowed: {served}")
 
     async def sample(self, engine: Engine, request: ImageRequest) -> Pixels:
-        """The images, uint8 [n, H, W, C]; when the caller goes away their rows leave the engine.
+        """Sample images, uint8 [n, H, W, C]; if the caller cancels, their rows leave the engine.
 
         Raises:
-            ApiError: 422, 503, or 500 where the model itself fails.
+            ApiError: 422 for settings the model cannot take, 503 if busy, 500 for non-finite output.
         """
         start = partial(
             engine.model.solver, request.solver, request.seed, label=request.label, guidance=request.guidance
@@ -114,26 +114,26 @@ class Service:
             raise ApiError(422, str(error)) from error
         try:
             x = await asyncio.wrap_future(engine.batcher.submit(start, range(request.n)))
-        except Busy as error:
+        except BusyError as error:
             raise ApiError(503, f"busy: {error}", {"Retry-After": "1"}) from error
-        except NonFinite as error:
+        except NonFiniteError as error:
             raise ApiError(500, str(error)) from error
         return to_pixels(x)
 
 
 def _check_evaluations(solver: SolverConfig | None) -> None:
-    """Refuse a request that would hold the engine for good, or fill the memory with its grid of times."""
-    each = evaluations(solver) if solver else None
-    if each and each > MAX_EVALUATIONS:
-        raise ValueError(f"solver: {each} evaluations of an image; allowed: at most {MAX_EVALUATIONS}")
+    """Reject a request that would occupy the engine indefinitely, or whose time grid would not fit in memory."""
+    evaluations_per_image = evaluations(solver) if solver else None
+    if evaluations_per_image and evaluations_per_image > MAX_EVALUATIONS:
+        raise ValueError(f"solver: {evaluations_per_image} evaluations of an image; allowed: at most {MAX_EVALUATIONS}")
 
 
 def create_app(service: Service) -> FastAPI:
     """The application: `GET /healthz`, `GET /v1/models`, `POST /v1/images`."""
     app = FastAPI(title="DualView sampler", docs_url=None, redoc_url=None)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(ApiError, _answer_error)
-    app.add_exception_handler(Exception, _answer_unexpected)
+    app.add_exception_handler(RequestValidationError, _respond_invalid)
+    app.add_exception_handler(ApiError, _respond_error)
+    app.add_exception_handler(Exception, _respond_unexpected)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -157,7 +157,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """What `GET /v1/models` says of a model; `model` is what to put in a request."""
+    """A model as `GET /v1/models` lists it; `model` is its name in a request."""
     return {
         "model": model.source.reference,
         "name": model.source.name,
@@ -169,24 +169,24 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
+async def _respond_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return JSONResponse({"detail": error.detail}, error.status, error.headers)
 
 
-async def _answer_unexpected(_: Request, __: Exception) -> Response:
+async def _respond_unexpected(_: Request, __: Exception) -> Response:
     return JSONResponse({"detail": "internal error; the replica's log has the cause"}, 500)
 
 
-async def _answer_invalid(_: Request, error: Exception) -> Response:
+async def _respond_invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return JSONResponse({"detail": "; ".join(_explain(problem) for problem in error.errors()[:5])}, 422)
 
 
-def _explain(problem: Any) -> str:  # noqa: ANN401 - one of pydantic's problems, which FastAPI leaves untyped
-    """`field = value: what is allowed`."""
+def _explain(problem: ErrorDetails) -> str:
+    """One validation problem as a line: `field = value: what is allowed`."""
     if problem["type"] == "json_invalid":
-        return f"body: not JSON: {problem['ctx']['error']}"
+        return f"body: not JSON: {problem.get('ctx', {}).get('error', problem['msg'])}"
     if len(problem["loc"]) == 1:
         return f"body: {problem['msg']}"
-    return describe_problem(cast("ErrorDetails", {**problem, "loc": problem["loc"][1:]}), ImageRequest)
+    return describe_problem({**problem, "loc": problem["loc"][1:]}, ImageRequest)

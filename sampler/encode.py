@@ -1,4 +1,4 @@
-"""Images as files: one PNG grid to look at, or the exact array as .npy."""
+"""Images as files: one PNG grid, or the exact array as .npy."""
 
 import io
 from collections.abc import Callable
@@ -31,10 +31,10 @@ ENCODERS: dict[str, Callable[[Pixels], bytes]] = {"png": png, "npy": npy}
 
 
 def check_format(name: str, channels: int) -> None:
-    """Refuse a picture of images that have no colours to show.
+    """Check that a file format can hold images of a number of channels.
 
     Raises:
-        ValueError: PNG for anything but grey or RGB.
+        ValueError: PNG for images that are neither grey (1) nor RGB (3).
     """
     if name == "png" and channels not in (1, 3):
         raise ValueError(f"format: png: this model's images have {channels} channels, png takes 1 or 3; use npy")

@@ -16,32 +16,32 @@ def generate(
     config: SolverConfig,
     seed: int,
     count: int,
-    report: Callable[[int], None],
+    report_rows: Callable[[int], None],
     label: int | None = None,
     guidance: ClassifierFree | None = None,
 ) -> Pixels:
-    """Images 0..count-1 of a seed.
+    """Sample images 0..count-1 of a seed.
 
     Args:
-        model: what to sample from.
+        model: the model to sample from.
         config: the solver.
         seed: 0..2^63 - 1.
         count: number of images.
-        report: called after each evaluation with its number of rows.
+        report_rows: called after each evaluation with its batch size.
         label: the class of all images, or None.
-        guidance: classifier-free, or None.
+        guidance: classifier-free guidance, or None.
 
     Returns:
         uint8 [count, H, W, C].
 
     Raises:
-        ValueError: settings that the model's chain cannot take.
-        NonFinite: the network answered NaN or infinity.
+        ValueError: settings that the model cannot take.
+        NonFiniteError: the network's output holds NaN or infinity.
     """
 
     def evaluate(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         output = model.denoiser.output(x, t, labels)
-        report(len(x))
+        report_rows(len(x))
         return output
 
     batcher = Batcher(evaluate, max_images=count)

@@ -1,6 +1,6 @@
-"""Models to sample from: `NAME@alias` of an MLflow registry, or a package folder; always verified, never unpickled.
+"""Models to sample from: `NAME@alias` in an MLflow registry, or a package folder; always verified, never unpickled.
 
-A client of the registry that only reads. `mlflow.*.load_model` would run code that comes with a model, so it is never
+A read-only client of the registry. `mlflow.*.load_model` would run code that comes with a model, so it is never
 called: the alias is resolved to a version, the package inside it is downloaded, its digests are checked against its
 manifest, and an allow-listed network is built from its config (diffusion/package.py).
 """
@@ -25,24 +25,24 @@ PACKAGE_PATH = "artifacts/package"
 
 
 class ModelError(ValueError):
-    """A model that cannot be had, in one line: `model: REFERENCE: what is wrong or allowed`."""
+    """A model that cannot be found or loaded; the message is `model: REFERENCE: what is wrong or allowed`."""
 
 
-class RegistryDown(ConnectionError):
+class RegistryUnavailableError(ConnectionError):
     """No registry answers at the tracking URI."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one exact model is.
+    """The location of one exact model.
 
     Attributes:
-        reference: what names it to clients: `NAME@alias`, or a folder's name.
+        reference: its name for clients: `NAME@alias`, or the folder's name.
         name: the registered model's name, or the folder's.
         version: the registry's version; `local` for a folder.
         location: URI or absolute path of the package folder.
         tracking_uri: the registry it came from; None for a folder.
-        package_sha256: what the registry says the package is; None where nothing says.
+        package_sha256: the package's digest in the registry; None if it records none.
     """
 
     reference: str
@@ -55,7 +55,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Model:
-    """A verified package, ready to sample from."""
+    """A verified package, ready to sample from; `package_sha256` is its digest in hex."""
 
     source: Source
     package_sha256: str
@@ -70,14 +70,14 @@ class Model:
         label: int | None = None,
         guidance: ClassifierFree | None = None,
     ) -> "Sampler":
-        """A solver for some images of a seed, on this model's process.
+        """A solver that draws some images of a seed from this model.
 
         Args:
-            config: None is the package's default.
-            seed: of the images' noise.
-            images: their numbers; none are needed to find out whether the settings will do.
-            label: the class of all of them; None is no class in particular.
-            guidance: classifier-free, for models with classes.
+            config: the solver; None is the package's default.
+            seed: seed of the images' noise.
+            images: image indices; may be empty, to check the settings alone.
+            label: the class of all images; None samples unconditionally.
+            guidance: classifier-free guidance, for class-conditional models; None is no guidance.
 
         Raises:
             ValueError: settings that the process or the network cannot take.
@@ -92,20 +92,20 @@ class Model:
             raise ValueError(f"label = {label}: allowed: {allowed}")
         if guidance is not None and label is None:
             raise ValueError("guidance.kind = classifier_free: needs a label to guide towards")
-        shown = self.denoiser.null_label if label is None else label
-        labels = None if shown is None else torch.full((len(images),), shown, dtype=torch.int64)
+        class_index = self.denoiser.null_label if label is None else label
+        labels = None if class_index is None else torch.full((len(images),), class_index, dtype=torch.int64)
         noise = ImageNoise(seed, images, self.config.image_shape)
         return make_solver(config or self.config.solver, self.denoiser, noise, labels, guidance)
 
 
 def default_tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or the database where training records a run that was told no other."""
+    """MLFLOW_TRACKING_URI, else the database that training writes by default."""
     storage = os.environ.get("DUALVIEW_STORAGE") or str(Path.home() / "dualview")
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
 
 
 def resolve(reference: str, tracking_uri: str | None = None) -> Source:
-    """Find which exact model a reference means now: one call to the registry, nothing is downloaded.
+    """Resolve a reference to the exact model it names now; queries the registry, downloads nothing.
 
     Args:
         reference: a package folder's path, or `NAME@alias`.
@@ -113,7 +113,7 @@ def resolve(reference: str, tracking_uri: str | None = None) -> Source:
 
     Raises:
         ModelError: neither a folder nor a known alias.
-        RegistryDown: the registry does not answer.
+        RegistryUnavailableError: the registry does not answer.
     """
     folder = Path(reference)
     if folder.is_dir():
@@ -122,15 +122,15 @@ def resolve(reference: str, tracking_uri: str | None = None) -> Source:
     name, separator, alias = reference.partition("@")
     if not (separator and name and alias):
         raise ModelError(f"model: {reference}: no such folder; allowed: NAME@alias, or the path of a package folder")
-    return _find(name, alias, _checked(tracking_uri or default_tracking_uri()))
+    return _resolve_alias(name, alias, _existing_database(tracking_uri or default_tracking_uri()))
 
 
 def load(source: Source) -> Model:
     """Fetch, verify and build a model, on the CPU.
 
     Raises:
-        ModelError: it is not in the registry, or it is not a whole, unaltered package.
-        RegistryDown: the registry does not answer.
+        ModelError: it is not in the registry, or the package is incomplete or altered.
+        RegistryUnavailableError: the registry does not answer.
     """
     if source.tracking_uri is None:
         return _load_folder(source, Path(source.location))
@@ -156,8 +156,8 @@ def _load_folder(source: Source, folder: Path) -> Model:
     return Model(source, digest, denoiser, config)
 
 
-def _checked(uri: str) -> str:
-    """The URI, an SQLite path made absolute; a read-only client must not create the database that is missing."""
+def _existing_database(uri: str) -> str:
+    """The URI, an SQLite path made absolute; ModelError if that database is missing, since MLflow would create it."""
     path = uri.removeprefix("sqlite:///")
     if path == uri:
         return uri
@@ -168,9 +168,9 @@ def _checked(uri: str) -> str:
     return f"sqlite:///{Path(path).resolve()}"
 
 
-def _find(name: str, alias: str, uri: str) -> Source:
+def _resolve_alias(name: str, alias: str, uri: str) -> Source:
     reference = f"{name}@{alias}"
-    with _registry_errors(reference, uri, f"not in the registry at {_without_credentials(uri)}"):
+    with _registry_errors(reference, uri, f"not in the registry at {_redact_credentials(uri)}"):
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -185,7 +185,7 @@ def _find(name: str, alias: str, uri: str) -> Source:
 
 @contextmanager
 def _registry_errors(reference: str, uri: str, missing: str) -> Iterator[None]:
-    """Say what MLflow raises as a ModelError or RegistryDown, without the URI's credentials."""
+    """Turn MLflow's errors into ModelError or RegistryUnavailableError, without the URI's credentials."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -195,12 +195,14 @@ def _registry_errors(reference: str, uri: str, missing: str) -> Iterator[None]:
         if code == "RESOURCE_DOES_NOT_EXIST" or isinstance(error, FileNotFoundError):
             raise ModelError(f"model: {reference}: {missing}") from error
         if code == "INTERNAL_ERROR":
-            where = _without_credentials(uri)
-            raise RegistryDown(f"tracking-uri: {where}: no answer from the registry or its artifact store") from error
-        raise ModelError(f"model: {reference}: {_without_credentials(_one_line(error))}") from error
+            where = _redact_credentials(uri)
+            raise RegistryUnavailableError(
+                f"tracking-uri: {where}: no answer from the registry or its artifact store"
+            ) from error
+        raise ModelError(f"model: {reference}: {_redact_credentials(_one_line(error))}") from error
 
 
-def _without_credentials(text: str) -> str:
+def _redact_credentials(text: str) -> str:
     return re.sub(r"://[^/@\s]*@", "://", text)
 
 

@@ -1,6 +1,6 @@
-"""What the engine schedules: requests split into parts, each part one solver, and the choice of who goes next.
+"""The engine's units of work: requests, split into parts of one solver each, and the choice of the parts to run next.
 
-A part asks for rows and takes the network's answer; when all parts of a request are done, its future resolves. Nothing
+A part asks for rows and is fed the network's output; when all parts of a request are done, its future resolves. Nothing
 here runs a thread or a network (see `batcher.py`).
 """
 
@@ -16,12 +16,12 @@ from diffusion.solvers import Query, Sampler
 Start = Callable[[Sequence[int]], Sampler]
 
 
-class NonFinite(ArithmeticError):
-    """The network answered NaN or infinity for this request's rows."""
+class NonFiniteError(ArithmeticError):
+    """The network's output holds NaN or infinity in this request's rows."""
 
 
 class Request:
-    """Images asked for together.
+    """Images requested together.
 
     Attributes:
         future: resolves to float32 [size, C, H, W], in the order of the images.
@@ -55,21 +55,21 @@ class Request:
         self._results[index] = x
         if len(self._results) == self._count:
             images = torch.cat([self._results[i] for i in range(self._count)])
-            if self._claim():
+            if self._set_running():
                 self.future.set_result(images)
 
     def fail(self, error: Exception) -> None:
         """Resolve the future with an error, unless it is resolved or cancelled already."""
-        if self._claim():
+        if self._set_running():
             self.future.set_exception(error)
 
-    def _claim(self) -> bool:
-        """Whether the future still waits for its result; once claimed it cannot be cancelled."""
+    def _set_running(self) -> bool:
+        """Mark the future as running, after which it cannot be cancelled; False if it is done or cancelled already."""
         return not self.future.done() and self.future.set_running_or_notify_cancel()
 
 
 class Part:
-    """Some of a request's images in progress: a solver, and the rows it wants evaluated next."""
+    """Some of a request's images: their solver, and its next query, the rows it wants evaluated."""
 
     def __init__(self, request: Request, index: int, solver: Sampler) -> None:
         """Ask the solver for its first rows."""
@@ -81,16 +81,16 @@ class Part:
         self._solver = solver
 
     def feed(self, output: Tensor) -> bool:
-        """Advance by one evaluation; the last one hands the images to the request.
+        """Advance by one evaluation; after the last one the request receives the images.
 
         Returns:
-            Whether there is more to evaluate.
+            Whether more evaluations are needed.
 
         Raises:
-            NonFinite: the output holds NaN or infinity.
+            NonFiniteError: the output holds NaN or infinity.
         """
         if not bool(torch.isfinite(output).all()):
-            raise NonFinite("the model produced NaN or infinity for these images")
+            raise NonFiniteError("the model produced NaN or infinity for these images")
         self._solver.feed(output)
         query = self._solver.want()
         if query is None:
@@ -100,19 +100,19 @@ class Part:
         return True
 
 
-def choose(parts: Sequence[Part], max_rows: int) -> tuple[list[Part], list[Part]]:
-    """The parts of the next evaluation, in order while they fit, and the others.
+def select_parts(parts: Sequence[Part], max_rows: int) -> tuple[list[Part], list[Part]]:
+    """The parts of the next batch, in order as far as they fit in `max_rows`, and the rest.
 
-    The first one always goes: in classifier-free guidance a part asks for twice its rows.
+    The first part is always taken: with classifier-free guidance it may need more rows than fit.
     """
-    turn: list[Part] = []
-    others: list[Part] = []
-    room = max_rows
+    batch: list[Part] = []
+    rest: list[Part] = []
+    rows_left = max_rows
     for part in parts:
         rows = len(part.query.x)
-        if rows <= room or not turn:
-            turn.append(part)
-            room -= rows
+        if rows <= rows_left or not batch:
+            batch.append(part)
+            rows_left -= rows
         else:
-            others.append(part)
-    return turn, others
+            rest.append(part)
+    return batch, rest

@@ -1,4 +1,4 @@
-"""The Ray Serve application: replicas that load, verify and serve models. The only module here that knows Ray."""
+"""The Ray Serve application: replicas that load, verify and serve models. The only module here that imports Ray."""
 
 import io
 import logging
@@ -24,12 +24,12 @@ from sampler.models import ModelError, Source, load
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-APPLICATION = "dualview-sampler"
+APPLICATION_NAME = "dualview-sampler"
 MAX_ONGOING_REQUESTS = 64
 REQUEST_TIMEOUT_S = 600.0
-ANSWER_TIMEOUT_S = 10.0
+RESPONSE_TIMEOUT_S = 10.0
 POLL_S = 0.2
-ROOT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 class ServeError(RuntimeError):
@@ -38,27 +38,27 @@ class ServeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Address:
-    """Where Serve's HTTP proxy listens."""
+    """The host and port on which Serve's HTTP proxy listens."""
 
     host: str
     port: int
 
     @property
     def url(self) -> str:
-        """The address as a client on this machine writes it."""
+        """The URL for a client on this machine."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 - compared, not bound
         return f"http://{host}:{self.port}"
 
 
 @serve.ingress()
 class Replica:
-    """Loads the models where it runs, then answers `api.create_app` over them."""
+    """A Serve replica: loads the models in its own process and serves `api.create_app` over them."""
 
     def __init__(self, sources: Sequence[Source], torch_threads: int) -> None:
         """Load and verify every model.
 
         Raises:
-            ModelError: one of them cannot be had; Serve then reports the deployment as failed.
+            ModelError: one of them cannot be loaded; Serve then reports the deployment as failed.
         """
         import torch
 
@@ -68,13 +68,13 @@ class Replica:
         self.service = Service([load(source) for source in sources])
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
-        """What Serve puts behind its proxy."""
+        """The application that Serve puts behind its proxy."""
         from sampler.api import create_app
 
         return create_app(self.service)
 
     def check_health(self) -> None:
-        """Serve replaces a replica whose engine has stopped."""
+        """Raise RuntimeError if an engine has stopped; Serve then replaces the replica."""
         if not self.service.healthy:
             raise RuntimeError("an engine has stopped")
 
@@ -89,18 +89,18 @@ deployment = serve.deployment(
 
 
 def connect(start_if_none: bool = True) -> None:
-    """Join the cluster of RAY_ADDRESS or the one running here; or else start one that ends with this process.
+    """Join the Ray cluster of RAY_ADDRESS, else the one on this machine, else start one that ends with this process.
 
     Workers import this checkout: through PYTHONPATH, or, within a Ray job, from the job's own working directory.
 
     Raises:
-        ServeError: no cluster is running and none may be started, or it refuses us.
+        ServeError: no cluster is running and none may be started, or it rejects the connection.
     """
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    runtime_env = None if in_job else {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    runtime_env = None if in_job else {"env_vars": {"PYTHONPATH": str(CHECKOUT)}}
     address = os.environ.get("RAY_ADDRESS") or (None if start_if_none else "auto")
     try:
-        _probe(address)
+        _check_listening(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
     except OSError as error:  # a ConnectionError of ray.init is one too
         hint = "start one with: ray start --head; one that runs may refuse this shell's RAY_AUTH_TOKEN"
@@ -108,11 +108,11 @@ def connect(start_if_none: bool = True) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 
-def _probe(address: str | None) -> None:
-    """Knock at a `host:port` address first: ray.init would try one that is dead for many minutes."""
+def _check_listening(address: str | None) -> None:
+    """Raise OSError unless something listens at a `host:port` address; ray.init would retry a dead one for minutes."""
     host, separator, port = (address or "").rpartition(":")
     if separator and port.isdecimal() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=RESPONSE_TIMEOUT_S).close()
 
 
 def deploy(sources: Sequence[Source], address: Address, num_cpus: float, timeout_s: float) -> None:
@@ -120,17 +120,17 @@ def deploy(sources: Sequence[Source], address: Address, num_cpus: float, timeout
 
     Raises:
         ModelError: a replica could not load a model; an application that was being replaced keeps serving.
-        ServeError: it failed otherwise, or is not healthy within timeout_s.
+        ServeError: it failed otherwise, or is not healthy within `timeout_s` seconds.
     """
     deadline = time.monotonic() + timeout_s
     _start_serve(address)
-    replaces = APPLICATION in serve.status().applications
+    replaces = APPLICATION_NAME in serve.status().applications
     replica = deployment.options(ray_actor_options={"num_cpus": num_cpus})
-    target = serve.RunTarget(replica.bind(sources, max(1, int(num_cpus))), name=APPLICATION, route_prefix="/")
+    target = serve.RunTarget(replica.bind(sources, max(1, int(num_cpus))), name=APPLICATION_NAME, route_prefix="/")
     try:
         serve.run_many([target], wait_for_applications_running=False)
         _wait_until_running(deadline)
-        _wait_for(address, "/healthz", (200,))
+        _wait_for_response(address, "/healthz", (200,))
     except BaseException:
         if not replaces:
             remove()
@@ -138,7 +138,7 @@ def deploy(sources: Sequence[Source], address: Address, num_cpus: float, timeout
 
 
 def _start_serve(address: Address) -> None:
-    """Start Serve at an address; once started on a cluster it keeps its first address until it is shut down."""
+    """Start Serve at an address; on each cluster it keeps its first address until it is shut down."""
     options = HTTPOptions(host=address.host, port=address.port, request_timeout_s=REQUEST_TIMEOUT_S)
     try:
         serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options)
@@ -146,48 +146,48 @@ def _start_serve(address: Address) -> None:
         remove()
         raise ServeError(f"serve: {address.url}: Serve cannot start there: {_last_line(str(error))}") from error
     try:
-        _wait_for(address, "/-/healthz", (200, 503))
+        _wait_for_response(address, "/-/healthz", (200, 503))
     except ServeError:
         hint = "if Serve runs on this cluster with another host or port, give those, or end it with: serve shutdown -y"
         raise ServeError(f"serve: {address.url}: nothing answers there; {hint}") from None
 
 
 def remove() -> None:
-    """Take the application away, and all of Serve where nothing else uses it, so that its port is free again."""
+    """Remove the application, and shut Serve down if nothing else uses it, which frees its port."""
     applications = serve.status().applications
-    if not applications.keys() - {APPLICATION}:
-        with redirect_stdout(io.StringIO()):  # Ray prints there that the controller, being shut down, is dead
+    if not applications.keys() - {APPLICATION_NAME}:
+        with redirect_stdout(io.StringIO()):  # Ray prints that the controller is dead, as it should be
             serve.shutdown()
-    elif APPLICATION in applications:
-        serve.delete(APPLICATION)
+    elif APPLICATION_NAME in applications:
+        serve.delete(APPLICATION_NAME)
 
 
 def _wait_until_running(deadline: float) -> None:
     while True:
-        application = serve.status().applications[APPLICATION]
+        application = serve.status().applications[APPLICATION_NAME]
         reasons = "\n".join([application.message, *(d.message for d in application.deployments.values())])
         if application.status == ApplicationStatus.RUNNING:
             return
         if application.status == ApplicationStatus.DEPLOY_FAILED:
-            raise _failure(reasons)
+            raise _deployment_error(reasons)
         if time.monotonic() > deadline:
             raise ServeError(f"serve: not running in time: {_last_line(reasons)}")
         time.sleep(POLL_S)
 
 
-def _failure(reasons: str) -> Exception:
-    """A replica's ModelError as it was raised there, or else what Serve says last."""
-    found = re.search(r"ModelError: (.+)", reasons)
-    return ModelError(found[1]) if found else ServeError(f"serve: {_last_line(reasons)}")
+def _deployment_error(reasons: str) -> Exception:
+    """The ModelError that a replica raised, or else a ServeError with the last line of Serve's report."""
+    match = re.search(r"ModelError: (.+)", reasons)
+    return ModelError(match[1]) if match else ServeError(f"serve: {_last_line(reasons)}")
 
 
-def _wait_for(address: Address, path: str, statuses: tuple[int, ...]) -> None:
-    """Ask the address itself, from here, until it answers with one of the statuses."""
+def _wait_for_response(address: Address, path: str, statuses: tuple[int, ...]) -> None:
+    """Request the path, past any proxy, until the response has one of the statuses."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    deadline = time.monotonic() + RESPONSE_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
-            status = direct.open(f"{address.url}{path}", timeout=ANSWER_TIMEOUT_S).status
+            status = direct.open(f"{address.url}{path}", timeout=RESPONSE_TIMEOUT_S).status
         except urllib.error.HTTPError as error:
             status = error.code
         except OSError:
@@ -195,7 +195,7 @@ def _wait_for(address: Address, path: str, statuses: tuple[int, ...]) -> None:
         if status in statuses:
             return
         time.sleep(POLL_S)
-    raise ServeError(f"serve: {address.url}{path}: no answer within {ANSWER_TIMEOUT_S:.0f} s")
+    raise ServeError(f"serve: {address.url}{path}: no answer within {RESPONSE_TIMEOUT_S:.0f} s")
 
 
 def _last_line(text: str) -> str:

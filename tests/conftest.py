@@ -65,5 +65,5 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(stack, environment, Path(environment["DUALVIEW_STORAGE"]))
     finally:
         lifecycle.stop(var)
-    assert processes.marked(stack.id) == []
+    assert processes.stack_pids(stack.id) == []
     shutil.rmtree(var)

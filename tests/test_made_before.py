@@ -173,7 +173,7 @@ def test_blocks_of_an_evaluation_are_found_and_not_computed_again(tmp_path):
 
 def test_a_queue_goes_on(tmp_path):
     shutil.copytree(BEFORE / "queue", tmp_path / "queue")
-    store = Store.open(f"sqlite:///{tmp_path}/queue/queue.db", make=False)
+    store = Store.open(f"sqlite:///{tmp_path}/queue/queue.db", create=False)
     states = {job.name: job.state for job in store.jobs()}
     assert states == {
         "done": "succeeded", "preempted": "queued", "cancelled": "cancelled", "running": "running",

@@ -1,4 +1,4 @@
-"""Alembic's side of `cluster.store`: it is handed an open connection, so that a failure leaves nothing half done."""
+"""Alembic's environment: migrates on the open connection of `cluster.store`, so that a failure rolls back."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""A queue of a test's own."""
+"""A job and a queue for each test."""
 
 import sqlite3
 from pathlib import Path
@@ -11,13 +11,13 @@ from cluster.store import Store
 
 
 def spec(name: str = "job", **fields: object) -> JobSpec:
-    """A job that asks for little."""
+    """A job that asks for one CPU."""
     return JobSpec.model_validate({"name": name, "command": ["true"], "snapshot": "0" * 64, **fields})
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests kill processes, but none cuts the power; and attempts that end at once are held back for no time."""
+def fast_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the disk (no test cuts the power), and do not hold back jobs whose attempts end at once."""
     configure = store_module._configure
 
     def faster(connection: sqlite3.Connection, record: object) -> None:
@@ -25,7 +25,7 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         connection.execute("PRAGMA synchronous = OFF")
 
     monkeypatch.setattr(store_module, "_configure", faster)
-    monkeypatch.setattr(store_module, "HOLD_S", 0.0)
+    monkeypatch.setattr(store_module, "RETRY_HOLD_S", 0.0)
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main, queue_url
-from cluster.dispatcher import only_one
-from cluster.request import PASSED_ON
+from cluster.dispatcher import dispatcher_lock
+from cluster.request import INHERITED_VARIABLES
 from cluster.store import Store
 
 
 @pytest.fixture(autouse=True)
 def queue(url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in (*PASSED_ON, "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+    for name in (*INHERITED_VARIABLES, "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DUALVIEW_QUEUE", url)
     return Path(url.removeprefix("sqlite:///")).parent
@@ -40,7 +40,7 @@ def test_submit_list_show_cancel(capsys: pytest.CaptureFixture[str], tmp_path: P
     submit(capsys, tmp_path, "--name", "second", "--resources", "2*CPU=1", "--", "bash", "-c", "exit 0")
     table = run(capsys, "list")
     assert table.endswith("no dispatcher is running on this machine: python -m cluster dispatch\n")
-    with only_one(Store.open(url)):
+    with dispatcher_lock(Store.open(url)):
         assert "no dispatcher is running" not in run(capsys, "list")
     assert re.search(r"1 +job\.py +queued +5 .*no dispatcher has looked at it yet", table)
     rows = json.loads(run(capsys, "list", "--json"))
@@ -65,7 +65,7 @@ def test_only_the_last_that_ended_are_listed(capsys: pytest.CaptureFixture[str],
     table = run(capsys, "list")
     assert "job1 " not in table
     assert "job2 " in table
-    assert "and 2 that ended earlier: --all" in table
+    assert "and 2 more that ended earlier (--all shows them)" in table
     assert "job0 " in run(capsys, "list", "--all")
 
 
@@ -86,7 +86,10 @@ def test_an_empty_queue_says_what_to_do(capsys: pytest.CaptureFixture[str], url:
         (["submit", "--env", "x", "--", "true"], "--env 'x'"),
         (["submit", "--working-dir", "/nowhere", "--", "true"], "--working-dir /nowhere: no such folder"),
         (["submit", "--working-dir", "/nowhere", "--", "python", "-m", "trainer"], "--working-dir /nowhere: no such"),
-        (["submit", "--", "python", "-m", "trainer", "--config", "missing.yaml"], "the command refuses: --config miss"),
+        (
+            ["submit", "--", "python", "-m", "trainer", "--config", "missing.yaml"],
+            "the command rejects its input: --c",
+        ),
         (["list"], "--queue sqlite:///"),
     ],
 )
@@ -115,7 +118,7 @@ def test_a_cluster_that_does_not_answer(capsys: pytest.CaptureFixture[str], url:
 @pytest.mark.parametrize("action", [["show", "9"], ["logs", "9"], ["cancel", "9"]])
 def test_unknown_jobs(capsys: pytest.CaptureFixture[str], url: str, action: list[str]):
     Store.open(url)
-    assert run(capsys, *action, expect=2) == "error: job 9: there is none; allowed: submit one first\n"
+    assert run(capsys, *action, expect=2) == "error: job 9: no such job; allowed: submit one first\n"
 
 
 def test_the_queue_is_found_where_the_runs_are(monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""How answers of Ray's job server are read, the bad ones too; tests/integration has the real server's good ones."""
+"""How answers of Ray's job server are read, including malformed ones; tests/integration uses a real server."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ UNKNOWN = (404, "Job one does not exist")
 
 
 class Server(ThreadingHTTPServer):
-    """Answers as it is told: (method, path) -> (status, body), else 404 in no words of Ray's; it has every package."""
+    """Answers from a table, (method, path) -> (status, body); else 404, not worded as Ray's. It has every package."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -113,7 +113,7 @@ def test_trouble_is_not_taken_for_an_ending(server: Server, answer: tuple[int, o
     server.answers["POST", "/api/jobs/one/stop"] = server.answers["GET", "/api/jobs/one/logs"] = answer
     jobs = RayJobs(server.address)
     for ask in (jobs.ending, jobs.stop, jobs.log):
-        with pytest.raises(RayUnavailableError, match="in trouble"):
+        with pytest.raises(RayUnavailableError, match="failed: "):
             ask("one")
 
 
@@ -143,7 +143,7 @@ def test_submitting(server: Server, tmp_path: Path, posted: tuple, known: tuple,
 def test_code_that_is_gone_is_refused_before_ray_is_asked(server: Server, tmp_path: Path):
     jobs = RayJobs(server.address)
     before = list(server.asked)
-    with pytest.raises(RefusedError, match=r"its code is not there, or not readable: .*gone\.zip"):
+    with pytest.raises(RefusedError, match=r"its code snapshot is missing or not readable: .*gone\.zip"):
         jobs.submit("one", ["true"], tmp_path / "gone.zip", {})
     assert server.asked == before
 
@@ -154,7 +154,7 @@ def test_following_an_attempt_that_cannot_be_followed(server: Server):
     async def follow() -> list[str]:
         return [text async for text in RayJobs(server.address).follow("one")]
 
-    with pytest.raises(RayUnavailableError, match="in trouble"):
+    with pytest.raises(RayUnavailableError, match="failed: "):
         asyncio.run(follow())
 
 

@@ -27,18 +27,18 @@ def test_malformed_resources(bad):
         request.parse_resources(bad)
 
 
-def test_the_trainer_tells_its_name_and_bundles(tmp_path: Path):
+def test_the_trainer_reports_its_name_and_bundles(tmp_path: Path):
     command = ["python", "-m", "trainer", "--config", "configs/digits.yaml", "--set", "run.name=mine"]
-    described = request.describe(command, ROOT, {"DUALVIEW_STORAGE": str(tmp_path)})
-    assert described is not None
-    assert request.name(described, command) == "mine"
-    assert request.gangs(described) == [[{"CPU": 1.0, "GPU": 1.0}] * 2, [{"CPU": 1.0}] * 2]
+    description = request.describe(command, ROOT, {"DUALVIEW_STORAGE": str(tmp_path)})
+    assert description is not None
+    assert request.job_name(description, command) == "mine"
+    assert request.gang_alternatives(description) == [[{"CPU": 1.0, "GPU": 1.0}] * 2, [{"CPU": 1.0}] * 2]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_trainer_refuses_for_the_queue():
+def test_what_the_trainer_rejects_the_queue_rejects():
     command = ["python3", "-m", "trainer", "--config", "configs/digits.yaml", "--set", "parallel.zero_stage=4"]
-    with pytest.raises(InputError, match=r"the command refuses: parallel\.zero_stage = 4"):
+    with pytest.raises(InputError, match=r"the command rejects its input: parallel\.zero_stage = 4"):
         request.describe(command, ROOT, {})
 
 
@@ -52,21 +52,21 @@ def test_the_trainer_refuses_for_the_queue():
         (["…"], "job"),
     ],
 )
-def test_other_commands_are_named_by_a_word(command, name):
+def test_other_commands_are_named_by_an_argument(command, name):
     assert request.describe(command, ROOT, {}) is None
-    assert request.name(None, command) == name
+    assert request.job_name(None, command) == name
 
 
 def test_variables(monkeypatch: pytest.MonkeyPatch):
-    for name in request.PASSED_ON:
+    for name in request.INHERITED_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DUALVIEW_STORAGE", "/data")
-    assert request.environment(["A=b=c", "B="], "abc") == {
+    assert request.job_environment(["A=b=c", "B="], "abc") == {
         "DUALVIEW_STORAGE": "/data", "DUALVIEW_GIT_COMMIT": "abc", "A": "b=c", "B": "",
     }  # fmt: skip
     monkeypatch.setenv("DUALVIEW_GIT_COMMIT", "another")
-    assert request.environment([], None)["DUALVIEW_GIT_COMMIT"] == "another"
-    assert request.environment([], "abc")["DUALVIEW_GIT_COMMIT"] == "abc"
+    assert request.job_environment([], None)["DUALVIEW_GIT_COMMIT"] == "another"
+    assert request.job_environment([], "abc")["DUALVIEW_GIT_COMMIT"] == "abc"
     for bad in ("A", "=b", "1A=b", "A B=c"):
         with pytest.raises(InputError, match="allowed: NAME=VALUE"):
-            request.environment([bad], None)
+            request.job_environment([bad], None)

@@ -29,11 +29,11 @@ def git(folder: Path, *arguments: str) -> None:
 
 
 def take(folder: Path, store: Path) -> str:
-    return snapshot.take(folder, snapshot.files(folder), store)
+    return snapshot.create(folder, snapshot.list_files(folder), store)
 
 
 def names(folder: Path, store: Path) -> set[str]:
-    with zipfile.ZipFile(snapshot.path(store, take(folder, store))) as archive:
+    with zipfile.ZipFile(snapshot.archive_path(store, take(folder, store))) as archive:
         return set(archive.namelist())
 
 
@@ -67,12 +67,12 @@ def test_the_same_files_are_the_same_archive_and_a_change_another(folder: Path, 
 
 
 def test_scripts_stay_executable(folder: Path, tmp_path: Path):
-    with zipfile.ZipFile(snapshot.path(tmp_path / "s", take(folder, tmp_path / "s"))) as archive:
+    with zipfile.ZipFile(snapshot.archive_path(tmp_path / "s", take(folder, tmp_path / "s"))) as archive:
         assert archive.getinfo("run.sh").external_attr >> 16 == 0o755
 
 
 def test_an_archive_is_for_the_dispatcher_whoever_that_is(folder: Path, tmp_path: Path):
-    archive = snapshot.path(tmp_path / "s", take(folder, tmp_path / "s"))
+    archive = snapshot.archive_path(tmp_path / "s", take(folder, tmp_path / "s"))
     assert archive.stat().st_mode & 0o777 == 0o644
 
 
@@ -84,19 +84,19 @@ def test_the_same_code_from_many_places_at_once(folder: Path, tmp_path: Path):
 
 def test_refusals(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="no such folder"):
-        snapshot.files(tmp_path / "missing")
+        snapshot.list_files(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no files there"):
-        snapshot.files(tmp_path / "empty")
+        snapshot.list_files(tmp_path / "empty")
     with pytest.raises(InputError, match="cannot be archived into"):
-        snapshot.take(folder, ["gone.py"], tmp_path / "s")
+        snapshot.create(folder, ["gone.py"], tmp_path / "s")
     assert list((tmp_path / "s").iterdir()) == []
-    monkeypatch.setattr(snapshot, "MAX_BYTES", 500)
+    monkeypatch.setattr(snapshot, "MAX_SNAPSHOT_BYTES", 500)
     with pytest.raises(InputError, match=r"the largest large\.npy; allowed: at most"):
-        snapshot.files(folder)
+        snapshot.list_files(folder)
 
 
 def test_a_checkout_that_git_cannot_read_is_not_taken_for_none(folder: Path):
     (folder / ".git").write_text("gitdir: /nowhere\n")
     with pytest.raises(InputError, match=r"git fails there: .*not a git repository"):
-        snapshot.files(folder)
+        snapshot.list_files(folder)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.spec import MAX_FAULTS, Ending, judge, total
+from cluster.spec import MAX_FAULTS, Ending, format_gang, next_transition
 
 
 @pytest.mark.parametrize(
@@ -25,24 +25,24 @@ from cluster.spec import MAX_FAULTS, Ending, judge, total
         (Ending(status="refused", message="too large"), False, "queued", True),
     ],
 )
-def test_verdict(ending, cancelled, state, fault):
-    verdict = judge(ending, cancelled, faults=0)
-    assert (verdict.state, verdict.fault) == (state, fault)
+def test_transition(ending, cancelled, state, fault):
+    transition = next_transition(ending, cancelled, faults=0)
+    assert (transition.state, transition.fault) == (state, fault)
 
 
 def test_reasons_name_the_cause():
-    assert judge(Ending(status="failed", exit_code=2), False, 0).reason == "exit 2: bad input"
-    assert "signal 9" in judge(Ending(status="failed", exit_code=-9), False, 0).reason
-    assert "out of disk" in judge(Ending(status="refused", message="out of disk"), False, 0).reason
+    assert next_transition(Ending(status="failed", exit_code=2), False, 0).reason == "exit 2: bad input"
+    assert "signal 9" in next_transition(Ending(status="failed", exit_code=-9), False, 0).reason
+    assert "out of disk" in next_transition(Ending(status="refused", message="out of disk"), False, 0).reason
 
 
 def test_faults_end_but_preemptions_do_not():
-    lost = judge(Ending(status="lost"), False, faults=MAX_FAULTS - 1)
+    lost = next_transition(Ending(status="lost"), False, faults=MAX_FAULTS - 1)
     assert lost.state == "failed"
     assert f"gave up after {MAX_FAULTS}" in lost.reason
-    assert judge(Ending(status="failed", exit_code=75), False, faults=10**6).state == "queued"
+    assert next_transition(Ending(status="failed", exit_code=75), False, faults=10**6).state == "queued"
 
 
 def test_totals_are_for_people():
     gang = [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 0.5}, {"CPU": 1.0, "GPU": 1.0}, {}]
-    assert total(gang) == "2 x (1 CPU, 1 GPU) + 1 x (0.5 CPU) + 1 x (nothing)"
+    assert format_gang(gang) == "2 x (1 CPU, 1 GPU) + 1 x (0.5 CPU) + 1 x (nothing)"

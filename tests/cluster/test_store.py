@@ -1,4 +1,4 @@
-"""The store: one transaction a change, one open attempt at a time, and a schema it knows."""
+"""The store: one transaction per change, one open attempt at a time, and a checked schema version."""
 
 import sqlite3
 import time
@@ -16,7 +16,7 @@ import cluster
 from cluster import store as store_module
 from cluster.errors import InputError, StoreUnavailableError
 from cluster.spec import Ending
-from cluster.store import SCHEMA, Store
+from cluster.store import SCHEMA_VERSION, Store
 from cluster.tables import Base
 from tests.cluster.conftest import spec
 
@@ -67,10 +67,10 @@ def test_ending_twice_changes_nothing(store: Store):
 
 
 def test_an_attempt_that_ends_at_once_holds_its_job_back(store: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store_module, "HOLD_S", 30.0)
+    monkeypatch.setattr(store_module, "RETRY_HOLD_S", 30.0)
     job = store.submit(spec())
     for short, held in ((5.0, True), (0.0, False)):
-        monkeypatch.setattr(store_module, "SHORT_S", short)
+        monkeypatch.setattr(store_module, "SHORT_ATTEMPT_S", short)
         attempt = store.begin_attempt(job.id)
         assert attempt is not None
         before = store.job(job.id).held_until
@@ -92,7 +92,7 @@ def test_another_cluster_is_refused_while_an_attempt_is_open(store: Store):
 
 def test_a_reader_neither_makes_a_queue_nor_waits_for_a_writer(url: str, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="no queue there yet"):
-        Store.open(url, make=False)
+        Store.open(url, create=False)
     assert not Path(url.removeprefix("sqlite:///")).parent.exists()
     monkeypatch.setattr(store_module, "BUSY_TIMEOUT_S", 0.1)
     store = Store.open(url)
@@ -126,7 +126,7 @@ def test_cancelling(store: Store):
     assert store.job(running.id).state == "cancelled"
     with pytest.raises(InputError, match=r"job 1: has ended \(cancelled\)"):
         store.cancel(waiting.id)
-    with pytest.raises(InputError, match="job 7: there is none; allowed: 1 to 2"):
+    with pytest.raises(InputError, match="job 7: no such job; allowed: 1 to 2"):
         store.cancel(7)
 
 
@@ -137,13 +137,17 @@ def test_reasons_are_for_waiting_jobs_only(store: Store):
     assert [job.reason for job in store.jobs()] == ["behind job 9", "cancelled while it waited"]
 
 
-def test_it_is_all_there_after_a_restart(url: str):
+def test_jobs_survive_a_restart(url: str):
     before = Store.open(url)
     job = before.submit(spec("kept", environment={"A": "b"}, gangs=[[{"CPU": 1.0}], [{"CPU": 2.0}]]))
     after = Store.open(url)
     assert after.id == before.id
-    found = after.job(job.id)
-    assert (found.name, found.environment, found.gangs) == ("kept", {"A": "b"}, [[{"CPU": 1.0}], [{"CPU": 2.0}]])
+    job_after = after.job(job.id)
+    assert (job_after.name, job_after.environment, job_after.gangs) == (
+        "kept",
+        {"A": "b"},
+        [[{"CPU": 1.0}], [{"CPU": 2.0}]],
+    )
 
 
 def test_submitting_from_many_places_at_once_loses_nothing(url: str):
@@ -167,7 +171,7 @@ def test_ids_are_never_used_twice(url: str, store: Store):
 def test_the_migrations_make_what_the_store_reads(url: str, store: Store):
     config = Config()
     config.set_main_option("script_location", str(Path(cluster.__file__).with_name("migrations")))
-    assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA
+    assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_VERSION
     engine = create_engine(url)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": False})
@@ -181,8 +185,8 @@ def test_the_migrations_make_what_the_store_reads(url: str, store: Store):
     ("statement", "message"),
     [
         ("UPDATE alembic_version SET version_num = '0099'", r"schema version '0099', made by another version.*'0001'"),
-        ("DROP TABLE alembic_version", "the database of something else"),
-        ("DELETE FROM alembic_version", "the database of something else"),
+        ("DROP TABLE alembic_version", "not the database of a queue"),
+        ("DELETE FROM alembic_version", "not the database of a queue"),
     ],
 )
 def test_a_database_of_another_kind_is_left_alone(url: str, store: Store, statement: str, message: str):

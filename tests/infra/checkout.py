@@ -1,4 +1,4 @@
-"""A checkout in miniature: the real `infra/` beside stand-ins for the four commands that it drives.
+"""A miniature checkout: the real `infra/` beside stand-ins for the four commands that it runs.
 
 The stand-ins answer over HTTP as Ray, MLflow and the sampler do, start within milliseconds and, like Ray's workers,
 leave the session they were started in.
@@ -137,7 +137,7 @@ class Checkout:
         return self.local("run", "--config", "digits.yaml", *arguments, expect=expect, **environment)
 
     def record(self) -> dict[str, Any]:
-        """What `var/stack.json` says."""
+        """The contents of `var/stack.json`."""
         return json.loads((self.var / "stack.json").read_text())
 
 

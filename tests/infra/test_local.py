@@ -14,21 +14,21 @@ import pytest
 
 from infra import lifecycle, machine, main_job, processes, stack
 from infra.local import main
-from infra.processes import MARKER, ProcessId
+from infra.processes import STACK_ID_VARIABLE, ProcessId
 from infra.stack import Stack, StackError
 from tests.infra.checkout import PACKAGE, PNG, ROOT, SUMMARY, Checkout, make_checkout
 
 
-def marked_by_psutil(stack_id: str) -> list[str]:
+def processes_by_psutil(stack_id: str) -> list[str]:
     """Live processes of a stack, found without the code under test."""
-    found: list[str] = []
+    command_lines: list[str] = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARKER) == stack_id and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
+            if process.environ().get(STACK_ID_VARIABLE) == stack_id and process.status() != psutil.STATUS_ZOMBIE:
+                command_lines.append(" ".join(process.cmdline()))
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return command_lines
 
 
 @pytest.fixture
@@ -40,19 +40,24 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
 
 @pytest.fixture
 def bystander() -> Iterator[ProcessId]:
-    """A process that belongs to nobody's stack."""
+    """A process that belongs to no stack."""
     process = subprocess.Popen(["sleep", "600"])
-    found = psutil.Process(process.pid)
+    psutil_process = psutil.Process(process.pid)
     ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
     yield ProcessId(process.pid, int(ticks))
-    assert found.is_running()
+    assert psutil_process.is_running()
     process.kill()
     process.wait()
 
 
 def record(var: Path, **changes: object) -> Stack:
     """A stack recorded under `var` that nobody started."""
-    values = {"id": "0" * 32, "ports": dict.fromkeys(stack.PORTS, 1), "scratch": "/tmp/dualview-test", "kept": True}
+    values = {
+        "id": "0" * 32,
+        "ports": dict.fromkeys(stack.PREFERRED_PORTS, 1),
+        "scratch": "/tmp/dualview-test",
+        "kept": True,
+    }
     made = Stack(**(values | changes))  # pyright: ignore[reportArgumentType]
     var.mkdir(parents=True, exist_ok=True)
     stack.save(made, var)
@@ -75,7 +80,7 @@ class TestMachine:
         self, limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "cpu.max").write_text(limit + "\n")
-        monkeypatch.setattr(machine, "CGROUP_LIMIT", tmp_path / "cpu.max")
+        monkeypatch.setattr(machine, "CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
         assert machine.cpus() == expected
 
@@ -100,13 +105,13 @@ class TestMachine:
 class TestProcesses:
     def test_stop_reaches_a_deaf_grandchild_in_another_session(self, tmp_path: Path, bystander: ProcessId) -> None:
         deaf = "trap '' TERM; setsid sh -c \"trap '' TERM; echo ready; while :; do sleep 1; done\" & wait"
-        environment = {**os.environ, MARKER: "deaf-test"}
+        environment = {**os.environ, STACK_ID_VARIABLE: "deaf-test"}
         process = subprocess.Popen(["sh", "-c", deaf], env=environment, stdout=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        assert len(processes.marked("deaf-test")) >= 2
-        assert processes.stop_marked("deaf-test", grace_s=0.2) == []
-        assert marked_by_psutil("deaf-test") == []
+        assert len(processes.stack_pids("deaf-test")) >= 2
+        assert processes.stop_stack("deaf-test", grace_s=0.2) == []
+        assert processes_by_psutil("deaf-test") == []
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()
         assert bystander.alive()
@@ -170,9 +175,9 @@ class TestRecord:
 
     def test_two_commands_never_work_on_one_stack(self, tmp_path: Path) -> None:
         refused = pytest.raises(StackError, match="another `make run`")
-        with lifecycle.only_one(tmp_path), refused, lifecycle.only_one(tmp_path):
+        with lifecycle.checkout_lock(tmp_path), refused, lifecycle.checkout_lock(tmp_path):
             pass
-        with lifecycle.only_one(tmp_path):
+        with lifecycle.checkout_lock(tmp_path):
             pass
 
 
@@ -217,14 +222,14 @@ class TestJob:
         kept = checkout.record()
         assert kept["kept"] is True
         assert "make stop" in output
-        assert len(marked_by_psutil(kept["id"])) >= 3
+        assert len(processes_by_psutil(kept["id"])) >= 3
         (checkout.out / "summary.json").unlink()
-        assert "are up" in checkout.run()
+        assert "are running" in checkout.run()
         assert checkout.record() == kept
         assert kept["id"] not in checkout.local("status")
         assert "everything stopped" in checkout.local("stop")
-        assert marked_by_psutil(kept["id"]) == []
-        assert "nothing was up" in checkout.local("stop")
+        assert processes_by_psutil(kept["id"]) == []
+        assert "nothing was running" in checkout.local("stop")
 
     def test_a_done_run_to_be_kept_is_served_without_training(self, checkout: Checkout) -> None:
         checkout.run()
@@ -256,12 +261,12 @@ class TestJob:
         while not (line := process.stdout.readline()).startswith("training"):
             assert line, "ended before it trained"
         stack_id = checkout.record()["id"]
-        assert "another `make run` is at work" in checkout.run(expect=1)
+        assert "another `make run` is running" in checkout.run(expect=1)
         process.send_signal(number)
         output, _ = process.communicate(timeout=30)
         assert process.returncode == 128 + number
-        assert "the same command goes on" in output
-        assert marked_by_psutil(stack_id) == []
+        assert "the same command resumes" in output
+        assert processes_by_psutil(stack_id) == []
 
     def test_what_a_killed_run_left_is_cleared_by_the_next(self, checkout: Checkout) -> None:
         process = checkout.start("run", "--config", "digits.yaml", "--set", "wait=true")
@@ -272,9 +277,9 @@ class TestJob:
         process.wait()
         process.stdout.close()
         left = checkout.record()["id"]
-        assert marked_by_psutil(left) != []
+        assert processes_by_psutil(left) != []
         checkout.run()
-        assert marked_by_psutil(left) == []
+        assert processes_by_psutil(left) == []
 
     def test_one_gpu_takes_one_worker(self, checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
         listing = checkout.root / "bin" / "nvidia-smi"
@@ -348,10 +353,10 @@ def test_the_real_stack_asks_for_the_token_on_loopback_only_and_leaves_nothing(t
             lifecycle.fetch(f"{made.dashboard}/api/jobs/")
         stranger = environment | {"RAY_AUTH_MODE": "disabled", "RAY_NUM_REDIS_GET_RETRIES": "1"}
         assert "InvalidAuthToken" in _run(DRIVER, stranger)[2]
-        assert any("sleep 600" in line for line in marked_by_psutil(made.id))
+        assert any("sleep 600" in line for line in processes_by_psutil(made.id))
     finally:
         lifecycle.stop(var)
-    assert marked_by_psutil(made.id) == []
+    assert processes_by_psutil(made.id) == []
     assert [line for line in _command_lines() if made.scratch in line] == []
     assert not Path(made.scratch).exists()
     assert sorted(path.name for path in var.iterdir()) == ["log", "mlflow", "runs"]
@@ -364,7 +369,7 @@ def _run(code: str, environment: dict[str, str]) -> tuple[int, str, str]:
 
 
 def _listening(stack_id: str) -> set[str]:
-    pids = set(processes.marked(stack_id))
+    pids = set(processes.stack_pids(stack_id))
     connections = psutil.net_connections("tcp")
     return {c.laddr[0] for c in connections if c.laddr and c.pid in pids and c.status == psutil.CONN_LISTEN}
 

@@ -14,7 +14,7 @@ SHAPE = (1, 8, 8)
 
 
 def write_package(folder: Path, seed: int = 0, classes: int = 0, shape: tuple[int, int, int] = SHAPE) -> str:
-    """A package of a small random network; returns its SHA-256."""
+    """Write a package of a small random network; returns its SHA-256."""
     network = MLPConfig(width=16, depth=1, classes=classes)
     config = PackageConfig(
         process=DdpmProcess(num_train_timesteps=100),

@@ -1,4 +1,4 @@
-"""The HTTP face, called without Ray."""
+"""The HTTP API, called without Ray."""
 
 import asyncio
 import dataclasses
@@ -58,7 +58,7 @@ def test_png_is_one_grid_by_the_default_solver(client: TestClient, model: Model)
     assert np.abs(picture.astype(int) - grid(expected(model, 6, 1))).max() <= 1
 
 
-def test_models_says_what_is_served(client: TestClient, model: Model) -> None:
+def test_models_lists_what_is_served(client: TestClient, model: Model) -> None:
     assert client.get("/v1/models").json() == [
         {
             "model": "tiny",
@@ -105,7 +105,7 @@ def test_models_says_what_is_served(client: TestClient, model: Model) -> None:
         ({"model": "huge@champion"}, 404, "model: 'huge@champion': not served here; allowed: tiny"),
     ],
 )
-def test_what_cannot_be_asked_is_named(client: TestClient, change: dict[str, Any], status: int, detail: str) -> None:
+def test_an_invalid_request_is_named(client: TestClient, change: dict[str, Any], status: int, detail: str) -> None:
     answer = client.post("/v1/images", json={"n": 1, "seed": 0} | change)
     assert answer.status_code == status
     assert answer.json()["detail"].startswith(detail)

@@ -1,4 +1,4 @@
-"""The engine: who shares evaluations, and that nobody can tell."""
+"""The engine: requests share evaluations, and their images do not depend on it."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from diffusion.config import Ancestral, ClassifierFree, Ddim, Dpmpp2M, SolverConfig
 from diffusion.solvers import Sampler, Solver, drive
-from sampler.batcher import PARTS_AT_ONCE, Batcher, Busy
+from sampler.batcher import MAX_ACTIVE_PARTS, Batcher, BusyError
 from sampler.models import Model, load, resolve
-from sampler.requests import NonFinite, Start
+from sampler.requests import NonFiniteError, Start
 
 CONFIGS = (Ancestral(num_steps=12), Ddim(num_steps=7, eta=0.5), Dpmpp2M(num_steps=9))
 
@@ -73,7 +73,9 @@ def batcher(gate: Gate) -> Iterator[Batcher]:
     batcher.close()
 
 
-def test_requests_share_evaluations_and_get_what_they_get_alone(model: Model, gate: Gate, batcher: Batcher) -> None:
+def test_requests_share_evaluations_and_get_the_images_they_get_alone(
+    model: Model, gate: Gate, batcher: Batcher
+) -> None:
     first = batcher.submit(start(model, CONFIGS[0], 0), range(3))
     gate.wait()
     others = [batcher.submit(start(model, config, seed), range(3)) for seed, config in enumerate(CONFIGS[1:], 1)]
@@ -95,9 +97,9 @@ def test_requests_with_labels_with_guidance_and_with_neither_share_evaluations(c
     gate.release()
     images = [future.result(30) for future in futures]
     batcher.close()
-    for found, solver in zip(images, solvers, strict=True):
+    for result, solver in zip(images, solvers, strict=True):
         with torch.no_grad():
-            assert_same(found, drive(model.denoiser, solver(range(2))))
+            assert_same(result, drive(model.denoiser, solver(range(2))))
     assert_same(images[3], images[0])  # guided by 0: the model without a label
     assert sum(gate.calls) == CONFIGS[0].num_steps * 2 * (1 + 1 + 2 + 2)
     assert max(gate.calls) <= max(max_rows, 2)
@@ -127,7 +129,7 @@ def test_a_small_request_is_not_crowded_out_by_a_large_one(model: Model, gate: G
     gate.release()
     small.result(30)
     # Of five parts in progress four fit, so each waits every fifth time.
-    assert evaluations[0] <= 1 + CONFIGS[2].num_steps * (PARTS_AT_ONCE + 1) / PARTS_AT_ONCE + 1
+    assert evaluations[0] <= 1 + CONFIGS[2].num_steps * (MAX_ACTIVE_PARTS + 1) / MAX_ACTIVE_PARTS + 1
 
 
 def test_cancelled_rows_leave_before_the_next_evaluation(model: Model, gate: Gate, batcher: Batcher) -> None:
@@ -163,7 +165,7 @@ def test_a_failing_request_leaves_the_others(model: Model, gate: Gate, batcher: 
     nan = batcher.submit(lambda images: Poisoned(model.solver(CONFIGS[0], 1, images)), range(20))  # type: ignore[arg-type]
     broken = batcher.submit(refuse, range(3))
     gate.release()
-    with pytest.raises(NonFinite, match="NaN"):
+    with pytest.raises(NonFiniteError, match="NaN"):
         nan.result(30)
     with pytest.raises(KeyError):
         broken.result(30)
@@ -188,7 +190,7 @@ def test_a_failing_network_fails_the_request_and_not_the_engine(model: Model) ->
 
 def test_busy_until_images_are_done_or_cancelled(model: Model, gate: Gate, batcher: Batcher) -> None:
     held = batcher.submit(start(model, CONFIGS[0], 0), range(60))
-    with pytest.raises(Busy, match="60 images are in progress and at most 64"):
+    with pytest.raises(BusyError, match="60 images are in progress and at most 64"):
         batcher.submit(start(model, CONFIGS[0], 0), range(5))
     held.cancel()
     later = batcher.submit(start(model, CONFIGS[0], 0), range(5))

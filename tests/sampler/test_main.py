@@ -1,4 +1,4 @@
-"""The command line: what it teaches, what it refuses, and what it writes."""
+"""The command line: its help, the input it rejects, and the files it writes."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ MLFLOW_WARNING = "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy
 
 
 @pytest.mark.parametrize("command", [[], ["serve"], ["generate"]])
-def test_help_teaches_without_loading_anything_heavy(command: list[str]) -> None:
+def test_help_loads_no_heavy_package(command: list[str]) -> None:
     code = (
         "import sys\nfrom sampler.__main__ import main\n"
         f"try: main({[*command, '--help']!r})\nexcept SystemExit as end: assert end.code == 0\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion.package import verify_package
-from sampler.models import Model, ModelError, RegistryDown, load, resolve
+from sampler.models import Model, ModelError, RegistryUnavailableError, load, resolve
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -69,7 +69,7 @@ def test_an_unknown_reference_says_what_is_allowed(registry: str, reference: str
 
 def test_a_registry_that_does_not_answer_is_told_from_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(RegistryDown, match="no answer from the registry") as caught:
+    with pytest.raises(RegistryUnavailableError, match="no answer from the registry") as caught:
         resolve("tiny@champion", "http://user:secret@127.0.0.1:9")
     assert "secret" not in str(caught.value)
 

@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make the tables."""
+    """Create the tables."""
     op.create_table("queue", sa.Column("id", sa.String(32), primary_key=True), sa.Column("address", sa.Text))
     op.create_table(
         "jobs",
@@ -53,6 +53,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables, and all jobs with them."""
+    """Drop the tables and all jobs in them."""
     for table in ("events", "attempts", "jobs", "queue"):
         op.drop_table(table)
