@@ -17,7 +17,7 @@ from diffusion.network import build_network
 from diffusion.objective import Objective
 from diffusion.process.sde import make_process
 from diffusion.time_sampling import LossMoments
-from trainer.checkpoint.background import Writer
+from trainer.checkpoint.background import AsyncCheckpointWriter
 from trainer.checkpoint.reader import Checkpoint, find_latest
 from trainer.config.run_config import RunConfig
 from trainer.data.dataset import open_dataset
@@ -73,7 +73,7 @@ def start_worker(place: Place) -> Worker:
         masters=masters,
         ema=ema,
         feed=Feed(draws, dataset.images("train"), labels, config.network.classes, place.device),
-        writer=Writer(),
+        writer=AsyncCheckpointWriter(),
         journal=journal,
         fence=Fence(paths.attempt, place.attempt),
         stop_sign=StopSign(paths.preempt, place.attempt) if journal else None,

@@ -19,9 +19,9 @@ from torch import Tensor
 from diffusion.objective import total_loss
 from diffusion.rng import Stream, counter_generator
 from diffusion.time_sampling import LossMoments
-from trainer.checkpoint.background import Writer
+from trainer.checkpoint.background import AsyncCheckpointWriter
 from trainer.checkpoint.fragments import fragments_of
-from trainer.checkpoint.writer import facts, prune
+from trainer.checkpoint.writer import manifest_fields, prune
 from trainer.config.run_config import RunConfig
 from trainer.ema import snapshots
 from trainer.ema.sharded import ShardedEma
@@ -93,7 +93,7 @@ class Worker:
     masters: Masters
     ema: ShardedEma
     feed: Feed
-    writer: Writer
+    writer: AsyncCheckpointWriter
     journal: Journal | None
     fence: Fence
     stop_sign: StopSign | None
@@ -253,7 +253,7 @@ class Worker:
         loss = sum(self.window) / len(self.window) if self.window else None
         self.window.clear()
         shape = self.feed.draws.image_shape
-        stated = facts(self.config, self.masters.shapes(), shape, at, self.skipped, loss) | {
+        manifest = manifest_fields(self.config, self.masters.shapes(), shape, at, self.skipped, loss) | {
             "loss_moments": {"sums": moments.sums.tolist(), "counts": moments.counts.tolist()} if moments else None
         }
         fragments = fragments_of(self.masters.fragments, aligned)
@@ -266,7 +266,7 @@ class Worker:
 
         self.writer.make_room()
         stalled = round(time.monotonic() - began, 3)
-        self.writer.save(folder, fragments, stated, self.fence, done)
+        self.writer.save(folder, fragments, manifest, self.fence, done)
 
     def save_snapshot(self) -> None:
         """Begin a snapshot of the EMA's tracks on all ranks, where one is due."""
@@ -279,8 +279,8 @@ class Worker:
                 snapshots.prune(folder, at, every)
 
         fragments = fragments_of(self.masters.fragments, self.ema.tracks)
-        stated = facts(self.config, self.masters.shapes(), self.feed.draws.image_shape, at, self.skipped)
-        self.writer.save(folder, fragments, stated, self.fence, done)
+        manifest = manifest_fields(self.config, self.masters.shapes(), self.feed.draws.image_shape, at, self.skipped)
+        self.writer.save(folder, fragments, manifest, self.fence, done)
 
     def close(self) -> None:
         """Finish what is being written, and let the threads go."""
