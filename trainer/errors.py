@@ -1,7 +1,7 @@
 """What may go wrong in a way that a person can act on, and the text of other people's errors on one line."""
 
 
-class RunFailed(Exception):
+class RunFailedError(Exception):
     """The run cannot go on; one line for the user, exit code 1."""
 
 
@@ -15,7 +15,7 @@ class InputError(Exception):
     """Bad input: one line naming field, value and what is allowed. Commands print it and exit with 2."""
 
 
-class Busy(InputError):
+class BusyError(InputError):
     """Another process holds what this one wants to work on."""
 
 

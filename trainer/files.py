@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from diffusion import durable
-from trainer.errors import Busy, InputError
+from trainer.errors import BusyError, InputError
 
 POLL_SECONDS = 0.5
 
 
 @contextmanager
-def hold(lock: Path, busy: str, patience_s: float = 0.0) -> Iterator[None]:
+def file_lock(lock: Path, busy: str, timeout_s: float = 0.0) -> Iterator[None]:
     """Hold a lock file, whose folder is made; `busy` says what another process that holds it is doing."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+")
@@ -26,7 +26,7 @@ def hold(lock: Path, busy: str, patience_s: float = 0.0) -> Iterator[None]:
     with file:
         while not _lock(file):
             if time.monotonic() >= deadline:
-                raise Busy(f"{busy}; allowed: one at a time")
+                raise BusyError(f"{busy}; allowed: one at a time")
             time.sleep(POLL_SECONDS)
         yield
 

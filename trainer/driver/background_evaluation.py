@@ -96,7 +96,7 @@ class Alongside(threading.Thread):
             config=quick(self._config.evaluation),
             results=folder,
             references=Path(self._config.run.storage or "") / "references",
-            tasks=max(1, min(gpus or free, parallel.most_workers)),
+            tasks=max(1, min(gpus or free, parallel.max_workers)),
             device="cuda" if gpus else "cpu",
             cpus=parallel.cpus_per_worker if free else 0.0,
             background=True,

@@ -20,7 +20,7 @@ from trainer.driver.data_checks import check_data
 from trainer.driver.heartbeat import Heartbeat, queue_url
 from trainer.driver.preemption import EXIT_CODE, Preempted, Preemption, listening
 from trainer.driver.progress import ProgressView
-from trainer.errors import RunFailed, last_line
+from trainer.errors import RunFailedError, last_line
 from trainer.run import identity
 from trainer.run.journal import Journal, Metrics, NonFinite, Started
 from trainer.run.paths import RunPaths
@@ -50,8 +50,8 @@ def execute(config: RunConfig) -> int:
     queue, preemption = queue_url(), Preemption(paths)
     try:
         with listening(preemption):
-            complete(config, identity.patience(), preemption, queue)
-    except RunFailed as error:
+            complete(config, identity.lock_timeout(), preemption, queue)
+    except RunFailedError as error:
         print(f"failed: {error}")
         return 1
     except Preempted as reason:
@@ -69,7 +69,7 @@ def execute(config: RunConfig) -> int:
 
 def complete(
     config: RunConfig,
-    patience_s: float = 0.0,
+    lock_timeout_s: float = 0.0,
     preemption: Preemption | None = None,
     queue: str | None = None,
 ) -> RunSummary:
@@ -77,16 +77,16 @@ def complete(
 
     Args:
         config: as the command asks; a run that exists goes on with its own.
-        patience_s: how long to wait for another process that is working on the run.
+        lock_timeout_s: how long to wait for another process that is working on the run.
         preemption: which may ask to stop; without it, SIGTERM is as Ray leaves it.
         queue: where heartbeats go.
 
     Raises:
         Preempted: it was asked to stop.
         InputError: found only now, such as an unreadable data file; nothing has been started.
-        RunFailed: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
+        RunFailedError: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
     """
-    with identity.locked(identity.resolve_run(config).paths, patience_s):
+    with identity.locked(identity.resolve_run(config).paths, lock_timeout_s):
         resolved = identity.resolve_run(config)  # again: another process may have worked on it until now
         config, paths = resolved.config, resolved.paths
         if resolved.state == "done" and (summary := identity.read_summary(paths)):
@@ -94,7 +94,7 @@ def complete(
         check_ray_address()
         dataset = prepare(config.data, Path(config.run.storage or ""))
         check_data(config, dataset)
-        identity.claim(config, paths)
+        identity.register_name(config, paths)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
             view.print_line(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")
@@ -107,12 +107,12 @@ def complete(
             try:
                 with beating(queue, config, journal, view, preemption):
                     return Driver(config, paths, dataset, journal, view, preemption).run()
-            except RunFailed:
+            except RunFailedError:
                 raise
             except Exception as error:
                 paths.error.write_text(traceback.format_exc())
                 reason = f"{type(error).__name__}: {last_line(error)}  (all of it: {paths.error})"
-                raise RunFailed(reason) from error
+                raise RunFailedError(reason) from error
 
 
 @contextmanager
@@ -150,7 +150,7 @@ class Driver:
         """All parts; the tracker uploads alongside. Returns the summary.
 
         Raises:
-            RunFailed: training stopped.
+            RunFailedError: training stopped.
             Preempted: it was asked to stop.
         """
         from trainer.tracking.tracker import Tracker
@@ -200,7 +200,7 @@ class Driver:
         if latest and Checkpoint(latest).step >= self.config.training.steps:
             return
         device = resolve_device(self.config)
-        least, most = self.config.parallel.least_workers, self.config.parallel.most_workers
+        least, most = self.config.parallel.min_workers, self.config.parallel.max_workers
         workers = str(most) if least == most else f"{least} to {most}"
         self.view.print_line(
             f"asking Ray for {workers} x {self.config.parallel.cpus_per_worker:g} CPU"
@@ -215,13 +215,15 @@ class Driver:
             with self.preemption.training(self.journal) if self.preemption else nullcontext():
                 fit(self.config, self.paths, self.dataset.folder, device)
         except Exception as error:  # whatever Ray raises, the user gets one line and the place of the rest
-            raise RunFailed(f"training: {last_line(error)}; the workers' logs are in Ray's session folder") from error
+            raise RunFailedError(
+                f"training: {last_line(error)}; the workers' logs are in Ray's session folder"
+            ) from error
         finally:
             reminder.cancel()
         records = [record for record, _ in self.journal.read(before)]
         for record in records:
             if isinstance(record, NonFinite):
-                raise RunFailed(f"{record.text}. The last checkpoint is good: {self.paths.checkpoints}")
+                raise RunFailedError(f"{record.text}. The last checkpoint is good: {self.paths.checkpoints}")
         started = next((record.time_ms / 1000 for record in records if isinstance(record, Started)), None)
         if started is not None:  # by the worker's clock, which need not be this one's
             ended = records[-1].time_ms / 1000
@@ -242,7 +244,7 @@ class Driver:
 
         step, digest = package_latest(self.config, self.paths, self.dataset.info)
         if step < self.config.training.steps:
-            raise RunFailed(
+            raise RunFailedError(
                 f"the newest good checkpoint is of step {step}, not {self.config.training.steps}; run it again"
             )
         known = identity.read_summary(self.paths)
@@ -262,7 +264,7 @@ class Driver:
             config=self.config.evaluation,
             results=self.paths.results,
             references=Path(self.config.run.storage or "") / "references",
-            tasks=parallel.most_workers,
+            tasks=parallel.max_workers,
             cpus=parallel.cpus_per_worker,
             device=resolve_device(self.config),
             progress=lambda stage, done, total: self.view.stage(f"evaluating: {stage}", done, total),

@@ -12,11 +12,11 @@ from trainer.config import history
 from trainer.config.load import name_by_digest
 from trainer.config.run_config import NOT_METHOD, RunConfig, canonical
 from trainer.errors import InputError
-from trainer.files import hold, read_json, write_json
+from trainer.files import file_lock, read_json, write_json
 from trainer.run.paths import RunPaths
 from trainer.run.summary import RunSummary, summary_from_json
 
-JOB_PATIENCE_S = 60.0
+JOB_LOCK_TIMEOUT_S = 60.0
 State = Literal["new", "resumable", "done"]
 
 
@@ -180,7 +180,7 @@ def read_summary(paths: RunPaths) -> RunSummary | None:
         ) from None
 
 
-def claim(config: RunConfig, paths: RunPaths) -> None:
+def register_name(config: RunConfig, paths: RunPaths) -> None:
     """Tie the run's name to this method, and store the configuration that it goes on with."""
     paths.root.mkdir(parents=True, exist_ok=True)
     values = config.model_dump(mode="json")
@@ -195,23 +195,25 @@ def claim(config: RunConfig, paths: RunPaths) -> None:
         write_json(paths.identity, renewed)
 
 
-def patience() -> float:
+def lock_timeout() -> float:
     """How long a command waits for another one that holds what it wants.
 
     Not at all for a person; a job of the queue may be tried again before its killed predecessor is quite gone.
     """
-    return JOB_PATIENCE_S if "DUALVIEW_JOB" in os.environ else 0.0
+    return JOB_LOCK_TIMEOUT_S if "DUALVIEW_JOB" in os.environ else 0.0
 
 
-def locked(paths: RunPaths, patience_s: float = 0.0) -> AbstractContextManager[None]:
+def locked(paths: RunPaths, lock_timeout_s: float = 0.0) -> AbstractContextManager[None]:
     """Hold the run for this process; the lock goes with the process, however it ends.
 
     Args:
         paths: of the run.
-        patience_s: how long to wait for another process that holds it.
+        lock_timeout_s: how long to wait for another process that holds it.
 
     Raises:
-        Busy: another process holds it.
+        BusyError: another process holds it.
         InputError: the folder cannot be made.
     """
-    return hold(paths.lock, f"run.name = {paths.root.name!r}: another process is working on this run", patience_s)
+    return file_lock(
+        paths.lock, f"run.name = {paths.root.name!r}: another process is working on this run", lock_timeout_s
+    )

@@ -15,7 +15,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.manifest import DatasetInfo
 from trainer.driver.background_evaluation import Alongside, quick
 from trainer.driver.run import Driver
-from trainer.errors import RunFailed
+from trainer.errors import RunFailedError
 from trainer.evaluate.evaluation import EvaluationStoppedError
 from trainer.run.journal import Journal, Warned
 from trainer.run.paths import RunPaths
@@ -87,9 +87,9 @@ def test_a_run_that_fails_leaves_no_thread_behind(alongside, monkeypatch):
     def train():
         with driver._evaluating_alongside():
             assert alongside.is_alive()
-            raise RunFailed("training: lost")
+            raise RunFailedError("training: lost")
 
-    with pytest.raises(RunFailed, match="training: lost"):
+    with pytest.raises(RunFailedError, match="training: lost"):
         train()
     assert not alongside.is_alive()
 

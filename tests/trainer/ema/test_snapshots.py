@@ -27,7 +27,7 @@ from trainer.ema.export import package_latest, package_weights
 from trainer.ema.sharded import EMA_KINDS, ShardedEma
 from trainer.ema.snapshots import ema_sources, forget, interval, prune
 from trainer.run.attempt import Fence, begin_attempt
-from trainer.run.identity import claim
+from trainer.run.identity import register_name
 from trainer.run.paths import RunPaths
 
 CONFIG = RunConfig(network=MLPConfig(width=4, depth=1))
@@ -73,7 +73,7 @@ def write(folder, step, tensors: Mapping[str, dict[str, torch.Tensor]], world=2)
 def run(tmp_path_factory):
     """A run whose weights are, after step k, 1 in place k and 0 elsewhere: an average shows its profile's weights."""
     paths = RunPaths(tmp_path_factory.mktemp("run"))
-    claim(CONFIG, paths)
+    register_name(CONFIG, paths)
     masters = [torch.zeros(STEPS)]
     ema = ShardedEma(masters, CONFIG.ema.tracks)
     for step in range(1, STEPS + 1):
@@ -142,7 +142,7 @@ def test_a_snapshot_that_was_altered_is_left_out_and_named(tmp_path):
 def packageable(tmp_path):
     """A short run of a real network, with one snapshot before its checkpoint."""
     paths = RunPaths(tmp_path / "run")
-    claim(CONFIG, paths)
+    register_name(CONFIG, paths)
     network = build_network(CONFIG.network, (1, 2, 2))
     weights = {f"network.{name}": p.detach() for name, p in network.named_parameters()}
     tracks = dict.fromkeys(EMA_KINDS, weights)
