@@ -1,4 +1,4 @@
-"""Files that several processes share: JSON that is replaced whole, and locks that go with their process."""
+"""Files that several processes share: JSON files replaced atomically, and locks released when their process ends."""
 
 import fcntl
 import json
@@ -16,7 +16,17 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def file_lock(lock: Path, busy: str, timeout_s: float = 0.0) -> Iterator[None]:
-    """Hold a lock file, whose folder is made; `busy` says what another process that holds it is doing."""
+    """Hold an exclusive lock on a file; its folder is created.
+
+    Args:
+        lock: the lock file.
+        busy: first part of the error message: what the process that holds the lock is doing.
+        timeout_s: seconds to wait for the lock; 0 does not wait.
+
+    Raises:
+        BusyError: another process still holds the lock.
+        InputError: the folder cannot be written to.
+    """
     deadline = time.monotonic() + timeout_s
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -40,10 +50,10 @@ def _lock(file: IO[str]) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """Read a JSON object from a file."""
     return json.loads(path.read_text())
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON object so that readers see the old file or the new one."""
+    """Write a JSON object atomically: readers see the old file or the new one."""
     durable.write_text(path, json.dumps(values, indent=2) + "\n")

@@ -105,7 +105,7 @@ def complete(
                 f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})"
             )
             try:
-                with beating(queue, config, journal, view, preemption):
+                with heartbeats(queue, config, journal, view, preemption):
                     return Driver(config, paths, dataset, journal, view, preemption).run()
             except RunFailedError:
                 raise
@@ -116,7 +116,7 @@ def complete(
 
 
 @contextmanager
-def beating(
+def heartbeats(
     queue: str | None, config: RunConfig, journal: Journal, view: ProgressView, preemption: Preemption | None
 ) -> Iterator[None]:
     """Heartbeats to `queue`, where there is one that can ask this process to stop."""
@@ -147,7 +147,7 @@ class Driver:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> RunSummary:
-        """All parts; the tracker uploads alongside. Returns the summary.
+        """All parts; the tracker uploads background. Returns the summary.
 
         Raises:
             RunFailedError: training stopped.
@@ -161,12 +161,12 @@ class Driver:
         tracker = Tracker(self.config, self.paths, self.dataset.info, self.journal)
         tracker.start()
         try:
-            with self._evaluating_alongside():
+            with self._background_evaluation():
                 self._train()
             summary = self._evaluate()
         except Preempted:
             if self.preemption:
-                self.preemption.caught()
+                self.preemption.cancel_timer()
             tracker.finish("KILLED", PREEMPTED_DEADLINE_S)
             raise
         except BaseException:
@@ -175,22 +175,22 @@ class Driver:
         return self._record(tracker, summary)
 
     @contextmanager
-    def _evaluating_alongside(self) -> Iterator[None]:
+    def _background_evaluation(self) -> Iterator[None]:
         """Checkpoints are evaluated while training goes on, where that is asked for."""
         if self.config.run.evaluate_every is None:
             yield
             return
-        from trainer.driver.background_evaluation import Alongside
+        from trainer.driver.background_evaluation import BackgroundEvaluation
 
-        alongside = Alongside(self.config, self.paths, self.dataset, self.journal)
-        alongside.start()
+        background = BackgroundEvaluation(self.config, self.paths, self.dataset, self.journal)
+        background.start()
         try:
             yield
         except BaseException:
-            alongside.abandon()  # the process may go on, with another trial of a sweep
+            background.abandon()  # the process may go on, with another trial of a sweep
             raise
         self.view.stage("finishing the evaluation of a checkpoint")
-        alongside.close()
+        background.close()
 
     def _train(self) -> None:
         from trainer.checkpoint.reader import Checkpoint, find_latest
@@ -208,7 +208,7 @@ class Driver:
         )
         self.view.stage("starting workers")
         before, asked = self.journal.size(), time.time()
-        reminder = threading.Timer(WAITING_NOTICE_S, self._say_if_waiting, (before,))
+        reminder = threading.Timer(WAITING_NOTICE_S, self._print_if_waiting, (before,))
         reminder.daemon = True
         reminder.start()
         try:
@@ -229,7 +229,7 @@ class Driver:
             ended = records[-1].time_ms / 1000
             self.seconds |= {"startup": max(0.0, started - asked), "training": ended - started}
 
-    def _say_if_waiting(self, before: int) -> None:
+    def _print_if_waiting(self, before: int) -> None:
         """Tell what the cluster has free, when no worker has begun since the journal was `before` bytes long."""
         import ray
 

@@ -26,7 +26,7 @@ from trainer.ema.sharded import ShardedEma
 from trainer.run.attempt import Fence
 from trainer.run.journal import Journal, Metrics, NonFinite, Started, Stopped, Warned
 from trainer.run.paths import RunPaths
-from trainer.run.stop_request import StopSign
+from trainer.run.stop_request import StopRequest
 from trainer.runtime.device import full_precision, prepare_network, require_compiler
 from trainer.worker.batch_plan import Draws
 from trainer.worker.batches import Feed
@@ -76,7 +76,7 @@ def start_worker(place: Place) -> Worker:
         writer=AsyncCheckpointWriter(),
         journal=journal,
         fence=Fence(paths.attempt, place.attempt),
-        stop_sign=StopSign(paths.preempt, place.attempt) if journal else None,
+        stop_request=StopRequest(paths.preempt, place.attempt) if journal else None,
         step=resumed.step if resumed else 0,
         skipped=resumed.step - resumed.optimizer_steps if resumed else 0,
     )
@@ -141,7 +141,9 @@ def run(place: Place, report: Any) -> None:  # noqa: ANN401 - ray.train.report
                     report({"step": worker.step, "loss": meters.last_loss})
         worker.close()
         if worker.stopping:
-            worker.record(Stopped(step=worker.step, text=worker.stop_sign.reason or "" if worker.stop_sign else ""))
+            worker.record(
+                Stopped(step=worker.step, text=worker.stop_request.reason or "" if worker.stop_request else "")
+            )
     except NonFiniteError as error:
         worker.close()
         worker.record(NonFinite(step=worker.step, text=str(error)))

@@ -28,7 +28,7 @@ from trainer.ema.sharded import ShardedEma
 from trainer.run.attempt import Fence
 from trainer.run.journal import CheckpointSaved, Journal, Record, Warned
 from trainer.run.paths import RunPaths
-from trainer.run.stop_request import StopSign
+from trainer.run.stop_request import StopRequest
 from trainer.worker.batches import Feed
 from trainer.worker.deepspeed_config import batch_shape
 from trainer.worker.engine import MOMENTS, Masters, step
@@ -80,7 +80,7 @@ class Worker:
         writer: of checkpoints.
         journal: on rank 0.
         fence: of this attempt.
-        stop_sign: on rank 0.
+        stop_request: on rank 0.
         step: batches used.
         skipped: of these, how many moved no weight.
         skips_in_a_row: how many of the latest did not.
@@ -96,7 +96,7 @@ class Worker:
     writer: AsyncCheckpointWriter
     journal: Journal | None
     fence: Fence
-    stop_sign: StopSign | None
+    stop_request: StopRequest | None
     step: int = 0
     skipped: int = 0
     skips_in_a_row: int = 0
@@ -213,7 +213,7 @@ class Worker:
         Raises:
             NonFiniteError: one is NaN or infinite, and such a step may not be skipped.
         """
-        asked = float(self.stop_sign is not None and self.stop_sign.reason is not None)
+        asked = float(self.stop_request is not None and self.stop_request.reason is not None)
         mine = torch.cat([local_loss, local_loss.new_tensor([asked])])
         told = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(told, mine)
@@ -288,8 +288,8 @@ class Worker:
             self.writer.close()
         finally:
             self.feed.close()
-            if self.stop_sign:
-                self.stop_sign.close()
+            if self.stop_request:
+                self.stop_request.close()
 
 
 def require_finite(losses: list[float], step: int) -> None:

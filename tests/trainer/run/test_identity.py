@@ -17,7 +17,7 @@ from trainer.errors import InputError
 from trainer.files import read_json, write_json
 from trainer.run.identity import is_done, lock_timeout, locked, register_name, resolve_run
 from trainer.run.paths import RunPaths
-from trainer.run.summary import GateSaid, Registration
+from trainer.run.summary import GateDecision, Registration
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def paths(config):
 
 
 def finish(paths, step=100, registered=None):
-    gate = GateSaid("champion", "of a test")
+    gate = GateDecision("champion", "of a test")
     registration = Registration(registered_model=registered, gate=gate, recorded=True)
     summaries.finish(paths, step=step, registration=registration)
 
