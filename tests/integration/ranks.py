@@ -20,31 +20,31 @@ from trainer.config.load import load_config
 from trainer.data.prepare import prepare
 from trainer.run import attempt as checkpoint
 from trainer.run.paths import RunPaths
-from trainer.worker.batch_plan import Draws, Rows
+from trainer.worker.batch_plan import BatchPlan, PlannedRows
 from trainer.worker.loop import run, start_worker
-from trainer.worker.step import Place
+from trainer.worker.step import WorkerContext
 
-DRAWN = Draws.rows
+DRAWN = BatchPlan.rows
 
 
 def spoilt(bad: set[int]) -> None:
-    """Make the draws of these steps NaN in the row before the last of the global batch."""
+    """Make the noise of these steps NaN in the row before the last of the global batch."""
 
-    def rows(draws: Draws, step: int, first: int, count: int) -> Rows:
-        made, row = DRAWN(draws, step, first, count), draws.training.global_batch_size - 2
+    def rows(plan: BatchPlan, step: int, first: int, count: int) -> PlannedRows:
+        made, row = DRAWN(plan, step, first, count), plan.training.global_batch_size - 2
         if step not in bad or not first <= row < first + count:
             return made
         eps = made.eps.clone()
         eps[row - first] = torch.nan
         return replace(made, eps=eps)
 
-    Draws.rows = rows  # pyright: ignore[reportAttributeAccessIssue]
+    BatchPlan.rows = rows  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def reload(place: Place) -> None:
+def reload(context: WorkerContext) -> None:
     """Load the newest checkpoint, and write it elsewhere."""
-    worker = start_worker(place)
-    worker.place = replace(place, paths=RunPaths(place.paths.root / "reloaded"))
+    worker = start_worker(context)
+    worker.context = replace(context, paths=RunPaths(context.paths.root / "reloaded"))
     worker.save_checkpoint()
     worker.close()
 
@@ -61,12 +61,12 @@ def rank_main(rank: int, world: int, store: str, bad: str, config_file: str, set
     backend = "nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=FileStore(store, world), rank=rank, world_size=world)
     dataset = prepare(config.data, Path(config.run.storage or "")).folder
-    place = Place(config, RunPaths.of(config), dataset, device, "ranks")
+    context = WorkerContext(config, RunPaths.of(config), dataset, device, "ranks")
     if bad == "reload":
-        reload(place)
+        reload(context)
     else:
         spoilt({int(step) for step in bad.split(",") if step})
-        run(place, lambda _: None)
+        run(context, lambda _: None)
     dist.barrier()
     # gloo's threads let go of Python objects late; one that does so in a finalising interpreter aborts the process
     sys.stdout.flush()
