@@ -27,7 +27,7 @@ from trainer.config.load import load_config
 from trainer.config.run_config import RunConfig, canonical
 from trainer.data.dataset import open_dataset
 from trainer.data.prepare import prepare, scan_source
-from trainer.ema.snapshots import averages
+from trainer.ema.snapshots import ema_sources
 from trainer.evaluate.blocks import Block
 from trainer.evaluate.comparison import compare, read
 from trainer.evaluate.evaluation import Evaluation
@@ -56,20 +56,20 @@ def command(storage: Path, *sets: str) -> RunConfig:
 
 
 def test_the_command_of_then_finds_its_run_and_its_method_has_the_digest_that_it_had(storage):
-    found = resolve_run(command(storage))
-    assert (found.paths.root, found.state, found.notes) == (storage / "kept" / RUNS[0], "done", ())
-    record = json.loads(found.paths.identity.read_text())
-    assert found.config.method_sha256 == record["method_sha256"]
-    assert found.config.run.name == RUNS[0]
+    resolved = resolve_run(command(storage))
+    assert (resolved.paths.root, resolved.state, resolved.notes) == (storage / "kept" / RUNS[0], "done", ())
+    record = json.loads(resolved.paths.identity.read_text())
+    assert resolved.config.method_sha256 == record["method_sha256"]
+    assert resolved.config.run.name == RUNS[0]
     longer = resolve_run(command(storage, "training.steps=12"))
     assert (longer.state, longer.config.training.steps) == ("resumable", 12)
 
 
 def test_a_named_run_goes_on_with_what_is_stored_with_it(storage):
-    found = resolve_run(command(storage, "run.name=interrupted", "ema.snapshot_every=64", "training.steps=80"))
-    assert (found.state, found.config.training.steps, found.config.run.log_every) == ("resumable", 80, 2)
-    assert found.config.ema.snapshot_every == 64
-    assert find_latest(found.paths.checkpoints).folder == found.paths.checkpoints / "step-00000072"
+    resolved = resolve_run(command(storage, "run.name=interrupted", "ema.snapshot_every=64", "training.steps=80"))
+    assert (resolved.state, resolved.config.training.steps, resolved.config.run.log_every) == ("resumable", 80, 2)
+    assert resolved.config.ema.snapshot_every == 64
+    assert find_latest(resolved.paths.checkpoints).folder == resolved.paths.checkpoints / "step-00000072"
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -106,7 +106,7 @@ def test_a_package_is_loaded_as_it_was_written_and_made_again_byte_for_byte(stor
     assert all(torch.equal(loaded[name], tensor) for name, tensor in stored.items())
     latest = find_latest(paths.checkpoints).folder
     assert latest is not None
-    average = averages(paths.ema, config.ema, Checkpoint(latest)).tensors(config.ema.sigma_rel)
+    average = ema_sources(paths.ema, config.ema, Checkpoint(latest)).tensors(config.ema.sigma_rel)
     digest = write_package(tmp_path / "again", config, package.image_shape, average)
     assert digest == summary.package_sha256
     for file in paths.package.iterdir():
@@ -125,13 +125,13 @@ def test_every_line_of_a_journal_is_a_record_that_is_written_the_same(name):
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Every float in nested objects, by its dotted path: what was a metric in MLflow then."""
-    found = dict[str, float]()
+    flattened = dict[str, float]()
     for name, value in values.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
+            flattened |= flat(value, f"{prefix}{name}.")
         elif isinstance(value, float):
-            found[f"{prefix}{name}"] = value
-    return found
+            flattened[f"{prefix}{name}"] = value
+    return flattened
 
 
 def test_a_summary_is_written_as_it_was_and_draws_the_same_metrics():
@@ -209,14 +209,14 @@ def test_prepared_data_are_read_and_their_plan_is_the_same():
     assert plan.startswith(folder.name)
 
 
-def groups(model: type[BaseModel], found: dict[str, type[BaseModel]]) -> dict[str, type[BaseModel]]:
+def groups(model: type[BaseModel], models: dict[str, type[BaseModel]]) -> dict[str, type[BaseModel]]:
     """Every group of settings below a model, by the name of its class."""
-    if model.__name__ not in found:
-        found[model.__name__] = model
+    if model.__name__ not in models:
+        models[model.__name__] = model
         for field in model.model_fields.values():
             for part in models_of(field.annotation):
-                groups(part, found)
-    return found
+                groups(part, models)
+    return models
 
 
 def test_a_field_that_is_new_is_marked_and_a_default_that_changed_is_in_the_history():

@@ -1,22 +1,22 @@
-"""What may go wrong in a way that a person can act on, and the text of other people's errors on one line."""
+"""Errors that a user can act on, and one-line texts of other libraries' errors."""
 
 
-class RunFailed(Exception):
-    """The run cannot go on; one line for the user, exit code 1."""
+class RunFailedError(Exception):
+    """The run cannot go on; the message is one line for the user, and the exit code is 1."""
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's text: where Ray puts the cause."""
+    """The last line of an error's text, where Ray puts the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 class InputError(Exception):
-    """Bad input: one line naming field, value and what is allowed. Commands print it and exit with 2."""
+    """Bad input: one line with the field, its value and what is allowed. Commands print it and exit with 2."""
 
 
-class Busy(InputError):
-    """Another process holds what this one wants to work on."""
+class BusyError(InputError):
+    """Another process holds the lock that this one needs."""
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Files that several processes share: JSON that is replaced whole, and locks that go with their process."""
+"""Files that several processes share: JSON files replaced atomically, and locks released when their process ends."""
 
 import fcntl
 import json
@@ -9,15 +9,25 @@ from pathlib import Path
 from typing import IO, Any
 
 from diffusion import durable
-from trainer.errors import Busy, InputError
+from trainer.errors import BusyError, InputError
 
 POLL_SECONDS = 0.5
 
 
 @contextmanager
-def hold(lock: Path, busy: str, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold a lock file, whose folder is made; `busy` says what another process that holds it is doing."""
-    deadline = time.monotonic() + patience_s
+def file_lock(lock: Path, busy: str, timeout_s: float = 0.0) -> Iterator[None]:
+    """Hold an exclusive lock on a file; its folder is created.
+
+    Args:
+        lock: the lock file.
+        busy: first part of the error message: what the process that holds the lock is doing.
+        timeout_s: seconds to wait for the lock; 0 does not wait.
+
+    Raises:
+        BusyError: another process still holds the lock.
+        InputError: the folder cannot be written to.
+    """
+    deadline = time.monotonic() + timeout_s
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+")
@@ -26,7 +36,7 @@ def hold(lock: Path, busy: str, patience_s: float = 0.0) -> Iterator[None]:
     with file:
         while not _lock(file):
             if time.monotonic() >= deadline:
-                raise Busy(f"{busy}; allowed: one at a time")
+                raise BusyError(f"{busy}; allowed: one at a time")
             time.sleep(POLL_SECONDS)
         yield
 
@@ -40,10 +50,10 @@ def _lock(file: IO[str]) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """Read a JSON object from a file."""
     return json.loads(path.read_text())
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON object so that readers see the old file or the new one."""
+    """Write a JSON object atomically: readers see the old file or the new one."""
     durable.write_text(path, json.dumps(values, indent=2) + "\n")

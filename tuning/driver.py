@@ -9,7 +9,7 @@ from rich.console import Console
 
 from trainer.data.prepare import prepare
 from trainer.driver.data_checks import check_data
-from trainer.errors import RunFailed, last_line
+from trainer.errors import RunFailedError, last_line
 from trainer.runtime.ray_cluster import check_ray_address
 from tuning import report, scores as report_scores
 from tuning.mlflow_record import Recorder, recorded
@@ -39,7 +39,7 @@ def execute(sweep: Sweep) -> int:
         story.print_line(f"{len(states) - len(pending)} of {len(states)} trials are done")
         try:
             _run(sweep, pending, story)
-        except RunFailed as error:
+        except RunFailedError as error:
             story.print_line(f"failed: {error}")
             return 1
         except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from trainer.config.run_config import RunConfig as TrainerConfig
 from trainer.driver import run as driver
-from trainer.errors import InputError, RunFailed, last_line
+from trainer.errors import InputError, RunFailedError, last_line
 from trainer.runtime.ray_cluster import connect_ray
 from tuning.progress import Story
 from tuning.scores import FRECHET, VLB, VLB_SE
@@ -78,7 +78,7 @@ def complete_trial(text: str) -> dict[str, Any]:
     try:
         # a predecessor that was killed may take a moment to let go of the run
         summary = driver.complete(config, LOCK_PATIENCE_S)
-    except (RunFailed, InputError) as error:
+    except (RunFailedError, InputError) as error:
         return {"reason": str(error)}
     numbers = summary.evaluated.numbers()
     scores = {name: numbers[name] for name in (VLB, VLB_SE, FRECHET) if name in numbers}

@@ -127,8 +127,10 @@ class Sweep:
         Raises:
             InputError: another process holds it.
         """
-        return files.hold(
-            self.root / "lock", f"name = {self.name!r}: another process is working on this sweep", identity.patience()
+        return files.file_lock(
+            self.root / "lock",
+            f"name = {self.name!r}: another process is working on this sweep",
+            identity.lock_timeout(),
         )
 
     def claim(self) -> None:

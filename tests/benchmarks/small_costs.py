@@ -14,7 +14,7 @@ from diffusion.network import build_network
 from diffusion.process.sde import make_process
 from tests.benchmarks.timing import interleaved, quartiles
 from trainer.config.training import TrainingConfig
-from trainer.worker.batch_plan import Draws
+from trainer.worker.batch_plan import BatchPlan
 
 REPEATS = 15
 
@@ -27,9 +27,9 @@ def command(*arguments: str) -> Callable[[], object]:
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    draws = Draws(0, 1437, TrainingConfig(), make_process(DdpmProcess()), ObjectiveConfig(), (1, 8, 8))
+    plan = BatchPlan(0, 1437, TrainingConfig(), make_process(DdpmProcess()), ObjectiveConfig(), (1, 8, 8))
     network = build_network(UNetConfig(), (1, 8, 8))
-    rows = draws.rows(1, 0, 64)
+    rows = plan.rows(1, 0, 64)
 
     def forward_and_backward() -> None:
         network(rows.eps, rows.t.float(), None).square().mean().backward()
@@ -38,7 +38,7 @@ def main() -> None:
         {
             "python -c pass": command("-c", "pass"),
             "python -m trainer --help": command("-m", "trainer", "--help"),
-            "draws of 64 rows": lambda: draws.rows(2, 0, 64),
+            "draws of 64 rows": lambda: plan.rows(2, 0, 64),
             "forward + backward of 64 rows": forward_and_backward,
         },
         REPEATS,

@@ -28,11 +28,11 @@ from trainer.config.load import load_config
 from trainer.data.prepare import prepare
 from trainer.run import attempt
 from trainer.run.paths import RunPaths
-from trainer.worker.batch_plan import Draws, Rows
+from trainer.worker.batch_plan import BatchPlan, PlannedRows
 from trainer.worker.loop import run, start_worker
-from trainer.worker.step import Place
+from trainer.worker.step import WorkerContext
 
-DRAWN = Draws.rows
+DRAWN = BatchPlan.rows
 TIMEOUT_S = 240.0
 
 
@@ -132,7 +132,7 @@ class Ranks:
 def spoil(bad: set[int]) -> None:
     """Make the draws of these steps NaN in the row before the last of the global batch; all others are as they are."""
 
-    def rows(draws: Draws, step: int, first: int, count: int) -> Rows:
+    def rows(draws: BatchPlan, step: int, first: int, count: int) -> PlannedRows:
         made, row = DRAWN(draws, step, first, count), draws.training.global_batch_size - 2
         if step not in bad or not first <= row < first + count:
             return made
@@ -140,10 +140,10 @@ def spoil(bad: set[int]) -> None:
         eps[row - first] = torch.nan
         return replace(made, eps=eps)
 
-    Draws.rows = rows  # pyright: ignore[reportAttributeAccessIssue]
+    BatchPlan.rows = rows  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def write_again(place: Place) -> None:
+def write_again(place: WorkerContext) -> None:
     """Load the newest checkpoint, and write it elsewhere."""
     worker = start_worker(place)
     worker.place = replace(place, paths=RunPaths(place.paths.root / "reloaded"))
@@ -155,7 +155,7 @@ def do(job: Job, device: torch.device) -> None:
     """One job, on this rank."""
     config = load_config(Path(job.file), job.sets)
     dataset = prepare(config.data, Path(config.run.storage or "")).folder
-    place = Place(config, RunPaths.of(config), dataset, device, "ranks")
+    place = WorkerContext(config, RunPaths.of(config), dataset, device, "ranks")
     if job.reload:
         write_again(place)
         return

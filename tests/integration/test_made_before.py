@@ -26,9 +26,9 @@ def resumed(on_ranks: Train, storage: Path, name: str, steps: int, reload: bool 
 
 
 def newest(folder: Path) -> Checkpoint:
-    found = find_latest(folder).folder
-    assert found is not None
-    return Checkpoint(found)
+    latest = find_latest(folder).folder
+    assert latest is not None
+    return Checkpoint(latest)
 
 
 def agree(ours: Checkpoint, theirs: Checkpoint) -> None:

@@ -37,9 +37,9 @@ def baseline(cluster: Cluster, tiny: Path) -> RunPaths:
 
 
 def newest(paths: RunPaths) -> Checkpoint:
-    found = find_latest(paths.checkpoints).folder
-    assert found is not None
-    return Checkpoint(found)
+    latest = find_latest(paths.checkpoints).folder
+    assert latest is not None
+    return Checkpoint(latest)
 
 
 def agree(ours: RunPaths, theirs: RunPaths) -> None:

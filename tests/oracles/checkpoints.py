@@ -10,9 +10,9 @@ from diffusion.config import MLPConfig
 from diffusion.package import file_sha256
 from tests.oracles.world import FlatMasters, ThreadWorld
 from trainer.checkpoint.fragments import fragments_of
-from trainer.checkpoint.manifest import MANIFEST, sealed, step_folder
+from trainer.checkpoint.manifest import MANIFEST, step_folder, with_digest
 from trainer.checkpoint.reader import Checkpoint
-from trainer.checkpoint.writer import facts, save
+from trainer.checkpoint.writer import manifest_fields, save
 from trainer.config.run_config import RunConfig
 from trainer.run.attempt import Fence, begin_attempt
 from trainer.worker.engine import MOMENTS
@@ -39,8 +39,8 @@ def write(folder, step, world, parameters=PARAMETERS, attempt="mine", skipped=0,
             masters = FlatMasters(parameters, rank, world)
             aligned = {kind: [flat * KINDS[kind] for flat in masters.flats] for kind in ("param", "ema_0", "ema_1")}
             aligned |= {kind: masters.moments(kind) for kind in MOMENTS}
-            stated = facts(CONFIG, masters.shapes(), (1, 4, 4), step, skipped, loss)
-            return save(folder, fragments_of(masters.fragments, aligned), stated, Fence(charge, attempt))
+            manifest = manifest_fields(CONFIG, masters.shapes(), (1, 4, 4), step, skipped, loss)
+            return save(folder, fragments_of(masters.fragments, aligned), manifest, Fence(charge, attempt))
 
         return ranks.run(rank_main)[0]
 
@@ -52,7 +52,7 @@ def handwritten(folder, files: dict[str, dict[str, torch.Tensor]], shapes, step=
     for name, fragments in files.items():
         save_file(fragments, folder / name)
     digests = {name: {"sha256": file_sha256(folder / name)} for name in files}
-    manifest = sealed(
+    manifest = with_digest(
         {"format_version": 3, "step": step, "skipped": 0, "shapes": shapes, "image_shape": [1, 4, 4], "files": digests}
     )
     (folder / MANIFEST).write_text(json.dumps(manifest))

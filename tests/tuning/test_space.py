@@ -10,7 +10,7 @@ from diffusion.process.sde import make_process
 from tests.conftest import ROOT
 from tests.tuning.conftest import SCHEDULES, SPACE, made, written
 from trainer.errors import InputError
-from trainer.worker.batch_plan import Draws
+from trainer.worker.batch_plan import BatchPlan
 from tuning.__main__ import main
 from tuning.space import read_sweep, short_names
 
@@ -155,7 +155,7 @@ def test_short_names_say_what_differs():
 def test_trials_share_their_random_numbers(tmp_path):
     """Common random numbers: the schedule and the weighting change no draw, bit by bit."""
     first, last = (
-        Draws(
+        BatchPlan(
             seed=trial.config.seed,
             dataset_size=1437,
             training=trial.config.training,

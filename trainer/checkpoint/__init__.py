@@ -1,1 +1,1 @@
-"""Sharded checkpoints of named fragments, complete only once their manifest is there."""
+"""Sharded checkpoints made of named fragments; a checkpoint is complete once its manifest has been written."""

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training: the loop waits for a copy to memory, a thread of each rank does the rest."""
+"""Checkpoints written in the background: training waits only for a copy in memory, a thread on each rank writes it."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,13 +12,13 @@ from trainer.checkpoint.writer import save
 from trainer.run.attempt import Fence
 
 
-class Writer:
-    """Saves in a thread, in order, with a process group of its own so that training's collectives go on."""
+class AsyncCheckpointWriter:
+    """Saves checkpoints in order, in a thread with its own process group, so that training's collectives go on."""
 
     def __init__(self) -> None:
-        """Make the group; collective."""
+        """Create the process group; collective, every rank must call it."""
         group = dist.new_group(backend="gloo")
-        assert not isinstance(group, int), "every rank is in it"
+        assert not isinstance(group, int), "every rank is in the group"
         self._group = group
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
@@ -27,37 +27,44 @@ class Writer:
         self,
         checkpoints: Path,
         fragments: dict[str, Tensor],
-        stated: dict[str, Any],
+        manifest: dict[str, Any],
         fence: Fence,
         done: Callable[[], None],
     ) -> None:
-        """Begin to `save`, at most two at a time; `done` is called in the thread when this one is complete.
+        """Start writing a checkpoint; waits while two earlier ones are unfinished.
+
+        Args:
+            checkpoints: folder that holds one folder per step.
+            fragments: this rank's fragments, copied to memory already.
+            manifest: fields of the manifest, from `manifest_fields`.
+            fence: tells whether this attempt is still in charge.
+            done: called in the thread once the checkpoint is complete.
 
         Raises:
-            Exception: whatever went wrong with one before.
+            Exception: the error of an earlier checkpoint that failed.
         """
         self.make_room()
 
         def work() -> None:
-            save(checkpoints, fragments, stated, fence, self._group)
+            save(checkpoints, fragments, manifest, fence, self._group)
             done()
 
         self._pending.append(self._thread.submit(work))
 
     def make_room(self) -> None:
-        """Return once at most one is under way.
+        """Wait until at most one checkpoint is unfinished.
 
         Raises:
-            Exception: whatever went wrong with one before.
+            Exception: the error of an earlier checkpoint that failed.
         """
         while len(self._pending) > 1 or (self._pending and self._pending[0].done()):
             self._pending.pop(0).result()
 
     def close(self) -> None:
-        """Wait, and let the thread go.
+        """Wait for unfinished checkpoints, then end the thread.
 
         Raises:
-            Exception: whatever went wrong.
+            Exception: the error of a checkpoint that failed.
         """
         try:
             self.wait()
@@ -65,10 +72,10 @@ class Writer:
             self._thread.shutdown()
 
     def wait(self) -> None:
-        """Return once what was begun is complete.
+        """Wait until every checkpoint that was started is complete.
 
         Raises:
-            Exception: whatever went wrong with it.
+            Exception: the error of a checkpoint that failed.
         """
         while self._pending:
             self._pending.pop(0).result()

@@ -21,11 +21,11 @@ class Fragment:
 
 
 def fragments_of(fragments: list[Fragment], aligned: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-    """Copies in memory of this rank's fragments, by "kind|parameter|offset".
+    """Copies in CPU memory of this rank's fragments, keyed "kind|parameter|offset".
 
     Args:
-        fragments: of the masters.
-        aligned: kind -> tensors aligned with `Masters.flats`.
+        fragments: which elements of which parameter this rank's fp32 masters hold.
+        aligned: kind (param, exp_avg, ema_0, ...) -> flat tensors aligned with `Masters.flats`.
     """
     return {
         f"{kind}|{fragment.name}|{fragment.offset}": fragment.of(flats).detach().to("cpu", copy=True)

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint, written last: a folder without one is no checkpoint, and an altered one is refused.
+"""The manifest of a checkpoint, written last: a folder without one is not a checkpoint, an altered one is refused.
 
 checkpoints/step-00000250/rank-00000.safetensors   "kind|parameter|offset"; kinds param, exp_avg, exp_avg_sq, ema_*
 manifest.json            step, data and RNG position, config, shapes, SHA-256 of each file
@@ -17,25 +17,25 @@ FORMAT_VERSION = 3
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not whole or not unaltered; the message names the file and what is wrong."""
+    """A checkpoint that is incomplete or was altered; the message names the file and the problem."""
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lives."""
+    """The folder of the checkpoint written after `step` training steps."""
     return checkpoints / f"step-{step:08d}"
 
 
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the digest of all else in it as `sha256`, whatever stood there."""
+def with_digest(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with `sha256` set to the SHA-256 of its other fields."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return {**rest, "sha256": hashlib.sha256(canonical(rest).encode()).hexdigest()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder, once it is what was written.
+    """Read and verify the manifest in a checkpoint's folder.
 
     Raises:
-        CheckpointError: not readable, of another format version, altered, or of another folder.
+        CheckpointError: not readable, written in another format version, altered, or moved from another step's folder.
     """
     path = folder / MANIFEST
     try:
@@ -46,14 +46,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a manifest")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format version {version}; this code reads {FORMAT_VERSION}")
-    if manifest != sealed(manifest):
+    if manifest != with_digest(manifest):
         raise CheckpointError(f"{path}: altered since it was written (its own SHA-256 differs)")
     if step_folder(folder.parent, manifest["step"]).name != folder.name:
-        raise CheckpointError(f"{path}: is that of step {manifest['step']}")
+        raise CheckpointError(f"{path}: belongs to step {manifest['step']}, not to this folder")
     return manifest
 
 
 def complete_steps(checkpoints: Path) -> list[int]:
-    """Steps that have a manifest, oldest first; nothing is verified."""
+    """Steps whose checkpoint has a manifest, in ascending order; nothing is verified."""
     names = [re.fullmatch(r"step-(\d{8})", path.parent.name) for path in checkpoints.glob(f"step-*/{MANIFEST}")]
     return sorted(int(name[1]) for name in names if name)

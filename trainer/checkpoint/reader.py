@@ -1,7 +1,7 @@
-"""Reading checkpoints: which is the newest good one, and any slice of any parameter in it.
+"""Reading checkpoints: find the newest good one, and read any slice of any parameter.
 
-Fragments say which elements of which parameter they are, so a checkpoint is read at any number of ranks and any ZeRO
-stage. Nothing is ever unpickled.
+Each fragment names the parameter and the elements it holds, so a checkpoint can be read with any number of ranks and
+at any ZeRO stage. Nothing is ever unpickled.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from trainer.checkpoint.manifest import CheckpointError, complete_steps, read_ma
 
 
 def best_step(checkpoints: Path) -> int | None:
-    """The step of the lowest mean training loss since the checkpoint before; one that cannot be read is none."""
+    """The step with the lowest mean training loss since the previous checkpoint; unreadable checkpoints are skipped."""
     losses: dict[int, float] = {}
     for step in complete_steps(checkpoints):
         try:
@@ -31,15 +31,20 @@ def best_step(checkpoints: Path) -> int | None:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The newest good checkpoint, if any, and why newer ones were passed over."""
+class LatestCheckpoint:
+    """The newest checkpoint that verifies.
+
+    Attributes:
+        folder: its folder; None if no checkpoint verifies.
+        refused: one message for each newer checkpoint that failed to verify.
+    """
 
     folder: Path | None
     refused: list[str]
 
 
-def find_latest(checkpoints: Path) -> Found:
-    """The newest checkpoint that verifies."""
+def find_latest(checkpoints: Path) -> LatestCheckpoint:
+    """Find the newest checkpoint that verifies, trying older ones in turn."""
     refused = []
     for step in reversed(complete_steps(checkpoints)):
         folder = step_folder(checkpoints, step)
@@ -48,26 +53,26 @@ def find_latest(checkpoints: Path) -> Found:
         except CheckpointError as error:
             refused.append(str(error))
             continue
-        return Found(folder, refused)
-    return Found(None, refused)
+        return LatestCheckpoint(folder, refused)
+    return LatestCheckpoint(None, refused)
 
 
 class Checkpoint:
-    """A complete checkpoint, for reading.
+    """A complete checkpoint, opened for reading.
 
     Attributes:
-        step: batches used.
-        optimizer_steps: of these, how many moved the weights.
-        shapes: full shape of every parameter.
+        step: training steps taken, skipped ones included.
+        optimizer_steps: steps that changed the weights: `step` less the skipped ones.
+        shapes: parameter name -> full shape.
         image_shape: (C, H, W).
-        loss_moments: what importance sampling of t goes by; empty where t is drawn otherwise.
+        loss_moments: statistics of the loss for importance sampling of t; empty where t is not sampled that way.
     """
 
     def __init__(self, folder: Path) -> None:
         """Read the manifest.
 
         Raises:
-            CheckpointError: there is none, or it is of another format version.
+            CheckpointError: it is missing, altered, or written in another format version.
         """
         self.folder = folder
         self.manifest = read_manifest(folder)
@@ -81,10 +86,10 @@ class Checkpoint:
         self._index: dict[tuple[str, str], list[tuple[int, str, Path]]] | None = None
 
     def verify(self) -> None:
-        """Check every file's SHA-256.
+        """Check the SHA-256 of every file.
 
         Raises:
-            CheckpointError: naming the first file that is missing or altered.
+            CheckpointError: a file is missing or altered; names the first one.
         """
         for name, expected in self.manifest["files"].items():
             path = self.folder / name
@@ -94,10 +99,19 @@ class Checkpoint:
                 raise CheckpointError(f"{path}: altered since it was written (SHA-256 differs from the manifest)")
 
     def read(self, kind: str, name: str, offset: int, numel: int) -> Tensor:
-        """Elements [offset, offset + numel) of a flattened parameter's `kind`, from whichever shards hold them.
+        """Elements [offset, offset + numel) of a flattened parameter, from whichever shards hold them.
+
+        Args:
+            kind: which tensor of the parameter: param, exp_avg, exp_avg_sq, ema_0 or ema_1.
+            name: the parameter's name.
+            offset: first element.
+            numel: number of elements.
+
+        Returns:
+            float32 [numel].
 
         Raises:
-            CheckpointError: some of the elements are nowhere.
+            CheckpointError: some of the elements are in no shard.
         """
         result = torch.empty(numel, dtype=torch.float32)
         covered = torch.zeros(numel, dtype=torch.bool)
@@ -112,12 +126,12 @@ class Checkpoint:
         return result
 
     def tensor(self, kind: str, name: str) -> Tensor:
-        """A whole parameter's `kind`, in its shape."""
+        """One parameter's tensor of a kind, float32, in the parameter's full shape."""
         shape = self.shapes[name]
         return self.read(kind, name, 0, torch.Size(shape).numel()).reshape(shape)
 
     def tensors(self, kind: str) -> dict[str, Tensor]:
-        """Every parameter's `kind`."""
+        """Every parameter's tensor of a kind, by parameter name."""
         return {name: self.tensor(kind, name) for name in self.shapes}
 
     def _pieces(self, kind: str, name: str) -> list[tuple[int, str, Path]]:
@@ -135,7 +149,7 @@ class Checkpoint:
                 yield kind, name, (int(offset), key, path)
 
     def _open(self, path: Path) -> Any:  # noqa: ANN401 - safe_open
-        """A shard, opened once: its header names every fragment."""
+        """A shard file, opened once and kept; its header lists its fragments."""
         if path not in self._files:
             self._files[path] = safe_open(path, framework="pt")
         return self._files[path]

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: every rank its fragments, rank 0 the manifest once all of them are there. Collective."""
+"""Writing a checkpoint, collective: each rank writes its fragments, then rank 0 writes the manifest."""
 
 import json
 import shutil
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from diffusion import durable
 from diffusion.package import file_sha256
-from trainer.checkpoint.manifest import FORMAT_VERSION, MANIFEST, complete_steps, sealed, step_folder
+from trainer.checkpoint.manifest import FORMAT_VERSION, MANIFEST, complete_steps, step_folder, with_digest
 from trainer.checkpoint.reader import best_step
 from trainer.config.run_config import RunConfig
 from trainer.run.attempt import Fence, SupersededError
 
 
-def facts(
+def manifest_fields(
     config: RunConfig,
     shapes: dict[str, tuple[int, ...]],
     image_shape: tuple[int, int, int],
@@ -25,15 +25,17 @@ def facts(
     skipped: int = 0,
     loss: float | None = None,
 ) -> dict[str, Any]:
-    """What a manifest states that needs no tensor; draws are keyed by (seed, step), so RNG and data are numbers.
+    """The manifest's fields that do not depend on files.
+
+    Random draws are keyed by (seed, step), so the state of the RNG and of the data order is a step number.
 
     Args:
-        config: of the run.
-        shapes: of all parameters.
+        config: the run's configuration.
+        shapes: parameter name -> full shape.
         image_shape: (C, H, W).
-        step: batches used.
-        skipped: of these, how many moved no weight.
-        loss: the mean over the steps since the checkpoint before, which tells the best one; None where there is none.
+        step: training steps taken, skipped ones included.
+        skipped: steps that did not change the weights.
+        loss: mean training loss since the previous checkpoint, by which the best one is kept; None if there is none.
     """
     return {
         "step": step,
@@ -52,24 +54,27 @@ def facts(
 def save(
     checkpoints: Path,
     fragments: dict[str, Tensor],
-    stated: dict[str, Any],
+    manifest: dict[str, Any],
     fence: Fence,
     group: dist.ProcessGroup | None = None,
 ) -> Path:
     """Write a checkpoint; collective, returns once it is complete.
 
     Args:
-        checkpoints: the folder that gets one folder a step.
-        fragments: this rank's, from `fragments_of`.
-        stated: for the manifest, from `facts`; all that rank 0 says.
-        fence: of this attempt.
-        group: whose ranks write.
+        checkpoints: folder that holds one folder per step.
+        fragments: this rank's fragments, from `fragments_of`.
+        manifest: fields of the manifest, from `manifest_fields`; rank 0's are written.
+        fence: tells whether this attempt is still in charge.
+        group: process group of the ranks that write; None for all ranks.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
-        SupersededError: on every rank, when the fence is down; nothing is written.
+        SupersededError: on every rank, when a newer attempt is in charge; nothing is written.
     """
-    folder, rank = step_folder(checkpoints, stated["step"]), dist.get_rank()
-    _pass_or_stop(fence, group)
+    folder, rank = step_folder(checkpoints, manifest["step"]), dist.get_rank()
+    _require_in_charge(fence, group)
     if rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -83,15 +88,15 @@ def save(
     if rank == 0:
         if not fence.holds():
             raise SupersededError(f"attempt {fence.attempt} was superseded while it wrote {folder}")
-        whole = {**stated, "format_version": FORMAT_VERSION, "world_size": len(entries), "files": dict(entries)}
-        _write_json(folder / MANIFEST, sealed(whole))
+        manifest = {**manifest, "format_version": FORMAT_VERSION, "world_size": len(entries), "files": dict(entries)}
+        _write_json(folder / MANIFEST, with_digest(manifest))
         durable.sync(checkpoints)
     dist.barrier(group=group)
     return folder
 
 
-def _pass_or_stop(fence: Fence, group: dist.ProcessGroup | None) -> None:
-    """Rank 0 looks at the fence, all ranks act alike."""
+def _require_in_charge(fence: Fence, group: dist.ProcessGroup | None) -> None:
+    """Rank 0 reads the fence and all ranks act on its answer."""
     holds = [dist.get_rank() != 0 or fence.holds()]
     dist.broadcast_object_list(holds, src=0, group=group)
     if not holds[0]:
@@ -103,7 +108,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints and the best one, each manifest first."""
+    """Remove all complete checkpoints but the newest `keep` and the best one; each manifest goes first."""
     steps = complete_steps(checkpoints)
     best = best_step(checkpoints)
     for step in steps[:-keep]:

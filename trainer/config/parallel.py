@@ -61,7 +61,7 @@ STAGES_OF = {
 class ParallelConfig(Config):
     """How the work is spread and where it is kept; changes nothing about the method.
 
-    `workers` is a number, or [least, most] for as many as the cluster has room for, also while training goes on.
+    `workers` is a number, or [min, max] for as many as the cluster has room for, also while training goes on.
     `channels_last` is the order in which convolutions on GPUs want images; `compile` is torch.compile.
     """
 
@@ -75,12 +75,12 @@ class ParallelConfig(Config):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
     @property
-    def least_workers(self) -> int:
+    def min_workers(self) -> int:
         """Without which nothing runs."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
-    def most_workers(self) -> int:
+    def max_workers(self) -> int:
         """More than which are never asked for."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
@@ -89,7 +89,7 @@ class ParallelConfig(Config):
     def _number_or_range(cls, value: Any) -> Any:  # noqa: ANN401 - whatever was given
         bounds = tuple(cast("list[Any]", value)) if isinstance(value, list | tuple) else (value, value)
         if [type(bound) for bound in bounds] != [int, int] or not 1 <= bounds[0] <= bounds[1]:
-            raise ValueError("allowed: a number of at least 1, or [least, most] for as many as there is room for")
+            raise ValueError("allowed: a number of at least 1, or [min, max] for as many as there is room for")
         return value if isinstance(value, int) else bounds
 
     @model_validator(mode="after")

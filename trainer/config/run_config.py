@@ -59,9 +59,9 @@ class RunConfig(Config):
             )
         if self.parallel.channels_last and self.network.kind != "unet":
             raise ValueError("parallel.channels_last = True; allowed: with network.kind unet, which is convolutions")
-        if self.parallel.most_workers > self.training.global_batch_size:
+        if self.parallel.max_workers > self.training.global_batch_size:
             raise ValueError(
-                f"parallel.workers = {self.parallel.most_workers}; allowed: at most training.global_batch_size = "
+                f"parallel.workers = {self.parallel.max_workers}; allowed: at most training.global_batch_size = "
                 f"{self.training.global_batch_size}"
             )
         return self

@@ -100,11 +100,11 @@ def _prepare(options: argparse.Namespace) -> int:
     source, dest = Store(data.source), Store(options.dest)
     if data.source != "digits" and f"{dest.url}/".startswith(f"{source.url}/"):
         raise InputError(f"DEST = {options.dest!r}: lies in SOURCE; allowed: another place")
-    from trainer.errors import RunFailed
+    from trainer.errors import RunFailedError
 
     try:
         info = prepare_into(data, dest, scan_source(data), options.max_rejected, lambda line: print(line, flush=True))
-    except (RunFailed, OSError) as error:
+    except (RunFailedError, OSError) as error:
         print(f"failed: {' '.join(str(error).split())}; the same command goes on", file=sys.stderr)
         return 1
     print("\n".join(described(info, dest.url)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainer.data.manifest import Shard
 from trainer.data.store import Store
-from trainer.files import hold
+from trainer.files import file_lock
 
 DOWNLOADS = 4
 PATIENCE_S = 3600.0
@@ -38,7 +38,7 @@ def _one(store: Store, folder: Path, shard: Shard) -> Path:
     path = folder / f"{shard.sha256}.arrow"
     if _whole(path, shard):
         return path
-    with hold(folder / f"{shard.sha256}.lock", f"{path}: another process is copying it", PATIENCE_S):
+    with file_lock(folder / f"{shard.sha256}.lock", f"{path}: another process is copying it", PATIENCE_S):
         if _whole(path, shard):
             return path
         copy = path.with_suffix(".part")

@@ -20,7 +20,7 @@ from trainer.data.sources import check_source, is_array, prepared_info
 from trainer.data.store import Store, is_s3
 from trainer.data.writer import Block, heldout_rows, write_dataset
 from trainer.errors import InputError
-from trainer.files import hold
+from trainer.files import file_lock
 
 DECODER_VERSION = 1
 """Rises when the same source would give other pixels."""
@@ -155,7 +155,7 @@ def _held(store: Store) -> Iterator[None]:
     if not store.local:
         yield
         return
-    with hold(Path(store.path(lock)), f"{store.url}: another process is preparing it", PATIENCE_S):
+    with file_lock(Path(store.path(lock)), f"{store.url}: another process is preparing it", PATIENCE_S):
         yield
 
 

@@ -22,10 +22,10 @@ from trainer.run.journal import CheckpointEvaluated, Journal, Warned
 from trainer.run.paths import RunPaths
 
 POLL_SECONDS = 1.0
-DEAR = ("nll", "denoising")  # left to the end
+EXPENSIVE_METRICS = ("nll", "denoising")  # left to the end
 
 
-class Alongside(threading.Thread):
+class BackgroundEvaluation(threading.Thread):
     """Evaluates a run's checkpoints until it is closed."""
 
     def __init__(self, config: RunConfig, paths: RunPaths, dataset: Dataset, journal: Journal) -> None:
@@ -93,10 +93,10 @@ class Alongside(threading.Thread):
             package=package,
             network=self._config.network.kind,
             data=self._dataset,
-            config=quick(self._config.evaluation),
+            config=intermediate_config(self._config.evaluation),
             results=folder,
             references=Path(self._config.run.storage or "") / "references",
-            tasks=max(1, min(gpus or free, parallel.most_workers)),
+            tasks=max(1, min(gpus or free, parallel.max_workers)),
             device="cuda" if gpus else "cpu",
             cpus=parallel.cpus_per_worker if free else 0.0,
             background=True,
@@ -113,8 +113,8 @@ class Alongside(threading.Thread):
         shutil.rmtree(package)
 
 
-def quick(config: EvaluationConfig) -> EvaluationConfig:
+def intermediate_config(config: EvaluationConfig) -> EvaluationConfig:
     """What is measured beside training: one set of samples and the bounds, as at the end."""
-    metrics = [name for name in config.metrics if name not in DEAR] or ["vlb"]
+    metrics = [name for name in config.metrics if name not in EXPENSIVE_METRICS] or ["vlb"]
     values: dict[str, Any] = config.model_dump(mode="json") | {"metrics": metrics, "seeds": 1, "nfe_curve": []}
     return EvaluationConfig.model_validate_json(json.dumps(values))

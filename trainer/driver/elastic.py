@@ -13,12 +13,12 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from trainer.driver.preemption import GRACE_S
 from trainer.run.journal import Journal, Started, Stopped
 from trainer.run.paths import RunPaths
-from trainer.run.stop_request import put_up, take_down
+from trainer.run.stop_request import clear_stop, request_stop
 
 POLL_SECONDS = 0.2
 
 
-class Resizing(ControllerCallback):
+class CheckpointBeforeResize(ControllerCallback):
     """Ray Train's controller asks here before it changes the number of workers."""
 
     def __init__(self, paths: RunPaths, attempt: str, grace_s: float = GRACE_S) -> None:
@@ -39,11 +39,11 @@ class Resizing(ControllerCallback):
         if not at_work:
             return
         reason = f"going on with {resize_decision.num_workers} workers"
-        put_up(self._paths.preempt, self._attempt, reason)
+        request_stop(self._paths.preempt, self._attempt, reason)
         deadline = time.monotonic() + self._grace_s
         while not _has(journal, Stopped, self._began) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-        take_down(self._paths.preempt, reason)
+        clear_stop(self._paths.preempt, reason)
 
 
 def _has(journal: Journal, kind: type[Started | Stopped], since: int) -> bool:

@@ -17,10 +17,10 @@ from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
 from trainer.run.journal import Journal
 
-VARIABLE = "DUALVIEW_QUEUE_URL"
+QUEUE_URL_VARIABLE = "DUALVIEW_QUEUE_URL"
 INTERVAL_S = 5.0
 TIMEOUT_S = 5.0
-LARGEST_ANSWER = 1 << 16
+MAX_ANSWER_BYTES = 1 << 16
 
 
 def queue_url() -> str | None:
@@ -29,7 +29,7 @@ def queue_url() -> str | None:
     Raises:
         InputError: it is no http or https URL.
     """
-    url = os.environ.get(VARIABLE)
+    url = os.environ.get(QUEUE_URL_VARIABLE)
     if not url:
         return None
     try:
@@ -38,7 +38,7 @@ def queue_url() -> str | None:
     except ValueError:
         good = False
     if not good:
-        raise InputError(f"{VARIABLE} = {url!r}: not a URL; allowed: http(s)://host[:port]/path")
+        raise InputError(f"{QUEUE_URL_VARIABLE} = {url!r}: not a URL; allowed: http(s)://host[:port]/path")
     return url
 
 
@@ -65,8 +65,8 @@ class Heartbeat:
             interval_s: from one to the next.
         """
         self._url, self._journal, self._ask, self._warn = url, journal, ask, warn
-        self._beat: dict[str, Any] = {"job": os.environ.get("DUALVIEW_JOB"), "run": config.run.name, "step": 0}
-        self._beat["steps"] = config.training.steps
+        self._status: dict[str, Any] = {"job": os.environ.get("DUALVIEW_JOB"), "run": config.run.name, "step": 0}
+        self._status["steps"] = config.training.steps
         self._offset, self._warned, self._interval_s = 0, False, interval_s
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -90,18 +90,18 @@ class Heartbeat:
     def _send(self) -> dict[str, Any]:
         for record, offset in self._journal.read(self._offset):
             self._offset = offset
-            self._beat["step"] = self._beat["step"] if record.step is None else record.step
-        body = json.dumps(self._beat).encode()
+            self._status["step"] = self._status["step"] if record.step is None else record.step
+        body = json.dumps(self._status).encode()
         request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})  # noqa: S310 - checked
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:  # noqa: S310 - checked
-                answer = json.loads(reply.read(LARGEST_ANSWER))
+                answer = json.loads(reply.read(MAX_ANSWER_BYTES))
         except (OSError, ValueError) as error:
-            return self._go_on(str(error))
-        return answer if isinstance(answer, dict) else self._go_on("the answer is no JSON object")
+            return self._warn_once(str(error))
+        return answer if isinstance(answer, dict) else self._warn_once("the answer is no JSON object")
 
-    def _go_on(self, problem: str) -> dict[str, Any]:
+    def _warn_once(self, problem: str) -> dict[str, Any]:
         if not self._warned and not self._closed.is_set():
-            self._warn(f"warning: {VARIABLE} = {self._url}: {problem}; the run goes on")
+            self._warn(f"warning: {QUEUE_URL_VARIABLE} = {self._url}: {problem}; the run goes on")
         self._warned = True
         return {}

@@ -33,7 +33,7 @@ def bundles(config: RunConfig, device: str) -> list[dict[str, float]]:
     bundle = {"CPU": config.parallel.cpus_per_worker}
     if device == "cuda":
         bundle["GPU"] = 1.0
-    return [dict(bundle) for _ in range(config.parallel.least_workers)]
+    return [dict(bundle) for _ in range(config.parallel.min_workers)]
 
 
 def plan(resolved: Resolved) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
         "config_sha256": config.config_sha256,
         "method_sha256": config.method_sha256,
         "config": config.model_dump(mode="json"),
-        "deepspeed": deepspeed_config(config, config.parallel.most_workers),
+        "deepspeed": deepspeed_config(config, config.parallel.max_workers),
         "device": config.parallel.device,
         "bundles": bundles(config, config.parallel.device),
         **({"bundles_where_gpus_suffice": bundles(config, "cuda")} if config.parallel.device == "auto" else {}),

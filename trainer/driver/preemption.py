@@ -14,11 +14,11 @@ from types import FrameType
 
 from trainer.run.journal import Journal, Started
 from trainer.run.paths import RunPaths
-from trainer.run.stop_request import put_up
+from trainer.run.stop_request import request_stop
 
 EXIT_CODE = 75
 GRACE_S = 60.0
-AGAIN_S = 5.0  # until an exception that came to nothing is raised again
+RERAISE_AFTER_S = 5.0  # until an exception that came to nothing is raised again
 
 
 class Preempted(BaseException):
@@ -36,18 +36,18 @@ class Preemption:
         """For the run of `paths`, whose workers get `grace_s` seconds for their checkpoint."""
         self.reason: str | None = None
         self._paths, self._grace_s = paths, grace_s
-        self._said: str | None = None
+        self._given_reason: str | None = None
         self._training_since: int | None = None
         self._timer: threading.Timer | None = None
 
     def ask(self, reason: str) -> None:
         """As SIGTERM does, from any thread of this process."""
-        self._said = reason
+        self._given_reason = reason
         os.kill(os.getpid(), signal.SIGTERM)
 
     def listen(self) -> None:
         """Take SIGTERM over; again after `ray.init`, which does so too. For the main thread."""
-        signal.signal(signal.SIGTERM, self._asked)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
 
     @contextmanager
     def training(self, journal: Journal) -> Iterator[None]:
@@ -64,26 +64,28 @@ class Preemption:
                 raise  # otherwise what went wrong will go wrong again, or was the machines' being taken away
         finally:
             self._training_since = None
-            self.caught()
+            self.cancel_timer()
         if self.reason is not None:
             raise Preempted(self.reason)
 
-    def _asked(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
         again = self.reason is not None
-        self.reason = self.reason or self._said or "SIGTERM"
+        self.reason = self.reason or self._given_reason or "SIGTERM"
         if again or not self._workers_train():
-            self._ask_again(AGAIN_S)  # what is raised in a destructor or in compiled code may be lost there
+            self._raise_again_after(
+                RERAISE_AFTER_S
+            )  # what is raised in a destructor or in compiled code may be lost there
             raise Preempted(self.reason)
-        put_up(self._paths.preempt, self._paths.attempt.read_text(), self.reason)
-        self._ask_again(self._grace_s)
+        request_stop(self._paths.preempt, self._paths.attempt.read_text(), self.reason)
+        self._raise_again_after(self._grace_s)
 
-    def caught(self) -> None:
+    def cancel_timer(self) -> None:
         """The driver is ending: nothing asks again."""
         if self._timer:
             self._timer.cancel()
 
-    def _ask_again(self, after_s: float) -> None:
-        self.caught()
+    def _raise_again_after(self, after_s: float) -> None:
+        self.cancel_timer()
         self._timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGTERM))
         self._timer.daemon = True
         self._timer.start()
@@ -101,5 +103,5 @@ def listening(preemption: Preemption) -> Iterator[None]:
     try:
         yield
     finally:
-        preemption.caught()
+        preemption.cancel_timer()
         signal.signal(signal.SIGTERM, before)

@@ -9,7 +9,7 @@ from trainer.run.journal import CheckpointEvaluated, Journal, Metrics, Record, S
 from trainer.runtime.progress_bar import ProgressBar
 
 POLL_SECONDS = 0.5
-METRICS_SHOWN = (
+PROGRESS_METRICS = (
     "vlb_bpd",
     "frechet_classifier",
     "frechet_pixels",
@@ -75,7 +75,7 @@ class ProgressView:
             case Metrics():
                 self._metrics(record)
             case CheckpointEvaluated():
-                scores = [f"{name} {record.scores[name]:.4g}" for name in METRICS_SHOWN if name in record.scores]
+                scores = [f"{name} {record.scores[name]:.4g}" for name in PROGRESS_METRICS if name in record.scores]
                 self.print_line(f"  step {record.step} evaluated: {', '.join(scores)}")
             case Warned():
                 self.print_line(f"  warning: {record.text}")

@@ -14,7 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from trainer.checkpoint.manifest import complete_steps
 from trainer.config.run_config import RunConfig
-from trainer.driver.elastic import Resizing
+from trainer.driver.elastic import CheckpointBeforeResize
 from trainer.driver.plan import bundles
 from trainer.run.attempt import begin_attempt
 from trainer.run.journal import Journal, Warned
@@ -24,7 +24,7 @@ from trainer.worker.entry import train_worker
 
 MAX_FAILURES = 3
 RESIZE_INTERVAL_S = 30.0
-SILENCE_S = 600  # of a rank, after which the others take it for lost
+PROCESS_GROUP_TIMEOUT_S = 600  # of a rank, after which the others take it for lost
 
 
 def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
@@ -36,16 +36,16 @@ def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -
     Raises:
         ray.train.TrainingFailedError: it did not get any further.
     """
-    barren = 0
+    failures_without_progress = 0
     while True:
         reached = _newest_step(paths)
         try:
             _attempt(config, paths, dataset_folder, device)
             return
         except TrainingFailedError as error:
-            barren = 0 if _newest_step(paths) > reached else barren + 1
+            failures_without_progress = 0 if _newest_step(paths) > reached else failures_without_progress + 1
             # Ray Train has tried again where a worker failed, and not where its controller did, as it does with a node
-            if barren > (MAX_FAILURES if isinstance(error, ControllerError) else 0):
+            if failures_without_progress > (MAX_FAILURES if isinstance(error, ControllerError) else 0):
                 raise
             cause = str(error).splitlines()[-1]
             Journal(paths.journal).append(Warned(text=f"training goes on from its checkpoint after: {cause}"))
@@ -66,11 +66,13 @@ def _attempt(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: s
         "attempt": attempt,
     }
     elastic = not isinstance(config.parallel.workers, int)
-    callbacks: Any = [Resizing(paths, attempt)] if elastic else None  # of the controller, which Ray's types leave out
+    callbacks: Any = (
+        [CheckpointBeforeResize(paths, attempt)] if elastic else None
+    )  # of the controller, which Ray's types leave out
     TorchTrainer(
         train_worker,
         train_loop_config=payload,
-        torch_config=NodeTorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=SILENCE_S),
+        torch_config=NodeTorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=config.parallel.workers,
             elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,

@@ -20,7 +20,7 @@ from trainer.driver.data_checks import check_data
 from trainer.driver.heartbeat import Heartbeat, queue_url
 from trainer.driver.preemption import EXIT_CODE, Preempted, Preemption, listening
 from trainer.driver.progress import ProgressView
-from trainer.errors import RunFailed, last_line
+from trainer.errors import RunFailedError, last_line
 from trainer.run import identity
 from trainer.run.journal import Journal, Metrics, NonFinite, Started
 from trainer.run.paths import RunPaths
@@ -50,8 +50,8 @@ def execute(config: RunConfig) -> int:
     queue, preemption = queue_url(), Preemption(paths)
     try:
         with listening(preemption):
-            complete(config, identity.patience(), preemption, queue)
-    except RunFailed as error:
+            complete(config, identity.lock_timeout(), preemption, queue)
+    except RunFailedError as error:
         print(f"failed: {error}")
         return 1
     except Preempted as reason:
@@ -69,7 +69,7 @@ def execute(config: RunConfig) -> int:
 
 def complete(
     config: RunConfig,
-    patience_s: float = 0.0,
+    lock_timeout_s: float = 0.0,
     preemption: Preemption | None = None,
     queue: str | None = None,
 ) -> RunSummary:
@@ -77,16 +77,16 @@ def complete(
 
     Args:
         config: as the command asks; a run that exists goes on with its own.
-        patience_s: how long to wait for another process that is working on the run.
+        lock_timeout_s: how long to wait for another process that is working on the run.
         preemption: which may ask to stop; without it, SIGTERM is as Ray leaves it.
         queue: where heartbeats go.
 
     Raises:
         Preempted: it was asked to stop.
         InputError: found only now, such as an unreadable data file; nothing has been started.
-        RunFailed: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
+        RunFailedError: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
     """
-    with identity.locked(identity.resolve_run(config).paths, patience_s):
+    with identity.locked(identity.resolve_run(config).paths, lock_timeout_s):
         resolved = identity.resolve_run(config)  # again: another process may have worked on it until now
         config, paths = resolved.config, resolved.paths
         if resolved.state == "done" and (summary := identity.read_summary(paths)):
@@ -94,7 +94,7 @@ def complete(
         check_ray_address()
         dataset = prepare(config.data, Path(config.run.storage or ""))
         check_data(config, dataset)
-        identity.claim(config, paths)
+        identity.register_name(config, paths)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
             view.print_line(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")
@@ -105,18 +105,18 @@ def complete(
                 f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})"
             )
             try:
-                with beating(queue, config, journal, view, preemption):
+                with heartbeats(queue, config, journal, view, preemption):
                     return Driver(config, paths, dataset, journal, view, preemption).run()
-            except RunFailed:
+            except RunFailedError:
                 raise
             except Exception as error:
                 paths.error.write_text(traceback.format_exc())
                 reason = f"{type(error).__name__}: {last_line(error)}  (all of it: {paths.error})"
-                raise RunFailed(reason) from error
+                raise RunFailedError(reason) from error
 
 
 @contextmanager
-def beating(
+def heartbeats(
     queue: str | None, config: RunConfig, journal: Journal, view: ProgressView, preemption: Preemption | None
 ) -> Iterator[None]:
     """Heartbeats to `queue`, where there is one that can ask this process to stop."""
@@ -147,10 +147,10 @@ class Driver:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> RunSummary:
-        """All parts; the tracker uploads alongside. Returns the summary.
+        """All parts; the tracker uploads background. Returns the summary.
 
         Raises:
-            RunFailed: training stopped.
+            RunFailedError: training stopped.
             Preempted: it was asked to stop.
         """
         from trainer.tracking.tracker import Tracker
@@ -161,12 +161,12 @@ class Driver:
         tracker = Tracker(self.config, self.paths, self.dataset.info, self.journal)
         tracker.start()
         try:
-            with self._evaluating_alongside():
+            with self._background_evaluation():
                 self._train()
             summary = self._evaluate()
         except Preempted:
             if self.preemption:
-                self.preemption.caught()
+                self.preemption.cancel_timer()
             tracker.finish("KILLED", PREEMPTED_DEADLINE_S)
             raise
         except BaseException:
@@ -175,22 +175,22 @@ class Driver:
         return self._record(tracker, summary)
 
     @contextmanager
-    def _evaluating_alongside(self) -> Iterator[None]:
+    def _background_evaluation(self) -> Iterator[None]:
         """Checkpoints are evaluated while training goes on, where that is asked for."""
         if self.config.run.evaluate_every is None:
             yield
             return
-        from trainer.driver.background_evaluation import Alongside
+        from trainer.driver.background_evaluation import BackgroundEvaluation
 
-        alongside = Alongside(self.config, self.paths, self.dataset, self.journal)
-        alongside.start()
+        background = BackgroundEvaluation(self.config, self.paths, self.dataset, self.journal)
+        background.start()
         try:
             yield
         except BaseException:
-            alongside.abandon()  # the process may go on, with another trial of a sweep
+            background.abandon()  # the process may go on, with another trial of a sweep
             raise
         self.view.stage("finishing the evaluation of a checkpoint")
-        alongside.close()
+        background.close()
 
     def _train(self) -> None:
         from trainer.checkpoint.reader import Checkpoint, find_latest
@@ -200,7 +200,7 @@ class Driver:
         if latest and Checkpoint(latest).step >= self.config.training.steps:
             return
         device = resolve_device(self.config)
-        least, most = self.config.parallel.least_workers, self.config.parallel.most_workers
+        least, most = self.config.parallel.min_workers, self.config.parallel.max_workers
         workers = str(most) if least == most else f"{least} to {most}"
         self.view.print_line(
             f"asking Ray for {workers} x {self.config.parallel.cpus_per_worker:g} CPU"
@@ -208,26 +208,28 @@ class Driver:
         )
         self.view.stage("starting workers")
         before, asked = self.journal.size(), time.time()
-        reminder = threading.Timer(WAITING_NOTICE_S, self._say_if_waiting, (before,))
+        reminder = threading.Timer(WAITING_NOTICE_S, self._print_if_waiting, (before,))
         reminder.daemon = True
         reminder.start()
         try:
             with self.preemption.training(self.journal) if self.preemption else nullcontext():
                 fit(self.config, self.paths, self.dataset.folder, device)
         except Exception as error:  # whatever Ray raises, the user gets one line and the place of the rest
-            raise RunFailed(f"training: {last_line(error)}; the workers' logs are in Ray's session folder") from error
+            raise RunFailedError(
+                f"training: {last_line(error)}; the workers' logs are in Ray's session folder"
+            ) from error
         finally:
             reminder.cancel()
         records = [record for record, _ in self.journal.read(before)]
         for record in records:
             if isinstance(record, NonFinite):
-                raise RunFailed(f"{record.text}. The last checkpoint is good: {self.paths.checkpoints}")
+                raise RunFailedError(f"{record.text}. The last checkpoint is good: {self.paths.checkpoints}")
         started = next((record.time_ms / 1000 for record in records if isinstance(record, Started)), None)
         if started is not None:  # by the worker's clock, which need not be this one's
             ended = records[-1].time_ms / 1000
             self.seconds |= {"startup": max(0.0, started - asked), "training": ended - started}
 
-    def _say_if_waiting(self, before: int) -> None:
+    def _print_if_waiting(self, before: int) -> None:
         """Tell what the cluster has free, when no worker has begun since the journal was `before` bytes long."""
         import ray
 
@@ -242,7 +244,7 @@ class Driver:
 
         step, digest = package_latest(self.config, self.paths, self.dataset.info)
         if step < self.config.training.steps:
-            raise RunFailed(
+            raise RunFailedError(
                 f"the newest good checkpoint is of step {step}, not {self.config.training.steps}; run it again"
             )
         known = identity.read_summary(self.paths)
@@ -262,7 +264,7 @@ class Driver:
             config=self.config.evaluation,
             results=self.paths.results,
             references=Path(self.config.run.storage or "") / "references",
-            tasks=parallel.most_workers,
+            tasks=parallel.max_workers,
             cpus=parallel.cpus_per_worker,
             device=resolve_device(self.config),
             progress=lambda stage, done, total: self.view.stage(f"evaluating: {stage}", done, total),

@@ -1,1 +1,1 @@
-"""Averages of the weights: kept sharded in training, as snapshots, and made into packages afterwards."""
+"""Exponential moving averages of the weights: sharded during training, kept as snapshots, packaged afterwards."""

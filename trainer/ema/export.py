@@ -1,4 +1,4 @@
-"""From the newest checkpoint to the model package: the EMA weights, and the configuration to rebuild them."""
+"""From the newest checkpoint to the model package: the EMA weights and the configuration of their network."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from trainer.checkpoint.manifest import CheckpointError
 from trainer.checkpoint.reader import Checkpoint, find_latest
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
-from trainer.ema.snapshots import averages
+from trainer.ema.snapshots import ema_sources
 from trainer.run.paths import RunPaths
 
 NETWORK_PREFIX = "network."
@@ -19,17 +19,17 @@ def package_latest(config: RunConfig, paths: RunPaths, info: DatasetInfo) -> tup
     """Write the package of the newest good checkpoint.
 
     Returns:
-        Its step, and the package's SHA-256.
+        The checkpoint's step, and the package's SHA-256.
 
     Raises:
         CheckpointError: there is no good checkpoint.
     """
-    found = find_latest(paths.checkpoints)
-    if found.folder is None:
+    latest = find_latest(paths.checkpoints)
+    if latest.folder is None:
         raise CheckpointError(
-            f"{paths.checkpoints}: no complete checkpoint; {'; '.join(found.refused) or 'none was written'}"
+            f"{paths.checkpoints}: no complete checkpoint; {'; '.join(latest.refused) or 'none was written'}"
         )
-    checkpoint = Checkpoint(found.folder)
+    checkpoint = Checkpoint(latest.folder)
     return checkpoint.step, package_checkpoint(config, paths, info, checkpoint, paths.package)
 
 
@@ -37,8 +37,8 @@ def package_checkpoint(
     config: RunConfig, paths: RunPaths, info: DatasetInfo, checkpoint: Checkpoint, folder: Path
 ) -> str:
     """Write the package of a checkpoint's EMA weights into a folder; returns its SHA-256."""
-    made_of = averages(paths.ema, config.ema, checkpoint)
-    return write_package(folder, config, info.image_shape, made_of.tensors(config.ema.sigma_rel))
+    sources = ema_sources(paths.ema, config.ema, checkpoint)
+    return write_package(folder, config, info.image_shape, sources.tensors(config.ema.sigma_rel))
 
 
 def write_package(
@@ -57,7 +57,7 @@ def write_package(
 
 
 def package_weights(trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of all that an objective trains, what sampling needs: the network, and a learned schedule under its prefix."""
+    """The trained weights that sampling needs: the network's, and a learned schedule's under its prefix."""
     network = {
         name.removeprefix(NETWORK_PREFIX): value for name, value in trained.items() if name.startswith(NETWORK_PREFIX)
     }

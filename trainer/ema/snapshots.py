@@ -1,8 +1,8 @@
-"""Snapshots of the EMA's tracks, and any other average made of them once training is over.
+"""Snapshots of the EMA tracks, and the averages of other widths that are built from them after training.
 
-A snapshot is a checkpoint of the two tracks alone, in the run's `ema` folder. Which are kept is a function of the step
-alone, 16 to 31 of them evenly spaced, so a run that was broken off has those of one that was not. The mathematics is
-that of diffusion/ema.py (Karras et al. 2024, section 3.2).
+A snapshot is a checkpoint of the two tracks alone, in the run's `ema` folder. Which snapshots are kept depends only on
+the step (16 to 31 of them, evenly spaced), so an interrupted run keeps the same ones as an uninterrupted run. The
+mathematics is that of diffusion/ema.py (Karras et al. 2024, section 3.2).
 """
 
 import shutil
@@ -21,56 +21,56 @@ from trainer.checkpoint.reader import Checkpoint
 from trainer.config.training import EmaConfig
 from trainer.ema.sharded import EMA_KINDS
 
-MOST = 32
+MAX_SNAPSHOTS = 32
 
 
 def interval(step: int, every: int) -> int:
-    """Steps between the snapshots kept at `step`: the smallest every 2^k with fewer than 32 multiples up to there."""
+    """Steps between the snapshots kept at `step`: the smallest `every` 2^k with fewer than 32 multiples there."""
     spacing = every
-    while step // spacing >= MOST:
+    while step // spacing >= MAX_SNAPSHOTS:
         spacing *= 2
     return spacing
 
 
 def prune(folder: Path, step: int, every: int) -> None:
-    """Remove the snapshots that are not kept at `step`, each manifest first."""
+    """Remove the snapshots that are not kept at `step`; each manifest goes first."""
     spacing = interval(step, every)
     _remove(folder, [other for other in complete_steps(folder) if other % spacing])
 
 
 def forget(folder: Path, step: int) -> None:
-    """Remove the snapshots after `step`, of weights that were given up."""
+    """Remove the snapshots after `step`, whose weights a rollback discarded."""
     _remove(folder, [other for other in complete_steps(folder) if other > step])
 
 
 def _remove(folder: Path, steps: list[int]) -> None:
     for step in steps:
-        doomed = step_folder(folder, step)
-        (doomed / MANIFEST).unlink()
-        shutil.rmtree(doomed, ignore_errors=True)
+        snapshot = step_folder(folder, step)
+        (snapshot / MANIFEST).unlink()
+        shutil.rmtree(snapshot, ignore_errors=True)
 
 
 @dataclass(frozen=True)
-class Averages:
-    """What an average at one step can be made of.
+class EmaSources:
+    """The checkpoints that an average of the weights at one step can be built from.
 
     Attributes:
-        sources: checkpoints of the tracks, the last one of the step at hand.
-        sigma_rels: the tracks' widths.
-        refused: why others were left out.
+        checkpoints: checkpoints that hold the tracks, in ascending order of steps; the last is at the average's step.
+        sigma_rels: relative widths of the two tracks.
+        refused: one message for each snapshot that failed to verify and is not used.
     """
 
-    sources: list[Checkpoint]
+    checkpoints: list[Checkpoint]
     sigma_rels: tuple[float, float]
     refused: list[str]
 
     @property
     def step(self) -> int:
-        """The step of the averages."""
-        return self.sources[-1].step
+        """The training step that the averages end at."""
+        return self.checkpoints[-1].step
 
     def error(self, sigma_rel: float) -> float:
-        """The relative L2 distance of the profile that is made from the one that is wanted; 0 for a track's own."""
+        """Relative L2 distance between the rebuilt EMA profile and the exact one; 0 for a track's own width."""
         if sigma_rel in self.sigma_rels:
             return 0.0
         steps, gammas = self._layout()
@@ -78,14 +78,17 @@ class Averages:
         return reconstruction_error(self._weights(sigma_rel), steps, gammas, self.step, gamma)
 
     def tensors(self, sigma_rel: float) -> dict[str, Tensor]:
-        """The average of width `sigma_rel` of every parameter, float32; a track's own is read, not made."""
+        """Every parameter's average of width `sigma_rel`, float32, by parameter name.
+
+        A track's own width is read as stored; any other is a weighted sum of snapshots.
+        """
         if sigma_rel in self.sigma_rels:
-            return self.sources[-1].tensors(EMA_KINDS[self.sigma_rels.index(sigma_rel)])
+            return self.checkpoints[-1].tensors(EMA_KINDS[self.sigma_rels.index(sigma_rel)])
         weights = self._weights(sigma_rel)
-        return {name: self._combined(name, weights) for name in self.sources[-1].shapes}
+        return {name: self._combined(name, weights) for name in self.checkpoints[-1].shapes}
 
     def _combined(self, name: str, weights: NDArray[np.float64]) -> Tensor:
-        total = torch.zeros(self.sources[-1].shapes[name], dtype=torch.float64)
+        total = torch.zeros(self.checkpoints[-1].shapes[name], dtype=torch.float64)
         for weight, (source, kind) in zip(weights, self._terms(), strict=True):
             total += float(weight) * source.tensor(kind, name).double()
         return total.float()
@@ -95,20 +98,20 @@ class Averages:
         return posthoc_weights(steps, gammas, self.step, gamma_from_sigma_rel(sigma_rel))
 
     def _terms(self) -> Iterator[tuple[Checkpoint, str]]:
-        return ((source, kind) for source in self.sources for kind in EMA_KINDS)
+        return ((source, kind) for source in self.checkpoints for kind in EMA_KINDS)
 
     def _layout(self) -> tuple[list[int], list[float]]:
         gammas = [gamma_from_sigma_rel(sigma_rel) for sigma_rel in self.sigma_rels]
-        return [source.step for source, _ in self._terms()], gammas * len(self.sources)
+        return [source.step for source, _ in self._terms()], gammas * len(self.checkpoints)
 
 
-def averages(folder: Path, config: EmaConfig, target: Checkpoint) -> Averages:
+def ema_sources(folder: Path, config: EmaConfig, target: Checkpoint) -> EmaSources:
     """The snapshots before a checkpoint, and the checkpoint's own tracks.
 
     Args:
-        folder: of the snapshots.
-        config: the run's.
-        target: a checkpoint or a snapshot, verified.
+        folder: folder of the run's snapshots.
+        config: the run's EMA settings.
+        target: checkpoint or snapshot at whose step the average ends, verified by the caller.
     """
     sources, refused = list[Checkpoint](), list[str]()
     for step in complete_steps(folder):
@@ -121,4 +124,4 @@ def averages(folder: Path, config: EmaConfig, target: Checkpoint) -> Averages:
             refused.append(str(error))
         else:
             sources.append(source)
-    return Averages([*sources, target], config.tracks, refused)
+    return EmaSources([*sources, target], config.tracks, refused)

@@ -22,7 +22,7 @@ from trainer.registry.gate import Decision, decide, faults_of, likelihoods_of
 from trainer.registry.promotion import Version, admit, give, holder, note, roll_back, versions
 from trainer.run.paths import RunPaths
 from trainer.run.provenance import ROOT
-from trainer.run.summary import GateSaid, Registration, RunSummary
+from trainer.run.summary import GateDecision, Registration, RunSummary
 from trainer.tracking.client import mlflow_client, mlflow_environment
 from trainer.tracking.runs import log_evaluation, log_grid
 from trainer.tracking.standalone import fetch_results
@@ -55,7 +55,7 @@ def register(
         registered_model=name,
         registered_version=int(number),
         alias=given,
-        gate=GateSaid(alias, decision.reason),
+        gate=GateDecision(alias, decision.reason),
     )
 
 

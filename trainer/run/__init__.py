@@ -1,1 +1,1 @@
-"""A run's folder: where its files are, whose name it is, what happened, who is in charge, how it ended."""
+"""A run's folder: paths, identity, journal, the attempt in charge, and the summary."""

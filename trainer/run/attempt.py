@@ -1,4 +1,4 @@
-"""Which attempt at a run is in charge: workers that a killed driver left behind must write nothing more."""
+"""Fencing: only the attempt in charge may write, so workers left over from a killed driver write nothing more."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from diffusion import durable
 
 @dataclass(frozen=True)
 class Fence:
-    """Which attempt a group of workers belongs to, and the file that names the one in charge."""
+    """The attempt that a group of workers belongs to, and the file that names the attempt in charge."""
 
     file: Path
     attempt: str
@@ -19,9 +19,9 @@ class Fence:
 
 
 class SupersededError(RuntimeError):
-    """Another attempt at the run has begun; this one, left over from a driver that is gone, must write nothing more."""
+    """A newer attempt is in charge of the run; this one must write nothing more."""
 
 
 def begin_attempt(attempt_file: Path, attempt: str) -> None:
-    """Make `attempt` the only one that may write checkpoints."""
+    """Put `attempt` in charge: from now on only its workers may write checkpoints."""
     durable.write_text(attempt_file, attempt)

@@ -1,4 +1,4 @@
-"""What a run's folder says about it: whose name it is, how far it got, and who is working on it now."""
+"""A run's folder: which configuration its name stands for, how far the run got, and the lock on it."""
 
 import json
 import os
@@ -12,23 +12,24 @@ from trainer.config import history
 from trainer.config.load import name_by_digest
 from trainer.config.run_config import NOT_METHOD, RunConfig, canonical
 from trainer.errors import InputError
-from trainer.files import hold, read_json, write_json
+from trainer.files import file_lock, read_json, write_json
 from trainer.run.paths import RunPaths
 from trainer.run.summary import RunSummary, summary_from_json
 
-JOB_PATIENCE_S = 60.0
+JOB_LOCK_TIMEOUT_S = 60.0
 State = Literal["new", "resumable", "done"]
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a command comes to, once it is known what there is.
+    """What a command will do, given what is stored already.
 
     Attributes:
-        config: as it was asked for; of a run that exists, as that is stored, with what may change changed.
-        paths: of the run.
-        state: how far it got.
-        notes: what a person should know before it goes on, one line each.
+        config: the configuration to run with: the command's for a new run; for an existing run, the stored one with the
+            settings that may change taken from the command.
+        paths: the run's files.
+        state: how far the run got.
+        notes: one line each, for the user to read before the run goes on.
     """
 
     config: RunConfig
@@ -38,13 +39,13 @@ class Resolved:
 
 
 def resolve_run(config: RunConfig) -> Resolved:
-    """How far the run of this name got, and with which configuration it goes on.
+    """How far the run of this name got, and the configuration to go on with.
 
-    A run that exists goes on with the configuration stored with it. Of what the command asks otherwise, `parallel`,
-    `run` and `training.steps` may differ; anything else is another method.
+    A run that exists goes on with its stored configuration. The command may change `parallel`, `run` and
+    `training.steps`; any other difference makes it another method.
 
     Args:
-        config: as the command asks; only what it names is compared, not what has the value of a default.
+        config: the command's configuration; only settings that it names are compared, not those left to a default.
 
     Raises:
         InputError: the name belongs to a run of another method, or a checkpoint there does.
@@ -64,7 +65,7 @@ def resolve_run(config: RunConfig) -> Resolved:
 
 
 def _existing(config: RunConfig) -> RunPaths | None:
-    """Where the run is that this command, without a name, started when some default was another one."""
+    """The run that this command, without a name, started when some default was different; None if there is none."""
     if config.run.name != name_by_digest(config) or RunPaths.of(config).identity.is_file():
         return None
     for earlier in history.under_earlier_defaults(config):
@@ -76,7 +77,7 @@ def _existing(config: RunConfig) -> RunPaths | None:
 
 
 def go_on_with(stored: RunConfig, config: RunConfig, where: str) -> RunConfig:
-    """The stored configuration, with what the command names of `parallel`, `run` and `training.steps`.
+    """The stored configuration, with `parallel`, `run` and `training.steps` changed to what the command names.
 
     Raises:
         InputError: the command names another method; `where` goes into the message.
@@ -95,36 +96,38 @@ def go_on_with(stored: RunConfig, config: RunConfig, where: str) -> RunConfig:
 
 
 def _differences(before: dict[str, Any], named: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The settings named that have another value in `before`, in words."""
+    """Describe each named setting whose value in `before` is different."""
     for name, value in named.items():
-        path, there = f"{prefix}{name}", before.get(name)
-        if path == "training.steps" or value == there:
+        path, stored = f"{prefix}{name}", before.get(name)
+        if path == "training.steps" or value == stored:
             continue
-        if isinstance(value, dict) and isinstance(there, dict):
-            yield from _differences(there, value, f"{path}.")
+        if isinstance(value, dict) and isinstance(stored, dict):
+            yield from _differences(stored, value, f"{path}.")
         else:
-            yield f"{path} is {json.dumps(there)} there and {json.dumps(value)} here"
+            yield f"{path} is {json.dumps(stored)} there and {json.dumps(value)} here"
 
 
 def _changed_defaults(config: RunConfig, stored: RunConfig, paths: RunPaths) -> dict[str, str]:
-    """By path, what to say of defaults that are others now; only what was not said before."""
-    told: list[str] = read_json(paths.identity).get("told", [])
+    """Notes, by the setting's path, on defaults that changed since the run began; each note is given once."""
+    already_noted: list[str] = read_json(paths.identity).get("told", [])
     values, today = stored.model_dump(mode="json"), config.model_dump(mode="json")
-    said: dict[str, str] = {}
+    notes: dict[str, str] = {}
     for change in history.CHANGED_DEFAULTS:
-        if change.path in told or not history.applies(change, config) or not history.is_named(values, change.path):
+        if change.path in already_noted:
+            continue
+        if not history.applies(change, config) or not history.is_named(values, change.path):
             continue
         own, now = history.get(values, change.path), history.get(today, change.path)
         if own != now:
-            said[change.path] = (
+            notes[change.path] = (
                 f"{change.path} is {json.dumps(now)} by default since {change.since}; this run goes on with its "
                 f"{json.dumps(own)}"
             )
-    return said
+    return notes
 
 
 def _check_checkpoints(digests: set[str], paths: RunPaths) -> None:
-    """Refuse checkpoints that were put into the run's folder from elsewhere; damaged ones are passed over later."""
+    """Refuse checkpoints of another method in the run's folder; damaged ones are skipped later."""
     for manifest in sorted(paths.checkpoints.glob("step-*/manifest.json")):
         try:
             owner = read_json(manifest)["method_sha256"]
@@ -139,10 +142,10 @@ def _check_checkpoints(digests: set[str], paths: RunPaths) -> None:
 
 
 def read_run(folder: Path) -> tuple[RunConfig, RunPaths]:
-    """The configuration and the files of a run.
+    """The stored configuration and the files of a run.
 
     Raises:
-        InputError: the folder is not that of a run.
+        InputError: the folder is not a run's folder.
     """
     paths = RunPaths(folder)
     try:
@@ -153,21 +156,21 @@ def read_run(folder: Path) -> tuple[RunConfig, RunPaths]:
 
 
 def is_done(config: RunConfig, paths: RunPaths) -> bool:
-    """Whether the results are there for enough steps, in MLflow, and registered where that is asked for."""
+    """Whether the run has results for all its steps, recorded in MLflow and, where asked for, registered."""
     summary = read_summary(paths)
     if summary is None:
         return False
-    said, name = summary.registration, config.run.register_as
-    alias = None if said.gate is None else said.gate.alias
-    registered = name is None or (said.registered_model, alias) == (name, config.run.alias)
-    return summary.step >= config.training.steps and said.recorded and registered
+    registration, name = summary.registration, config.run.register_as
+    alias = None if registration.gate is None else registration.gate.alias
+    registered = name is None or (registration.registered_model, alias) == (name, config.run.alias)
+    return summary.step >= config.training.steps and registration.recorded and registered
 
 
 def read_summary(paths: RunPaths) -> RunSummary | None:
-    """How a run ended; None while it has not.
+    """The summary of a finished run; None while it has none.
 
     Raises:
-        InputError: the file is not what a run leaves.
+        InputError: the file is not a run's summary.
     """
     if not paths.summary.is_file():
         return None
@@ -175,43 +178,45 @@ def read_summary(paths: RunPaths) -> RunSummary | None:
         return summary_from_json(read_json(paths.summary))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{paths.summary}: not what a run leaves ({type(error).__name__}: {error}); allowed: that file, or none to "
-            "have the model evaluated again"
+            f"{paths.summary}: not a run's summary ({type(error).__name__}: {error}); allowed: the file that the run "
+            "wrote, or no file to have the model evaluated again"
         ) from None
 
 
-def claim(config: RunConfig, paths: RunPaths) -> None:
-    """Tie the run's name to this method, and store the configuration that it goes on with."""
+def register_name(config: RunConfig, paths: RunPaths) -> None:
+    """Tie the run's name to this method, and store the configuration that the run goes on with."""
     paths.root.mkdir(parents=True, exist_ok=True)
     values = config.model_dump(mode="json")
     if not paths.identity.exists():
         write_json(paths.identity, {"method_sha256": config.method_sha256, "config": values})
         return
     record = read_json(paths.identity)
-    told = record.get("told", [])
-    told += [change.path for change in history.CHANGED_DEFAULTS if change.path not in told]
-    renewed = {**record, "config": values, **({"told": told} if told else {})}
-    if renewed != record:
-        write_json(paths.identity, renewed)
+    noted = record.get("told", [])
+    noted += [change.path for change in history.CHANGED_DEFAULTS if change.path not in noted]
+    updated = {**record, "config": values, **({"told": noted} if noted else {})}
+    if updated != record:
+        write_json(paths.identity, updated)
 
 
-def patience() -> float:
-    """How long a command waits for another one that holds what it wants.
+def lock_timeout() -> float:
+    """Seconds that a command waits for a lock which another process holds.
 
-    Not at all for a person; a job of the queue may be tried again before its killed predecessor is quite gone.
+    0 for a person's command; a queued job may be restarted before its killed predecessor has ended.
     """
-    return JOB_PATIENCE_S if "DUALVIEW_JOB" in os.environ else 0.0
+    return JOB_LOCK_TIMEOUT_S if "DUALVIEW_JOB" in os.environ else 0.0
 
 
-def locked(paths: RunPaths, patience_s: float = 0.0) -> AbstractContextManager[None]:
-    """Hold the run for this process; the lock goes with the process, however it ends.
+def locked(paths: RunPaths, lock_timeout_s: float = 0.0) -> AbstractContextManager[None]:
+    """Hold the run's lock in this process; the lock is released when the process ends, however it ends.
 
     Args:
-        paths: of the run.
-        patience_s: how long to wait for another process that holds it.
+        paths: the run's files.
+        lock_timeout_s: seconds to wait for another process that holds the lock.
 
     Raises:
-        Busy: another process holds it.
-        InputError: the folder cannot be made.
+        BusyError: another process holds the lock.
+        InputError: the folder cannot be created.
     """
-    return hold(paths.lock, f"run.name = {paths.root.name!r}: another process is working on this run", patience_s)
+    return file_lock(
+        paths.lock, f"run.name = {paths.root.name!r}: another process is working on this run", lock_timeout_s
+    )

@@ -1,4 +1,4 @@
-"""The run's journal: what happened, one JSON record a line, appended by rank 0 and by the driver, read by everyone.
+"""The run's journal: events as JSON, one record per line, appended by rank 0 and the driver, read by everyone.
 
 Workers never talk to a tracking server or a terminal: they append here, which cannot stall a step. The driver reads the
 same file to draw progress and to upload to MLflow, and can be killed and restarted without losing a record.
@@ -19,12 +19,12 @@ def _now_ms() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Event:
-    """What all records have.
+    """The fields that all records have.
 
     Attributes:
         kind: the record's name in the file.
-        spread: the field whose entries are keys of the JSON object themselves; empty where there is none.
-        time_ms: when it happened, by the writer's clock, in milliseconds since 1970.
+        spread: name of the mapping field whose entries become keys of the JSON object; empty where there is none.
+        time_ms: time of the event by the writer's clock, in milliseconds since 1970.
     """
 
     kind: ClassVar[str]
@@ -37,8 +37,8 @@ class Started(_Event):
     """A group of workers begins to train.
 
     Attributes:
-        step: that it begins after; 0 for a new run.
-        steps: `training.steps`.
+        step: the step that training resumes after; 0 for a new run.
+        steps: the number of steps to train for, `training.steps`.
         world_size: number of workers.
     """
 
@@ -50,11 +50,11 @@ class Started(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics(_Event):
-    """Means over the steps since the record before.
+    """Training metrics, averaged over the steps since the previous record.
 
     Attributes:
-        step: the last of them.
-        values: by metric name, such as `loss`, `lr` and `images_per_second`.
+        step: the last step averaged over.
+        values: metric name, such as `loss`, `lr` or `images_per_second` -> value.
     """
 
     kind: ClassVar[str] = "metrics"
@@ -68,9 +68,9 @@ class CheckpointSaved(_Event):
     """A checkpoint is complete.
 
     Attributes:
-        step: of the checkpoint.
-        stalled: seconds that training waited for it.
-        seconds: from its beginning to its end, most of them beside training.
+        step: the checkpoint's training step.
+        stalled: seconds that training waited for the checkpoint.
+        seconds: seconds from start to completion, most of them in the background.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -81,12 +81,12 @@ class CheckpointSaved(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEvaluated(_Event):
-    """A checkpoint was scored while training went on.
+    """A checkpoint was evaluated while training went on.
 
     Attributes:
-        step: of the checkpoint.
-        scores: values and standard errors by metric name.
-        samples_png: the path of a grid of samples; None where none were drawn.
+        step: the checkpoint's training step.
+        scores: metric name -> value; standard errors under `<name>_se`.
+        samples_png: path of a grid of samples; None where no samples were drawn.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -102,7 +102,7 @@ class Warned(_Event):
 
     Attributes:
         text: one line.
-        step: at which it happened; None outside training.
+        step: training step of the event; None outside training.
     """
 
     kind: ClassVar[str] = "warning"
@@ -112,11 +112,11 @@ class Warned(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped(_Event):
-    """The workers stopped after a checkpoint, because they were asked to.
+    """The workers wrote a checkpoint and stopped, because they were asked to.
 
     Attributes:
-        step: the last one trained.
-        text: why.
+        step: the last step trained.
+        text: the reason given.
     """
 
     kind: ClassVar[str] = "preempted"
@@ -126,11 +126,11 @@ class Stopped(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class NonFinite(_Event):
-    """Training gave up over a loss, gradient or weight that is NaN or infinite.
+    """Training gave up because a loss, gradient or weight is NaN or infinite.
 
     Attributes:
-        step: at which it happened.
-        text: one line with the ranks and what usually helps.
+        step: training step of the event.
+        text: one line that names the ranks and says what usually helps.
     """
 
     kind: ClassVar[str] = "nonfinite"
@@ -144,24 +144,24 @@ KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in get_args(Record)}
 
 
 def encode(record: Record) -> dict[str, Any]:
-    """A record as a JSON object: its kind and time first; what is None is left out."""
+    """A record as a JSON object, kind and time first; fields that are None are left out."""
     values = {each.name: getattr(record, each.name) for each in fields(record)}
     entries = values.pop(record.spread, {})
     return {"kind": record.kind, **{name: value for name, value in values.items() if value is not None}, **entries}
 
 
 def decode(values: object) -> Record | None:
-    """The record that a JSON object states; None for a kind of another version, or what is no record at all."""
+    """The record in a JSON object; None for kinds that this version does not know and for anything else."""
     if not isinstance(values, dict):
         return None
-    told = cast("dict[str, Any]", values)
-    kind = KINDS.get(told.get("kind", ""))
+    entries = cast("dict[str, Any]", values)
+    kind = KINDS.get(entries.get("kind", ""))
     if kind is None:
         return None
     names = {each.name for each in fields(kind)} - {kind.spread}
-    known = {name: value for name, value in told.items() if name in names}
+    known = {name: value for name, value in entries.items() if name in names}
     if kind.spread:
-        known[kind.spread] = {name: value for name, value in told.items() if name not in names and name != "kind"}
+        known[kind.spread] = {name: value for name, value in entries.items() if name not in names and name != "kind"}
     try:
         return kind(**known)
     except TypeError:
@@ -176,7 +176,7 @@ class Journal:
         self.path = path
 
     def append(self, record: Record) -> None:
-        """Add a record; a line that an earlier writer was killed in the middle of is closed first."""
+        """Add a record; if an earlier writer was killed in the middle of a line, that line is ended first."""
         line = json.dumps(encode(record), separators=(",", ":")).encode() + b"\n"
         with self.path.open("a+b") as file:
             if file.tell() > 0:
@@ -191,7 +191,7 @@ class Journal:
     def read(self, offset: int = 0) -> Iterator[tuple[Record, int]]:
         """Records from a byte offset on, each with the offset behind it; an unfinished last line is left for later.
 
-        Lines that a kill or a power cut spoilt, and kinds that this version does not know, are passed over.
+        Lines damaged by a kill or a power cut, and records of kinds that this version does not know, are skipped.
         """
         if not self.path.exists():
             return

@@ -1,4 +1,4 @@
-"""Where a run keeps what: one folder per run, on storage that every node sees."""
+"""The layout of a run's folder: one folder per run, on storage that every node sees."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ class RunPaths:
     """The files of one run.
 
     Attributes:
-        root: storage/experiment/name.
+        root: the run's folder, storage/experiment/name.
     """
 
     root: Path
@@ -25,42 +25,42 @@ class RunPaths:
 
     @property
     def identity(self) -> Path:
-        """The method this name belongs to."""
+        """The method that this name stands for, and the run's configuration."""
         return self.root / "run.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the driver that is working on the run."""
+        """Lock file, held by the driver that is working on the run."""
         return self.root / "lock"
 
     @property
     def attempt(self) -> Path:
-        """The attempt in charge: workers that a killed driver left behind find another name here and stop."""
+        """Names the attempt in charge; workers left over from a killed driver read another name here and stop."""
         return self.root / "attempt"
 
     @property
     def preempt(self) -> Path:
-        """Asks the workers of an attempt for a checkpoint and an end."""
+        """Stop request: asks the workers of an attempt to write a checkpoint and stop."""
         return self.root / "preempt.json"
 
     @property
     def journal(self) -> Path:
-        """What happened, one JSON record a line."""
+        """The run's events, one JSON record per line."""
         return self.root / "journal.jsonl"
 
     @property
     def tracking(self) -> Path:
-        """How far the journal has been uploaded, and to which MLflow run."""
+        """The MLflow run, and how far the journal has been uploaded to it."""
         return self.root / "tracking.json"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder per step."""
+        """Checkpoints, one folder per step."""
         return self.root / "checkpoints"
 
     @property
     def ema(self) -> Path:
-        """Snapshots of the EMA's tracks, one folder per step."""
+        """Snapshots of the EMA tracks, one folder per step."""
         return self.root / "ema"
 
     @property
@@ -69,12 +69,12 @@ class RunPaths:
         return self.root / "package"
 
     def evaluation(self, step: int) -> Path:
-        """What was found of a checkpoint while training went on."""
+        """Results of the checkpoint that was evaluated at `step` while training went on."""
         return self.root / "evaluations" / f"step-{step:08d}"
 
     @property
     def results(self) -> Path:
-        """summary.json, samples.npy and pictures."""
+        """Results of the final evaluation: summary.json, samples.npy and pictures."""
         return self.root / "results"
 
     @property
@@ -84,7 +84,7 @@ class RunPaths:
 
     @property
     def error(self) -> Path:
-        """The traceback of an error that nobody foresaw."""
+        """The traceback of an unexpected error."""
         return self.root / "error.log"
 
     @property

@@ -1,4 +1,4 @@
-"""Which code made a run: the git commit of this checkout, or of the one a job was submitted from."""
+"""The code that made a run: the git commit of this checkout, or of the checkout that a job was submitted from."""
 
 import os
 import subprocess
@@ -12,9 +12,9 @@ def git_commit() -> str:
 
     A submitted job's working directory is a copy without history: set DUALVIEW_GIT_COMMIT in its runtime environment.
     """
-    given = os.environ.get("DUALVIEW_GIT_COMMIT")
-    if given:
-        return given
+    from_environment = os.environ.get("DUALVIEW_GIT_COMMIT")
+    if from_environment:
+        return from_environment
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return "unknown"

@@ -1,6 +1,6 @@
-"""How the workers are asked to stop: a file that names the attempt it is meant for, and why.
+"""How workers are asked to stop: a file that names the attempt it is meant for and the reason.
 
-Rank 0 looks at it from a thread, so that storage which is slow to answer delays no step; the loop tells the others.
+Rank 0 polls the file from a thread, so that slow storage delays no step; the training loop tells the other ranks.
 """
 
 import json
@@ -12,40 +12,40 @@ from trainer.files import write_json
 POLL_SECONDS = 0.2
 
 
-def put_up(file: Path, attempt: str, reason: str) -> None:
-    """Ask the workers of `attempt` for a checkpoint and an end."""
+def request_stop(file: Path, attempt: str, reason: str) -> None:
+    """Ask the workers of `attempt` to write a checkpoint and stop."""
     write_json(file, {"attempt": attempt, "reason": reason})
 
 
-def take_down(file: Path, reason: str) -> None:
-    """Remove the sign put up for `reason`, so that those who come after do not stop; one for another reason stays."""
-    sign = _read(file)
-    if sign.get("reason") == reason:
+def clear_stop(file: Path, reason: str) -> None:
+    """Remove the request made for `reason`, so that later workers do not stop; one made for another reason stays."""
+    request = _read(file)
+    if request.get("reason") == reason:
         file.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> dict[str, str]:
-    """What a sign says; nothing where there is none."""
+    """The fields of a stop request; empty where there is none."""
     try:
-        sign = json.loads(file.read_text())
+        request = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return sign if isinstance(sign, dict) else {}
+    return request if isinstance(request, dict) else {}
 
 
-class StopSign:
-    """Watches the file of one attempt.
+class StopRequest:
+    """Watches for a stop request to one attempt.
 
     Attributes:
-        reason: why to stop; None while there is no need to.
+        reason: why the workers should stop; None while nobody asked.
     """
 
     def __init__(self, file: Path, attempt: str) -> None:
-        """Begin to watch."""
+        """Start watching `file` for requests to `attempt`."""
         self.reason: str | None = None
         self._file, self._attempt = file, attempt
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="stop-sign", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="stop-request", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -55,6 +55,6 @@ class StopSign:
 
     def _watch(self) -> None:
         while self.reason is None and not self._closed.wait(POLL_SECONDS):
-            sign = _read(self._file)
-            if sign.get("attempt") == self._attempt:
-                self.reason = str(sign.get("reason", ""))
+            request = _read(self._file)
+            if request.get("attempt") == self._attempt:
+                self.reason = str(request.get("reason", ""))

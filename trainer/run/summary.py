@@ -1,7 +1,7 @@
-"""What was measured of a model, with types, and the JSON that it is kept as.
+"""The results of an evaluation and the summary of a run, as typed values and as JSON.
 
-In a file a score is flat: its value under the metric's name, its standard error and the spread over seeds beside it
-under `<name>_se` and `<name>_sd`. How each was measured stands apart, under `protocol`, which earlier files lack.
+In a file, a score is flat: its value under the metric's name, its standard error and standard deviation over seeds
+under `<name>_se` and `<name>_sd`. `protocol` says how each score was measured; files of earlier versions lack it.
 """
 
 import math
@@ -18,13 +18,13 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a score was measured: two scores can be compared where these agree.
+    """How a score was measured; two scores can be compared if their protocols agree.
 
     Attributes:
-        samples: number of samples of each seed, N; None for likelihoods.
+        samples: number of samples per seed, N; None for likelihoods.
         sampler: the solver and its settings, as canonical JSON; None for likelihoods.
-        extractors: digests of what the features come from, by name; empty for likelihoods.
-        log_snr_ends: highest and lowest log-SNR that was integrated between; None for the discrete bound and samples.
+        extractors: name of a feature extractor -> its digest; empty for likelihoods.
+        log_snr_ends: highest and lowest log-SNR of the integral; None for the discrete bound and for samples.
     """
 
     samples: int | None = None
@@ -35,16 +35,16 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value, and how well it is known.
+    """A metric's value and its uncertainty.
 
     Attributes:
-        value: in the metric's unit: bits/dim of likelihoods, squared distance of features, fractions.
-        se: its standard error; None where there is none.
-        df: degrees of freedom of that error.
+        value: in the metric's unit: bits/dim for likelihoods, squared distance for features, a fraction for rates.
+        se: standard error of `value`; None where there is none.
+        df: degrees of freedom of the standard error.
         n: number of replicates.
         replicate: what was replicated: held-out `images`, `seeds` of samples, or `blocks` of one set of samples.
-        sd: the standard deviation over seeds.
-        protocol: how it was measured; None where the file does not say.
+        sd: standard deviation over seeds.
+        protocol: how the score was measured; None where the file does not say.
     """
 
     value: float
@@ -56,7 +56,7 @@ class Score:
     protocol: Protocol | None = None
 
     def __str__(self) -> str:
-        """The value with its standard error, for people."""
+        """The value and its standard error, to four significant digits."""
         return f"{self.value:.4g}" + ("" if self.se is None else f" +- {self.se:.2g}")
 
 
@@ -65,11 +65,11 @@ Scores = Mapping[str, Score]
 
 @dataclass(frozen=True)
 class ExtractorUsed:
-    """A feature extractor of an evaluation.
+    """A feature extractor that an evaluation used.
 
     Attributes:
-        sha256: digest of all that its features depend on beside the pixels.
-        heldout_accuracy: of a classifier, on held-out images, in 0..1.
+        sha256: digest of everything but the pixels that its features depend on.
+        heldout_accuracy: a classifier's accuracy on held-out images, in 0..1; None for other extractors.
     """
 
     sha256: str
@@ -78,7 +78,7 @@ class ExtractorUsed:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A Frechet distance at a number of network evaluations for each sample, with its standard error."""
+    """A Frechet distance `value`, its standard error, and the number of network evaluations per sample `nfe`."""
 
     nfe: int
     value: float
@@ -87,7 +87,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """How many images of each class a classifier sees in a set of samples, the training and the held-out images."""
+    """Images per class, as a classifier labels them, in the samples, the training images and the held-out images."""
 
     samples: tuple[int, ...]
     train: tuple[int, ...]
@@ -96,15 +96,15 @@ class ClassCounts:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation found of a model.
+    """The results of an evaluation.
 
     Attributes:
-        scores: by metric name.
-        samples: number of samples of each seed; None where none were drawn.
-        extractors: by name.
-        frechet_at_nfe: by metric name: the distance against network evaluations, in their order.
-        classes: where a classifier was used.
-        notes: what a reader should know, one sentence each.
+        scores: metric name -> score.
+        samples: number of samples per seed; None where no samples were drawn.
+        extractors: extractor name -> the extractor that was used.
+        frechet_at_nfe: metric name -> the Frechet distance at increasing numbers of network evaluations.
+        classes: images per class; None where no classifier was used.
+        notes: remarks for the reader, one sentence each.
     """
 
     scores: Scores
@@ -115,7 +115,10 @@ class Evaluated:
     notes: tuple[str, ...] = ()
 
     def score(self, metric: str) -> Score | None:
-        """A metric that can be compared; None where it was not measured or is not finite, as is its error then."""
+        """A metric's score, for comparisons; None if it was not measured or is not finite.
+
+        A standard error that is not finite is replaced by None.
+        """
         score = self.scores.get(metric)
         if score is None or not math.isfinite(score.value):
             return None
@@ -168,8 +171,8 @@ def _without_none(values: Json) -> Json:
 
 
 def _protocol_to_json(scores: Scores) -> Json:
-    """How each score was measured, by its name."""
-    told: Json = {}
+    """Metric name -> how the score was measured, as JSON."""
+    entries: Json = {}
     for name, score in scores.items():
         entry = _without_none({"replicate": score.replicate, "n": score.n, "df": score.df})
         if score.protocol is not None:
@@ -178,22 +181,22 @@ def _protocol_to_json(scores: Scores) -> Json:
                 key: list(value) if isinstance(value, tuple) else value for key, value in protocol.items() if value
             }
         if entry:
-            told[name] = entry
-    return told
+            entries[name] = entry
+    return entries
 
 
 def evaluated_from_json(values: Mapping[str, Any]) -> Evaluated:
-    """What a file of an evaluation or of a run's summary says was found; other keys of the file are passed over.
+    """The results in the JSON of an evaluation or of a run's summary; other keys of the file are ignored.
 
     Raises:
-        TypeError, KeyError, ValueError: not what an evaluation leaves.
+        TypeError, KeyError, ValueError: the values are not an evaluation's.
     """
-    told: Mapping[str, Json] = values.get("protocol", {})
+    protocols: Mapping[str, Json] = values.get("protocol", {})
     names = [name for name, value in values.items() if isinstance(value, float) and name != "images_per_second"]
     derived = {f"{name}{suffix}" for name in names for suffix in (ERROR, SPREAD)}
     classes = values.get("classes")
     return Evaluated(
-        scores={name: _score(name, values, told.get(name, {})) for name in names if name not in derived},
+        scores={name: _score(name, values, protocols.get(name, {})) for name in names if name not in derived},
         samples=values.get("samples"),
         extractors={name: ExtractorUsed(**used) for name, used in values.get("extractors", {}).items()},
         frechet_at_nfe={
@@ -205,24 +208,24 @@ def evaluated_from_json(values: Mapping[str, Any]) -> Evaluated:
     )
 
 
-def _score(name: str, values: Mapping[str, Any], told: Json) -> Score:
-    kept = {key: told[key] for key in ("replicate", "n", "df") if key in told}
-    score = Score(values[name], se=values.get(f"{name}{ERROR}"), sd=values.get(f"{name}{SPREAD}"), **kept)
-    if not told:
+def _score(name: str, values: Mapping[str, Any], entry: Json) -> Score:
+    replicates = {key: entry[key] for key in ("replicate", "n", "df") if key in entry}
+    score = Score(values[name], se=values.get(f"{name}{ERROR}"), sd=values.get(f"{name}{SPREAD}"), **replicates)
+    if not entry:
         return score
-    ends = cast("list[float] | None", told.get("log_snr_ends"))
+    ends = cast("list[float] | None", entry.get("log_snr_ends"))
     protocol = Protocol(
-        samples=told.get("samples"),
-        sampler=told.get("sampler"),
-        extractors=told.get("extractors", {}),
+        samples=entry.get("samples"),
+        sampler=entry.get("sampler"),
+        extractors=entry.get("extractors", {}),
         log_snr_ends=None if ends is None else (ends[0], ends[1]),
     )
     return replace(score, protocol=protocol)
 
 
 @dataclass(frozen=True)
-class GateSaid:
-    """What the gate of the registry decided about a version: for which alias, and why or why not."""
+class GateDecision:
+    """The registry gate's decision on a version: the alias at stake, and the reason."""
 
     alias: str
     reason: str
@@ -230,15 +233,15 @@ class GateSaid:
 
 @dataclass(frozen=True)
 class Registration:
-    """Where MLflow has a run and its model; all None until it has answered.
+    """Where MLflow keeps a run and its model; all None until MLflow has answered.
 
     Attributes:
-        run_id: of the MLflow run.
-        model_uri: of the logged or registered model.
-        registered_model: its name in the registry, where the run asks for that.
-        registered_version: its number there.
-        alias: that the version was given.
-        gate: what was decided.
+        run_id: id of the MLflow run.
+        model_uri: URI of the logged or registered model.
+        registered_model: name of the registered model; None where the run registers none.
+        registered_version: number of the registered version.
+        alias: alias that the version was given.
+        gate: the gate's decision on the version.
         recorded: whether everything has been uploaded.
     """
 
@@ -247,7 +250,7 @@ class Registration:
     registered_model: str | None = None
     registered_version: int | None = None
     alias: str | None = None
-    gate: GateSaid | None = None
+    gate: GateDecision | None = None
     recorded: bool = False
 
 
@@ -256,17 +259,17 @@ class RunSummary:
     """How a run ended: `results/summary.json`.
 
     Attributes:
-        name: of the run.
-        experiment: of the run.
+        name: the run's name.
+        experiment: the experiment that the run belongs to.
         step: training steps of the packaged weights.
-        package_sha256: digest of the package.
-        config_sha256: digest of the whole configuration.
-        method_sha256: digest of what decides the result.
-        dataset_fingerprint: of the data set.
-        evaluated: what was found of the package.
-        images_per_second: training images a second, the harmonic mean over all logged windows.
-        seconds: how long `startup`, `training` and `evaluation` took, of those that the last process did.
-        registration: where MLflow has it.
+        package_sha256: SHA-256 of the package.
+        config_sha256: SHA-256 of the whole configuration.
+        method_sha256: SHA-256 of the settings that decide the result.
+        dataset_fingerprint: SHA-256 of the prepared data set.
+        evaluated: results of the package's evaluation.
+        images_per_second: training images per second, the harmonic mean over all logged windows.
+        seconds: duration in seconds of `startup`, `training` and `evaluation`, of those that the last process did.
+        registration: where MLflow keeps the run and its model.
     """
 
     name: str
@@ -298,10 +301,10 @@ REGISTRATION = ("run_id", "model_uri", "registered_model", "registered_version",
 
 
 def summary_from_json(values: Mapping[str, Any]) -> RunSummary:
-    """What a `summary.json` says.
+    """The summary in the JSON of a `summary.json`.
 
     Raises:
-        TypeError, KeyError, ValueError: not what a run leaves.
+        TypeError, KeyError, ValueError: the values are not a run's summary.
     """
     gate: Json | None = values.get("gate")  # runs of earlier versions have none
     return RunSummary(
@@ -310,6 +313,6 @@ def summary_from_json(values: Mapping[str, Any]) -> RunSummary:
         images_per_second=values["images_per_second"],
         seconds=values["seconds"],
         registration=Registration(
-            **{name: values[name] for name in REGISTRATION}, gate=None if gate is None else GateSaid(**gate)
+            **{name: values[name] for name in REGISTRATION}, gate=None if gate is None else GateDecision(**gate)
         ),
     )

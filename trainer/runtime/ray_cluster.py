@@ -5,7 +5,7 @@ import os
 import socket
 
 from trainer.config.run_config import RunConfig
-from trainer.errors import InputError, RunFailed, last_line
+from trainer.errors import InputError, RunFailedError, last_line
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -31,7 +31,7 @@ def connect_ray() -> None:
     """Join the cluster of RAY_ADDRESS or start a local one, quietly.
 
     Raises:
-        RunFailed: there is none where RAY_ADDRESS says.
+        RunFailedError: there is none where RAY_ADDRESS says.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **RAY_TRAIN_SETTINGS} | os.environ
     import ray
@@ -40,7 +40,7 @@ def connect_ray() -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     except ConnectionError as error:
-        raise RunFailed(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}: {last_line(error)}") from error
+        raise RunFailedError(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}: {last_line(error)}") from error
 
 
 def resolve_device(config: RunConfig) -> str:
@@ -49,7 +49,7 @@ def resolve_device(config: RunConfig) -> str:
 
     if config.parallel.device != "auto":
         return config.parallel.device
-    return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.parallel.least_workers else "cpu"
+    return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.parallel.min_workers else "cpu"
 
 
 RAY_TRAIN_SETTINGS = {

@@ -1,1 +1,1 @@
-"""One rank's process: batches, a step, the loop. Knows nothing of evaluation, MLflow or the driver."""
+"""The process of one rank: batches, the training step and the loop; independent of evaluation, MLflow and driver."""

@@ -1,6 +1,6 @@
-"""Changes of training images that keep what they show: mirroring, and a crop of the padded image.
+"""Augmentation of training images: horizontal flips, and random crops of the padded image.
 
-How each row of a step is changed is drawn in batch_plan.py; this applies it, exactly, to pixels.
+The random choices are drawn in batch_plan.py; this module applies them to pixels, exactly.
 """
 
 import numpy as np
@@ -8,25 +8,25 @@ from numpy.typing import NDArray
 
 
 def augmented(
-    pixels: NDArray[np.uint8], flipped: NDArray[np.bool_], corner: NDArray[np.int64], padding: int
+    pixels: NDArray[np.uint8], flipped: NDArray[np.bool_], crop_offset: NDArray[np.int64], padding: int
 ) -> NDArray[np.uint8]:
-    """Images mirrored, padded and cropped, each its own way.
+    """Flip, pad and crop each image in its own way.
 
     Args:
-        pixels: uint8 [R, H, W, C].
-        flipped: whether left and right change places, bool [R].
-        corner: first row and column of the crop in the padded image, int64 [R, 2] in 0..2 padding; `padding` for both
-            is the image itself.
-        padding: pixels on each side, less than H and W: the image reflected, without the edge itself.
+        pixels: images, uint8 [R, H, W, C].
+        flipped: whether the image is mirrored left to right, bool [R].
+        crop_offset: first row and column of the crop in the padded image, in 0..2 padding, int64 [R, 2]; (padding,
+            padding) gives the image itself.
+        padding: reflected pixels added on each side, without repeating the edge; less than H and W.
 
     Returns:
-        uint8 [R, H, W, C].
+        Augmented images, uint8 [R, H, W, C].
     """
     pixels = np.where(flipped[:, None, None, None], pixels[:, :, ::-1], pixels)
     if padding == 0:
         return pixels
     height, width = pixels.shape[1:3]
     padded = np.pad(pixels, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="reflect")
-    rows = corner[:, :1] + np.arange(height)
-    columns = corner[:, 1:] + np.arange(width)
+    rows = crop_offset[:, :1] + np.arange(height)
+    columns = crop_offset[:, 1:] + np.arange(width)
     return padded[np.arange(len(pixels))[:, None, None], rows[:, :, None], columns[:, None, :]]

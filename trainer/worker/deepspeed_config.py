@@ -1,4 +1,4 @@
-"""How a run maps onto DeepSpeed: micro-batches per rank, and the configuration it is given. No torch."""
+"""How a run maps onto DeepSpeed: micro-batches per rank, and DeepSpeed's configuration. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from trainer.config.run_config import RunConfig
 
 @dataclass(frozen=True)
 class BatchShape:
-    """How the global batch falls on ranks: `rows` per rank (padding included), in `micro_batches` of `micro_rows`."""
+    """How the global batch is split: `rows` per rank (with padding), in `micro_batches` of `micro_rows` rows each."""
 
     rows: int
     micro_rows: int
@@ -17,7 +17,7 @@ class BatchShape:
 
 
 def batch_shape(config: RunConfig, workers: int) -> BatchShape:
-    """Rows per rank and the accumulation that follows; nothing needs to divide anything, the rest is padding."""
+    """Rows per rank and gradient accumulation; where sizes do not divide evenly, the rest is filled with padding."""
     per_rank = -(-config.training.global_batch_size // workers)
     micro_rows = min(config.parallel.micro_batch_size or per_rank, per_rank)
     micro_batches = -(-per_rank // micro_rows)
@@ -25,7 +25,7 @@ def batch_shape(config: RunConfig, workers: int) -> BatchShape:
 
 
 def deepspeed_config(config: RunConfig, workers: int) -> dict[str, Any]:
-    """The configuration given to DeepSpeed, whole."""
+    """The whole configuration for `deepspeed.initialize`."""
     shape, extras = batch_shape(config, workers), config.parallel.deepspeed
     return {
         "train_micro_batch_size_per_gpu": shape.micro_rows,
@@ -41,7 +41,7 @@ def deepspeed_config(config: RunConfig, workers: int) -> dict[str, Any]:
 
 
 def _zero_extras(extras: DeepSpeedConfig) -> dict[str, Any]:
-    """The settings that were made, where DeepSpeed looks for them."""
+    """The settings that are not null, as entries of DeepSpeed's `zero_optimization`."""
     made = extras.model_dump(exclude={"activation_checkpointing"}, exclude_none=True)
     offloads = {"offload_optimizer": made.pop("offload_optimizer"), "offload_param": made.pop("offload_parameters")}
     return made | {name: {"device": where, "pin_memory": True} for name, where in offloads.items() if where != "none"}

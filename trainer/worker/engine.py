@@ -1,9 +1,9 @@
-"""DeepSpeed, kept behind three ideas: an engine, this rank's fp32 masters, and named fragments of them.
+"""DeepSpeed behind three concepts: an engine, this rank's fp32 master weights, and named fragments of them.
 
 Under ZeRO the fp32 master weights and Adam's moments live in flat tensors, each rank holding a part. A `Fragment` says
-which slice of which named parameter a piece of a flat tensor is; the checkpoint and the EMA need nothing else, so they
-do not care about the stage or the number of ranks. Stage 3 replaces `torch.nn.functional.linear` for the whole
-process: use one stage per process.
+which slice of which named parameter a piece of a flat tensor is; checkpoints and the EMA need nothing else, so they do
+not depend on the stage or the number of ranks. Stage 3 replaces `torch.nn.functional.linear` for the whole process:
+use one stage per process.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Where a training worker begins: its imports, then the loop."""
+"""Entry point of a training worker: imports, then the training loop."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ MODULES = ("trainer.worker.loop", "deepspeed")
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """What each worker runs; the configuration is validated again where it is used."""
+    """The function that Ray Train runs on each worker; validates the configuration again."""
     config = RunConfig.model_validate_json(payload["config"])
     import_stack(MODULES, config.network.kind, get_device().type)
     import torch
 
     from trainer.worker.loop import run
-    from trainer.worker.step import Place
+    from trainer.worker.step import WorkerContext
 
     torch.set_num_threads(max(1, int(config.parallel.cpus_per_worker)))
-    place = Place(config, RunPaths(Path(payload["root"])), Path(payload["dataset"]), get_device(), payload["attempt"])
-    run(place, ray.train.report)
+    paths, dataset = RunPaths(Path(payload["root"])), Path(payload["dataset"])
+    context = WorkerContext(config, paths, dataset, get_device(), payload["attempt"])
+    run(context, ray.train.report)

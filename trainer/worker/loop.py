@@ -1,7 +1,7 @@
 """The training loop that every Ray Train worker runs.
 
-Everything a step depends on is a function of (config, step) or in the checkpoint, so resuming is loading the newest
-complete one and going on. Rank 0 reports to the journal alone. A step itself is in trainer/worker/step.py.
+Everything a step depends on is a function of (config, step) or stored in the checkpoint, so resuming means loading the
+newest complete checkpoint and going on. Only rank 0 writes to the journal. The step itself is in step.py.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from diffusion.network import build_network
 from diffusion.objective import Objective
 from diffusion.process.sde import make_process
 from diffusion.time_sampling import LossMoments
-from trainer.checkpoint.background import Writer
+from trainer.checkpoint.background import AsyncCheckpointWriter
 from trainer.checkpoint.reader import Checkpoint, find_latest
 from trainer.config.run_config import RunConfig
 from trainer.data.dataset import open_dataset
@@ -26,20 +26,20 @@ from trainer.ema.sharded import ShardedEma
 from trainer.run.attempt import Fence
 from trainer.run.journal import Journal, Metrics, NonFinite, Started, Stopped, Warned
 from trainer.run.paths import RunPaths
-from trainer.run.stop_request import StopSign
+from trainer.run.stop_request import StopRequest
 from trainer.runtime.device import full_precision, prepare_network, require_compiler
-from trainer.worker.batch_plan import Draws
-from trainer.worker.batches import Feed
+from trainer.worker.batch_plan import BatchPlan
+from trainer.worker.batches import BatchLoader
 from trainer.worker.engine import Masters, initialize
 from trainer.worker.meters import Meters
-from trainer.worker.step import HINT, NonFiniteError, Place, Worker
+from trainer.worker.step import HINT, NonFiniteError, Worker, WorkerContext
 
 
-def start_worker(place: Place) -> Worker:
-    """Build this rank's state, at the newest complete checkpoint if there is one; collective."""
-    config, paths = place.config, place.paths
+def start_worker(context: WorkerContext) -> Worker:
+    """Build this rank's training state, from the newest complete checkpoint if there is one; collective."""
+    config, paths = context.config, context.paths
     journal = Journal(paths.journal) if dist.get_rank() == 0 else None
-    dataset = open_dataset(place.dataset)
+    dataset = open_dataset(context.dataset)
     torch.manual_seed(config.seed)
     objective = build_objective(config, dataset.info.image_shape)
     process = objective.denoiser.process
@@ -48,8 +48,8 @@ def start_worker(place: Place) -> Worker:
         objective.load_state_dict(resumed.tensors("param"))
     full_precision()
     if config.parallel.compile:
-        require_compiler(place.device)
-    engine = initialize(objective.to(place.device), config, place.device)
+        require_compiler(context.device)
+    engine = initialize(objective.to(context.device), config, context.device)
     masters = Masters(engine, config.parallel.zero_stage)
     ema = ShardedEma(masters.flats, config.ema.tracks)
     if resumed:
@@ -57,7 +57,7 @@ def start_worker(place: Place) -> Worker:
         for kind, flats in ema.tracks.items():
             for fragment in masters.fragments:
                 fragment.of(flats).copy_(resumed.read(kind, fragment.name, fragment.offset, fragment.numel))
-    draws = Draws(
+    plan = BatchPlan(
         config.seed,
         dataset.info.train,
         config.training,
@@ -68,22 +68,22 @@ def start_worker(place: Place) -> Worker:
     )
     labels = torch.from_numpy(dataset.labels("train")) if config.network.classes else None
     return Worker(
-        place=place,
+        context=context,
         engine=engine,
         masters=masters,
         ema=ema,
-        feed=Feed(draws, dataset.images("train"), labels, config.network.classes, place.device),
-        writer=Writer(),
+        loader=BatchLoader(plan, dataset.images("train"), labels, config.network.classes, context.device),
+        writer=AsyncCheckpointWriter(),
         journal=journal,
-        fence=Fence(paths.attempt, place.attempt),
-        stop_sign=StopSign(paths.preempt, place.attempt) if journal else None,
+        fence=Fence(paths.attempt, context.attempt),
+        stop_request=StopRequest(paths.preempt, context.attempt) if journal else None,
         step=resumed.step if resumed else 0,
         skipped=resumed.step - resumed.optimizer_steps if resumed else 0,
     )
 
 
 def build_objective(config: RunConfig, image_shape: tuple[int, int, int]) -> Objective:
-    """The objective around a freshly initialised network, with all that is trained as its children."""
+    """The objective around a newly initialised network; everything that is trained is a submodule of it."""
     process = make_process(config.process)
     network = build_network(config.network, image_shape, process.reverse_variance == "learned")
     prepare_network(network, config.parallel)
@@ -93,7 +93,7 @@ def build_objective(config: RunConfig, image_shape: tuple[int, int, int]) -> Obj
 
 
 def restored_moments(config: RunConfig, resumed: Checkpoint | None) -> LossMoments | None:
-    """The second moments that t is drawn by, as the checkpoint has them; None for other ways to draw t."""
+    """The loss statistics for importance sampling of t, from the checkpoint; None if t is sampled otherwise."""
     if not isinstance(config.objective.time_sampling, ImportanceTime):
         return None
     moments = LossMoments(config.objective.time_sampling)
@@ -103,37 +103,37 @@ def restored_moments(config: RunConfig, resumed: Checkpoint | None) -> LossMomen
 
 
 def _agree_on_checkpoint(paths: RunPaths, journal: Journal | None) -> Checkpoint | None:
-    """Rank 0 looks for the newest good checkpoint, and every rank takes that one."""
+    """Rank 0 finds the newest good checkpoint and tells the other ranks."""
     choice: list[Path | None] = [None]
     if journal:
-        found = find_latest(paths.checkpoints)
-        for reason in found.refused:
-            journal.append(Warned(text=f"checkpoint passed over: {reason}"))
-        choice = [found.folder]
+        latest = find_latest(paths.checkpoints)
+        for reason in latest.refused:
+            journal.append(Warned(text=f"checkpoint skipped: {reason}"))
+        choice = [latest.folder]
     dist.broadcast_object_list(choice, src=0)
     return Checkpoint(choice[0]) if choice[0] else None
 
 
-def run(place: Place, report: Any) -> None:  # noqa: ANN401 - ray.train.report
-    """Train to `training.steps`, to a stop sign or to a non-finite loss; the journal says which.
+def run(context: WorkerContext, report: Any) -> None:  # noqa: ANN401 - ray.train.report
+    """Train until `training.steps`, a stop request or a non-finite loss; the journal says which.
 
     Args:
-        place: of this worker.
+        context: the worker's configuration, paths, data, device and attempt.
         report: called with metrics on every rank at every checkpoint.
     """
-    worker = start_worker(place)
-    settings, last = place.config.run, place.config.training.steps
-    meters = Meters(place.device)
+    worker = start_worker(context)
+    settings, last = context.config.run, context.config.training.steps
+    meters = Meters(context.device)
     worker.record(Started(step=worker.step, steps=last, world_size=dist.get_world_size()))
     returned_to: int | None = None
     try:
         while worker.step < last and not worker.stopping:
             worker.train_step(meters)
-            if worker.skips_in_a_row == place.config.training.max_skips:
+            if worker.skips_in_a_row == context.config.training.max_skips:
                 worker, returned_to = rolled_back(worker, returned_to)
             ending = worker.step == last or worker.stopping
             if worker.step % settings.log_every == 0 or ending:
-                metrics = meters.flush(place.config.training.global_batch_size)
+                metrics = meters.flush(context.config.training.global_batch_size)
                 worker.record(Metrics(step=worker.step, values={"lr": worker.lr, **metrics}))
             if worker.step % settings.checkpoint_every == 0 or ending:
                 worker.save_checkpoint()
@@ -141,38 +141,42 @@ def run(place: Place, report: Any) -> None:  # noqa: ANN401 - ray.train.report
                     report({"step": worker.step, "loss": meters.last_loss})
         worker.close()
         if worker.stopping:
-            worker.record(Stopped(step=worker.step, text=worker.stop_sign.reason or "" if worker.stop_sign else ""))
+            worker.record(
+                Stopped(step=worker.step, text=worker.stop_request.reason or "" if worker.stop_request else "")
+            )
     except NonFiniteError as error:
         worker.close()
         worker.record(NonFinite(step=worker.step, text=str(error)))
 
 
 def rolled_back(worker: Worker, returned_to: int | None) -> tuple[Worker, int]:
-    """The weights of the last good checkpoint, and the batches after the step at hand: those between are left out.
+    """Go back to the weights of the last good checkpoint, and go on with the batches after the current step.
+
+    The batches between the checkpoint and the current step are not used again.
 
     Args:
-        worker: that has skipped too many steps in a row.
-        returned_to: the checkpoint of the last time.
+        worker: the worker that skipped too many steps in a row.
+        returned_to: step of the checkpoint that the previous rollback went back to; None at the first rollback.
 
     Returns:
-        A worker to go on with, and the checkpoint's step.
+        The worker to go on with, and the checkpoint's step.
 
     Raises:
-        NonFiniteError: there is no checkpoint, or none since the last time.
+        NonFiniteError: there is no checkpoint, or no newer one since the previous rollback.
     """
     worker.close()
     worker.engine.destroy()
-    fresh = start_worker(worker.place)
-    found, skips = fresh.step, worker.skips_in_a_row
-    if found == 0 or found == returned_to:
+    fresh = start_worker(worker.context)
+    restored, skips = fresh.step, worker.skips_in_a_row
+    if restored == 0 or restored == returned_to:
         fresh.close()
-        since = f"again, with the weights of step {found}" if found else "before the first checkpoint"
+        since = f"again, with the weights of step {restored}" if restored else "before the first checkpoint"
         raise NonFiniteError(f"step {worker.step}: {skips} steps in a row were not finite, {since}; gave up. {HINT}")
     if fresh.journal:
-        snapshots.forget(worker.place.paths.ema, found)
-    for left_out in range(found + 1, worker.step + 1):
-        fresh.step, fresh.skipped = left_out, fresh.skipped + 1
-        fresh.ema.update(left_out)  # the weights stood still
+        snapshots.forget(worker.context.paths.ema, restored)
+    for skipped_step in range(restored + 1, worker.step + 1):
+        fresh.step, fresh.skipped = skipped_step, fresh.skipped + 1
+        fresh.ema.update(skipped_step)  # the weights did not change
         fresh.save_snapshot()
-    fresh.warn(f"step {worker.step}: {skips} skipped in a row; going on with the weights of step {found}")
-    return fresh, found
+    fresh.warn(f"step {worker.step}: {skips} skipped in a row; going on with the weights of step {restored}")
+    return fresh, restored

@@ -1,4 +1,4 @@
-"""What a step measures: loss, loss by log-SNR bucket, gradient norm and images per second, over all ranks."""
+"""Training metrics over all ranks: loss, loss by log-SNR bucket, gradient norm and images per second."""
 
 import time
 from itertools import pairwise
@@ -17,7 +17,7 @@ def bucket_names() -> list[str]:
 
 
 class Meters:
-    """Sums since the last flush; only `flush` communicates."""
+    """Sums of metrics since the last flush; only `flush` communicates between ranks."""
 
     def __init__(self, device: torch.device) -> None:
         """Start empty; the clock starts now."""
@@ -29,24 +29,30 @@ class Meters:
         self._since = time.perf_counter()
         self.last_loss = float("nan")
 
-    def add_rows(self, log_snr: Tensor, epsilon_mse: Tensor, weight: Tensor) -> None:
-        """Take in this rank's rows: log_snr float64 [R] on the CPU, the others [R]."""
+    def add_rows(self, log_snr: Tensor, epsilon_mse: Tensor, row_mask: Tensor) -> None:
+        """Add this rank's rows.
+
+        Args:
+            log_snr: log-SNR of the rows, float64 [R] on the CPU.
+            epsilon_mse: mean squared error of the predicted noise, [R].
+            row_mask: 1 for a real row, 0 for padding, [R].
+        """
         bucket = torch.bucketize(log_snr, self._edges).to(epsilon_mse.device)
-        self._buckets[0].index_add_(0, bucket, epsilon_mse.float() * weight)
-        self._buckets[1].index_add_(0, bucket, weight)
+        self._buckets[0].index_add_(0, bucket, epsilon_mse.float() * row_mask)
+        self._buckets[1].index_add_(0, bucket, row_mask)
 
     def add_step(self, loss: float, gradient_norm: float) -> None:
-        """Take in one step's global loss and gradient norm."""
+        """Add one step's global loss and gradient norm."""
         self._losses.append(loss)
         self._norms.append(gradient_norm)
         self.last_loss = loss
 
     def add_skip(self) -> None:
-        """Take in a step that was left out, with the rows that it would have had."""
+        """Add a skipped step; its rows count for the throughput."""
         self._skipped += 1
 
     def flush(self, global_batch_size: int) -> dict[str, float]:
-        """Means since the last flush, over all ranks; collective. What no step has told is left out."""
+        """Means since the last flush, over all ranks; collective. Metrics without values are left out."""
         dist.all_reduce(self._buckets)
         sums, counts = self._buckets.tolist()
         now = time.perf_counter()

@@ -1,6 +1,6 @@
-"""One rank's training state, and one step of it.
+"""One rank's training state, and one training step.
 
-    draws -> engine(objective) -> all ranks agree the loss is finite -> engine.backward -> engine.step -> ema
+    batch -> engine(objective) -> all ranks agree the loss is finite -> engine.backward -> engine.step -> ema
 
 The engine's module is the objective, so whatever is trained beside the network (a learned schedule, an adaptive
 lambda(t)) is sharded, averaged and checkpointed like it.
@@ -19,17 +19,17 @@ from torch import Tensor
 from diffusion.objective import total_loss
 from diffusion.rng import Stream, counter_generator
 from diffusion.time_sampling import LossMoments
-from trainer.checkpoint.background import Writer
+from trainer.checkpoint.background import AsyncCheckpointWriter
 from trainer.checkpoint.fragments import fragments_of
-from trainer.checkpoint.writer import facts, prune
+from trainer.checkpoint.writer import manifest_fields, prune
 from trainer.config.run_config import RunConfig
 from trainer.ema import snapshots
 from trainer.ema.sharded import ShardedEma
 from trainer.run.attempt import Fence
 from trainer.run.journal import CheckpointSaved, Journal, Record, Warned
 from trainer.run.paths import RunPaths
-from trainer.run.stop_request import StopSign
-from trainer.worker.batches import Feed
+from trainer.run.stop_request import StopRequest
+from trainer.worker.batches import BatchLoader
 from trainer.worker.deepspeed_config import batch_shape
 from trainer.worker.engine import MOMENTS, Masters, step
 from trainer.worker.meters import Meters
@@ -38,12 +38,12 @@ HINT = "A lower optim.lr or optim.max_grad_norm usually helps"
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or weight that is NaN or infinite; raised on every rank alike, before anything is spoiled."""
+    """A loss, gradient or weight is NaN or infinite; raised on every rank, before any weight has changed."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a worker is: what to train, where its files are, on which device, and for which attempt."""
+class WorkerContext:
+    """A worker's configuration, the run's files, the data set's folder, the device, and the attempt it belongs to."""
 
     config: RunConfig
     paths: RunPaths
@@ -53,13 +53,13 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Passed:
-    """What the forward passes of one step leave behind, on this rank.
+class StepOutputs:
+    """Outputs of the forward passes of one step, on this rank.
 
     Attributes:
-        losses: every rank's share of the loss.
-        row_losses: the weighted loss of each of this rank's rows, float32 [R].
-        observed: for the meters: log-SNR, squared error and weight of the rows of each micro-batch.
+        losses: each rank's loss, scaled so that their mean is the loss of the global batch.
+        row_losses: weighted loss of each of this rank's rows, float32 [R].
+        observed: log-SNR, squared error and row mask of each micro-batch, for the meters.
     """
 
     losses: list[float]
@@ -72,83 +72,83 @@ class Worker:
     """One rank's training state.
 
     Attributes:
-        place: what it trains and where.
-        engine: DeepSpeed's.
-        masters: this rank's part of the weights.
-        ema: their average.
-        feed: this rank's batches.
-        writer: of checkpoints.
-        journal: on rank 0.
-        fence: of this attempt.
-        stop_sign: on rank 0.
-        step: batches used.
-        skipped: of these, how many moved no weight.
-        skips_in_a_row: how many of the latest did not.
-        stopping: whether all ranks are to stop, as of the last step.
-        window: losses since the last checkpoint.
+        context: configuration, paths, data, device and attempt.
+        engine: the DeepSpeed engine.
+        masters: this rank's part of the fp32 master weights.
+        ema: exponential moving averages of the masters.
+        loader: loads this rank's batches.
+        writer: writes checkpoints and snapshots in the background.
+        journal: the run's journal on rank 0; None on other ranks.
+        fence: tells whether this attempt is still in charge.
+        stop_request: watches for stop requests on rank 0; None on other ranks.
+        step: training steps taken, skipped ones included.
+        skipped: steps that did not change the weights.
+        skips_in_a_row: number of the latest consecutive skipped steps.
+        stopping: whether all ranks are to stop after the last step.
+        losses_since_checkpoint: global loss of each step since the last checkpoint.
     """
 
-    place: Place
+    context: WorkerContext
     engine: Any
     masters: Masters
     ema: ShardedEma
-    feed: Feed
-    writer: Writer
+    loader: BatchLoader
+    writer: AsyncCheckpointWriter
     journal: Journal | None
     fence: Fence
-    stop_sign: StopSign | None
+    stop_request: StopRequest | None
     step: int = 0
     skipped: int = 0
     skips_in_a_row: int = 0
     stopping: bool = False
-    window: list[float] = field(default_factory=list)
+    losses_since_checkpoint: list[float] = field(default_factory=list)
 
     @property
     def config(self) -> RunConfig:
-        """The run's."""
-        return self.place.config
+        """The run's configuration."""
+        return self.context.config
 
     @property
     def lr(self) -> float:
-        """The learning rate of the step at hand: linear warm-up, then constant."""
+        """The learning rate of the current step: linear warm-up, then constant."""
         return self.config.optim.lr * min(1.0, self.step / max(1, self.config.optim.warmup_steps))
 
     def train_step(self, meters: Meters) -> None:
-        """One optimizer step on the next global batch, or none where it is not finite and may be skipped.
+        """One optimizer step on the next global batch; a non-finite step is skipped where that is allowed.
 
         Raises:
             NonFiniteError: some rank's loss, or the gradient, is NaN or infinite; no weight has changed.
         """
         self.step += 1
-        passed = self._pass()
+        outputs = self._forward_backward()
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self.lr
         norm = step(self.engine, self.config.parallel.zero_stage)
         taken = math.isfinite(norm)
         if not taken:
-            self._skip(passed.losses, norm)
+            self._skip(outputs.losses, norm)
             meters.add_skip()
         else:
-            self._take_in(passed, norm, meters)
+            self._record_step(outputs, norm, meters)
         self.ema.update(self.step)
         self.save_snapshot()
 
-    def _take_in(self, passed: Passed, norm: float, meters: Meters) -> None:
-        """What a finite step leaves in the meters and in the statistics that t is drawn by."""
+    def _record_step(self, outputs: StepOutputs, norm: float, meters: Meters) -> None:
+        """Record a finite step in the meters and in the loss statistics for importance sampling of t."""
         self.skips_in_a_row = 0
-        for rows in passed.observed:
+        for rows in outputs.observed:
             meters.add_rows(*rows)
-        if self.feed.draws.moments:
-            self._update_moments(self.feed.draws.moments, passed.row_losses)
-        loss = float(sum(passed.losses)) / len(passed.losses)
-        self.window.append(loss)
+        if self.loader.plan.moments:
+            self._update_moments(self.loader.plan.moments, outputs.row_losses)
+        loss = float(sum(outputs.losses)) / len(outputs.losses)
+        self.losses_since_checkpoint.append(loss)
         meters.add_step(loss, norm)
 
     def _skip(self, losses: list[float], norm: float) -> None:
-        """Count a step that moved no weight.
+        """Count a step that did not change the weights.
 
         Raises:
-            NonFiniteError: where a step may not be skipped.
+            NonFiniteError: steps may not be skipped (`training.on_nonfinite`).
         """
         if self.config.training.on_nonfinite == "stop":
             require_finite(losses, self.step)
@@ -163,97 +163,101 @@ class Worker:
         self.warn(f"step {self.step} skipped: {what} is not finite; {self.skipped} skipped so far")
 
     def _update_moments(self, moments: LossMoments, row_losses: Tensor) -> None:
-        """Take in the losses of the global batch, the same on every rank."""
+        """Update the loss statistics with the losses of the global batch, identically on every rank."""
         gathered = [torch.zeros_like(row_losses) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, row_losses)
         batch = self.config.training.global_batch_size
         losses = torch.cat(gathered)[:batch].double().cpu().numpy()
-        moments.update(self.feed.draws.shares(self.step)[0], losses)
+        moments.update(self.loader.plan.time_fractions(self.step)[0], losses)
 
-    def _pass(self) -> Passed:
+    def _forward_backward(self) -> StepOutputs:
         """Forward and backward over this rank's micro-batches, after the last of which the engine may step.
 
         Raises:
             NonFiniteError: some rank's loss is NaN or infinite, and it may not be skipped.
         """
-        rank, world, device = dist.get_rank(), dist.get_world_size(), self.place.device
+        rank, world, device = dist.get_rank(), dist.get_world_size(), self.context.device
         shape, batch = batch_shape(self.config, world), self.config.training.global_batch_size
         torch.manual_seed(int(counter_generator(self.config.seed, Stream.DROPOUT, self.step, rank).integers(2**63)))
-        made = self.feed.batch(self.step, rank * shape.rows, shape.rows)
-        rows, x_0 = made.rows, made.x_0
+        loaded = self.loader.batch(self.step, rank * shape.rows, shape.rows)
+        rows, x_0 = loaded.rows, loaded.x_0
         local_loss, row_losses = torch.zeros(1, device=device), list[Tensor]()
         observed, agreed = list[tuple[Tensor, Tensor, Tensor]](), list[float]()
         for first in range(0, shape.rows, shape.micro_rows):
             part = slice(first, first + shape.micro_rows)
-            t, weight = rows.t[part], rows.weight[part].to(device)
-            label = None if made.label is None else made.label[part].to(device)
+            t, row_mask = rows.t[part], rows.row_mask[part].to(device)
+            label = None if loaded.label is None else loaded.label[part].to(device)
             losses, epsilon_mse = self.engine(
                 x_0[part].to(device, non_blocking=True), t, rows.eps[part].to(device, non_blocking=True), label
             )
-            loss = total_loss(losses, weight * rows.importance[part].to(device), batch, world)
+            loss = total_loss(losses, row_mask * rows.importance[part].to(device), batch, world)
             local_loss += loss.detach()
             last = first + shape.micro_rows >= shape.rows
             if last:
-                agreed = self._agree(local_loss)
+                agreed = self._gather_losses(local_loss)
                 if not all(map(math.isfinite, agreed)):
                     loss = loss * math.nan  # on every rank, so that the gradient of none is finite and no step is taken
             # DeepSpeed divides by the number of micro-batches; total_loss is a share of the sum already
             self.engine.backward(loss * shape.micro_batches)
             row_losses.append(losses.detach())
             with torch.no_grad():
-                log_snr = self.feed.draws.process.log_snr(t).cpu()
-            observed.append((log_snr, epsilon_mse, weight))
+                log_snr = self.loader.plan.process.log_snr(t).cpu()
+            observed.append((log_snr, epsilon_mse, row_mask))
             if not last:
                 self.engine.step()  # counts the micro-batch; weights move on the last one only
-        return Passed(agreed, torch.cat(row_losses), observed)
+        return StepOutputs(agreed, torch.cat(row_losses), observed)
 
-    def _agree(self, local_loss: Tensor) -> list[float]:
-        """Every rank's loss; with it goes rank 0's word on whether to stop after this step.
+    def _gather_losses(self, local_loss: Tensor) -> list[float]:
+        """Gather every rank's loss, together with rank 0's decision whether to stop after this step.
 
         Raises:
-            NonFiniteError: one is NaN or infinite, and such a step may not be skipped.
+            NonFiniteError: a loss is NaN or infinite, and steps may not be skipped.
         """
-        asked = float(self.stop_sign is not None and self.stop_sign.reason is not None)
-        mine = torch.cat([local_loss, local_loss.new_tensor([asked])])
-        told = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(told, mine)
-        self.stopping = bool(told[0][1])
-        losses = [float(loss) for loss, _ in told]
+        stop_wanted = float(self.stop_request is not None and self.stop_request.reason is not None)
+        mine = torch.cat([local_loss, local_loss.new_tensor([stop_wanted])])
+        gathered = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, mine)
+        self.stopping = bool(gathered[0][1])
+        losses = [float(loss) for loss, _ in gathered]
         if self.config.training.on_nonfinite == "stop":
             require_finite(losses, self.step)
         return losses
 
     def record(self, record: Record) -> None:
-        """Add to the journal from rank 0, unless a newer attempt is in charge of it."""
+        """Append to the journal on rank 0, unless a newer attempt is in charge."""
         if self.journal and self.fence.holds():
             self.journal.append(record)
 
     def warn(self, text: str) -> None:
-        """Add a warning about the step at hand."""
+        """Append a warning about the current step to the journal."""
         self.record(Warned(step=self.step, text=text))
 
     def save_checkpoint(self) -> None:
-        """Begin a checkpoint on all ranks, never one with a non-finite weight; returns once the state is copied.
+        """Start a checkpoint on all ranks; returns once the state is copied to memory.
 
-        There is none of weights that steps are being skipped with, which may be the reason, unless they are the last.
+        While steps are being skipped none is written, since its weights may be the cause, except after the last step.
+
+        Raises:
+            NonFiniteError: a weight is NaN or infinite; no checkpoint is written.
         """
         ending = self.step == self.config.training.steps
         if self.skipped == self.step or (self.skips_in_a_row and not ending):
             return
         finite = torch.tensor(
-            [float(all(bool(torch.isfinite(flat).all()) for flat in self.masters.flats))], device=self.place.device
+            [float(all(bool(torch.isfinite(flat).all()) for flat in self.masters.flats))], device=self.context.device
         )
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         if not finite:
             raise NonFiniteError(f"step {self.step}: a weight is NaN or infinite; no checkpoint was written")
-        began, at, folder = time.monotonic(), self.step, self.place.paths.checkpoints
+        began, at, folder = time.monotonic(), self.step, self.context.paths.checkpoints
         aligned = {"param": self.masters.flats, **self.ema.tracks}
         aligned |= {kind: self.masters.moments(kind) for kind in MOMENTS}
-        moments = self.feed.draws.moments
-        loss = sum(self.window) / len(self.window) if self.window else None
-        self.window.clear()
-        shape = self.feed.draws.image_shape
-        stated = facts(self.config, self.masters.shapes(), shape, at, self.skipped, loss) | {
+        moments = self.loader.plan.moments
+        losses = self.losses_since_checkpoint
+        loss = sum(losses) / len(losses) if losses else None
+        losses.clear()
+        shape = self.loader.plan.image_shape
+        manifest = manifest_fields(self.config, self.masters.shapes(), shape, at, self.skipped, loss) | {
             "loss_moments": {"sums": moments.sums.tolist(), "counts": moments.counts.tolist()} if moments else None
         }
         fragments = fragments_of(self.masters.fragments, aligned)
@@ -266,11 +270,11 @@ class Worker:
 
         self.writer.make_room()
         stalled = round(time.monotonic() - began, 3)
-        self.writer.save(folder, fragments, stated, self.fence, done)
+        self.writer.save(folder, fragments, manifest, self.fence, done)
 
     def save_snapshot(self) -> None:
-        """Begin a snapshot of the EMA's tracks on all ranks, where one is due."""
-        at, folder, every = self.step, self.place.paths.ema, self.config.ema.snapshot_every
+        """Start a snapshot of the EMA tracks on all ranks, if one is due at this step."""
+        at, folder, every = self.step, self.context.paths.ema, self.config.ema.snapshot_every
         if at % snapshots.interval(at, every):
             return
 
@@ -279,25 +283,25 @@ class Worker:
                 snapshots.prune(folder, at, every)
 
         fragments = fragments_of(self.masters.fragments, self.ema.tracks)
-        stated = facts(self.config, self.masters.shapes(), self.feed.draws.image_shape, at, self.skipped)
-        self.writer.save(folder, fragments, stated, self.fence, done)
+        manifest = manifest_fields(self.config, self.masters.shapes(), self.loader.plan.image_shape, at, self.skipped)
+        self.writer.save(folder, fragments, manifest, self.fence, done)
 
     def close(self) -> None:
-        """Finish what is being written, and let the threads go."""
+        """Wait for unfinished checkpoints, and end the threads."""
         try:
             self.writer.close()
         finally:
-            self.feed.close()
-            if self.stop_sign:
-                self.stop_sign.close()
+            self.loader.close()
+            if self.stop_request:
+                self.stop_request.close()
 
 
 def require_finite(losses: list[float], step: int) -> None:
-    """Stop where a rank's loss is NaN or infinite.
+    """Raise if any rank's loss is NaN or infinite.
 
     Args:
-        losses: one per rank.
-        step: for the message.
+        losses: one loss per rank.
+        step: the current step, for the message.
 
     Raises:
         NonFiniteError: naming the step and the ranks.

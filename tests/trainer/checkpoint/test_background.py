@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 
 from tests.oracles.checkpoints import CONFIG, PARAMETERS
 from tests.oracles.world import FlatMasters, ThreadWorld
-from trainer.checkpoint.background import Writer
+from trainer.checkpoint.background import AsyncCheckpointWriter
 from trainer.checkpoint.fragments import fragments_of
 from trainer.checkpoint.manifest import complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint
-from trainer.checkpoint.writer import facts
+from trainer.checkpoint.writer import manifest_fields
 from trainer.run.attempt import Fence, SupersededError, begin_attempt
 
 
@@ -24,13 +24,17 @@ def writer_of(folder, monkeypatch):
         monkeypatch.setattr(f"trainer.checkpoint.{module}.dist", world)
     folder.mkdir(parents=True, exist_ok=True)
     begin_attempt(folder / "attempt", "mine")
-    masters, writer, done = FlatMasters(PARAMETERS, 0, 1), Writer(), list[int]()
+    masters, writer, done = FlatMasters(PARAMETERS, 0, 1), AsyncCheckpointWriter(), list[int]()
 
     def begin(step, attempt="mine"):
         fragments = fragments_of(masters.fragments, {"param": masters.flats})
         fence = Fence(folder / "attempt", attempt)
         writer.save(
-            folder, fragments, facts(CONFIG, masters.shapes(), (1, 4, 4), step), fence, lambda: done.append(step)
+            folder,
+            fragments,
+            manifest_fields(CONFIG, masters.shapes(), (1, 4, 4), step),
+            fence,
+            lambda: done.append(step),
         )
 
     return masters, writer, begin, done

@@ -18,12 +18,12 @@ from trainer.run.attempt import SupersededError, begin_attempt
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 def test_every_parameter_and_moment_is_read_back_whole(tmp_path, world):
-    found = Checkpoint(write(tmp_path, 12, world))
-    found.verify()
-    assert found.step == 12
-    assert found.shapes == {name: tuple(p.shape) for name, p in PARAMETERS.items()}
+    stored = Checkpoint(write(tmp_path, 12, world))
+    stored.verify()
+    assert stored.step == 12
+    assert stored.shapes == {name: tuple(p.shape) for name, p in PARAMETERS.items()}
     for kind, factor in KINDS.items():
-        tensors = found.tensors(kind)
+        tensors = stored.tensors(kind)
         assert list(tensors) == sorted(PARAMETERS)
         for name, parameter in PARAMETERS.items():
             assert torch.equal(tensors[name], parameter * factor)
@@ -41,23 +41,25 @@ def test_any_slice_is_read_the_same_from_any_world(worlds, name, kind, data):
     flat = PARAMETERS[name].flatten() * KINDS[kind]
     offset = data.draw(st.integers(0, len(flat)))
     numel = data.draw(st.integers(0, len(flat) - offset))
-    for found in worlds:
-        assert torch.equal(found.read(kind, name, offset, numel), flat[offset : offset + numel])
+    for stored in worlds:
+        assert torch.equal(stored.read(kind, name, offset, numel), flat[offset : offset + numel])
 
 
 @pytest.mark.parametrize("cuts", [[0, 10], [0, 4, 10], [0, 1, 9, 10]], ids=["world-1", "world-2", "world-3"])
 def test_handwritten_fragments_are_joined_by_their_offsets(tmp_path, cuts):
     values = torch.arange(10, dtype=torch.float32)
     files = {f"rank-{i}.safetensors": {f"param|w|{a}": values[a:b].clone()} for i, (a, b) in enumerate(pairwise(cuts))}
-    found = handwritten(tmp_path / "c", dict(reversed(files.items())), {"w": [2, 5]})
-    assert torch.equal(found.tensor("param", "w"), values.reshape(2, 5))
-    assert torch.equal(found.read("param", "w", 3, 6), values[3:9])
+    stored = handwritten(tmp_path / "c", dict(reversed(files.items())), {"w": [2, 5]})
+    assert torch.equal(stored.tensor("param", "w"), values.reshape(2, 5))
+    assert torch.equal(stored.read("param", "w", 3, 6), values[3:9])
 
 
 def test_parameters_whose_names_share_a_beginning_are_kept_apart(tmp_path):
     fragments = {"param|a|0": torch.ones(2), "param|a.b|0": torch.full((2,), 2.0), "ema|a|0": torch.full((2,), 3.0)}
-    found = handwritten(tmp_path / "c", {"rank-0.safetensors": fragments}, {"a": [2], "a.b": [2]})
-    assert [float(found.read(kind, name, 0, 1)) for kind, name in (("param", "a"), ("param", "a.b"), ("ema", "a"))] == [
+    stored = handwritten(tmp_path / "c", {"rank-0.safetensors": fragments}, {"a": [2], "a.b": [2]})
+    assert [
+        float(stored.read(kind, name, 0, 1)) for kind, name in (("param", "a"), ("param", "a.b"), ("ema", "a"))
+    ] == [
         1,
         2,
         3,
@@ -68,9 +70,9 @@ def test_parameters_whose_names_share_a_beginning_are_kept_apart(tmp_path):
 def test_a_gap_in_the_coverage_is_an_error(tmp_path, missing, covered):
     pieces = {"middle": [(0, 3), (7, 10)], "end": [(0, 7)], "kind": []}[missing]
     fragments = {f"param|w|{a}": torch.ones(b - a) for a, b in pieces} or {"ema|w|0": torch.ones(10)}
-    found = handwritten(tmp_path / "c", {"rank-0.safetensors": fragments}, {"w": [10]})
+    stored = handwritten(tmp_path / "c", {"rank-0.safetensors": fragments}, {"w": [10]})
     with pytest.raises(CheckpointError, match=f"param of w: {covered} of 10 elements found"):
-        found.tensor("param", "w")
+        stored.tensor("param", "w")
 
 
 def test_an_overlap_does_not_hide_a_gap(tmp_path):

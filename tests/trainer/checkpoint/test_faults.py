@@ -35,9 +35,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, fault)
     older, newer = write(tmp_path, 5, 2), write(tmp_path, 10, 2)
     assert find_latest(tmp_path).folder == newer
     damage(newer)
-    found = find_latest(tmp_path)
-    assert found.folder == older
-    assert len(found.refused) == 1
+    latest = find_latest(tmp_path)
+    assert latest.folder == older
+    assert len(latest.refused) == 1
     with pytest.raises(CheckpointError, match=reason):
         Checkpoint(newer).verify()
 
@@ -72,22 +72,22 @@ def test_a_damaged_manifest_is_passed_over_for_the_one_before(tmp_path, fault):
 def test_without_a_manifest_a_folder_is_no_checkpoint(tmp_path):
     older, newer = write(tmp_path, 5, 2), write(tmp_path, 10, 2)
     (newer / MANIFEST).unlink()
-    assert find_latest(tmp_path) == checkpoint.Found(older, [])
+    assert find_latest(tmp_path) == checkpoint.LatestCheckpoint(older, [])
     with pytest.raises(CheckpointError, match="not readable"):
         Checkpoint(newer)
 
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_where_there_is_none_none_is_found(tmp_path, exists):
-    assert find_latest(tmp_path if exists else tmp_path / "nowhere") == checkpoint.Found(None, [])
+    assert find_latest(tmp_path if exists else tmp_path / "nowhere") == checkpoint.LatestCheckpoint(None, [])
 
 
 def test_where_all_are_damaged_all_reasons_are_told(tmp_path):
     for step in (5, 10):
         flip(write(tmp_path, step, 1) / "rank-00000.safetensors")
-    found = find_latest(tmp_path)
-    assert found.folder is None
-    assert ["step-00000010" in found.refused[0], "step-00000005" in found.refused[1]] == [True, True]
+    latest = find_latest(tmp_path)
+    assert latest.folder is None
+    assert ["step-00000010" in latest.refused[0], "step-00000005" in latest.refused[1]] == [True, True]
 
 
 def test_a_copy_with_another_name_is_no_step(tmp_path):

@@ -13,94 +13,94 @@ from trainer.config.run_config import RunConfig
 from trainer.config.training import TrainingConfig
 from trainer.data.dataset import Dataset
 from trainer.data.manifest import DatasetInfo
-from trainer.driver.background_evaluation import Alongside, quick
+from trainer.driver.background_evaluation import BackgroundEvaluation, intermediate_config
 from trainer.driver.run import Driver
-from trainer.errors import RunFailed
+from trainer.errors import RunFailedError
 from trainer.evaluate.evaluation import EvaluationStoppedError
 from trainer.run.journal import Journal, Warned
 from trainer.run.paths import RunPaths
 
 
 @pytest.fixture
-def alongside(tmp_path):
+def background(tmp_path):
     settings = RunSettings(storage=str(tmp_path), name="mine", checkpoint_every=50, evaluate_every=100)
     config = RunConfig(run=settings, training=TrainingConfig(steps=400))
     paths = RunPaths.of(config)
     paths.checkpoints.mkdir(parents=True)
     dataset = Dataset(tmp_path, DatasetInfo("digits", "ab" * 32, (1, 8, 8), 1437, 360, 10))
-    return Alongside(config, paths, dataset, Journal(paths.journal))
+    return BackgroundEvaluation(config, paths, dataset, Journal(paths.journal))
 
 
-def checkpoint(alongside, *steps):
+def checkpoint(background, *steps):
     for step in steps:
-        folder = step_folder(alongside._paths.checkpoints, step)
+        folder = step_folder(background._paths.checkpoints, step)
         folder.mkdir()
         (folder / MANIFEST).write_text("{}")
 
 
-def test_the_newest_multiple_comes_first_and_the_last_step_is_left_to_the_end(alongside):
-    assert alongside._next() is None
-    checkpoint(alongside, 50)
-    assert alongside._next() is None
-    checkpoint(alongside, 100, 150, 200, 250, 400)
-    assert alongside._next() == 200
-    done = alongside._paths.evaluation(200)
+def test_the_newest_multiple_comes_first_and_the_last_step_is_left_to_the_end(background):
+    assert background._next() is None
+    checkpoint(background, 50)
+    assert background._next() is None
+    checkpoint(background, 100, 150, 200, 250, 400)
+    assert background._next() == 200
+    done = background._paths.evaluation(200)
     done.mkdir(parents=True)
     (done / "evaluation.json").write_text("{}")
-    assert alongside._next() == 100
+    assert background._next() == 100
 
 
-def test_a_checkpoint_that_cannot_be_read_is_a_warning_and_is_not_tried_again(alongside):
-    checkpoint(alongside, 100)
-    alongside.start()
-    while not alongside._given_up:
-        alongside.join(0.01)
-    alongside.close()
-    assert not alongside.is_alive()
-    (record,) = alongside._journal.records(Warned)
+def test_a_checkpoint_that_cannot_be_read_is_a_warning_and_is_not_tried_again(background):
+    checkpoint(background, 100)
+    background.start()
+    while not background._given_up:
+        background.join(0.01)
+    background.close()
+    assert not background.is_alive()
+    (record,) = background._journal.records(Warned)
     assert record.step == 100
     assert "no evaluation of step 100: its checkpoint was removed before it could be read" in record.text
 
 
-def test_one_that_is_abandoned_ends_at_once_and_says_nothing(alongside, monkeypatch):
+def test_one_that_is_abandoned_ends_at_once_and_says_nothing(background, monkeypatch):
     """What a failed trial of a sweep leaves in a worker that the next trial uses again: no thread of its own."""
     begun = threading.Event()
 
     def evaluate(step):
         begun.set()
-        assert alongside._abandoned.wait(30)
+        assert background._abandoned.wait(30)
         raise EvaluationStoppedError("scoring: stopped")
 
-    monkeypatch.setattr(alongside, "_evaluate", evaluate)
-    checkpoint(alongside, 100, 200)
-    alongside.start()
+    monkeypatch.setattr(background, "_evaluate", evaluate)
+    checkpoint(background, 100, 200)
+    background.start()
     assert begun.wait(30)
-    alongside.abandon()
-    assert not alongside.is_alive()
-    assert list(alongside._journal.read()) == []
+    background.abandon()
+    assert not background.is_alive()
+    assert list(background._journal.read()) == []
 
 
-def test_a_run_that_fails_leaves_no_thread_behind(alongside, monkeypatch):
-    monkeypatch.setattr("trainer.driver.background_evaluation.Alongside", lambda *_: alongside)
-    driver = Driver(alongside._config, alongside._paths, alongside._dataset, alongside._journal, MagicMock())
+def test_a_run_that_fails_leaves_no_thread_behind(background, monkeypatch):
+    monkeypatch.setattr("trainer.driver.background_evaluation.BackgroundEvaluation", lambda *_: background)
+    driver = Driver(background._config, background._paths, background._dataset, background._journal, MagicMock())
 
     def train():
-        with driver._evaluating_alongside():
-            assert alongside.is_alive()
-            raise RunFailed("training: lost")
+        with driver._background_evaluation():
+            assert background.is_alive()
+            raise RunFailedError("training: lost")
 
-    with pytest.raises(RunFailed, match="training: lost"):
+    with pytest.raises(RunFailedError, match="training: lost"):
         train()
-    assert not alongside.is_alive()
+    assert not background.is_alive()
 
 
 def test_beside_training_one_set_of_samples_and_the_bounds_are_measured():
     config = EvaluationConfig(metrics=("nll", "vlb", "kid", "denoising"), seeds=3, nfe_curve=(5,), samples=100)
-    found = quick(config)
-    assert found.metrics == ("vlb", "kid")
-    assert (found.seeds, found.nfe_curve, found.samples) == (1, (), 100)
-    assert quick(EvaluationConfig(metrics=("nll",))).metrics == ("vlb",)
-    assert json.loads(found.model_dump_json())["solver"] == json.loads(config.model_dump_json())["solver"]
+    intermediate = intermediate_config(config)
+    assert intermediate.metrics == ("vlb", "kid")
+    assert (intermediate.seeds, intermediate.nfe_curve, intermediate.samples) == (1, (), 100)
+    assert intermediate_config(EvaluationConfig(metrics=("nll",))).metrics == ("vlb",)
+    assert json.loads(intermediate.model_dump_json())["solver"] == json.loads(config.model_dump_json())["solver"]
 
 
 def test_what_is_evaluated_are_checkpoints():

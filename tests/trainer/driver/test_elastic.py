@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.driver.elastic import Resizing
+from trainer.driver.elastic import CheckpointBeforeResize
 from trainer.run.journal import Journal, Started, Stopped
 from trainer.run.paths import RunPaths
 
@@ -22,7 +22,7 @@ def paths(tmp_path):
     return made
 
 
-def resize(resizing: Resizing, workers: int) -> float:
+def resize(resizing: CheckpointBeforeResize, workers: int) -> float:
     """Ray's call; how long it took."""
     began = time.monotonic()
     resizing.before_controller_execute_resize_decision(SimpleNamespace(num_workers=workers))
@@ -30,17 +30,17 @@ def resize(resizing: Resizing, workers: int) -> float:
 
 
 def test_nobody_is_asked_before_the_first_workers_begin(paths):
-    assert resize(Resizing(paths, "attempt-2", GRACE_S), 2) < GRACE_S / 2
+    assert resize(CheckpointBeforeResize(paths, "attempt-2", GRACE_S), 2) < GRACE_S / 2
     assert not paths.preempt.exists()
 
 
 def test_workers_are_asked_for_a_checkpoint_and_the_sign_is_gone_for_those_after_them(paths):
-    resizing, journal, signs = Resizing(paths, "attempt-2", 30.0), Journal(paths.journal), []
+    resizing, journal, requests = CheckpointBeforeResize(paths, "attempt-2", 30.0), Journal(paths.journal), []
 
     def work() -> None:
         while not paths.preempt.exists():
             time.sleep(0.01)
-        signs.append(json.loads(paths.preempt.read_text()))
+        requests.append(json.loads(paths.preempt.read_text()))
         journal.append(Stopped(step=7, text="asked"))
 
     resize(resizing, 2)
@@ -49,12 +49,12 @@ def test_workers_are_asked_for_a_checkpoint_and_the_sign_is_gone_for_those_after
     worker.start()
     assert resize(resizing, 3) < 10
     worker.join()
-    assert signs == [{"attempt": "attempt-2", "reason": "going on with 3 workers"}]
+    assert requests == [{"attempt": "attempt-2", "reason": "going on with 3 workers"}]
     assert not paths.preempt.exists()
 
 
 def test_after_a_failure_nobody_is_waited_for_but_at_the_next_change_they_are(paths):
-    resizing, journal = Resizing(paths, "attempt-2", GRACE_S), Journal(paths.journal)
+    resizing, journal = CheckpointBeforeResize(paths, "attempt-2", GRACE_S), Journal(paths.journal)
     journal.append(Started(step=0, steps=9, world_size=1))
     resizing.before_controller_execute_failure_decision("retry")
     assert resize(resizing, 1) < GRACE_S / 2
@@ -63,7 +63,7 @@ def test_after_a_failure_nobody_is_waited_for_but_at_the_next_change_they_are(pa
 
 
 def test_workers_that_do_not_answer_are_waited_for_no_longer_than_they_are_given(paths):
-    resizing = Resizing(paths, "attempt-2", GRACE_S)
+    resizing = CheckpointBeforeResize(paths, "attempt-2", GRACE_S)
     Journal(paths.journal).append(Started(step=0, steps=9, world_size=1))
     assert GRACE_S <= resize(resizing, 2) < 3 * GRACE_S
     assert not paths.preempt.exists()

@@ -15,7 +15,7 @@ import pytest
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
 from trainer.driver import preemption
-from trainer.driver.heartbeat import VARIABLE, Heartbeat, queue_url
+from trainer.driver.heartbeat import QUEUE_URL_VARIABLE, Heartbeat, queue_url
 from trainer.driver.preemption import Preempted, Preemption, listening
 from trainer.errors import InputError
 from trainer.run.journal import Journal, Metrics, Started
@@ -95,7 +95,7 @@ def test_workers_that_do_not_answer_in_time_are_not_waited_for(paths):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_exception_that_is_lost_in_a_destructor_is_raised_again(paths, monkeypatch):
-    monkeypatch.setattr(preemption, "AGAIN_S", 0.1)
+    monkeypatch.setattr(preemption, "RERAISE_AFTER_S", 0.1)
 
     class Asked:
         def __del__(self) -> None:
@@ -187,14 +187,14 @@ def test_a_queue_that_is_not_there_is_told_once(paths):
 
 @pytest.mark.parametrize("url", ["queue:8000", "ftp://queue/", "http://", "http://queue:port/", "http://queue:0/"])
 def test_a_malformed_url_is_bad_input(monkeypatch, url):
-    monkeypatch.setenv(VARIABLE, url)
-    with pytest.raises(InputError, match=VARIABLE):
+    monkeypatch.setenv(QUEUE_URL_VARIABLE, url)
+    with pytest.raises(InputError, match=QUEUE_URL_VARIABLE):
         queue_url()
 
 
 @pytest.mark.parametrize("url", [None, ""])
 def test_without_a_url_there_are_no_heartbeats(monkeypatch, url):
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(QUEUE_URL_VARIABLE, raising=False)
     if url is not None:
-        monkeypatch.setenv(VARIABLE, url)
+        monkeypatch.setenv(QUEUE_URL_VARIABLE, url)
     assert queue_url() is None

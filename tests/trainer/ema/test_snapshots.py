@@ -18,16 +18,16 @@ from tests.oracles.world import FlatMasters, ThreadWorld
 from trainer.checkpoint.fragments import fragments_of
 from trainer.checkpoint.manifest import complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint
-from trainer.checkpoint.writer import facts, save
+from trainer.checkpoint.writer import manifest_fields, save
 from trainer.config.run_config import RunConfig
 from trainer.config.training import EmaConfig
 from trainer.data.dataset import DatasetInfo
 from trainer.ema.__main__ import main
 from trainer.ema.export import package_latest, package_weights
 from trainer.ema.sharded import EMA_KINDS, ShardedEma
-from trainer.ema.snapshots import averages, forget, interval, prune
+from trainer.ema.snapshots import ema_sources, forget, interval, prune
 from trainer.run.attempt import Fence, begin_attempt
-from trainer.run.identity import claim
+from trainer.run.identity import register_name
 from trainer.run.paths import RunPaths
 
 CONFIG = RunConfig(network=MLPConfig(width=4, depth=1))
@@ -60,7 +60,9 @@ def write(folder, step, tensors: Mapping[str, dict[str, torch.Tensor]], world=2)
         masters = {kind: FlatMasters(parameters, rank, world) for kind, parameters in tensors.items()}
         first = next(iter(masters.values()))
         fragments = fragments_of(first.fragments, {kind: part.flats for kind, part in masters.items()})
-        return save(folder, fragments, facts(CONFIG, first.shapes(), (1, 2, 2), step), Fence(folder / "attempt", "a"))
+        return save(
+            folder, fragments, manifest_fields(CONFIG, first.shapes(), (1, 2, 2), step), Fence(folder / "attempt", "a")
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.checkpoint.writer.dist", ranks)
@@ -71,7 +73,7 @@ def write(folder, step, tensors: Mapping[str, dict[str, torch.Tensor]], world=2)
 def run(tmp_path_factory):
     """A run whose weights are, after step k, 1 in place k and 0 elsewhere: an average shows its profile's weights."""
     paths = RunPaths(tmp_path_factory.mktemp("run"))
-    claim(CONFIG, paths)
+    register_name(CONFIG, paths)
     masters = [torch.zeros(STEPS)]
     ema = ShardedEma(masters, CONFIG.ema.tracks)
     for step in range(1, STEPS + 1):
@@ -97,13 +99,13 @@ def test_snapshots_are_thinned_out_as_the_run_goes_on(run):
 
 @pytest.mark.parametrize("sigma_rel", [0.06, 0.075, 0.12, 0.15])
 def test_an_average_of_another_width_has_that_widths_weights(run, sigma_rel):
-    found = averages(run.ema, CONFIG.ema, Checkpoint(step_folder(run.checkpoints, STEPS)))
+    sources = ema_sources(run.ema, CONFIG.ema, Checkpoint(step_folder(run.checkpoints, STEPS)))
     wanted = step_weights(STEPS, gamma_from_sigma_rel(sigma_rel))
-    made = found.tensors(sigma_rel)["profile"].double().numpy()
+    made = sources.tensors(sigma_rel)["profile"].double().numpy()
     error = np.linalg.norm(made - wanted) / np.linalg.norm(wanted)
-    assert len(found.sources) == 20
-    assert 0 < found.error(sigma_rel) < 0.015
-    assert error == pytest.approx(found.error(sigma_rel), rel=0.1)
+    assert len(sources.checkpoints) == 20
+    assert 0 < sources.error(sigma_rel) < 0.015
+    assert error == pytest.approx(sources.error(sigma_rel), rel=0.1)
     assert made.sum() == pytest.approx(1, abs=1e-6)
 
 
@@ -111,15 +113,15 @@ def test_an_average_of_another_width_has_that_widths_weights(run, sigma_rel):
 def test_a_tracks_own_width_is_read_bitwise(run, kind):
     target = Checkpoint(step_folder(run.checkpoints, STEPS))
     sigma_rel = CONFIG.ema.tracks[EMA_KINDS.index(kind)]
-    found = averages(run.ema, CONFIG.ema, target)
-    assert torch.equal(found.tensors(sigma_rel)["profile"], target.tensor(kind, "profile"))
-    assert found.error(sigma_rel) == 0
+    sources = ema_sources(run.ema, CONFIG.ema, target)
+    assert torch.equal(sources.tensors(sigma_rel)["profile"], target.tensor(kind, "profile"))
+    assert sources.error(sigma_rel) == 0
 
 
 def test_an_average_at_an_earlier_snapshot_uses_none_after_it(run):
-    found = averages(run.ema, CONFIG.ema, Checkpoint(step_folder(run.ema, 160)))
-    assert [source.step for source in found.sources] == list(range(16, 161, 16))
-    assert found.tensors(0.075)["profile"][160:].abs().max() == 0
+    sources = ema_sources(run.ema, CONFIG.ema, Checkpoint(step_folder(run.ema, 160)))
+    assert [source.step for source in sources.checkpoints] == list(range(16, 161, 16))
+    assert sources.tensors(0.075)["profile"][160:].abs().max() == 0
 
 
 def test_a_snapshot_that_was_altered_is_left_out_and_named(tmp_path):
@@ -128,10 +130,10 @@ def test_a_snapshot_that_was_altered_is_left_out_and_named(tmp_path):
         write(tmp_path, step, tracks)
     shard = step_folder(tmp_path, 16) / "rank-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x07")
-    found = averages(tmp_path, CONFIG.ema, Checkpoint(step_folder(tmp_path, 24)))
-    assert [source.step for source in found.sources] == [8, 24]
-    assert len(found.refused) == 1
-    assert "step-00000016" in found.refused[0]
+    sources = ema_sources(tmp_path, CONFIG.ema, Checkpoint(step_folder(tmp_path, 24)))
+    assert [source.step for source in sources.checkpoints] == [8, 24]
+    assert len(sources.refused) == 1
+    assert "step-00000016" in sources.refused[0]
     forget(tmp_path, 8)
     assert complete_steps(tmp_path) == [8]
 
@@ -140,7 +142,7 @@ def test_a_snapshot_that_was_altered_is_left_out_and_named(tmp_path):
 def packageable(tmp_path):
     """A short run of a real network, with one snapshot before its checkpoint."""
     paths = RunPaths(tmp_path / "run")
-    claim(CONFIG, paths)
+    register_name(CONFIG, paths)
     network = build_network(CONFIG.network, (1, 2, 2))
     weights = {f"network.{name}": p.detach() for name, p in network.named_parameters()}
     tracks = dict.fromkeys(EMA_KINDS, weights)
@@ -191,7 +193,7 @@ def test_a_newest_checkpoint_that_was_altered_is_passed_over_and_named(packageab
     (altered / "rank-00000.safetensors").write_bytes(b"")
     assert main([str(paths.root)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "warning: left out:" in shown
+    assert "warning: not used:" in shown
     assert "step-00000014" in shown
     assert "step 12:" in shown
     (step_folder(paths.checkpoints, 12) / "rank-00000.safetensors").write_bytes(b"")

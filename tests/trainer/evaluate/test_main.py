@@ -19,7 +19,7 @@ from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
 from trainer.evaluate.__main__ import main, parser
 from trainer.evaluate.target import Subject, find, with_options
-from trainer.run.identity import claim
+from trainer.run.identity import register_name
 from trainer.run.paths import RunPaths
 
 SHAPE = (1, 8, 8)
@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Path:
     evaluation = EvaluationConfig(samples=70, solver=Ddim(num_steps=7))
     config = RunConfig(network=MLPConfig(width=16, depth=1), evaluation=evaluation, run=settings)
     paths = RunPaths.of(config)
-    claim(config, paths)
+    register_name(config, paths)
     package = PackageConfig(
         process=DdpmProcess(num_train_timesteps=40),
         prediction="epsilon",

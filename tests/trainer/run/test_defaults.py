@@ -11,7 +11,7 @@ from trainer.config.load import resolve, validate
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
 from trainer.files import read_json
-from trainer.run.identity import claim, resolve_run
+from trainer.run.identity import register_name, resolve_run
 
 
 class Inner(Config):
@@ -61,7 +61,7 @@ def started_when(monkeypatch, changes, **values):
     earlier = resolve(next(under_earlier_defaults(validate(values))).model_copy(update={"run": validate(values).run}))
     resolved = resolve_run(earlier)
     monkeypatch.setattr(history, "CHANGED_DEFAULTS", ())
-    claim(resolved.config, resolved.paths)
+    register_name(resolved.config, resolved.paths)
     return resolved
 
 
@@ -93,7 +93,7 @@ def test_a_changed_default_is_said_once_and_the_run_keeps_its_own(storage, monke
     found = resolve_run(command())
     assert found.notes == ("evaluation.vlb_draws is 32 by default since 0.2.0; this run goes on with its 128",)
     assert found.config.evaluation.vlb_draws == 128
-    claim(found.config, found.paths)
+    register_name(found.config, found.paths)
     assert read_json(found.paths.identity)["told"] == ["evaluation.vlb_draws"]
     again = resolve_run(command())
     assert (again.notes, again.config) == ((), found.config)

@@ -15,9 +15,9 @@ from trainer.config.run_config import RunConfig
 from trainer.config.training import OptimConfig, TrainingConfig
 from trainer.errors import InputError
 from trainer.files import read_json, write_json
-from trainer.run.identity import claim, is_done, locked, patience, resolve_run
+from trainer.run.identity import is_done, lock_timeout, locked, register_name, resolve_run
 from trainer.run.paths import RunPaths
-from trainer.run.summary import GateSaid, Registration
+from trainer.run.summary import GateDecision, Registration
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def paths(config):
 
 
 def finish(paths, step=100, registered=None):
-    gate = GateSaid("champion", "of a test")
+    gate = GateDecision("champion", "of a test")
     registration = Registration(registered_model=registered, gate=gate, recorded=True)
     summaries.finish(paths, step=step, registration=registration)
 
@@ -46,15 +46,15 @@ def test_a_name_nobody_took_is_new(config, paths):
 
 
 def test_a_claimed_name_is_resumable_and_says_whose_it_is(config, paths):
-    claim(config, paths)
+    register_name(config, paths)
     assert state(config) == "resumable"
     assert RunConfig.model_validate_json(json.dumps(read_json(paths.identity)["config"])) == config
 
 
 def test_a_claim_keeps_the_method_it_was_made_with(config, paths):
-    claim(config, paths)
+    register_name(config, paths)
     before = read_json(paths.identity)["method_sha256"]
-    claim(config.model_copy(update={"training": TrainingConfig(steps=999)}), paths)
+    register_name(config.model_copy(update={"training": TrainingConfig(steps=999)}), paths)
     assert read_json(paths.identity)["method_sha256"] == before
     assert read_json(paths.identity)["config"]["training"]["steps"] == 999
 
@@ -63,7 +63,7 @@ def test_a_claim_keeps_the_method_it_was_made_with(config, paths):
     "change", [{"parallel": ParallelConfig(workers=1, zero_stage=3)}, {"training": TrainingConfig(steps=999)}]
 )
 def test_the_same_method_resumes_whatever_the_workers_and_the_length(config, paths, change):
-    claim(config, paths)
+    register_name(config, paths)
     wanted = config.model_copy(update=change)
     resolved = resolve_run(wanted)
     assert resolved.state == "resumable"
@@ -71,7 +71,9 @@ def test_the_same_method_resumes_whatever_the_workers_and_the_length(config, pat
 
 
 def test_what_the_command_does_not_name_is_as_it_was_stored(config, paths):
-    claim(config.model_copy(update={"optim": OptimConfig(lr=5e-4), "parallel": ParallelConfig(workers=3)}), paths)
+    register_name(
+        config.model_copy(update={"optim": OptimConfig(lr=5e-4), "parallel": ParallelConfig(workers=3)}), paths
+    )
     resolved = resolve_run(config.model_copy(update={"training": TrainingConfig(steps=7)}))
     assert resolved.config.optim.lr == 5e-4
     assert resolved.config.parallel.workers == 3
@@ -79,7 +81,7 @@ def test_what_the_command_does_not_name_is_as_it_was_stored(config, paths):
 
 
 def test_a_name_of_another_method_is_bad_input(config, paths):
-    claim(config, paths)
+    register_name(config, paths)
     other = config.model_copy(update={"optim": OptimConfig(lr=5e-4), "seed": 3})
     with pytest.raises(InputError) as caught:
         resolve_run(other)
@@ -94,7 +96,7 @@ def test_a_name_of_another_method_is_bad_input(config, paths):
 @pytest.mark.parametrize("claimed", [False, True])
 def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(config, paths, claimed):
     if claimed:
-        claim(config, paths)
+        register_name(config, paths)
     texts = ["", "[]", "{}", json.dumps({"method_sha256": config.method_sha256})]
     manifests = [paths.checkpoints / f"step-{step:08d}" / "manifest.json" for step in range(len(texts))]
     for manifest, text in zip(manifests, texts, strict=True):
@@ -119,7 +121,7 @@ def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(conf
     ],
 )
 def test_done_is_enough_steps_and_registered_where_asked(config, paths, step, steps, registered, register_as, done):
-    claim(config, paths)
+    register_name(config, paths)
     finish(paths, step, registered)
     wanted = config.model_copy(
         update={
@@ -161,15 +163,15 @@ def test_a_lock_of_another_process_is_bad_input_and_goes_with_its_process(paths)
 
 def test_a_job_of_the_queue_waits_for_its_predecessor_to_go(paths, monkeypatch):
     monkeypatch.delenv("DUALVIEW_JOB", raising=False)
-    assert patience() == 0
+    assert lock_timeout() == 0
     monkeypatch.setenv("DUALVIEW_JOB", "7")
-    assert patience() > 0
+    assert lock_timeout() > 0
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(paths.root)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         threading.Timer(0.2, holder.kill).start()
-        with locked(paths, patience()):
+        with locked(paths, lock_timeout()):
             assert holder.wait() != 0
     finally:
         holder.kill()

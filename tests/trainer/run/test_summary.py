@@ -11,7 +11,7 @@ from trainer.run.summary import (
     CurvePoint,
     Evaluated,
     ExtractorUsed,
-    GateSaid,
+    GateDecision,
     Protocol,
     Registration,
     RunSummary,
@@ -60,7 +60,7 @@ def test_an_evaluation_is_what_its_json_says(evaluated: Evaluated):
 
 @given(evaluations, st.booleans())
 def test_a_summary_is_what_its_json_says(evaluated: Evaluated, registered: bool):
-    said = Registration("r", "m", "digits", 3, "champion", GateSaid("champion", "better"), True)
+    said = Registration("r", "m", "digits", 3, "champion", GateDecision("champion", "better"), True)
     summary = RunSummary(
         name="n", experiment="e", step=7, package_sha256="p", config_sha256="c", method_sha256="m",
         dataset_fingerprint="d", evaluated=evaluated, images_per_second=12.5, seconds={"training": 3.0},

@@ -37,13 +37,13 @@ def test_every_image_is_changed_by_itself(count, height, width, channels, seed):
     draw = np.random.default_rng(seed)
     pixels = draw.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
     padding = int(draw.integers(0, 5))
-    flipped, corner = draw.random(count) < 0.5, draw.integers(0, 2 * padding + 1, (count, 2))
-    together = augmented(pixels, flipped, corner, padding)
+    flipped, crop_offset = draw.random(count) < 0.5, draw.integers(0, 2 * padding + 1, (count, 2))
+    together = augmented(pixels, flipped, crop_offset, padding)
     for index in range(count):
         image = pixels[index, :, ::-1] if flipped[index] else pixels[index]
         rows, columns = (
             [_reflected(first - padding + i, side) for i in range(side)]
-            for first, side in zip(corner[index], (height, width), strict=True)
+            for first, side in zip(crop_offset[index], (height, width), strict=True)
         )
         assert np.array_equal(together[index], image[np.ix_(rows, columns)])
 

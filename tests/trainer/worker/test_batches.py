@@ -12,26 +12,26 @@ from diffusion.process.sde import make_process
 from diffusion.time_sampling import LossMoments
 from trainer.config.training import AugmentConfig, TrainingConfig
 from trainer.worker.augment import augmented
-from trainer.worker.batch_plan import Draws
-from trainer.worker.batches import Feed
+from trainer.worker.batch_plan import BatchPlan
+from trainer.worker.batches import BatchLoader
 
 IMAGES = np.arange(50 * 4, dtype=np.uint8).reshape(50, 2, 2, 1)
 LABELS = torch.arange(50) % 5
 CPU = torch.device("cpu")
 
 
-def feed(sampling: TimeSamplingConfig | None = None, labels: torch.Tensor | None = LABELS) -> Feed:
+def loader(sampling: TimeSamplingConfig | None = None, labels: torch.Tensor | None = LABELS) -> BatchLoader:
     sampling = sampling or StratifiedTime()
     objective = ObjectiveConfig(time_sampling=sampling, label_dropout=0.3)
     moments = LossMoments(sampling) if isinstance(sampling, ImportanceTime) else None
     training = TrainingConfig(global_batch_size=12)
-    draws = Draws(3, 50, training, make_process(DdpmProcess(num_train_timesteps=100)), objective, (1, 2, 2), moments)
-    return Feed(draws, IMAGES, labels, 5, CPU)
+    plan = BatchPlan(3, 50, training, make_process(DdpmProcess(num_train_timesteps=100)), objective, (1, 2, 2), moments)
+    return BatchLoader(plan, IMAGES, labels, 5, CPU)
 
 
 @pytest.fixture
 def looking_ahead():
-    made = feed()
+    made = loader()
     yield made
     made.close()
 
@@ -40,24 +40,24 @@ def looking_ahead():
 def test_steps_in_any_order_get_their_own_rows(looking_ahead, wanted):
     for step in wanted:
         batch = looking_ahead.batch(step, 4, 6)
-        rows = looking_ahead.draws.rows(step, 4, 6)
+        rows = looking_ahead.plan.rows(step, 4, 6)
         assert np.array_equal(batch.rows.images, rows.images)
         assert torch.equal(batch.rows.eps, rows.eps)
 
         assert torch.equal(batch.x_0, to_model_range(IMAGES[rows.images]))
-        assert torch.equal(batch.label, torch.where(rows.hidden, torch.tensor(5), LABELS[rows.images]))
+        assert torch.equal(batch.label, torch.where(rows.drop_label, torch.tensor(5), LABELS[rows.images]))
 
 
 def test_images_are_changed_and_made_continuous_before_the_network_sees_them(looking_ahead):
     augment = AugmentConfig(horizontal_flip=True, crop_padding=1)
     training = TrainingConfig(global_batch_size=12, augment=augment, dequantise="uniform")
-    draws = replace(looking_ahead.draws, training=training)
-    made = Feed(draws, IMAGES, LABELS, 5, CPU)
+    plan = replace(looking_ahead.plan, training=training)
+    made = BatchLoader(plan, IMAGES, LABELS, 5, CPU)
     batch = made.batch(3, 0, 12)
     made.close()
-    rows = draws.rows(3, 0, 12)
+    rows = plan.rows(3, 0, 12)
     assert rows.u is not None
-    pixels = augmented(IMAGES[rows.images], rows.flipped, rows.corner, 1)
+    pixels = augmented(IMAGES[rows.images], rows.flipped, rows.crop_offset, 1)
     assert not np.array_equal(pixels, IMAGES[rows.images])
     expected = 2 * (torch.from_numpy(pixels).permute(0, 3, 1, 2).double() + rows.u) / 256 - 1
     assert torch.equal(batch.x_0, expected.float())
@@ -65,22 +65,22 @@ def test_images_are_changed_and_made_continuous_before_the_network_sees_them(loo
 
 def test_another_range_of_rows_is_not_what_was_made_ahead(looking_ahead):
     looking_ahead.batch(1, 0, 6)
-    assert torch.equal(looking_ahead.batch(2, 6, 6).rows.eps, looking_ahead.draws.rows(2, 6, 6).eps)
+    assert torch.equal(looking_ahead.batch(2, 6, 6).rows.eps, looking_ahead.plan.rows(2, 6, 6).eps)
 
 
 def test_where_t_depends_on_the_losses_nothing_is_made_ahead():
-    made = feed(ImportanceTime(bins=4))
+    made = loader(ImportanceTime(bins=4))
     made.batch(1, 0, 12)
-    moments = made.draws.moments
+    moments = made.plan.moments
     assert moments is not None
-    moments.update(made.draws.shares(1)[0], np.linspace(0, 9, 12))
+    moments.update(made.plan.time_fractions(1)[0], np.linspace(0, 9, 12))
     after = made.batch(2, 0, 12).rows
-    assert torch.equal(after.t, made.draws.rows(2, 0, 12).t)
-    assert torch.equal(after.importance, made.draws.rows(2, 0, 12).importance)
+    assert torch.equal(after.t, made.plan.rows(2, 0, 12).t)
+    assert torch.equal(after.importance, made.plan.rows(2, 0, 12).importance)
     made.close()
 
 
 def test_a_network_without_classes_is_told_nothing():
-    made = feed(labels=None)
+    made = loader(labels=None)
     assert made.batch(1, 0, 3).label is None
     made.close()

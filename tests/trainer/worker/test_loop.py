@@ -15,7 +15,7 @@ from trainer.ema.sharded import EMA_KINDS, ShardedEma
 from trainer.run.paths import RunPaths
 from trainer.worker import meters
 from trainer.worker.meters import EDGES, Meters, bucket_names
-from trainer.worker.step import NonFiniteError, Place, Worker, require_finite
+from trainer.worker.step import NonFiniteError, Worker, WorkerContext, require_finite
 
 
 @pytest.mark.parametrize(
@@ -160,5 +160,5 @@ def test_the_rate_rises_to_a_constant_that_does_not_depend_on_the_length(warmup,
     config = RunConfig(optim=OptimConfig(lr=0.125, warmup_steps=warmup))
     for step, share in rates.items():
         worker = Worker.__new__(Worker)
-        worker.place, worker.step = Place(config, RunPaths(Path()), Path(), torch.device("cpu"), "a"), step
+        worker.context, worker.step = WorkerContext(config, RunPaths(Path()), Path(), torch.device("cpu"), "a"), step
         assert worker.lr == 0.125 * share
