@@ -3,7 +3,7 @@
 import re
 import sys
 import xml.etree.ElementTree as ET
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 SLOWEST = 30
@@ -27,13 +27,16 @@ def _folder(module: str) -> str:
 
 def table(times: list[tuple[float, str, str]]) -> str:
     """By folder, then the slowest tests, in Markdown."""
-    seconds, counts = Counter[str](), Counter[str]()
+    seconds, counts = defaultdict[str, float](float), Counter[str]()
     for time, folder, _ in times:
         seconds[folder] += time
         counts[folder] += 1
     total = sum(seconds.values())
     lines = ["| folder | tests | seconds |", "|---|---:|---:|"]
-    lines += [f"| {folder} | {counts[folder]:,} | {time:,.0f} |" for folder, time in seconds.most_common()]
+    lines += [
+        f"| {folder} | {counts[folder]:,} | {time:,.0f} |"
+        for folder, time in sorted(seconds.items(), key=lambda each: -each[1])
+    ]
     lines += [f"| **all** | {sum(counts.values()):,} | {total:,.0f} |", ""]
     lines += ["| the slowest | seconds |", "|---|---:|"]
     lines += [f"| `{folder}`: {_plain(name)} | {time:.0f} |" for time, folder, name in times[:SLOWEST]]

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.config.load import default_storage, tracking_uri
 from trainer.errors import InputError
-from trainer.evaluate.comparison import ComparedModel, Verdict, compare, read
+from trainer.evaluate.comparison import ComparedModel, ComparisonResult, compare, read
 from trainer.run.summary import LIKELIHOODS
 
 EXAMPLES = """\
@@ -97,7 +97,7 @@ def evaluated(run: str, given_uri: str | None, scratch: Path) -> ComparedModel:
     return read(results, name)
 
 
-Table = dict[str, list[Verdict]]
+Table = dict[str, list[ComparisonResult]]
 
 
 def compared(found: Sequence[ComparedModel], metrics: Sequence[str] | None, sigmas: float) -> Table:

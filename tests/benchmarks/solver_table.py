@@ -23,7 +23,7 @@ from diffusion.solvers import ImageNoise, make_solver
 from trainer.config.run_config import RunConfig
 from trainer.data.dataset import Dataset
 from trainer.data.prepare import prepare
-from trainer.evaluate.extractors.classifier import Extractor, train_extractor
+from trainer.evaluate.extractors.classifier import ClassifierExtractor, train_extractor
 
 NFE = (5, 10, 20, 50, 100, 1000)
 AT_1000 = ("ancestral", "ddim")  # the ODE solvers have converged by then
@@ -47,7 +47,7 @@ def dataset_of(run: Path) -> Dataset:
 
 
 @lru_cache(maxsize=1)
-def reference(run: Path) -> tuple[Extractor, Moments]:
+def reference(run: Path) -> tuple[ClassifierExtractor, Moments]:
     """The extractor and the training images' moments, once a process."""
     torch.set_num_threads(1)
     dataset = dataset_of(run)

@@ -146,7 +146,7 @@ def spoil(bad: set[int]) -> None:
 def write_again(place: WorkerContext) -> None:
     """Load the newest checkpoint, and write it elsewhere."""
     worker = start_worker(place)
-    worker.place = replace(place, paths=RunPaths(place.paths.root / "reloaded"))
+    worker.context = replace(place, paths=RunPaths(place.paths.root / "reloaded"))
     worker.save_checkpoint()
     worker.close()
 

@@ -18,7 +18,7 @@ from trainer.config.fields import Fraction, Seed
 
 Metric = Literal["vlb", "continuous_vlb", "nll", "denoising", "frechet", "kid", "precision_recall"]
 SAMPLED: tuple[Metric, ...] = ("frechet", "kid", "precision_recall")  # which are of samples, not of held-out images
-Extractor = Literal["pixels", "classifier", "efficientnet_lite0", "inception"]
+ExtractorName = Literal["pixels", "classifier", "efficientnet_lite0", "inception"]
 
 
 class EvaluationConfig(Config):
@@ -32,7 +32,7 @@ class EvaluationConfig(Config):
     """
 
     metrics: tuple[Metric, ...] = ("vlb", "frechet")
-    extractors: tuple[Extractor, ...] = ("classifier",)
+    extractors: tuple[ExtractorName, ...] = ("classifier",)
     inception_file: str | None = None
     inception_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     seeds: Count = 1
@@ -54,7 +54,7 @@ class EvaluationConfig(Config):
     @classmethod
     def _each_once(cls, value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         if len(set(value)) < len(value) or (not value and info.field_name != "nfe_curve"):
-            choices = {"metrics": Metric, "extractors": Extractor}.get(str(info.field_name))
+            choices = {"metrics": Metric, "extractors": ExtractorName}.get(str(info.field_name))
             raise ValueError(
                 f"allowed: {'one or more of ' + ', '.join(get_args(choices)) + ', ' if choices else ''}each once"
             )

@@ -15,13 +15,13 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from diffusion.config.errors import describe, spelled_as_option
-from trainer.config.evaluation import EvaluationConfig, Extractor, Metric
+from trainer.config.evaluation import EvaluationConfig, ExtractorName, Metric
 from trainer.config.load import default_storage, tracking_uri
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.extractors.dimensions import FEATURES
-from trainer.evaluate.target import Recorded, Subject, find, with_options
+from trainer.evaluate.target import EvaluationTarget, MlflowRef, find_target, with_options
 from trainer.run.summary import Evaluated
 
 EXAMPLES = f"""\
@@ -40,7 +40,7 @@ vlb_bpd and continuous_vlb_bpd bound -log2 P of the 8-bit images, by the chain a
 the density of the probability-flow ODE on dequantised images. They answer three questions: compare models by one of
 them, never two of them with each other. denoising is the error against log-SNR that all three come from.
 
-extractors: {", ".join(get_args(Extractor))}. frechet and kid are told by each, precision_recall by the
+extractors: {", ".join(get_args(ExtractorName))}. frechet and kid are told by each, precision_recall by the
 first. A frechet distance needs more samples than there are features, {FEATURES} of classifier and 1280 of
 efficientnet_lite0, and four times as many to be extrapolated to infinitely many. Only inception's is called fid; its
 file is yours: --inception-file weights.pt.
@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
     try:
-        subject = with_options(find(options.model, options.tracking_uri, _registered), options)
-        model, evaluated = evaluate(subject, options.tasks, options.device)
+        target = with_options(find_target(options.model, options.tracking_uri, _from_registry), options)
+        model, evaluated = evaluate(target, options.tasks, options.device)
     except ValidationError as error:
         print(f"error: {describe(error, EvaluationConfig, spelled_as_option)}", file=sys.stderr)
         return 2
@@ -107,13 +107,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps({**model, **evaluated.to_json()}, indent=2))
     else:
-        print(table(subject.evaluation, model, evaluated))
-        print(f"  report: {subject.out / 'report.html'}")
+        print(table(target.evaluation, model, evaluated))
+        print(f"  report: {target.out / 'report.html'}")
     return 0
 
 
-def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> tuple[dict[str, Any], Evaluated]:
-    """Score the subject: what identifies it, and what was found, which are also in its folder's evaluation.json.
+def evaluate(target: EvaluationTarget, tasks: int | None, device: str = "auto") -> tuple[dict[str, Any], Evaluated]:
+    """Score the target: what identifies it, and what was found, which are also in its folder's evaluation.json.
 
     Raises:
         InputError: the data do not fit the model, or nobody answers at RAY_ADDRESS.
@@ -123,8 +123,8 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> tuple
     from trainer.runtime.ray_cluster import check_ray_address, connect_ray
 
     check_ray_address()
-    data = prepare(subject.data, subject.storage)
-    subject.check(data.info)
+    data = prepare(target.data, target.storage)
+    target.check(data.info)
     connect_ray()
     import ray
     from rich.console import Console
@@ -137,56 +137,56 @@ def evaluate(subject: Subject, tasks: int | None, device: str = "auto") -> tuple
     if device == "cuda" and not gpus:
         raise InputError("--device cuda: the cluster has no GPU; allowed: cpu, or auto")
     evaluation = Evaluation(
-        package=subject.package,
-        network=subject.network,
+        package=target.package,
+        network=target.network,
         data=data,
-        config=subject.evaluation,
-        results=subject.out,
-        references=subject.storage / "references",
+        config=target.evaluation,
+        results=target.out,
+        references=target.storage / "references",
         tasks=tasks or max(1, gpus or int(resources.get("CPU", 1))),
         cpus=1.0,
         device="cuda" if gpus else "cpu",
     )
     model = {
-        "model": subject.name,
-        "package_sha256": verify_package(subject.package),
+        "model": target.name,
+        "package_sha256": verify_package(target.package),
         "dataset_fingerprint": data.info.fingerprint,
-        "evaluation": subject.evaluation.model_dump(mode="json"),
+        "evaluation": target.evaluation.model_dump(mode="json"),
     }
     with ProgressBar(Console(stderr=True, highlight=False), "starting") as bar:
         evaluated = evaluate_package(
             replace(evaluation, progress=bar.blocks),
-            subject.out / "evaluation.json",
+            target.out / "evaluation.json",
             lambda found: {**model, **found.to_json()},
             keep_blocks=True,
         )
-    if subject.recorded:
-        record(subject, subject.recorded, data.info, model, evaluated)
+    if target.mlflow_run:
+        log_to_mlflow(target, target.mlflow_run, data.info, model, evaluated)
     return model, evaluated
 
 
-def record(
-    subject: Subject, recorded: Recorded, info: DatasetInfo, model: dict[str, Any], evaluated: Evaluated
+def log_to_mlflow(
+    target: EvaluationTarget, mlflow_run: MlflowRef, info: DatasetInfo, model: dict[str, Any], evaluated: Evaluated
 ) -> None:
     """Put the evaluation into MLflow, or say why not: what was found is in its folder all the same."""
     from trainer.tracking.standalone import log_standalone
 
-    config = subject.evaluation
+    config = target.evaluation
     what = f"{config.seeds} x {config.samples}, {config.solver.kind}" if config.samples_images else "likelihoods"
     try:
         log_standalone(
-            recorded.tracking_uri,
-            recorded.run_id,
-            f"evaluation: {subject.name}, {what}",
+            mlflow_run.tracking_uri,
+            mlflow_run.run_id,
+            f"evaluation: {target.name}, {what}",
             info,
             model,
             evaluated,
-            subject.out,
+            target.out,
         )
     except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the evaluation itself is whole
         from trainer.errors import last_line
 
-        print(f"warning: MLflow at {recorded.tracking_uri}: {last_line(error)}", file=sys.stderr)
+        print(f"warning: MLflow at {mlflow_run.tracking_uri}: {last_line(error)}", file=sys.stderr)
         print("  everything is kept here; the same command tries again", file=sys.stderr)
 
 
@@ -205,15 +205,15 @@ def table(config: EvaluationConfig, model: dict[str, Any], evaluated: Evaluated)
     return "\n".join(lines)
 
 
-def _registered(name: str, alias: str, given: str | None) -> Subject:
+def _from_registry(name: str, alias: str, given: str | None) -> EvaluationTarget:
     from trainer.registry.models import fetch
 
     storage = default_storage()
     uri = tracking_uri(given, storage)
     package, config_json, run_id = fetch(name, alias, uri, storage / "fetched")
     config = RunConfig.model_validate_json(config_json)
-    recorded = Recorded(uri, run_id)
-    return Subject(f"{name}@{alias}", package, config.data, config.evaluation, Path(), storage, recorded)
+    mlflow_run = MlflowRef(uri, run_id)
+    return EvaluationTarget(f"{name}@{alias}", package, config.data, config.evaluation, Path(), storage, mlflow_run)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,13 @@ from trainer.errors import InputError
 from trainer.evaluate.results import PER_IMAGE
 from trainer.run.summary import LIKELIHOODS, Evaluated, Score, evaluated_from_json
 
-SAMPLE = re.compile(r"(frechet|kid)_(pixels|classifier|efficientnet_lite0|inception)|fid|precision|recall")
+COMPARABLE_SAMPLE_METRIC = re.compile(
+    r"(frechet|kid)_(pixels|classifier|efficientnet_lite0|inception)|fid|precision|recall"
+)
 HIGHER_IS_BETTER = ("precision", "recall")
 FILES = ("evaluation.json", "summary.json")
 
-Word = Literal["better", "worse", "undecided", "not comparable"]
+Outcome = Literal["better", "worse", "undecided", "not comparable"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,12 @@ class ComparedModel:
     @property
     def metrics(self) -> list[str]:
         """The metrics that models are compared by and that were measured, the likelihoods first."""
-        sampled = [name for name in self.evaluated.scores if SAMPLE.fullmatch(name)]
+        sampled = [name for name in self.evaluated.scores if COMPARABLE_SAMPLE_METRIC.fullmatch(name)]
         return [name for name in [*LIKELIHOODS, *sampled] if self.score(name) is not None]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ComparisonResult:
     """A model beside a first one, by one metric.
 
     Attributes:
@@ -64,37 +66,43 @@ class Verdict:
         standard_error: of the difference.
     """
 
-    word: Word
+    word: Outcome
     reason: str
     difference: float | None = None
     standard_error: float | None = None
 
 
-def compare(first: ComparedModel, other: ComparedModel, metric: str, sigmas: float = 2.0) -> Verdict:
+def compare(first: ComparedModel, other: ComparedModel, metric: str, sigmas: float = 2.0) -> ComparisonResult:
     """Whether `other` is better than `first` by more than `sigmas` standard errors of the difference."""
     a, b = first.score(metric), other.score(metric)
     if a is None or b is None:
-        return Verdict("not comparable", f"{metric} was not measured of {(first if a is None else other).name}")
-    unlike = measured_otherwise(first, other, metric)
+        return ComparisonResult(
+            "not comparable", f"{metric} was not measured of {(first if a is None else other).name}"
+        )
+    unlike = protocol_difference(first, other, metric)
     if unlike:
-        return Verdict("not comparable", unlike)
+        return ComparisonResult("not comparable", unlike)
     paired = _paired(first, other, metric)
     if paired is None and (a.se is None or b.se is None):
-        return Verdict("not comparable", f"{metric} of {(first if a.se is None else other).name} has no standard error")
+        return ComparisonResult(
+            "not comparable", f"{metric} of {(first if a.se is None else other).name} has no standard error"
+        )
     difference, error = paired or (b.value - a.value, math.hypot(a.se or 0, b.se or 0))
     how = ", paired" if paired else ""
     if abs(difference) <= sigmas * error or difference == 0:
-        return Verdict("undecided", f"{difference:+.4g} +- {error:.2g}{how}", difference, error)
+        return ComparisonResult("undecided", f"{difference:+.4g} +- {error:.2g}{how}", difference, error)
     better = (difference > 0) == (metric in HIGHER_IS_BETTER)
     size = f", {abs(difference) / error:.1f} standard errors" if error else ""
-    return Verdict("better" if better else "worse", f"{difference:+.4g} +- {error:.2g}{how}{size}", difference, error)
+    return ComparisonResult(
+        "better" if better else "worse", f"{difference:+.4g} +- {error:.2g}{how}{size}", difference, error
+    )
 
 
-def measured_otherwise(first: ComparedModel, other: ComparedModel, metric: str) -> str | None:
+def protocol_difference(first: ComparedModel, other: ComparedModel, metric: str) -> str | None:
     """Why values of a metric are not of the same thing; None where they are."""
     if first.dataset_fingerprint != other.dataset_fingerprint:
         return f"dataset_fingerprint is {other.dataset_fingerprint[:16]}, not {first.dataset_fingerprint[:16]}"
-    if not SAMPLE.fullmatch(metric):
+    if not COMPARABLE_SAMPLE_METRIC.fullmatch(metric):
         return None
     if first.evaluated.samples != other.evaluated.samples:
         return f"samples is {other.evaluated.samples}, not {first.evaluated.samples}"

@@ -19,7 +19,7 @@ import ray
 
 from diffusion.config import Autoguidance
 from diffusion.package import verify_package
-from trainer.config.evaluation import EvaluationConfig, Extractor as ExtractorName
+from trainer.config.evaluation import EvaluationConfig, ExtractorName
 from trainer.config.run_config import canonical
 from trainer.data.dataset import Dataset
 from trainer.evaluate import tasks
@@ -41,7 +41,7 @@ BACKGROUND = {"env_vars": {"DUALVIEW_BACKGROUND": "1"}}
 
 Progress = Callable[[str, int, int], None]
 Call = tuple[Any, ...]
-"""A function of `tasks`, and its arguments behind `Work`."""
+"""A function of `tasks`, and its arguments behind `TaskContext`."""
 
 
 class EvaluationStoppedError(RuntimeError):
@@ -119,9 +119,9 @@ class Evaluation:
             shares = [left[index :: self.tasks] for index in range(min(self.tasks, len(left)))]
         else:  # a process goes on with the next block at once, and all end together
             shares = [[block] for block in left]
-        work: list[Call] = [(tasks.classifier,)] if wants_classifier else []
-        work += [(tasks.blocks, share) for share in shares]
-        self._do("scoring", work, [block.file(self.blocks) for block in left])
+        calls: list[Call] = [(tasks.classifier,)] if wants_classifier else []
+        calls += [(tasks.blocks, share) for share in shares]
+        self._do("scoring", calls, [block.file(self.blocks) for block in left])
 
     @property
     def _names(self) -> tuple[ExtractorName, ...]:
@@ -147,7 +147,7 @@ class Evaluation:
 
     def _task(self, function: Any, *arguments: Any) -> Any:  # noqa: ANN401 - a Ray task of any function
         gpus = 1 if self.device == "cuda" and function is tasks.blocks else 0
-        work = tasks.Work(
+        context = tasks.TaskContext(
             network=self.network,
             dataset=self.data.folder,
             config=self.config.model_dump_json(),
@@ -158,7 +158,7 @@ class Evaluation:
             background=self.background,
             device=self.device if function is tasks.blocks else "cpu",
         )
-        return as_task(function, self.cpus, gpus, self.background).remote(work, *arguments)
+        return as_task(function, self.cpus, gpus, self.background).remote(context, *arguments)
 
     def _do(self, stage: str, calls: Sequence[Call], files: Sequence[Path]) -> None:
         """All of it, in turn, `tasks` at a time; the first that fails ends it."""

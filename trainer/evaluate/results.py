@@ -20,7 +20,7 @@ PER_IMAGE = "heldout.safetensors"
 
 
 @dataclass(frozen=True)
-class Found:
+class EvaluationResults:
     """All blocks of an evaluation, as they are kept."""
 
     folder: Path

@@ -18,13 +18,13 @@ from trainer.config.run_config import canonical
 from trainer.data.dataset import Dataset
 from trainer.evaluate.blocks import blocks_of, sample_sets
 from trainer.evaluate.extractors.base import FeatureExtractor, frechet_name
-from trainer.evaluate.extractors.classifier import Extractor
+from trainer.evaluate.extractors.classifier import ClassifierExtractor
 from trainer.evaluate.extractors.dimensions import extractors_of
 from trainer.evaluate.extractors.load import extractors_to_load
 from trainer.evaluate.likelihood.scores import likelihood_view
 from trainer.evaluate.metrics.frechet_infinity import extrapolate
 from trainer.evaluate.metrics.sample_scores import (
-    Compared,
+    FeatureComparison,
     coverage_scores,
     frechet_scores,
     kernel_scores,
@@ -34,7 +34,7 @@ from trainer.evaluate.metrics.sample_scores import (
 )
 from trainer.evaluate.references.baselines import reference_sets
 from trainer.evaluate.references.cache import ReferenceCache
-from trainer.evaluate.results import Found
+from trainer.evaluate.results import EvaluationResults
 from trainer.run.summary import ClassCounts, CurvePoint, Evaluated, ExtractorUsed, Protocol, Score
 
 GRID_IMAGES, PAIRS = 64, 12
@@ -42,9 +42,9 @@ NO_CLASSES = "the data have no classes for a classifier to learn, so it is left 
 
 
 def both_views(
-    config: EvaluationConfig, data: Dataset, package: Path, blocks: Path, references: Path, results: Path
+    config: EvaluationConfig, data: Dataset, package: Path, blocks: Path, references: Path, folder: Path
 ) -> Evaluated:
-    """Both views of a model, put together from files; writes its own to `results`.
+    """Both views of a model, put together from files; writes its own to `folder`.
 
     Args:
         config: what was measured.
@@ -52,15 +52,15 @@ def both_views(
         package: of which model.
         blocks: the folder that holds all blocks.
         references: the folder that holds classifiers and references.
-        results: for pictures, and for the likelihoods of each image.
+        folder: for pictures, and for the likelihoods of each image.
     """
-    found = Found(blocks, blocks_of(config, data.info.heldout), config)
+    results = EvaluationResults(blocks, blocks_of(config, data.info.heldout), config)
     process = load_package(package)[0].process
-    scores = likelihood_view(found, process, data, results, verify_package(package))
+    scores = likelihood_view(results, process, data, folder, verify_package(package))
     likelihoods = {name: replace(score, protocol=likelihood_protocol(name, process)) for name, score in scores.items()}
     if not config.samples_images:
         return Evaluated(likelihoods)
-    sampled = sample_view(found, extractors_to_load(config, data, references), data, references, results)
+    sampled = sample_view(results, extractors_to_load(config, data, references), data, references, folder)
     return replace(sampled, scores={**likelihoods, **sampled.scores})
 
 
@@ -82,39 +82,39 @@ def sample_protocol(name: str, config: EvaluationConfig, extractors: Mapping[str
 
 
 def sample_view(
-    found: Found, extractors: Sequence[FeatureExtractor], data: Dataset, references: Path, results: Path
+    results: EvaluationResults, extractors: Sequence[FeatureExtractor], data: Dataset, references: Path, folder: Path
 ) -> Evaluated:
     """Scores of the samples; writes samples.npy, samples.png and neighbours.png.
 
     Args:
-        found: with all features there.
-        extractors: those that are compared by, and `pixels`.
-        data: what samples are compared with.
+        results: with all features there.
+        extractors: those that are comparison by, and `pixels`.
+        data: what samples are comparison with.
         references: where its features are kept.
-        results: the folder to write to.
+        folder: the folder to write to.
     """
-    config, view = found.config, _SampleView()
+    config, view = results.config, _SampleView()
     sets = [each for each in sample_sets(config) if not each.nfe]
-    samples = found.samples(sets[0])
-    np.save(results / "samples.npy", samples[..., 0] if samples.shape[-1] == 1 else samples)
-    Image.fromarray(grid(samples[:GRID_IMAGES])).save(results / "samples.png")
+    samples = results.samples(sets[0])
+    np.save(folder / "samples.npy", samples[..., 0] if samples.shape[-1] == 1 else samples)
+    Image.fromarray(grid(samples[:GRID_IMAGES])).save(folder / "samples.png")
     wanted = extractors_of(config, data.info.classes)
     if len(wanted) < len(config.extractors):
         view.notes.append(NO_CLASSES)
     cache = ReferenceCache(references)
     for extractor in extractors:
         scored = extractor.name in wanted
-        compared = Compared(
+        comparison = FeatureComparison(
             extractor,
-            [found.features(each, extractor) for each in (sets if scored else sets[:1])],
+            [results.features(each, extractor) for each in (sets if scored else sets[:1])],
             {name: cache.get(data, which, extractor) for name, which in reference_sets(config).items()},
         )
         if scored:
-            view.add_distances(found, compared, with_neighbours=extractor.name == wanted[0])
-        if isinstance(extractor, Extractor):
-            view.add_classes(compared, extractor, data)
+            view.add_distances(results, comparison, with_neighbours=extractor.name == wanted[0])
+        if isinstance(extractor, ClassifierExtractor):
+            view.add_classes(comparison, extractor, data)
         if extractor.name == "pixels":
-            view.add_memorisation(compared, data, samples, results)
+            view.add_memorisation(comparison, data, samples, folder)
     return view.evaluated(config)
 
 
@@ -128,37 +128,39 @@ class _SampleView:
     classes: ClassCounts | None = None
     notes: list[str] = field(default_factory=list)
 
-    def add_distances(self, found: Found, compared: Compared, with_neighbours: bool) -> None:
+    def add_distances(self, results: EvaluationResults, comparison: FeatureComparison, with_neighbours: bool) -> None:
         """Distances to the training images by one extractor."""
-        config, extractor = found.config, compared.extractor
+        config, extractor = results.config, comparison.extractor
         self.extractors[extractor.name] = ExtractorUsed(extractor.sha256)
         if "frechet" in config.metrics:
-            self.scores |= frechet_scores(compared, config.seed)
+            self.scores |= frechet_scores(comparison, config.seed)
         if "kid" in config.metrics:
-            self.scores |= kernel_scores(compared, config.seed)
+            self.scores |= kernel_scores(comparison, config.seed)
         if with_neighbours and "precision_recall" in config.metrics:
-            self.scores |= neighbour_scores(compared)
+            self.scores |= neighbour_scores(comparison)
         if "frechet" in config.metrics and config.nfe_curve:
-            self.curves[frechet_name(extractor)] = _curve(found, compared)
+            self.curves[frechet_name(extractor)] = _curve(results, comparison)
 
-    def add_classes(self, compared: Compared, classifier: Extractor, data: Dataset) -> None:
+    def add_classes(self, comparison: FeatureComparison, classifier: ClassifierExtractor, data: Dataset) -> None:
         """Which classes a classifier sees, and how often it is right."""
-        scores, self.classes = coverage_scores(compared, classifier)
+        scores, self.classes = coverage_scores(comparison, classifier)
         self.scores |= scores
         accuracy = classifier.accuracy(data.images("heldout")[:], data.labels("heldout"))
         self.extractors[classifier.name] = ExtractorUsed(classifier.sha256, accuracy)
 
-    def add_memorisation(self, compared: Compared, data: Dataset, samples: NDArray[np.uint8], results: Path) -> None:
+    def add_memorisation(
+        self, comparison: FeatureComparison, data: Dataset, samples: NDArray[np.uint8], folder: Path
+    ) -> None:
         """How near samples are to training images, in pixels; writes neighbours.png."""
         try:
-            scores, nearest = memorisation_scores(compared)
+            scores, nearest = memorisation_scores(comparison)
         except ValueError as error:
             self.notes.append(f"no memorisation check: {error}")
             return
         self.scores |= scores
         train = data.images("train")
-        pairs = pairs_with_nearest(samples, nearest, compared.train, lambda rows: train[rows], PAIRS)
-        Image.fromarray(grid(pairs, columns=len(pairs) // 2)).save(results / "neighbours.png")
+        pairs = pairs_with_nearest(samples, nearest, comparison.train, lambda rows: train[rows], PAIRS)
+        Image.fromarray(grid(pairs, columns=len(pairs) // 2)).save(folder / "neighbours.png")
 
     def evaluated(self, config: EvaluationConfig) -> Evaluated:
         """All of it, each score with the protocol that it was measured under."""
@@ -169,12 +171,12 @@ class _SampleView:
         return Evaluated(scores, config.samples, self.extractors, self.curves, self.classes, tuple(self.notes))
 
 
-def _curve(found: Found, compared: Compared) -> tuple[CurvePoint, ...]:
+def _curve(results: EvaluationResults, comparison: FeatureComparison) -> tuple[CurvePoint, ...]:
     """The Frechet distance at each number of network evaluations, that of the solver as it is configured included."""
-    config, points = found.config, dict[int, CurvePoint]()
+    config, points = results.config, dict[int, CurvePoint]()
     for each in sample_sets(config):
         nfe = each.nfe or evaluations(config.solver)
         if nfe is not None and each.seed == config.seed:
-            at = extrapolate(found.features(each, compared.extractor), compared.gaussian, config.seed, parts=1)
+            at = extrapolate(results.features(each, comparison.extractor), comparison.gaussian, config.seed, parts=1)
             points[nfe] = CurvePoint(nfe, at.distance, at.distance_se)
     return tuple(points[nfe] for nfe in sorted(points))

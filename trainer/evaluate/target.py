@@ -22,7 +22,7 @@ from trainer.run.identity import read_run, read_summary
 
 
 @dataclass(frozen=True)
-class Recorded:
+class MlflowRef:
     """An MLflow run, and the server or database that has it."""
 
     tracking_uri: str
@@ -30,7 +30,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationTarget:
     """A model, and how it is scored.
 
     Attributes:
@@ -40,7 +40,7 @@ class Subject:
         evaluation: how it is scored.
         out: the folder for what is found.
         storage: where data are prepared, unless they are there already.
-        recorded: where MLflow has the run that trained it; None where it has not.
+        mlflow_run: where MLflow has the run that trained it; None where it has not.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Subject:
     evaluation: EvaluationConfig
     out: Path
     storage: Path
-    recorded: Recorded | None = None
+    mlflow_run: MlflowRef | None = None
 
     @property
     def network(self) -> str:
@@ -98,8 +98,10 @@ class Subject:
             raise InputError(str(error)) from None
 
 
-def find(model: str, uri: str | None, registered: "Callable[[str, str, str | None], Subject]") -> Subject:
-    """The subject that MODEL names, as its run was evaluated.
+def find_target(
+    model: str, uri: str | None, from_registry: "Callable[[str, str, str | None], EvaluationTarget]"
+) -> EvaluationTarget:
+    """The target that MODEL names, as its run was evaluated.
 
     Raises:
         InputError: there is none.
@@ -110,16 +112,16 @@ def find(model: str, uri: str | None, registered: "Callable[[str, str, str | Non
     if (folder / "manifest.json").is_file():
         if folder.name == "package" and (folder.parent / "run.json").is_file():
             return _of_run(folder.parent)
-        return Subject(model, folder, DataConfig(source="?"), _packaged(folder), Path(), default_storage())
+        return EvaluationTarget(model, folder, DataConfig(source="?"), _packaged(folder), Path(), default_storage())
     name, at, alias = model.partition("@")
     if folder.exists() or not (at and name and alias):
         raise InputError(
             f"MODEL = {model!r}: no model; allowed: the folder of a run or of a package, or NAME@alias of the registry"
         )
-    return registered(name, alias, uri)
+    return from_registry(name, alias, uri)
 
 
-def _of_run(run: Path) -> Subject:
+def _of_run(run: Path) -> EvaluationTarget:
     config, paths = read_run(run)
     if not paths.package.is_dir():
         raise InputError(f"MODEL = {run}: has no package yet; allowed: a run that was trained to its end")
@@ -127,9 +129,9 @@ def _of_run(run: Path) -> Subject:
     storage = Path(str(config.run.storage))
     summary = read_summary(paths)
     run_id = summary.registration.run_id if summary else None
-    recorded = Recorded(str(config.run.tracking_uri), run_id) if run_id and config.run.tracking_uri else None
+    mlflow_run = MlflowRef(str(config.run.tracking_uri), run_id) if run_id and config.run.tracking_uri else None
     name = str(config.run.name)
-    return Subject(name, paths.package.absolute(), config.data, config.evaluation, out, storage, recorded)
+    return EvaluationTarget(name, paths.package.absolute(), config.data, config.evaluation, out, storage, mlflow_run)
 
 
 def _packaged(package: Path) -> EvaluationConfig:
@@ -141,37 +143,37 @@ def _packaged(package: Path) -> EvaluationConfig:
         raise InputError(f"MODEL = {package}: not a whole package: {str(error).splitlines()[0]}") from None
 
 
-def with_options(subject: Subject, options: argparse.Namespace) -> Subject:
-    """The subject as the command line changes it.
+def with_options(target: EvaluationTarget, options: argparse.Namespace) -> EvaluationTarget:
+    """The target as the command line changes it.
 
     Raises:
         InputError: a folder or data must be named, or there is no such solver.
         ValidationError: of a setting.
     """
-    values = subject.evaluation.model_dump(mode="json") | _changes(subject, options)
+    values = target.evaluation.model_dump(mode="json") | _changes(target, options)
     if options.solver is not None or options.nfe is not None:
-        values["solver"] = _solver(subject.evaluation.solver, options.solver, options.nfe).model_dump(mode="json")
+        values["solver"] = _solver(target.evaluation.solver, options.solver, options.nfe).model_dump(mode="json")
     evaluation = EvaluationConfig.model_validate_json(json.dumps(values))
-    data = subject.data if options.data is None else DataConfig(source=options.data)
+    data = target.data if options.data is None else DataConfig(source=options.data)
     if data.source == "?":
         raise InputError("--data: the package does not say what it was trained on; allowed: a data source")
-    if options.out is None and subject.out == Path():
+    if options.out is None and target.out == Path():
         raise InputError("--out: a folder for what is found must be named where MODEL is no run's folder")
-    return replace(subject, evaluation=evaluation, data=data, out=(options.out or subject.out).absolute())
+    return replace(target, evaluation=evaluation, data=data, out=(options.out or target.out).absolute())
 
 
-def _changes(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
+def _changes(target: EvaluationTarget, options: argparse.Namespace) -> dict[str, Any]:
     """The settings of the evaluation that are given, but for the solver."""
     words = {name: getattr(options, name) for name in ("metrics", "extractors", "nfe_curve")}
     given = {name: getattr(options, name) for name in ("samples", "seeds", "seed")}
     given |= {name: text.split(",") for name, text in words.items() if text is not None}
     if options.metrics == "all":
-        given["metrics"] = [name for name in get_args(Metric) if has_metric(subject.process, name)]
+        given["metrics"] = [name for name in get_args(Metric) if has_metric(target.process, name)]
     if options.nfe_curve is not None:
         given["nfe_curve"] = _numbers("--nfe-curve", options.nfe_curve)
     if options.inception_file is not None:
         given["inception_file"] = str(Path(options.inception_file).absolute())
-        given.setdefault("extractors", [*subject.evaluation.extractors, "inception"])
+        given.setdefault("extractors", [*target.evaluation.extractors, "inception"])
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ MODULES = ("trainer.evaluate.evaluator", "trainer.evaluate.extractors.classifier
 
 
 @dataclass(frozen=True)
-class Work:
+class TaskContext:
     """What every task of an evaluation is told.
 
     Attributes:
@@ -70,56 +70,56 @@ def yield_cpu() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def blocks(work: Work, which: "Sequence[Block]") -> None:
+def blocks(context: TaskContext, which: "Sequence[Block]") -> None:
     """Compute blocks of the packaged model, and keep them."""
-    work.begin()
-    _evaluator(work).keep(which, work.blocks)
+    context.begin()
+    _evaluator(context).keep(which, context.blocks)
 
 
 @lru_cache(maxsize=1)
-def _evaluator(work: Work) -> "BlockEvaluator":
+def _evaluator(context: TaskContext) -> "BlockEvaluator":
     """Loaded once a process, and with it what the bounds' pilots find: blocks come one after another."""
-    config, data = work.begin()
+    config, data = context.begin()
     import torch
 
     from trainer.evaluate.evaluator import BlockEvaluator
 
-    return BlockEvaluator(work.package, config, data, torch.device(work.device))
+    return BlockEvaluator(context.package, config, data, torch.device(context.device))
 
 
-def classifier(work: Work) -> None:
+def classifier(context: TaskContext) -> None:
     """Train the classifier whose features are compared, unless it is kept."""
-    config, data = work.begin()
+    config, data = context.begin()
     import torch
 
     from trainer.evaluate.extractors.load import load_extractor
 
     torch.set_num_threads(1)  # one thread, so that one seed gives one extractor
-    load_extractor("classifier", config, data, work.references)
+    load_extractor("classifier", config, data, context.references)
 
 
-def features(work: Work, extractor: str, digest: str, which: "Sequence[Block]", sets: Sequence[str]) -> None:
+def features(context: TaskContext, extractor: str, digest: str, which: "Sequence[Block]", sets: Sequence[str]) -> None:
     """Features of blocks of samples, and of sets of images that they are compared with; keep them."""
-    config, data = work.begin()
+    config, data = context.begin()
     from trainer.evaluate.extractors.load import load_extractor
     from trainer.evaluate.references.cache import ReferenceCache
 
-    loaded: Any = load_extractor(extractor, config, data, work.references)  # type: ignore[arg-type]
+    loaded: Any = load_extractor(extractor, config, data, context.references)  # type: ignore[arg-type]
     if loaded.sha256 != digest:
         raise RuntimeError(f"{extractor}: digest {loaded.sha256[:16]} on this node, {digest[:16]} on the driver's")
-    cache = ReferenceCache(work.references)
+    cache = ReferenceCache(context.references)
     for name in sets:
         cache.get(data, name, loaded)
     for block in which:
-        part = block.pixels.load(work.blocks)
+        part = block.pixels.load(context.blocks)
         if part is None:
-            raise RuntimeError(f"{block.pixels.file(work.blocks)}: gone since it was written")
-        block.save(work.blocks, {"features": loaded.features(part["pixels"].numpy()).float()})
+            raise RuntimeError(f"{block.pixels.file(context.blocks)}: gone since it was written")
+        block.save(context.blocks, {"features": loaded.features(part["pixels"].numpy()).float()})
 
 
-def views(work: Work, results: Path) -> "Evaluated":
+def views(context: TaskContext, results: Path) -> "Evaluated":
     """Put both views together from what is kept; writes their files to `results`."""
-    config, data = work.begin()
+    config, data = context.begin()
     from trainer.evaluate.summarize import both_views
 
-    return both_views(config, data, work.package, work.blocks, work.references, results)
+    return both_views(config, data, context.package, context.blocks, context.references, results)

@@ -1,4 +1,4 @@
-"""Evaluation: work that falls apart into blocks and comes together the same, and yardsticks that are what they say."""
+"""Evaluation: work that falls apart into blocks and comes together the same, and baselines that are what they say."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from trainer.evaluate.extractors.classifier import train_extractor
 from trainer.evaluate.likelihood import scorer as likelihoods_module
 from trainer.evaluate.likelihood.scores import bound_scores
 from trainer.evaluate.references.baselines import fitted_gaussian, uniform_noise
-from trainer.evaluate.results import Found
+from trainer.evaluate.results import EvaluationResults
 from trainer.run.summary import Evaluated
 
 SHAPE = (1, 4, 4)
@@ -96,7 +96,7 @@ def test_results_do_not_depend_on_who_computes_which_block_bitwise(package, data
     BlockEvaluator(package, ALL, dataset).keep(blocks, tmp_path / "whole")
     for index in reversed(range(count)):
         BlockEvaluator(package, ALL, dataset).keep(blocks[index::count], tmp_path / "parts")
-    whole, parts = Found(tmp_path / "whole", blocks, ALL), Found(tmp_path / "parts", blocks, ALL)
+    whole, parts = (EvaluationResults(tmp_path / name, blocks, ALL) for name in ("whole", "parts"))
     for each in (SampleSet(3), SampleSet(4), SampleSet(3, 2)):
         assert len(parts.samples(each)) == 70
         assert np.array_equal(parts.samples(each), whole.samples(each))

@@ -18,7 +18,7 @@ from trainer.config.evaluation import EvaluationConfig, Metric
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
 from trainer.evaluate.__main__ import main, parser
-from trainer.evaluate.target import Subject, find, with_options
+from trainer.evaluate.target import EvaluationTarget, find_target, with_options
 from trainer.run.identity import register_name
 from trainer.run.paths import RunPaths
 
@@ -46,10 +46,12 @@ def run(tmp_path: Path) -> Path:
     return paths.root
 
 
-def asked(model: Path, *arguments: str) -> Subject:
-    """The subject that the command line names."""
+def asked(model: Path, *arguments: str) -> EvaluationTarget:
+    """The target that the command line names."""
     options = parser().parse_args([str(model), *arguments])
-    return with_options(find(options.model, options.tracking_uri, lambda *_: pytest.fail("no registry")), options)
+    return with_options(
+        find_target(options.model, options.tracking_uri, lambda *_: pytest.fail("no registry")), options
+    )
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -62,17 +64,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("within", ["", "package"])
 def test_a_run_is_scored_as_it_was_evaluated(run, within):
-    subject = asked(run / within)
-    assert (subject.name, subject.data, subject.out) == ("mine", DataConfig(), run / "evaluation")
-    assert subject.package == run / "package"
-    assert (subject.evaluation.samples, subject.evaluation.solver) == (70, Ddim(num_steps=7))
-    assert subject.network == "mlp"
+    target = asked(run / within)
+    assert (target.name, target.data, target.out) == ("mine", DataConfig(), run / "evaluation")
+    assert target.package == run / "package"
+    assert (target.evaluation.samples, target.evaluation.solver) == (70, Ddim(num_steps=7))
+    assert target.network == "mlp"
 
 
 def test_a_package_alone_is_scored_by_its_own_solver_on_data_that_are_named(run, tmp_path):
     package = shutil.copytree(run / "package", tmp_path / "elsewhere")
-    subject = asked(package, "--data", "digits", "--out", str(tmp_path / "out"))
-    assert (subject.data.source, subject.out, subject.evaluation.solver) == (
+    target = asked(package, "--data", "digits", "--out", str(tmp_path / "out"))
+    assert (target.data.source, target.out, target.evaluation.solver) == (
         "digits",
         tmp_path / "out",
         Ddim(num_steps=9),

@@ -21,7 +21,7 @@ from trainer.evaluate.metrics.kid import kernel_distance, mmd2
 from trainer.evaluate.metrics.neighbours import memorisation, precision_recall
 from trainer.evaluate.metrics.sample_features import SampleFeatures
 from trainer.evaluate.metrics.sample_scores import (
-    Compared,
+    FeatureComparison,
     aggregate_seeds,
     frechet_scores,
     kernel_scores,
@@ -299,35 +299,38 @@ def reference(features: Tensor) -> Reference:
 
 
 @pytest.fixture
-def compared():
+def comparison():
     references = {
         "train": reference(mixed(400, 5, 0)),
         "heldout": reference(mixed(100, 5, 1)),
         "gaussian": reference(mixed(200, 5, 2) + 1),
         "noise": reference(mixed(200, 5, 3) * 5),
     }
-    return Compared(Named(), [in_blocks(mixed(200, 5, seed).float()) for seed in (4, 5)], references)
+    return FeatureComparison(Named(), [in_blocks(mixed(200, 5, seed).float()) for seed in (4, 5)], references)
 
 
-def test_scores_stand_on_their_scale(compared):
-    for scores, name in ((frechet_scores(compared, 0), "frechet_pixels"), (kernel_scores(compared, 0), "kid_pixels")):
+def test_scores_stand_on_their_scale(comparison):
+    for scores, name in (
+        (frechet_scores(comparison, 0), "frechet_pixels"),
+        (kernel_scores(comparison, 0), "kid_pixels"),
+    ):
         gaussian = scores[f"{name}_gaussian"].value
         assert abs(scores[name].value) < gaussian < scores[f"{name}_noise"].value
         assert abs(scores[f"{name}_heldout"].value) < gaussian
         se, sd = scores[name].se, scores[name].sd
         assert se == pytest.approx((sd or 0) / 2**0.5)
         assert (scores[name].replicate, scores[name].n, scores[name].df) == ("seeds", 2, 1)
-    assert frechet_scores(compared, 0)["frechet_pixels_infinite"].se is not None
-    found = neighbour_scores(compared)
+    assert frechet_scores(comparison, 0)["frechet_pixels_infinite"].se is not None
+    found = neighbour_scores(comparison)
     assert 0.8 < found["precision"].value <= 1
     assert 0.8 < found["recall"].value <= 1
     assert set(found) == {"precision", "recall", "precision_heldout", "recall_heldout"}
     assert None not in (found["precision"].se, found["recall"].se)
 
 
-def test_a_yardstick_of_too_few_images_has_no_value(compared):
-    few = {**compared.references, "heldout": reference(mixed(5, 5, 1))}
-    scores = frechet_scores(Compared(compared.extractor, compared.sets, few), 0)
+def test_a_baseline_of_too_few_images_has_no_value(comparison):
+    few = {**comparison.references, "heldout": reference(mixed(5, 5, 1))}
+    scores = frechet_scores(FeatureComparison(comparison.extractor, comparison.sets, few), 0)
     assert "frechet_pixels_heldout" not in scores
     assert "frechet_pixels_gaussian" in scores
-    assert "kid_pixels_heldout" not in kernel_scores(Compared(compared.extractor, compared.sets, few), 0)
+    assert "kid_pixels_heldout" not in kernel_scores(FeatureComparison(comparison.extractor, comparison.sets, few), 0)

@@ -50,7 +50,7 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class Extractor:
+class ClassifierExtractor:
     """A trained classifier as a feature extractor.
 
     Attributes:
@@ -83,7 +83,9 @@ class Extractor:
         return float((self.predicted(self.features(pixels)) == labels).mean())
 
 
-def train_extractor(pixels: NDArray[np.uint8], labels: NDArray[np.int64], classes: int, seed: int) -> Extractor:
+def train_extractor(
+    pixels: NDArray[np.uint8], labels: NDArray[np.int64], classes: int, seed: int
+) -> ClassifierExtractor:
     """Train on images [N, H, W, C] with labels 0..classes - 1; the global random state is left as it was."""
     x, y = to_model_range(pixels), torch.from_numpy(labels)
     with torch.random.fork_rng():
@@ -98,14 +100,14 @@ def train_extractor(pixels: NDArray[np.uint8], labels: NDArray[np.int64], classe
     return _finished(network)
 
 
-def _finished(network: Classifier) -> Extractor:
+def _finished(network: Classifier) -> ClassifierExtractor:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    return Extractor(network.eval(), digest.hexdigest())
+    return ClassifierExtractor(network.eval(), digest.hexdigest())
 
 
-def kept_extractor(folder: Path, data: Dataset, seed: int) -> Extractor:
+def kept_extractor(folder: Path, data: Dataset, seed: int) -> ClassifierExtractor:
     """The extractor of a data set and a seed: read from the folder, or trained and kept there."""
     file = folder / f"classifier-{data.info.fingerprint[:16]}-{seed}.safetensors"
     network = Classifier(data.info.image_shape[0], data.info.classes)

@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from trainer.config.evaluation import EvaluationConfig, Extractor
+from trainer.config.evaluation import EvaluationConfig, ExtractorName
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 
@@ -24,7 +24,7 @@ def pixel_grid(image_shape: tuple[int, int, int]) -> tuple[int, int]:
     return ceil(height / side), ceil(width / side)
 
 
-def dimensions(extractor: Extractor, image_shape: tuple[int, int, int]) -> int:
+def dimensions(extractor: ExtractorName, image_shape: tuple[int, int, int]) -> int:
     """How many features an extractor has of images (C, H, W)."""
     if extractor == "pixels":
         rows, columns = pixel_grid(image_shape)
@@ -32,7 +32,7 @@ def dimensions(extractor: Extractor, image_shape: tuple[int, int, int]) -> int:
     return DIMENSIONS[extractor]
 
 
-def extractors_of(config: EvaluationConfig, classes: int) -> tuple[Extractor, ...]:
+def extractors_of(config: EvaluationConfig, classes: int) -> tuple[ExtractorName, ...]:
     """Those that the data allow: a classifier needs classes to learn."""
     return tuple(name for name in config.extractors if name != "classifier" or classes)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trainer.config.evaluation import EvaluationConfig, Extractor
+from trainer.config.evaluation import EvaluationConfig, ExtractorName
 from trainer.data.dataset import Dataset
 from trainer.evaluate.extractors.base import FeatureExtractor, PixelExtractor
 from trainer.evaluate.extractors.classifier import kept_extractor
@@ -11,7 +11,7 @@ from trainer.evaluate.extractors.efficientnet import load_efficientnet
 from trainer.evaluate.extractors.inception import load_inception
 
 
-def load_extractor(name: Extractor, config: EvaluationConfig, data: Dataset, references: Path) -> FeatureExtractor:
+def load_extractor(name: ExtractorName, config: EvaluationConfig, data: Dataset, references: Path) -> FeatureExtractor:
     """An extractor, checked to be what it says.
 
     Args:
@@ -36,5 +36,5 @@ def load_extractor(name: Extractor, config: EvaluationConfig, data: Dataset, ref
 
 def extractors_to_load(config: EvaluationConfig, data: Dataset, references: Path) -> list[FeatureExtractor]:
     """Those that samples are compared by, and `pixels`, which nearest neighbours are told by."""
-    names: dict[Extractor, None] = dict.fromkeys([*extractors_of(config, data.info.classes), "pixels"])
+    names: dict[ExtractorName, None] = dict.fromkeys([*extractors_of(config, data.info.classes), "pixels"])
     return [load_extractor(name, config, data, references) for name in names]

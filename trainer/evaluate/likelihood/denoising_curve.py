@@ -19,7 +19,7 @@ from diffusion.likelihood.screening import DenoisingCurve
 from diffusion.process.kernels import diffuse
 from diffusion.process.sde import Process
 from trainer.data.dataset import Dataset
-from trainer.evaluate.results import Found
+from trainer.evaluate.results import EvaluationResults
 
 POINTS, STRIDE, GROUPS = 96, 6, 8
 LARGEST_LOG_SNR = 30.0
@@ -60,8 +60,8 @@ def score_denoising(
         x_t = diffuse(process, x_0, t, noise)
         output, _ = denoiser.split(denoiser.output(x_t, t, label))
         at = denoiser.coefficients(x_t, t)
-        squared.append(_squared(noise, denoiser.parameterization.epsilon(output, x_t, *at)))
-        x_0_error.append(_squared(x_0, denoiser.parameterization.x0(output, x_t, *at).clamp(-1, 1)))
+        squared.append(_squared_error(noise, denoiser.parameterization.epsilon(output, x_t, *at)))
+        x_0_error.append(_squared_error(x_0, denoiser.parameterization.x0(output, x_t, *at).clamp(-1, 1)))
         nats.append(_reconstruction(x_0, log_snr[:, draw], noise))
     return {
         "squared_error": torch.stack(squared, 1),
@@ -71,8 +71,8 @@ def score_denoising(
     }
 
 
-def _squared(right: Tensor, found: Tensor) -> Tensor:
-    return (right.to(torch.float64) - found.to(torch.float64)).square().flatten(1).sum(1)
+def _squared_error(target: Tensor, estimate: Tensor) -> Tensor:
+    return (target.to(torch.float64) - estimate.to(torch.float64)).square().flatten(1).sum(1)
 
 
 def _reconstruction(x_0: Tensor, log_snr: Tensor, eps: Tensor) -> Tensor:
@@ -89,9 +89,9 @@ def _reconstruction(x_0: Tensor, log_snr: Tensor, eps: Tensor) -> Tensor:
     )
 
 
-def denoising_curve(found: Found, process: Process, data: Dataset, package_sha256: str) -> DenoisingCurve:
+def denoising_curve(results: EvaluationResults, process: Process, data: Dataset, package_sha256: str) -> DenoisingCurve:
     """The curve of an evaluation's blocks: means over the images of each of GROUPS groups, at every point."""
-    second_moment = found.joined("denoising", "second_moment")
+    second_moment = results.joined("denoising", "second_moment")
     images = len(second_moment)
     points, numbers = points_of(range(images)).numpy(), np.arange(images)
     group = np.broadcast_to((numbers // STRIDE % GROUPS)[:, None], points.shape)
@@ -100,7 +100,7 @@ def denoising_curve(found: Found, process: Process, data: Dataset, package_sha25
 
     def summed(name: str) -> NDArray[np.float64]:
         totals = np.zeros((GROUPS, POINTS))
-        np.add.at(totals, (group, points), found.joined("denoising", name).numpy())
+        np.add.at(totals, (group, points), results.joined("denoising", name).numpy())
         return totals
 
     return DenoisingCurve(

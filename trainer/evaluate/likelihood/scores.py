@@ -17,34 +17,34 @@ from diffusion.likelihood.ode import dequantised_bits_per_dim
 from diffusion.process.sde import Process
 from trainer.data.dataset import Dataset
 from trainer.evaluate.likelihood.denoising_curve import denoising_curve
-from trainer.evaluate.results import PER_IMAGE, Found
+from trainer.evaluate.results import PER_IMAGE, EvaluationResults
 from trainer.run.summary import Score
 
 CURVE = "denoising.json"
 
 
 def likelihood_view(
-    found: Found, process: Process, data: Dataset, results: Path, package_sha256: str
+    results: EvaluationResults, process: Process, data: Dataset, folder: Path, package_sha256: str
 ) -> dict[str, Score]:
     """Likelihoods of the held-out images; writes heldout.safetensors, nats of each image, and denoising.json."""
-    dimensions, chosen = int(np.prod(data.info.image_shape)), found.config.metrics
+    dimensions, chosen = int(np.prod(data.info.image_shape)), results.config.metrics
     metrics: dict[str, Score] = {}
     per_image: dict[str, Tensor] = {}
     for kind in ("vlb", "continuous_vlb"):
         if kind in chosen:
-            bound = found.bound(kind)
+            bound = results.bound(kind)
             metrics |= bound_scores(kind, bound, dimensions)
             per_image[kind] = bound.total
     if "nll" in chosen:
-        per_image["nll"] = found.joined("nll", "nll")
+        per_image["nll"] = results.joined("nll", "nll")
         metrics["nll_bpd"] = mean_over_images(dequantised_bits_per_dim(per_image["nll"], dimensions))
-        metrics["nll_evaluations"] = Score(float(found.joined("nll", "evaluations").double().mean()))
+        metrics["nll_evaluations"] = Score(float(results.joined("nll", "evaluations").double().mean()))
     if per_image:
         of_what = {"dataset_fingerprint": data.info.fingerprint, "dimensions": str(dimensions)}
         content = save(per_image, of_what)
-        durable.write_bytes(results / PER_IMAGE, content)
+        durable.write_bytes(folder / PER_IMAGE, content)
     if "denoising" in chosen:
-        durable.write_text(results / CURVE, denoising_curve(found, process, data, package_sha256).to_json())
+        durable.write_text(folder / CURVE, denoising_curve(results, process, data, package_sha256).to_json())
     return metrics
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from diffusion.frechet import FrechetReference
 from trainer.evaluate.extractors.base import FeatureExtractor, frechet_name
-from trainer.evaluate.extractors.classifier import Extractor
+from trainer.evaluate.extractors.classifier import ClassifierExtractor
 from trainer.evaluate.metrics.coverage import class_coverage
 from trainer.evaluate.metrics.frechet_infinity import GROUPS, Extrapolation, extrapolate
 from trainer.evaluate.metrics.kid import kernel_distance
 from trainer.evaluate.metrics.neighbours import Memorisation, memorisation, precision_recall
 from trainer.evaluate.metrics.sample_features import SampleFeatures
-from trainer.evaluate.references.baselines import YARDSTICKS, spread
+from trainer.evaluate.references.baselines import BASELINES, spread
 from trainer.evaluate.references.cache import Reference
 from trainer.run.summary import ClassCounts, Replicate, Score
 
@@ -31,13 +31,13 @@ Scores = dict[str, Score]
 
 
 @dataclass(frozen=True)
-class Compared:
+class FeatureComparison:
     """Features of one extractor.
 
     Attributes:
         extractor: which.
         sets: of the samples, a set a seed, N in each.
-        references: of `train` and of each yardstick.
+        references: of `train` and of each baseline.
     """
 
     extractor: FeatureExtractor
@@ -75,19 +75,19 @@ def aggregate_seeds(
     return Score(values[0], errors[0], df=replicates - 1, n=replicates, replicate=replicate)
 
 
-def frechet_scores(compared: Compared, seed: int) -> Scores:
-    """The Frechet distance to the training images of the samples, also extrapolated, and of the yardsticks.
+def frechet_scores(comparison: FeatureComparison, seed: int) -> Scores:
+    """The Frechet distance to the training images of the samples, also extrapolated, and of the baselines.
 
-    A yardstick of no more images than there are features has no value; neither has an extrapolation from too few.
+    A baseline of no more images than there are features has no value; neither has an extrapolation from too few.
     """
-    name, reference = frechet_name(compared.extractor), compared.gaussian
-    found = [extrapolate(features, reference, seed) for features in compared.sets]
+    name, reference = frechet_name(comparison.extractor), comparison.gaussian
+    found = [extrapolate(features, reference, seed) for features in comparison.sets]
     scores = {name: _over_blocks([each.distance for each in found], [each.distance_se for each in found])}
     scores |= _infinite(f"{name}_infinite", found)
-    for yardstick in YARDSTICKS:
-        moments = compared.references[yardstick].moments
-        if moments.count > compared.extractor.dimensions:
-            scores[f"{name}_{yardstick}"] = Score(reference.distance(moments))
+    for baseline in BASELINES:
+        moments = comparison.references[baseline].moments
+        if moments.count > comparison.extractor.dimensions:
+            scores[f"{name}_{baseline}"] = Score(reference.distance(moments))
     return scores
 
 
@@ -100,22 +100,22 @@ def _infinite(name: str, found: Sequence[Extrapolation]) -> Scores:
     return {name: _over_blocks(values, [each.infinite_se for each in found])} if len(values) == len(found) else {}
 
 
-def kernel_scores(compared: Compared, seed: int) -> Scores:
-    """KID of the samples and of the yardsticks, each against the training images."""
-    name, train = f"kid_{compared.extractor.name}", compared.train.features
-    found = [kernel_distance(features.whole(), train, seed) for features in compared.sets]
+def kernel_scores(comparison: FeatureComparison, seed: int) -> Scores:
+    """KID of the samples and of the baselines, each against the training images."""
+    name, train = f"kid_{comparison.extractor.name}", comparison.train.features
+    found = [kernel_distance(features.whole(), train, seed) for features in comparison.sets]
     values, errors = [each.value for each in found], [each.standard_error for each in found]
     scores = {name: aggregate_seeds(values, errors, "blocks", found[0].blocks)}
-    for yardstick in YARDSTICKS:
-        features = compared.references[yardstick].features
-        if len(features) >= compared.sets[0].count // 2:
-            scores[f"{name}_{yardstick}"] = Score(kernel_distance(features, train, seed).value)
+    for baseline in BASELINES:
+        features = comparison.references[baseline].features
+        if len(features) >= comparison.sets[0].count // 2:
+            scores[f"{name}_{baseline}"] = Score(kernel_distance(features, train, seed).value)
     return scores
 
 
-def neighbour_scores(compared: Compared) -> Scores:
+def neighbour_scores(comparison: FeatureComparison) -> Scores:
     """Precision and recall of the samples against as many training images, and of the held-out ones likewise."""
-    train = compared.train.features
+    train = comparison.train.features
 
     def of(features: Tensor) -> tuple[float, float]:
         most = min(len(features), len(train), MOST_NEIGHBOURS)
@@ -123,24 +123,24 @@ def neighbour_scores(compared: Compared) -> Scores:
         found = precision_recall(real, drawn)
         return found.precision, found.recall
 
-    count = min(compared.sets[0].count, len(train), MOST_NEIGHBOURS)
-    pairs = [of(features.whole()) for features in compared.sets]
+    count = min(comparison.sets[0].count, len(train), MOST_NEIGHBOURS)
+    pairs = [of(features.whole()) for features in comparison.sets]
     scores: Scores = {}
-    real = of(compared.references["heldout"].features)
-    for name, values, yardstick in zip(("precision", "recall"), zip(*pairs, strict=True), real, strict=True):
+    real = of(comparison.references["heldout"].features)
+    for name, values, baseline in zip(("precision", "recall"), zip(*pairs, strict=True), real, strict=True):
         binomial = (values[0] * (1 - values[0]) / count) ** 0.5
-        scores |= {name: aggregate_seeds(values, [binomial], "images", count), f"{name}_heldout": Score(yardstick)}
+        scores |= {name: aggregate_seeds(values, [binomial], "images", count), f"{name}_heldout": Score(baseline)}
     return scores
 
 
-def coverage_scores(compared: Compared, classifier: Extractor) -> tuple[Scores, ClassCounts]:
+def coverage_scores(comparison: FeatureComparison, classifier: ClassifierExtractor) -> tuple[Scores, ClassCounts]:
     """How far the samples' classes are from the training images' in total variation, and how many are missing.
 
     Returns:
         The scores, and the counts by class of samples, of training and of held-out images.
     """
-    seen = {name: classifier.predicted(compared.references[name].features) for name in ("train", "heldout")}
-    predicted = (classifier.predicted(each.whole()) for each in compared.sets)
+    seen = {name: classifier.predicted(comparison.references[name].features) for name in ("train", "heldout")}
+    predicted = (classifier.predicted(each.whole()) for each in comparison.sets)
     found = [class_coverage(classes, seen["train"], classifier.classes) for classes in predicted]
     real = class_coverage(seen["heldout"], seen["train"], classifier.classes)
     scores = {
@@ -151,13 +151,15 @@ def coverage_scores(compared: Compared, classifier: Extractor) -> tuple[Scores, 
     return scores, ClassCounts(tuple(found[0].samples), tuple(real.data), tuple(real.samples))
 
 
-def memorisation_scores(compared: Compared) -> tuple[Scores, Memorisation]:
+def memorisation_scores(comparison: FeatureComparison) -> tuple[Scores, Memorisation]:
     """How much nearer samples are to training images than held-out images are, in pixels; of the first seed.
 
     Raises:
         ValueError: most held-out images are training images too.
     """
-    found = memorisation(compared.train.features, compared.references["heldout"].features, compared.sets[0].whole())
+    found = memorisation(
+        comparison.train.features, comparison.references["heldout"].features, comparison.sets[0].whole()
+    )
     ratio, closer = Score(found.median_ratio), Score(found.closer_fraction)
     return {"memorisation_ratio": ratio, "memorisation_closer": closer}, found
 

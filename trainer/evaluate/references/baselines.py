@@ -11,14 +11,14 @@ from trainer.config.evaluation import EvaluationConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluate.extractors.base import Images, Pixels
 
-YARDSTICKS = ("heldout", "gaussian", "noise")
+BASELINES = ("heldout", "gaussian", "noise")
 FITTED = 10_000  # training images that the Gaussian is fitted to, spread over the set
 
 
 def reference_sets(config: EvaluationConfig) -> dict[str, str]:
-    """The sets of images that samples are compared with, by what they are: `train` and the yardsticks."""
+    """The sets of images that samples are compared with, by what they are: `train` and the baselines."""
     drawn = f"{config.seed}-{config.samples}"
-    return {"train": "train", "heldout": "heldout"} | {name: f"{name}-{drawn}" for name in YARDSTICKS[1:]}
+    return {"train": "train", "heldout": "heldout"} | {name: f"{name}-{drawn}" for name in BASELINES[1:]}
 
 
 def image_set(data: Dataset, name: str) -> Images:

@@ -55,7 +55,7 @@ class ReferenceCache:
     kept: int = 50_000
 
     def get(self, data: Dataset, name: str, extractor: FeatureExtractor) -> Reference:
-        """The reference of a set of images (`yardsticks.image_set`), read or computed."""
+        """The reference of a set of images (`baselines.image_set`), read or computed."""
         fingerprint = data.info.fingerprint
         identity = {
             "format_version": FORMAT_VERSION,
