@@ -28,8 +28,8 @@ examples:
   curl -s localhost:8000/v1/models
   curl -s localhost:8000/v1/images -H 'content-type: application/json' -d '{"n": 16, "seed": 0}' -o grid.png
 
-The service has no authentication, and Ray's token does not cover it: keep it on 127.0.0.1, or behind a proxy that
-authenticates.
+The service has no authentication (Ray's token does not cover it): keep it on 127.0.0.1, or put a
+proxy that authenticates in front of it.
 To stop a detached application: serve shutdown -y
 """
 GENERATE_EXAMPLES = """\
