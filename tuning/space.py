@@ -203,7 +203,7 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
         length += 1
 
 
-def spelled(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def spelled(value: object) -> str:
     """A setting's value for people: text as it is, the rest as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

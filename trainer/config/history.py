@@ -39,17 +39,18 @@ def asked(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude_unset=True)
 
 
-def get(values: Any, path: str) -> Any:  # noqa: ANN401 - any JSON value
+def get(values: dict[str, Any], path: str) -> Any:  # noqa: ANN401 - any JSON value
     """The value at a dotted path of nested mappings.
 
     Raises:
         KeyError: there is none.
     """
-    for key in path.split("."):
-        if not isinstance(values, dict):
+    *groups, leaf = path.split(".")
+    for group in groups:
+        values = values[group]
+        if not isinstance(values, dict):  # pyright: ignore[reportUnnecessaryIsInstance] - a value, not a group
             raise KeyError(path)
-        values = values[key]
-    return values
+    return values[leaf]
 
 
 def is_named(values: dict[str, Any], path: str) -> bool:

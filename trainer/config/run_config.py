@@ -6,7 +6,6 @@ and the model package. This module imports no torch.
 
 import hashlib
 import json
-from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -86,7 +85,7 @@ class RunConfig(Config):
         return _sha256(canonical(values))
 
 
-def canonical(values: Any) -> str:  # noqa: ANN401 - any JSON value
+def canonical(values: object) -> str:
     """Canonical JSON: sorted keys, no white space."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
 

@@ -22,6 +22,10 @@ class OptimConfig(Config):
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     max_grad_norm: Positive = 1.0
 
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 1: lr min(1, step / warmup_steps)."""
+        return self.lr * min(1.0, step / max(1, self.warmup_steps))
+
 
 class EmaConfig(Config):
     """Power-function EMA: widths of profiles relative to the training so far.

@@ -110,8 +110,8 @@ class Worker:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the current step: linear warm-up, then constant."""
-        return self.config.optim.lr * min(1.0, self.step / max(1, self.config.optim.warmup_steps))
+        """The learning rate of the step at hand."""
+        return self.config.optim.learning_rate(self.step)
 
     def train_step(self, meters: Meters) -> None:
         """One optimizer step on the next global batch; a non-finite step is skipped where that is allowed.

@@ -39,11 +39,12 @@ header, .headline, section { margin-bottom: 2rem } code { font-size: .9em; overf
 .headline { display: flex; flex-wrap: wrap; gap: 1.25rem 3rem }
 section { border-top: 2px solid var(--view); padding-top: .6rem } section h2 { color: var(--view) }
 .vae { --view: var(--likelihood) } .score { --view: var(--sample) }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.75rem 2rem;
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.75rem 2rem;
           margin-top: 1rem; align-items: start }
 figure { margin: 0; min-width: 0; break-inside: avoid } figure svg, figure img { display: block; margin-top: .5rem }
 figcaption p { font-size: .85rem } figure svg { width: 100%; height: auto; max-width: 32rem; stroke-linejoin: round }
 figure img { max-width: 100%; height: auto; background: #fff } figure.wide { grid-column: 1 / -1 }
+figure.wide img { width: 100%; image-rendering: pixelated }
 .scroll { overflow-x: auto; max-width: 100% }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
 caption { text-align: left; padding-bottom: .3rem } td, th { padding: .2rem .9rem .2rem 0; text-align: right }
