@@ -60,17 +60,17 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.sigmas > 0:
             raise InputError(f"--sigmas = {options.sigmas}; allowed: above 0")
         with tempfile.TemporaryDirectory() as folder:
-            found = [evaluated(run, options.tracking_uri, Path(folder)) for run in options.runs]
-        verdicts = compared(found, options.metrics.split(",") if options.metrics else None, options.sigmas)
+            models = [evaluated(run, options.tracking_uri, Path(folder)) for run in options.runs]
+        verdicts = compared(models, options.metrics.split(",") if options.metrics else None, options.sigmas)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(as_json(found, verdicts), indent=2))
+        print(json.dumps(as_json(models, verdicts), indent=2))
         return 0
     from rich.console import Console
 
-    show(found, verdicts, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+    show(models, verdicts, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
     return 0
 
 
@@ -100,14 +100,14 @@ def evaluated(run: str, given_uri: str | None, scratch: Path) -> ComparedModel:
 Table = dict[str, list[ComparisonResult]]
 
 
-def compared(found: Sequence[ComparedModel], metrics: Sequence[str] | None, sigmas: float) -> Table:
+def compared(models: Sequence[ComparedModel], metrics: Sequence[str] | None, sigmas: float) -> Table:
     """The verdicts of all but the first beside the first, by metric.
 
     Raises:
         InputError: nothing was measured, or not what is asked for.
     """
-    first, *others = found
-    known = list(dict.fromkeys(name for each in found for name in each.metrics))
+    first, *others = models
+    known = list(dict.fromkeys(name for each in models for name in each.metrics))
     chosen = known if metrics is None else metrics
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
@@ -130,9 +130,9 @@ def views(verdicts: Table, index: int) -> dict[str, str]:
     return said
 
 
-def as_json(found: Sequence[ComparedModel], verdicts: Table) -> dict[str, Any]:
+def as_json(models: Sequence[ComparedModel], verdicts: Table) -> dict[str, Any]:
     """All of it, for programs."""
-    first, *others = found
+    first, *others = models
     return {
         "first": first.name,
         "others": [
@@ -146,25 +146,25 @@ def as_json(found: Sequence[ComparedModel], verdicts: Table) -> dict[str, Any]:
     }
 
 
-def show(found: Sequence[ComparedModel], verdicts: Table, console: Any) -> None:  # noqa: ANN401 - rich's Console
+def show(models: Sequence[ComparedModel], verdicts: Table, console: Any) -> None:  # noqa: ANN401 - rich's Console
     """A table with a row a metric, and a line a model."""
     from rich.table import Table as RichTable
 
     table = RichTable(box=None, pad_edge=False)
     table.add_column("metric")
-    for index, each in enumerate(found):
+    for index, each in enumerate(models):
         table.add_column(each.name, overflow="fold")
         if index:
             table.add_column("beside the first", overflow="fold")
     for metric, said in verdicts.items():
-        cells = [metric, _value(found[0], metric)]
-        for other, verdict in zip(found[1:], said, strict=True):
+        cells = [metric, _value(models[0], metric)]
+        for other, verdict in zip(models[1:], said, strict=True):
             cells += [_value(other, metric), f"{verdict.word}: {verdict.reason}"]
         table.add_row(*cells)
     console.print(table)
-    for index, other in enumerate(found[1:]):
+    for index, other in enumerate(models[1:]):
         words = "; ".join(f"{view}: {word}" for view, word in views(verdicts, index).items())
-        console.print(f"{other.name} beside {found[0].name}: {words or 'nothing to compare'}", markup=False)
+        console.print(f"{other.name} beside {models[0].name}: {words or 'nothing to compare'}", markup=False)
 
 
 def _value(each: ComparedModel, metric: str) -> str:

@@ -166,7 +166,7 @@ def test_trials_share_their_random_numbers(tmp_path):
         for trial in (made(tmp_path).trials[0], made(tmp_path).trials[-1])
     )
     assert first.images.tolist() == last.images.tolist()
-    for name in ("t", "eps", "weight"):
+    for name in ("t", "eps", "row_mask"):
         assert torch.equal(getattr(first, name), getattr(last, name))
 
 

@@ -105,7 +105,7 @@ class BackgroundEvaluation(threading.Thread):
         evaluated = evaluate_package(
             evaluation,
             folder / "evaluation.json",
-            lambda found: {"step": step, "package_sha256": digest, **found.to_json()},
+            lambda results: {"step": step, "package_sha256": digest, **results.to_json()},
             with_report=False,
         )
         picture = str(folder / "samples.png") if evaluated.samples is not None else None

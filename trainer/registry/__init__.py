@@ -1,1 +1,1 @@
-"""The model registry: versions, aliases, and the gate between the two. With `tracking`, all that knows MLflow."""
+"""The model registry: versions, aliases, and the gate between them. Only this package and `tracking` use MLflow."""

@@ -1,4 +1,4 @@
-"""`python -m trainer.registry`: the versions of a registered model, and which of them is served."""
+"""`python -m trainer.registry`: list, promote and roll back the versions of a registered model."""
 
 import argparse
 import json
@@ -15,13 +15,13 @@ examples:
   python -m trainer.registry promote digits 3 --force --reason "the samples are better, see the report"
   python -m trainer.registry rollback digits --reason "complaints about sevens"
 
-A new version is `challenger`. It becomes `champion` if its package is whole, its outputs are finite, its three
+A new version is the `challenger`. It becomes `champion` if its package is intact, its outputs are finite, its three
 likelihoods agree within run.gate.likelihood_gap, and it beats the champion by run.gate.metric beyond the error bars.
-Every decision is a tag of the version, with its reason.
+Every decision is recorded in the version's tags, with its reason.
 
-exit codes: 0 done; 2 bad input; 1 the gate says no, or anything else
+exit codes: 0 done; 2 bad input; 1 the gate refused, or anything else
 """
-SHOWN = ("vlb_bpd", "nll_bpd", "frechet_classifier", "fid")
+LISTED_METRICS = ("vlb_bpd", "nll_bpd", "frechet_classifier", "fid")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,19 +34,21 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = result.add_subparsers(dest="command", required=True, metavar="list | promote | rollback")
     several = (
-        ("list", "the versions, their scores, and what the gate decided"),
+        ("list", "list the versions, their scores and the gate's decisions"),
         ("promote", "give a version the alias, if it passes the gate"),
         ("rollback", "give the alias back to the version that had it before"),
     )
     for name, text in several:
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        command.add_argument("name", metavar="NAME", help="of the registered model")
+        command.add_argument("name", metavar="NAME", help="name of the registered model")
         if name == "promote":
-            command.add_argument("version", metavar="VERSION", help="its number")
-            command.add_argument("--force", action="store_true", help="whatever the gate says; the tag tells")
+            command.add_argument("version", metavar="VERSION", help="number of the version")
+            command.add_argument(
+                "--force", action="store_true", help="promote even if the gate refuses; recorded with the decision"
+            )
         if name != "list":
-            command.add_argument("--reason", default="", metavar="TEXT", help="to be kept with the decision")
-        command.add_argument("--alias", default="champion", help="which is served (default champion)")
+            command.add_argument("--reason", default="", metavar="TEXT", help="reason to record with the decision")
+        command.add_argument("--alias", default="champion", help="the alias that is served (default champion)")
         command.add_argument(
             "--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, or the local database"
         )
@@ -75,23 +77,23 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    became = options.alias if decision.promoted else "not promoted"
-    print(f"{options.name} version {options.version}: {became}: {decision.reason}")
+    outcome = options.alias if decision.promoted else "not promoted"
+    print(f"{options.name} version {options.version}: {outcome}: {decision.reason}")
     return 0 if decision.promoted else 1
 
 
-def _list(found: list[Any], as_json: bool) -> int:
+def _list(versions: list[Any], as_json: bool) -> int:
     if as_json:
-        print(json.dumps([vars(each) for each in found], indent=2))
+        print(json.dumps([vars(each) for each in versions], indent=2))
         return 0
     from rich.console import Console
     from rich.table import Table
 
-    shown = [name for name in SHOWN if any(name in each.metrics for each in found)]
+    shown = [name for name in LISTED_METRICS if any(name in each.metrics for each in versions)]
     table = Table(box=None, pad_edge=False)
     for heading in ("version", "alias", *shown, "decided", "reason"):
         table.add_column(heading, overflow="fold")
-    for each in found:
+    for each in versions:
         scores = [_score(each.metrics, name) for name in shown]
         decided = f"{each.decision} {each.time[:10]}".strip()
         table.add_row(each.number, ", ".join(each.aliases), *scores, decided, each.reason)

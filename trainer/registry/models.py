@@ -1,6 +1,6 @@
 """The model registry: a package becomes a LoggedModel, a registered version and an alias.
 
-What is registered is the package folder itself, wrapped by a models-from-code pyfunc (`registry_pyfunc.py`) so that
+The package folder itself is registered, wrapped by a models-from-code pyfunc (`pyfunc.py`), so that
 `mlflow.pyfunc.load_model("models:/digits@champion").predict(...)` works with pickle deserialisation switched off.
 """
 
@@ -19,7 +19,15 @@ from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.comparison import ComparedModel, read
 from trainer.registry.gate import Decision, decide, faults_of, likelihoods_of
-from trainer.registry.promotion import Version, admit, give, holder, note, roll_back, versions
+from trainer.registry.promotion import (
+    Version,
+    decide_alias,
+    roll_back,
+    set_alias,
+    tag_decision,
+    version_of_alias,
+    versions,
+)
 from trainer.run.paths import RunPaths
 from trainer.run.provenance import ROOT
 from trainer.run.summary import GateDecision, Registration, RunSummary
@@ -47,7 +55,9 @@ def register(
     number = _version(client, name, model, run_id, summary.package_sha256)
     candidate = read(paths.results, "this version")
     gate = Gate(client, name, str(config.run.tracking_uri), config.run.gate)
-    decision = admit(client, name, number, alias, lambda champion: gate.decide(candidate, paths.package, champion))
+    decision = decide_alias(
+        client, name, number, alias, lambda champion: gate.decide(candidate, paths.package, champion)
+    )
     given = alias if decision.promoted else CHALLENGER
     return Registration(
         run_id=run_id,
@@ -61,7 +71,7 @@ def register(
 
 @dataclass(frozen=True)
 class Gate:
-    """The gate of a registered model: what a version is compared with is fetched from the registry."""
+    """The gate of a registered model; fetches the champion's evaluation from the registry for the comparison."""
 
     client: Any
     name: str
@@ -69,7 +79,13 @@ class Gate:
     config: GateConfig
 
     def decide(self, candidate: ComparedModel, package: Path, champion: str | None) -> Decision:
-        """Whether a version passes beside the version with the number `champion`."""
+        """Whether a version may replace the champion.
+
+        Args:
+            candidate: the version's evaluation.
+            package: folder of the version's package.
+            champion: number of the version that has the alias; None where none has.
+        """
         faults = faults_of(package)
         likelihoods = likelihoods_of(package)
         if champion is None:
@@ -82,10 +98,10 @@ class Gate:
         return decide(self.config, candidate, faults, present, likelihoods)
 
     def evaluated(self, number: str, scratch: Path) -> ComparedModel:
-        """What the run of a version was found to be.
+        """The evaluation of the run that made a version.
 
         Raises:
-            InputError: its evaluation is not there.
+            InputError: the run has no evaluation in MLflow.
         """
         run_id = str(self.client.get_model_version(self.name, number).run_id)
         _, results = fetch_results(self.tracking_uri, run_id, scratch)
@@ -94,7 +110,7 @@ class Gate:
 
 @contextmanager
 def _asked(what: str, tracking_uri: str) -> Iterator[None]:
-    """A registry that has no such thing, or does not answer, is bad input."""
+    """Turn errors of the registry into an InputError that names `what` was asked for."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -115,10 +131,13 @@ def open_versions(name: str, tracking_uri: str) -> list[Version]:
 
 
 def rollback(name: str, alias: str, tracking_uri: str, reason: str) -> tuple[str, str]:
-    """Give an alias back to the version that had it before; its number, and that of the one that had it.
+    """Give an alias back to the version that had it before.
+
+    Returns:
+        The numbers of the version that has the alias again, and of the version that lost it.
 
     Raises:
-        InputError: there is none, or the registry does not answer.
+        InputError: there is no earlier version, or the registry does not answer.
     """
     client = mlflow_client(tracking_uri)
     with _asked(f"NAME = {name}", tracking_uri):
@@ -126,7 +145,7 @@ def rollback(name: str, alias: str, tracking_uri: str, reason: str) -> tuple[str
 
 
 def promote(name: str, number: str, alias: str, tracking_uri: str, into: Path, force: bool, reason: str) -> Decision:
-    """Give a version the alias if it passes the gate of its run's configuration, or whatever that says with `force`.
+    """Give a version the alias if it passes the gate of its run's configuration; with `force`, in any case.
 
     Raises:
         InputError: there is no such version, or the registry does not answer.
@@ -135,18 +154,18 @@ def promote(name: str, number: str, alias: str, tracking_uri: str, into: Path, f
     with _asked(f"NAME = {name}, VERSION = {number}", tracking_uri):
         package, config_json, _ = _download(client, client.get_model_version(name, number), into, tracking_uri)
         gate = Gate(client, name, tracking_uri, RunConfig.model_validate_json(config_json).run.gate)
-        champion = holder(client, name, alias)
+        champion = version_of_alias(client, name, alias)
         if champion == number:
             return Decision(True, f"it is {alias} already")
         with tempfile.TemporaryDirectory() as folder:
             decision = gate.decide(gate.evaluated(number, Path(folder)), package, champion)
         promoted = decision.promoted or force
         by_hand = f"by hand{': ' + reason if reason else ''}; the gate: " if force or reason else ""
-        said = Decision(promoted, by_hand + decision.reason)
-        note(client, name, number, alias if promoted else CHALLENGER, said.reason)
+        decision = Decision(promoted, by_hand + decision.reason)
+        tag_decision(client, name, number, alias if promoted else CHALLENGER, decision.reason)
         if promoted:
-            give(client, name, number, alias)
-        return said
+            set_alias(client, name, number, alias)
+        return decision
 
 
 def log_results(config: RunConfig, paths: RunPaths, run_id: str, step: int) -> None:
@@ -157,7 +176,7 @@ def log_results(config: RunConfig, paths: RunPaths, run_id: str, step: int) -> N
 
 
 def log_summary(config: RunConfig, paths: RunPaths, run_id: str) -> None:
-    """Upload the summary again, which says now what was registered."""
+    """Upload the summary again, now that it says what was registered."""
     mlflow_client(str(config.run.tracking_uri)).log_artifact(run_id, str(paths.summary), "results")
 
 
@@ -182,7 +201,7 @@ def _log_model(config: RunConfig, paths: RunPaths, summary: RunSummary, run_id: 
 
 
 def _version(client: Any, name: str, model: Any, run_id: str, package_sha256: str) -> str:  # noqa: ANN401 - MLflow types
-    """The version of this package under `name`, made unless it is there already."""
+    """The number of the registered version of this package under `name`, created unless it exists."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -190,9 +209,9 @@ def _version(client: Any, name: str, model: Any, run_id: str, package_sha256: st
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for found in client.search_model_versions(f"name = '{name}'"):
-        if found.tags.get("package_sha256") == package_sha256:
-            return found.version
+    for registered in client.search_model_versions(f"name = '{name}'"):
+        if registered.tags.get("package_sha256") == package_sha256:
+            return registered.version
     tags = {"package_sha256": package_sha256}
     return client.create_model_version(name, model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id).version
 
@@ -201,13 +220,13 @@ def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, s
     """Download a registered package and its run's configuration.
 
     Args:
-        name: of the registered model.
-        alias: of its version.
-        tracking_uri: the registry.
-        into: the folder that keeps packages, by their version.
+        name: name of the registered model.
+        alias: alias of the version to download.
+        tracking_uri: tracking URI of the registry.
+        into: folder for downloaded packages, one folder per model and version.
 
     Returns:
-        The package's folder, not verified, the configuration's JSON, and the id of the MLflow run.
+        The package's folder (not verified), the configuration as JSON, and the id of the MLflow run.
 
     Raises:
         InputError: there is no such model, or the registry does not answer.
@@ -217,13 +236,13 @@ def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, s
         return _download(client, client.get_model_version_by_alias(name, alias), into, tracking_uri)
 
 
-def _download(client: Any, found: Any, into: Path, tracking_uri: str) -> tuple[Path, str, str]:  # noqa: ANN401
+def _download(client: Any, registered: Any, into: Path, tracking_uri: str) -> tuple[Path, str, str]:  # noqa: ANN401
     """A version's package, its run's configuration, and the run's id."""
     from mlflow.artifacts import download_artifacts
 
-    folder = into / found.name / str(found.version)
+    folder = into / registered.name / str(registered.version)
     folder.mkdir(parents=True, exist_ok=True)
-    location = f"{client.get_model_version_download_uri(found.name, found.version)}/artifacts/package"
+    location = f"{client.get_model_version_download_uri(registered.name, registered.version)}/artifacts/package"
     package = download_artifacts(location, dst_path=str(folder), tracking_uri=tracking_uri)
-    config = client.download_artifacts(str(found.run_id), "config.json", str(folder))
-    return Path(package).absolute(), Path(config).read_text(), str(found.run_id)
+    config = client.download_artifacts(str(registered.run_id), "config.json", str(folder))
+    return Path(package).absolute(), Path(config).read_text(), str(registered.run_id)

@@ -1,7 +1,7 @@
-"""Which version of a registered model has the alias that is served, how it got it, and how it is taken back.
+"""Moves the served alias between the versions of a registered model, with a history for rollback.
 
-Everything is in the registry: a version's tags say what the gate decided and why, a tag of the model which versions had
-the alias, in order. The client is MLflow's, handed in.
+All state is in the registry: a version's tags record the gate's decision and its reason; a tag of the model lists the
+versions that had the alias, in order. `client` is an MlflowClient everywhere.
 """
 
 import json
@@ -19,15 +19,15 @@ DECISION, REASON, TIME = "dualview.gate", "dualview.gate_reason", "dualview.gate
 Decide = Callable[[str | None], Decision]
 
 
-def admit(client: Any, name: str, number: str, alias: str, decide: Decide) -> Decision:  # noqa: ANN401 - MlflowClient
-    """Make a version challenger, and give it the alias if it passes; what was decided once stays decided.
+def decide_alias(client: Any, name: str, number: str, alias: str, decide: Decide) -> Decision:  # noqa: ANN401 - MlflowClient
+    """Make a new version the challenger, and give it the alias if it passes; an earlier decision is kept.
 
     Args:
-        client: of the registry.
-        name: of the registered model.
-        number: of the version.
-        alias: which is at stake.
-        decide: told the number of the version that has the alias, or None.
+        client: MLflow client of the registry.
+        name: name of the registered model.
+        number: number of the version.
+        alias: the alias at stake.
+        decide: called with the number of the version that has the alias, or None; returns the decision.
     """
     tags = client.get_model_version(name, number).tags
     if DECISION in tags:
@@ -35,42 +35,42 @@ def admit(client: Any, name: str, number: str, alias: str, decide: Decide) -> De
     client.set_registered_model_alias(name, CHALLENGER, number)
     decision = None
     while decision is None:
-        champion = holder(client, name, alias)
+        champion = version_of_alias(client, name, alias)
         decision = decide(champion)
-        if holder(client, name, alias) != champion:  # another version got the alias meanwhile
+        if version_of_alias(client, name, alias) != champion:  # another version got the alias meanwhile
             decision = None
-    note(client, name, number, alias if decision.promoted else CHALLENGER, decision.reason)
+    tag_decision(client, name, number, alias if decision.promoted else CHALLENGER, decision.reason)
     if decision.promoted:
-        give(client, name, number, alias)
+        set_alias(client, name, number, alias)
     return decision
 
 
-def holder(client: Any, name: str, alias: str) -> str | None:  # noqa: ANN401 - MlflowClient
+def version_of_alias(client: Any, name: str, alias: str) -> str | None:  # noqa: ANN401 - MlflowClient
     """The number of the version that has an alias; None where none has."""
-    found = client.get_registered_model(name).aliases.get(alias)
-    return None if found is None else str(found)
+    number = client.get_registered_model(name).aliases.get(alias)
+    return None if number is None else str(number)
 
 
-def note(client: Any, name: str, number: str, decision: str, reason: str) -> None:  # noqa: ANN401 - MlflowClient
+def tag_decision(client: Any, name: str, number: str, decision: str, reason: str) -> None:  # noqa: ANN401 - MlflowClient
     """Tag a version with a decision and its reason."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for tag, value in ((DECISION, decision), (REASON, reason[:5000]), (TIME, now)):
         client.set_model_version_tag(name, number, tag, value)
 
 
-def give(client: Any, name: str, number: str, alias: str) -> None:  # noqa: ANN401 - MlflowClient
+def set_alias(client: Any, name: str, number: str, alias: str) -> None:  # noqa: ANN401 - MlflowClient
     """Give a version the alias, and add it to the history; it is no challenger any more."""
     past = history(client, name, alias)
     if not past or past[-1] != number:
         _write_history(client, name, alias, [*past, number])
     client.set_registered_model_alias(name, alias, number)
-    if holder(client, name, CHALLENGER) == number:
+    if version_of_alias(client, name, CHALLENGER) == number:
         client.delete_registered_model_alias(name, CHALLENGER)
 
 
 def history(client: Any, name: str, alias: str) -> list[str]:  # noqa: ANN401 - MlflowClient
-    """The versions that had the alias, the present one last."""
-    present = holder(client, name, alias)
+    """The numbers of the versions that had the alias, the current one last."""
+    present = version_of_alias(client, name, alias)
     past: list[str] = json.loads(client.get_registered_model(name).tags.get(_history_tag(alias), "[]"))
     if present is not None and (not past or past[-1] != present):  # given by hand, in MLflow's own pages
         past.append(present)
@@ -86,10 +86,13 @@ def _history_tag(alias: str) -> str:
 
 
 def roll_back(client: Any, name: str, alias: str, reason: str) -> tuple[str, str]:  # noqa: ANN401 - MlflowClient
-    """Give the alias back to the version that had it before; returns the numbers of that and of the one that had it.
+    """Give the alias back to the version that had it before.
+
+    Returns:
+        The numbers of the version that has the alias again, and of the version that lost it.
 
     Raises:
-        InputError: there is none.
+        InputError: no earlier version had the alias.
     """
     past = history(client, name, alias)
     if len(past) < 2:
@@ -100,21 +103,21 @@ def roll_back(client: Any, name: str, alias: str, reason: str) -> tuple[str, str
     *_, before, present = past
     client.set_registered_model_alias(name, alias, before)
     _write_history(client, name, alias, past[:-1])
-    note(client, name, present, "rolled back", f"version {before} is {alias} again: {reason}")
+    tag_decision(client, name, present, "rolled back", f"version {before} is {alias} again: {reason}")
     return before, present
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version, for people.
+    """A registered version, as `python -m trainer.registry list` shows it.
 
     Attributes:
-        number: of the version.
-        aliases: that it has.
-        decision: of the gate, or by hand; empty where there was none.
-        reason: of the decision.
-        time: of the decision.
-        metrics: of the run that made it.
+        number: the version's number.
+        aliases: the version's aliases.
+        decision: the gate's decision, or one made by hand; empty where there was none.
+        reason: the reason for the decision.
+        time: UTC time of the decision, ISO 8601.
+        metrics: metric name -> value, of the run that made the version.
     """
 
     number: str
@@ -128,7 +131,7 @@ class Version:
 def versions(client: Any, name: str) -> list[Version]:  # noqa: ANN401 - MlflowClient
     """All versions, the newest first."""
     aliases: dict[str, Any] = client.get_registered_model(name).aliases
-    found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda each: -int(each.version))
+    registered = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda each: -int(each.version))
     return [
         Version(
             number=str(each.version),
@@ -138,5 +141,5 @@ def versions(client: Any, name: str) -> list[Version]:  # noqa: ANN401 - MlflowC
             time=each.tags.get(TIME, ""),
             metrics=client.get_run(each.run_id).data.metrics if each.run_id else {},
         )
-        for each in found
+        for each in registered
     ]

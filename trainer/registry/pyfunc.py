@@ -1,7 +1,7 @@
-"""The registered model as MLflow runs it: copied into the model by `registry.py`, and run from there, not imported.
+"""The registered model as MLflow runs it: `models.py` copies this file into the model, and MLflow runs the copy.
 
-Input: a table with columns `seed` and `image`; output: uint8 images [N, H, W, C]. A row is the image that the sampler
-service makes for the same seed and number.
+Input: a table with columns `seed` and `image`, N rows; output: images, uint8 [N, H, W, C]. Each image is the one that
+the sampler service makes for the same seed and image number.
 """
 
 from pathlib import Path

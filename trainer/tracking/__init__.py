@@ -1,1 +1,1 @@
-"""MLflow: runs, metrics and files. With `registry`, all that knows it."""
+"""MLflow runs, metrics and files. Only this package and `registry` use MLflow."""

@@ -1,4 +1,4 @@
-"""An MLflow client with sane time limits, and the calls that several uploads share."""
+"""An MLflow client with short time limits, and the calls that several uploads share."""
 
 import os
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ def mlflow_environment() -> None:
 
 
 def run_exists(client: "MlflowClient", run_id: str) -> bool:
-    """Whether this server, wherever it listens today, holds the run."""
+    """Whether the server has this run."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -39,10 +39,10 @@ def run_exists(client: "MlflowClient", run_id: str) -> bool:
 
 
 def create_once(client: "MlflowClient", experiment: str, name: str, key: str, tags: dict[str, str]) -> str:
-    """The id of the run with this key, made if there is none: killed after making it, one finds it again."""
-    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-    if found:
-        return found[0].info.run_id
+    """The id of the run with this key, created if there is none; a restart after a kill finds the run by its key."""
+    runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    if runs:
+        return runs[0].info.run_id
     return client.create_run(experiment, run_name=name, tags={**tags, KEY_TAG: key}).info.run_id
 
 

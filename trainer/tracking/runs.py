@@ -1,4 +1,4 @@
-"""A training run as MLflow has it: its parameters, data set, metrics and pictures."""
+"""A training run in MLflow: its parameters, data set, metrics and pictures."""
 
 import time
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ METRICS_PER_BATCH = 500
 
 
 def create_run(client: "MlflowClient", config: RunConfig, dataset: DatasetInfo, key: str) -> str:
-    """A new MLflow run, tagged with what it comes from, or the one that was made with this key; returns its id."""
+    """Create the MLflow run with this key, tagged with its provenance, unless it exists; returns its id."""
     tags = {
         "mlflow.source.name": "python -m trainer",
         "mlflow.source.git.commit": git_commit(),
@@ -31,7 +31,7 @@ def create_run(client: "MlflowClient", config: RunConfig, dataset: DatasetInfo, 
 
 
 def describe_run(client: "MlflowClient", run_id: str, config: RunConfig, dataset: DatasetInfo) -> None:
-    """The run's parameters, configuration and data set; doing it twice changes nothing."""
+    """Log the run's parameters, configuration and data set; idempotent."""
     from mlflow.entities import DatasetInput, InputTag, Param
 
     parameters = flatten(config.model_dump(mode="json"))
@@ -79,13 +79,13 @@ def log_evaluation(
     """Log the final metrics of a run, tied to the LoggedModel and the data set, and its curves.
 
     Args:
-        client: of the server.
-        run_id: of the MLflow run.
-        model_id: of the LoggedModel; None where there is none.
-        dataset: whose images were scored.
-        step: of the weights.
-        evaluated: whose curves are drawn with network evaluations in place of the step.
-        metrics: every number to log.
+        client: MLflow client of the server.
+        run_id: id of the MLflow run.
+        model_id: id of the LoggedModel; None where there is none.
+        dataset: data set that the model was evaluated on.
+        step: training step of the weights.
+        evaluated: results with the curves to log; their x axis is the number of network evaluations, not the step.
+        metrics: metric name -> value to log.
     """
     entities = evaluation_metrics(metrics, dataset, step, run_id, model_id)
     for name, points in evaluated.frechet_at_nfe.items():
@@ -112,7 +112,7 @@ def evaluation_metrics(
 
 
 def log_grid(client: "MlflowClient", run_id: str, picture: Path, step: int, time_ms: int | None = None) -> None:
-    """A grid of samples as MLflow's image `samples` of a step, which its pages show over training."""
+    """Log a grid of samples as MLflow's image `samples` of a step, which its pages show over training."""
     if picture.is_file():
         from PIL import Image
 
@@ -121,7 +121,7 @@ def log_grid(client: "MlflowClient", run_id: str, picture: Path, step: int, time
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted paths."""
+    """Nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Evaluations apart from training as MLflow runs of their own, and what another run's evaluation found."""
+"""Standalone evaluations as MLflow runs of their own, and fetching the results of another run's evaluation."""
 
 import hashlib
 import os
@@ -38,8 +38,8 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
         for file in {*FILES, PER_IMAGE} & there:  # whose folders there are not those here, with every store
             os.replace(client.download_artifacts(run_id, f"results/{file}", str(folder)), folder / file)
     except MlflowException as error:
-        told = f"MLflow run {run_id}: {one_line(error)}; at {tracking_uri}"
-        raise (InputError if error.error_code == "RESOURCE_DOES_NOT_EXIST" else ConnectionError)(told) from None
+        message = f"MLflow run {run_id}: {one_line(error)}; at {tracking_uri}"
+        raise (InputError if error.error_code == "RESOURCE_DOES_NOT_EXIST" else ConnectionError)(message) from None
     return str(name), folder
 
 
@@ -52,21 +52,21 @@ def log_standalone(
     evaluated: Evaluated,
     folder: Path,
 ) -> str:
-    """An evaluation apart from training, as an MLflow run of its own below that which trained the model.
+    """Log a standalone evaluation as an MLflow run of its own, a child of the run that trained the model.
 
-    Doing it twice changes nothing: the run's key is what was measured of which package, and with what result.
+    Idempotent: the run's key is a digest of the package, the settings and the results.
 
     Args:
-        tracking_uri: of a server or database.
-        trained: the id of the run that trained the model.
-        name: of the new run.
-        dataset: whose images were compared with.
-        model: what identifies it in `evaluation.json`: `package_sha256`, and its `evaluation` settings.
-        evaluated: what was found.
-        folder: its report and pictures.
+        tracking_uri: tracking URI of a server or database.
+        trained: id of the MLflow run that trained the model.
+        name: name of the new run.
+        dataset: data set that the model was evaluated on.
+        model: identity of the model in `evaluation.json`: `package_sha256` and the `evaluation` settings.
+        evaluated: results of the evaluation.
+        folder: folder with the report and pictures.
 
     Returns:
-        The run's id.
+        The new run's id.
     """
     client = mlflow_client(tracking_uri)
     from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Param
@@ -81,8 +81,8 @@ def log_standalone(
         "dualview.package_sha256": model["package_sha256"],
         "dualview.dataset_fingerprint": dataset.fingerprint,
     }
-    found = {name: value for name, value in evaluated.to_json().items() if name != "protocol"}  # as earlier versions do
-    key = hashlib.sha256(canonical({**model, **found}).encode()).hexdigest()
+    results = {name: value for name, value in evaluated.to_json().items() if name != "protocol"}
+    key = hashlib.sha256(canonical({**model, **results}).encode()).hexdigest()
     run_id = create_once(client, parent.info.experiment_id, name, key, tags)
     if client.get_run(run_id).info.status == "FINISHED":
         return run_id

@@ -1,4 +1,4 @@
-"""The MLflow run above the trials of a sweep."""
+"""The MLflow parent run of a sweep's trials."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from trainer.tracking.runs import experiment_id
 
 
 def sweep_run(config: RunConfig, name: str, digest: str, run_id: str | None, key: str) -> str:
-    """The id of the MLflow run above a sweep's trials: this one if the server holds it, else that of the key."""
+    """The id of a sweep's parent run: `run_id` if the server has it, else the run with this key, created if needed."""
     client = mlflow_client(str(config.run.tracking_uri))
     if run_id is not None and run_exists(client, run_id):
         client.set_terminated(run_id, "RUNNING")
@@ -25,14 +25,14 @@ def sweep_run(config: RunConfig, name: str, digest: str, run_id: str | None, key
 
 
 def adopt(config: RunConfig, parent_id: str, child_id: str) -> None:
-    """Put an MLflow run below another; doing it twice changes nothing."""
+    """Make an MLflow run the child of another; idempotent."""
     mlflow_client(str(config.run.tracking_uri)).set_tag(child_id, "mlflow.parentRunId", parent_id)
 
 
 def log_sweep(
     config: RunConfig, run_id: str, texts: dict[str, str], metrics: dict[str, float] | None = None, *pictures: Path
 ) -> None:
-    """A sweep's files and scores; doing it twice changes nothing that is shown."""
+    """Log a sweep's texts, scores and pictures; idempotent in what MLflow shows."""
     from mlflow.entities import Metric
 
     client, now = mlflow_client(str(config.run.tracking_uri)), time.time_ns() // 10**6

@@ -1,8 +1,8 @@
 """MLflow, fed from the journal by a thread of the driver: a slow or dead tracking server never stops a step.
 
-The journal is the spool. `tracking.json` says which MLflow run it goes to and how far it has been uploaded, so a driver
-that is killed, or a server that comes back tomorrow, loses and doubles nothing: a record carries its own time stamp,
-and MLflow keeps one metric per (name, time, step, value).
+The journal is the queue of uploads. `tracking.json` names the MLflow run and how far the journal has been uploaded, so
+that nothing is lost or duplicated when the driver is killed or the server comes back later: each record has its own
+time stamp, and MLflow keeps one metric per (name, time, step, value).
 """
 
 import threading
@@ -31,7 +31,7 @@ class Tracker(threading.Thread):
 
     Attributes:
         run_id: the MLflow run, once the server has answered.
-        problem: the last failure in one line, None after a success.
+        problem: the last failure on one line; None after a success.
     """
 
     def __init__(self, config: RunConfig, paths: RunPaths, dataset: DatasetInfo, journal: Journal) -> None:
@@ -50,7 +50,7 @@ class Tracker(threading.Thread):
         self._answered = False
 
     def run(self) -> None:
-        """The thread: upload what is new, wait, again; failures are kept as `problem` and retried."""
+        """The thread: upload new records, wait, repeat; failures are kept in `problem` and retried."""
         while not self._stop_event.is_set():
             try:
                 self._upload(self._connect())
@@ -63,13 +63,16 @@ class Tracker(threading.Thread):
             self._stop_event.wait(RETRY_SECONDS if self.problem else POLL_SECONDS)
 
     def drain(self, deadline_s: float) -> bool:
-        """Wait until all that is in the journal now is uploaded; False if that takes longer than the deadline."""
+        """Wait until the journal's current records are uploaded; False if that takes more than `deadline_s` seconds."""
         target = max((offset for _, offset in self._journal.read()), default=0)
         with self._round:
             return self._round.wait_for(lambda: self._answered and self._offset >= target, deadline_s)
 
     def finish(self, status: str, deadline_s: float) -> None:
-        """Upload what is left, set the MLflow run's status (FINISHED or FAILED) and stop; bounded by the deadline."""
+        """Upload the remaining records, set the MLflow run's status (FINISHED, FAILED or KILLED) and stop the thread.
+
+        Takes at most `deadline_s` seconds.
+        """
         try:
             if deadline_s and self.drain(deadline_s):
                 self._connect().set_terminated(str(self.run_id), status)
@@ -96,7 +99,7 @@ class Tracker(threading.Thread):
         return client
 
     def _upload(self, client: "MlflowClient") -> None:
-        """All complete records behind the offset, in batches; progress is noted once they are there."""
+        """Upload the records behind the offset, in batches; the offset is saved once they are uploaded."""
         pending: list[Metrics] = []
         evaluated: list[CheckpointEvaluated] = []
         reached, step = self._offset, self._step

@@ -122,10 +122,10 @@ WITH = {
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
-    found = set()
+    paths = set()
     for key, value in values.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
-    return found
+        paths |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
+    return paths
 
 
 def base(path: str) -> RunConfig:

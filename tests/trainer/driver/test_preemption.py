@@ -26,9 +26,9 @@ CONFIG = RunConfig(run=RunSettings(name="mine"))
 
 @pytest.fixture
 def paths(tmp_path):
-    found = RunPaths(tmp_path)
-    found.attempt.write_text("attempt-7")
-    return found
+    paths = RunPaths(tmp_path)
+    paths.attempt.write_text("attempt-7")
+    return paths
 
 
 def terminate() -> None:

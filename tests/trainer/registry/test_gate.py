@@ -31,9 +31,9 @@ CHAMPION = version(4.5, name="version 3")
 
 
 def test_the_first_version_that_is_sound_is_champion():
-    found = decide(GATE, version(), [], None)
-    assert found.promoted
-    assert found.reason == "vlb_bpd 4.5 +- 0.02; there was no champion"
+    decision = decide(GATE, version(), [], None)
+    assert decision.promoted
+    assert decision.reason == "vlb_bpd 4.5 +- 0.02; there was no champion"
 
 
 @pytest.mark.parametrize(
@@ -51,15 +51,15 @@ def test_the_first_version_that_is_sound_is_champion():
     ],
 )
 def test_a_version_must_beat_the_champion_and_be_sound(candidate, reason):
-    found = decide(GATE, candidate, [], CHAMPION)
-    assert found.promoted == (reason is None)
-    assert reason is None or reason in found.reason
+    decision = decide(GATE, candidate, [], CHAMPION)
+    assert decision.promoted == (reason is None)
+    assert reason is None or reason in decision.reason
 
 
 def test_faults_of_the_package_keep_a_better_version_out():
-    found = decide(GATE, version(3.0), ["the package is not whole: x"], None)
-    assert not found.promoted
-    assert "the package is not whole: x; likelihoods do not agree" in found.reason
+    decision = decide(GATE, version(3.0), ["the package is not whole: x"], None)
+    assert not decision.promoted
+    assert "the package is not whole: x; likelihoods do not agree" in decision.reason
 
 
 @given(st.floats(3.5, 5.5), st.floats(1e-3, 0.3), st.floats(3.5, 5.5), st.floats(1e-3, 0.3))

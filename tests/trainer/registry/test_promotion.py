@@ -7,7 +7,16 @@ import pytest
 from trainer.errors import InputError
 from trainer.registry import __main__ as registry_cli, promotion
 from trainer.registry.gate import Decision
-from trainer.registry.promotion import DECISION, REASON, admit, give, history, holder, roll_back, versions
+from trainer.registry.promotion import (
+    DECISION,
+    REASON,
+    decide_alias,
+    history,
+    roll_back,
+    set_alias,
+    version_of_alias,
+    versions,
+)
 from trainer.tracking import client as tracking
 
 pytestmark = pytest.mark.filterwarnings(
@@ -51,26 +60,26 @@ def says(promoted: bool, seen: list[str | None] | None = None):
 
 def test_a_version_is_challenger_and_then_what_the_gate_says(model):
     client, name, _ = model
-    assert admit(client, name, "1", "champion", says(True)).promoted
-    assert holder(client, name, "champion") == "1"
-    assert holder(client, name, "challenger") is None
-    assert not admit(client, name, "2", "champion", says(False)).promoted
-    assert (holder(client, name, "champion"), holder(client, name, "challenger")) == ("1", "2")
-    assert admit(client, name, "3", "champion", says(True)).reason == "beside 1"
-    assert (holder(client, name, "champion"), holder(client, name, "challenger")) == ("3", None)
+    assert decide_alias(client, name, "1", "champion", says(True)).promoted
+    assert version_of_alias(client, name, "champion") == "1"
+    assert version_of_alias(client, name, "challenger") is None
+    assert not decide_alias(client, name, "2", "champion", says(False)).promoted
+    assert (version_of_alias(client, name, "champion"), version_of_alias(client, name, "challenger")) == ("1", "2")
+    assert decide_alias(client, name, "3", "champion", says(True)).reason == "beside 1"
+    assert (version_of_alias(client, name, "champion"), version_of_alias(client, name, "challenger")) == ("3", None)
     tags = client.get_model_version(name, "2").tags
     assert (tags[DECISION], tags[REASON]) == ("challenger", "beside 1")
 
 
 def test_what_was_decided_stays_decided(model):
     client, name, _ = model
-    admit(client, name, "1", "champion", says(True))
-    admit(client, name, "2", "champion", says(False))
+    decide_alias(client, name, "1", "champion", says(True))
+    decide_alias(client, name, "2", "champion", says(False))
     seen: list[str | None] = []
-    assert admit(client, name, "1", "champion", says(False, seen)) == Decision(True, "beside None")
-    assert not admit(client, name, "2", "champion", says(True, seen)).promoted
+    assert decide_alias(client, name, "1", "champion", says(False, seen)) == Decision(True, "beside None")
+    assert not decide_alias(client, name, "2", "champion", says(True, seen)).promoted
     assert seen == []
-    assert holder(client, name, "champion") == "1"
+    assert version_of_alias(client, name, "champion") == "1"
 
 
 def test_a_champion_that_changes_meanwhile_is_what_has_to_be_beaten(model):
@@ -80,26 +89,26 @@ def test_a_champion_that_changes_meanwhile_is_what_has_to_be_beaten(model):
     def decide(champion: str | None) -> Decision:
         seen.append(champion)
         if champion is None:
-            give(client, name, "1", "champion")
+            set_alias(client, name, "1", "champion")
         return Decision(champion is None, f"beside {champion}")
 
-    assert not admit(client, name, "2", "champion", decide).promoted
+    assert not decide_alias(client, name, "2", "champion", decide).promoted
     assert seen == [None, "1"]
-    assert holder(client, name, "champion") == "1"
+    assert version_of_alias(client, name, "champion") == "1"
 
 
 def test_the_alias_goes_back_the_way_it_came(model):
     client, name, _ = model
     for number in ("1", "2", "3"):
-        give(client, name, number, "champion")
+        set_alias(client, name, number, "champion")
     assert history(client, name, "champion") == ["1", "2", "3"]
     assert roll_back(client, name, "champion", "sevens") == ("2", "3")
-    assert holder(client, name, "champion") == "2"
+    assert version_of_alias(client, name, "champion") == "2"
     assert client.get_model_version(name, "3").tags[REASON] == "version 2 is champion again: sevens"
     assert roll_back(client, name, "champion", "more") == ("1", "2")
     with pytest.raises(InputError, match="version 1 has been champion, and none before"):
         roll_back(client, name, "champion", "again")
-    assert holder(client, name, "champion") == "1"
+    assert version_of_alias(client, name, "champion") == "1"
 
 
 def test_an_alias_that_was_given_by_hand_is_in_the_history_too(model):
@@ -107,26 +116,26 @@ def test_an_alias_that_was_given_by_hand_is_in_the_history_too(model):
     with pytest.raises(InputError, match="no version has been champion"):
         roll_back(client, name, "champion", "x")
     client.set_registered_model_alias(name, "champion", "2")
-    give(client, name, "3", "champion")
+    set_alias(client, name, "3", "champion")
     assert history(client, name, "champion") == ["2", "3"]
     assert roll_back(client, name, "champion", "x") == ("2", "3")
 
 
 def test_a_second_alias_has_its_own_history(model):
     client, name, _ = model
-    give(client, name, "1", "champion")
-    give(client, name, "2", "canary")
+    set_alias(client, name, "1", "champion")
+    set_alias(client, name, "2", "canary")
     assert history(client, name, "canary") == ["2"]
     assert history(client, name, "champion") == ["1"]
 
 
 def test_versions_are_listed_the_newest_first(model, capsys):
     client, name, uri = model
-    admit(client, name, "1", "champion", says(True))
-    found = versions(client, name)
-    assert [each.number for each in found] == ["3", "2", "1"]
-    assert found[2].aliases == ["champion"]
-    assert found[0].metrics == {"vlb_bpd": 4.3}
+    decide_alias(client, name, "1", "champion", says(True))
+    listed = versions(client, name)
+    assert [each.number for each in listed] == ["3", "2", "1"]
+    assert listed[2].aliases == ["champion"]
+    assert listed[0].metrics == {"vlb_bpd": 4.3}
     assert registry_cli.main(["list", name, "--tracking-uri", uri, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[2]["reason"] == "beside None"
     assert registry_cli.main(["list", name, "--tracking-uri", uri]) == 0
@@ -135,10 +144,10 @@ def test_versions_are_listed_the_newest_first(model, capsys):
 
 def test_rolling_back_by_command(model, capsys):
     client, name, uri = model
-    give(client, name, "1", "champion")
+    set_alias(client, name, "1", "champion")
     assert registry_cli.main(["rollback", name, "--tracking-uri", uri]) == 2
     assert "none before" in capsys.readouterr().err
-    give(client, name, "2", "champion")
+    set_alias(client, name, "2", "champion")
     assert registry_cli.main(["rollback", name, "--tracking-uri", uri, "--reason", "sevens"]) == 0
     assert capsys.readouterr().out == f"{name} version 1 is champion again, instead of version 2\n"
 

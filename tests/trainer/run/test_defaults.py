@@ -75,10 +75,10 @@ COSINE = ChangedDefault("process.schedule.s", was=0.01, since="0.2.0", kind="cos
 def test_a_run_named_by_its_digest_is_found_after_defaults_changed(storage, monkeypatch, changes):
     old = started_when(monkeypatch, changes[:1] if len(changes) == 1 else changes)
     monkeypatch.setattr(history, "CHANGED_DEFAULTS", changes)
-    found = resolve_run(command())
-    assert found.paths == old.paths
-    assert found.state == "resumable"
-    assert found.config.method_sha256 == old.config.method_sha256 != command().method_sha256
+    resolved = resolve_run(command())
+    assert resolved.paths == old.paths
+    assert resolved.state == "resumable"
+    assert resolved.config.method_sha256 == old.config.method_sha256 != command().method_sha256
 
 
 def test_a_run_between_two_changes_is_found_too(storage, monkeypatch):
@@ -90,13 +90,13 @@ def test_a_run_between_two_changes_is_found_too(storage, monkeypatch):
 def test_a_changed_default_is_said_once_and_the_run_keeps_its_own(storage, monkeypatch):
     started_when(monkeypatch, (DRAWS,))
     monkeypatch.setattr(history, "CHANGED_DEFAULTS", (DRAWS,))
-    found = resolve_run(command())
-    assert found.notes == ("evaluation.vlb_draws is 32 by default since 0.2.0; this run goes on with its 128",)
-    assert found.config.evaluation.vlb_draws == 128
-    register_name(found.config, found.paths)
-    assert read_json(found.paths.identity)["told"] == ["evaluation.vlb_draws"]
+    resolved = resolve_run(command())
+    assert resolved.notes == ("evaluation.vlb_draws is 32 by default since 0.2.0; this run goes on with its 128",)
+    assert resolved.config.evaluation.vlb_draws == 128
+    register_name(resolved.config, resolved.paths)
+    assert read_json(resolved.paths.identity)["told"] == ["evaluation.vlb_draws"]
     again = resolve_run(command())
-    assert (again.notes, again.config) == ((), found.config)
+    assert (again.notes, again.config) == ((), resolved.config)
 
 
 def test_a_value_that_is_asked_for_is_no_default(storage, monkeypatch):

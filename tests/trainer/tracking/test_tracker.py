@@ -358,7 +358,7 @@ def test_a_checkpoints_scores_and_samples_are_at_its_step(store, tmp_path):
     assert tracker.drain(20), tracker.problem
     tracker.finish("FINISHED", 20)
     run_id = str(tracker.run_id)
-    found = client.get_metric_history(run_id, "vlb_bpd")
-    assert sorted((each.step, each.value) for each in found) == [(1, 5.0), (2, 4.5)]
+    points = client.get_metric_history(run_id, "vlb_bpd")
+    assert sorted((each.step, each.value) for each in points) == [(1, 5.0), (2, 4.5)]
     assert [each.step for each in client.get_metric_history(run_id, "loss")] == [1, 2, 3, 4]
     assert len([each for each in client.list_artifacts(run_id, "images") if each.path.endswith(".png")]) == 1

@@ -106,16 +106,16 @@ def test_rows_are_averaged_in_the_bucket_of_their_log_snr_and_padding_is_not_cou
     meter.add_rows(log_snr, errors, torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]))
     meter.add_step(3.0, 1.0)
     meter.add_step(5.0, 2.0)
-    found = meter.flush(64)
+    metrics = meter.flush(64)
     assert {
-        name.removeprefix("epsilon_mse/log_snr_"): v for name, v in found.items() if name.startswith("epsilon")
+        name.removeprefix("epsilon_mse/log_snr_"): v for name, v in metrics.items() if name.startswith("epsilon")
     } == {
         "min_m8": 1.0,
         "m8_m6": 3.0,
         "p0_p2": 8.0,
         "p8_max": 16.0,
     }
-    assert (found["loss"], found["gradient_norm"], meter.last_loss) == (4.0, 1.5, 5.0)
+    assert (metrics["loss"], metrics["gradient_norm"], meter.last_loss) == (4.0, 1.5, 5.0)
 
 
 def test_images_per_second_counts_the_steps_since_the_last_flush(alone, monkeypatch):
@@ -134,9 +134,9 @@ def test_a_window_of_skipped_steps_has_a_rate_and_no_loss(alone):
     meter = Meters(torch.device("cpu"))
     meter.add_skip()
     meter.add_skip()
-    found = meter.flush(4)
-    assert found.pop("images_per_second") > 0
-    assert found == {"skipped_steps": 2.0}
+    metrics = meter.flush(4)
+    assert metrics.pop("images_per_second") > 0
+    assert metrics == {"skipped_steps": 2.0}
     meter.add_step(1.0, 1.0)
     assert "skipped_steps" not in meter.flush(4)
 
