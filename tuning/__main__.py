@@ -1,6 +1,6 @@
-"""`python -m tuning`: train the same run under several settings of the method, and compare their scores.
+"""`python -m tuning`: train the same model with several settings of the method, and compare the scores.
 
-Imports of torch, Ray and MLflow wait until work begins, so that --help and --dry-run answer at once.
+torch, Ray and MLflow are imported only when needed, so that --help and --dry-run are fast.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from trainer.errors import InputError
 EXAMPLES = """\
 examples:
   python -m tuning run --config configs/sweep-digits.yaml
-  python -m tuning run --config configs/sweep-digits.yaml --set training.steps=1500     # a setting of every trial
-  python -m tuning run --config configs/sweep-digits.yaml --dry-run                     # the trials; starts nothing
+  python -m tuning run --config configs/sweep-digits.yaml --set training.steps=1500     # change every trial
+  python -m tuning run --config configs/sweep-digits.yaml --dry-run                     # list the trials, run nothing
   python -m tuning report digits-schedules --out heatmap.png
-  python -m tuning screen ~/dualview/digits/mine/results --out screen.png               # schedules, without training
+  python -m tuning screen ~/dualview/digits/mine/results --out screen.png               # schedules without training
   python -m tuning screen scores/denoising.json --schedule '{kind: sigmoid, beta_end: 0.01}' --steps 500
   ray job submit --working-dir . -- python -m tuning run --config configs/sweep-digits.yaml
 
-The same command again runs only what is not done. The sweep is in <run.storage>/sweeps/<name>, its trials are runs
-like any other; --dry-run shows the place.
+Run the same command again to run only the trials that are not done. The sweep is kept in <run.storage>/sweeps/<name>,
+and its trials are ordinary runs in <run.storage>; --dry-run prints the folder.
 
-exit codes: 0 done; 2 bad input, before any worker starts; 1 anything else, a failed trial included
+exit codes: 0 done; 2 bad input, before any worker starts; 1 anything else, including a failed trial
 """
 
 
@@ -32,12 +32,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         prog="python -m tuning",
-        description="Sweep over schedules, weightings and other settings of the method, on the cluster of RAY_ADDRESS.",
+        description="Sweep over schedules, weightings and other settings of the method, on the cluster at RAY_ADDRESS.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = result.add_subparsers(dest="command", required=True, metavar="run | report | screen")
-    run = commands.add_parser("run", help="run the trials of a sweep file that are not done, then report")
+    run = commands.add_parser("run", help="run the trials of a sweep file that are not done, then report the scores")
     run.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="YAML sweep file, such as configs/sweep-digits.yaml"
     )
@@ -45,14 +45,17 @@ def parser() -> argparse.ArgumentParser:
         "--set", dest="sets", action="append", default=[], metavar="PATH=VALUE",
         help="change a setting of every trial, e.g. training.steps=1500; repeatable",
     )  # fmt: skip
-    run.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
-    run.add_argument("--json", action="store_true", help="with --dry-run: as JSON")
-    report = commands.add_parser("report", help="the scores of a sweep: a table and a heat map")
-    report.add_argument("sweep", metavar="SWEEP", help="the name in the sweep file")
+    run.add_argument("--dry-run", action="store_true", help="print the trials that would run, and exit")
+    run.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
+    report = commands.add_parser("report", help="show the scores of a sweep as a table and a heat map")
+    report.add_argument("sweep", metavar="SWEEP", help="name of the sweep, as in its file")
     report.add_argument(
-        "--storage", type=Path, metavar="DIR", help="where the runs are (default: DUALVIEW_STORAGE, else ~/dualview)"
+        "--storage",
+        type=Path,
+        metavar="DIR",
+        help="folder that holds the runs (default: DUALVIEW_STORAGE, else ~/dualview)",
     )
-    report.add_argument("--out", type=Path, metavar="FILE.png", help="draw the heat map here")
+    report.add_argument("--out", type=Path, metavar="FILE.png", help="write the heat map to this file")
     report.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     _add_screen(commands)
     return result
@@ -61,24 +64,41 @@ def parser() -> argparse.ArgumentParser:
 def _add_screen(commands: Any) -> None:  # noqa: ANN401 - argparse's subparsers
     screen = commands.add_parser(
         "screen",
-        help="other schedules by a trained model's denoising curve, without training",
-        description="The two bounds that one network would have under other schedules, from its denoising error "
-        "against log-SNR. That ranks what chains lose by their finite steps, within the log-SNRs that were measured. "
-        "It does not say what training with a schedule would give, and nothing of samples.",
+        help="predict bounds under other schedules from a denoising curve, without training",
+        description="Computes, from a network's denoising error against log-SNR, the two variational bounds that "
+        "the same network would have under other schedules. This ranks schedules by the discretisation gap of "
+        "their chains, within the measured range of log-SNR. It predicts neither the result of training with a "
+        "schedule nor sample quality.",
     )
     add = screen.add_argument
-    add("curve", type=Path, metavar="CURVE", help="denoising.json of an evaluation with the metric denoising")
-    add("--schedule", action="append", metavar="YAML", help="a kind, or a mapping with its settings; repeatable")
+    add("curve", type=Path, metavar="CURVE", help="denoising.json of an evaluation that had the metric denoising")
+    add(
+        "--schedule",
+        action="append",
+        metavar="YAML",
+        help="a kind of schedule, or a mapping with its settings; repeatable (default: all kinds)",
+    )
     add(
         "--process",
         action="append",
         choices=("ddpm", "vp"),
-        help="chains, or continuous time; repeatable (default ddpm)",
+        help="ddpm for chains, vp for continuous time; repeatable (default ddpm)",
     )
-    add("--steps", action="append", type=int, metavar="T", help="of the chain; repeatable (default 100, 250, 1000)")
-    add("--reverse-variance", choices=("beta", "beta_tilde"), default="beta", help="Sigma_theta (default beta)")
-    add("--out", type=Path, metavar="FILE.png", help="draw the curve and the gaps here")
-    add("--json", action="store_true", help="print as JSON")
+    add(
+        "--steps",
+        action="append",
+        type=int,
+        metavar="T",
+        help="steps of the chain; repeatable (default 100, 250, 1000)",
+    )
+    add(
+        "--reverse-variance",
+        choices=("beta", "beta_tilde"),
+        default="beta",
+        help="variance of the reverse steps (default beta)",
+    )
+    add("--out", type=Path, metavar="FILE.png", help="plot the curve and the gaps to this file")
+    add("--json", action="store_true", help="print JSON")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,16 +143,16 @@ def _report(options: argparse.Namespace) -> int:
     if options.out is not None and options.out.suffix != ".png":
         raise InputError(f"--out {options.out}: allowed: a file that ends in .png")
     try:
-        drawn = report.draw(sweep, options.out) if options.out else None
+        written = report.draw(sweep, options.out) if options.out else None
     except OSError as error:
-        raise InputError(f"--out {options.out}: {error.strerror}; allowed: a file to write to") from None
+        raise InputError(f"--out {options.out}: {error.strerror}; allowed: a writable file") from None
     if options.json:
         print(json.dumps(report.report(sweep), indent=2))
         return 0
     console = Console(highlight=False, soft_wrap=True)
     report.show(sweep, console)
     if options.out:
-        console.print(f"heat map: {drawn}" if drawn else "heat map: no scores to draw", markup=False)
+        console.print(f"heat map: {written}" if written else "heat map: no scores to draw", markup=False)
     return 0
 
 
@@ -144,13 +164,15 @@ def _screen(options: argparse.Namespace) -> int:
     if options.out is not None and options.out.suffix != ".png":
         raise InputError(f"--out {options.out}: allowed: a file that ends in .png")
     curve = screening.read_curve(options.curve)
-    chosen = screening.processes(curve, options.process, options.schedule, options.steps, options.reverse_variance)
-    candidates = screening.screened(curve, chosen)
+    processes = screening.candidate_processes(
+        curve, options.process, options.schedule, options.steps, options.reverse_variance
+    )
+    candidates = screening.screen_all(curve, processes)
     if options.out:
         try:
             screening.draw(curve, candidates, options.out)
         except OSError as error:
-            raise InputError(f"--out {options.out}: {error.strerror}; allowed: a file to write to") from None
+            raise InputError(f"--out {options.out}: {error.strerror}; allowed: a writable file") from None
     if options.json:
         print(json.dumps(screening.as_json(candidates), indent=2))
         return 0

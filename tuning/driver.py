@@ -1,6 +1,6 @@
-"""The driver of a sweep: claim its name, run what is not done, report, record.
+"""The driver of a sweep: register its name, run the trials that are not done, report the scores, record them in MLflow.
 
-It holds the sweep's lock and may be killed at any point: the same command runs only what is not done.
+It holds the sweep's lock. If it is killed, the same command runs the trials that are not done.
 """
 
 import traceback
@@ -12,17 +12,17 @@ from trainer.driver.data_checks import check_data
 from trainer.errors import RunFailedError, last_line
 from trainer.runtime.ray_cluster import check_ray_address
 from tuning import report, scores as report_scores
-from tuning.mlflow_record import Recorder, recorded
-from tuning.progress import Story
+from tuning.mlflow_record import Recorder, is_recorded
+from tuning.progress import SweepProgress
 from tuning.space import Trial
 from tuning.sweep import Sweep
 
 
 def execute(sweep: Sweep) -> int:
-    """The command: bring every trial to its end, show the scores; returns the exit code.
+    """Run every trial to its end, and show the scores; returns the exit code.
 
     Raises:
-        InputError: found only now, such as a sweep that another process is working on; nothing has been started.
+        InputError: bad input that only shows now, such as a sweep that another process is running; nothing was started.
     """
     console = Console(highlight=False, soft_wrap=True)
     with sweep.locked():
@@ -30,33 +30,33 @@ def execute(sweep: Sweep) -> int:
         pending = [trial for trial, reached in zip(sweep.trials, states, strict=True) if reached != "done"]
         if pending:
             check_ray_address()
-            dataset = prepare(pending[0].config.data, sweep.storage)  # the same for all
+            dataset = prepare(pending[0].config.data, sweep.storage)  # the same for all trials
             for trial in pending:
                 check_data(trial.config, dataset)
-        sweep.claim()
-        story = Story(sweep, console)
-        story.print_line(f"sweep {sweep.name}  ({sweep.digest[:8]})  in {sweep.root}")
-        story.print_line(f"{len(states) - len(pending)} of {len(states)} trials are done")
+        sweep.register_name()
+        progress = SweepProgress(sweep, console)
+        progress.print_line(f"sweep {sweep.name}  ({sweep.digest[:8]})  in {sweep.root}")
+        progress.print_line(f"{len(states) - len(pending)} of {len(states)} trials are done")
         try:
-            _run(sweep, pending, story)
+            _run(sweep, pending, progress)
         except RunFailedError as error:
-            story.print_line(f"failed: {error}")
+            progress.print_line(f"failed: {error}")
             return 1
         except KeyboardInterrupt:
-            story.print_line("interrupted; the same command runs what is not done")
+            progress.print_line("interrupted; run the same command again to run the trials that are not done")
             return 1
-        except Exception as error:  # noqa: BLE001 - one line for the user, the rest in a file
+        except Exception as error:  # noqa: BLE001 - one line for the user, the traceback in a file
             sweep.error.write_text(traceback.format_exc())
-            story.print_line(f"failed: {type(error).__name__}: {last_line(error)}  (all of it: {sweep.error})")
-            story.print_line("the same command runs what is not done")
+            progress.print_line(f"failed: {type(error).__name__}: {last_line(error)}  (traceback: {sweep.error})")
+            progress.print_line("run the same command again to run the trials that are not done")
             return 1
         report.show(sweep, console)
-        story.print_line(f"heat map: {sweep.heatmap}" if sweep.heatmap.is_file() else "heat map: no scores to draw")
+        progress.print_line(f"heat map: {sweep.heatmap}" if sweep.heatmap.is_file() else "heat map: no scores to draw")
         return 1 if any(row["state"] != "done" for row in report_scores.rows(sweep)) else 0
 
 
-def _run(sweep: Sweep, pending: list[Trial], story: Story) -> None:
-    if not pending and recorded(sweep):
+def _run(sweep: Sweep, pending: list[Trial], progress: SweepProgress) -> None:
+    if not pending and is_recorded(sweep):
         return
     recorder = Recorder(sweep)
     recorder.start()
@@ -65,15 +65,15 @@ def _run(sweep: Sweep, pending: list[Trial], story: Story) -> None:
             from tuning.search import search
 
             try:
-                search(sweep, pending, story)
+                search(sweep, pending, progress)
             finally:
-                story.close()
+                progress.close()
         report.draw(sweep, sweep.heatmap)
     except BaseException:
         recorder.give_up()
         raise
     if not recorder.finish():
-        story.print_line(
-            f"warning: MLflow at {sweep.trials[0].config.run.tracking_uri} did not answer: {recorder.problem}"
+        progress.print_line(
+            f"warning: MLflow at {sweep.trials[0].config.run.tracking_uri} did not respond: {recorder.problem}"
         )
-        story.print_line("  everything is kept here; the same command records the sweep later")
+        progress.print_line("  the results are kept locally; run the same command again to record the sweep")

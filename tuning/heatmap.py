@@ -1,7 +1,6 @@
-"""The scores of a sweep as a picture: a panel for each metric, a cell for each trial.
+"""Heat map of a sweep's scores: a panel for each metric, a cell for each trial.
 
-Rows are the values of the first path, columns the combinations of the others. Only drawn, never compared: the colours
-of a panel are its own.
+Rows are the values of the first varied path, columns the combinations of the others. Each panel has its own colours.
 """
 
 import itertools
@@ -15,22 +14,22 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from tuning.scores import METRICS, WORDS, Row, number
-from tuning.space import short_names, spelled
+from tuning.scores import METRICS, STATE_LABELS, Row, number
+from tuning.space import short_names, value_text
 from tuning.sweep import Sweep
 
 COLOURS = colormaps["YlGnBu_r"].resampled(256)
 INK, PAPER, GREY = "#1b1f24", "#ffffff", "#ececec"
-CELL_WIDTH, CELL_HEIGHT, MARGIN, LEAST_WIDTH = 1.75, 0.95, 1.3, 2.2
+CELL_WIDTH, CELL_HEIGHT, MARGIN, MIN_WIDTH = 1.75, 0.95, 1.3, 2.2  # inches
 DPI = 110
-LOG_FROM = 10.0
+MIN_RATIO_FOR_LOG_COLOURS = 10.0
 
 
 def save(path: Path, sweep: Sweep, table: list[Row], metrics: list[str]) -> None:
-    """Draw the metrics into a PNG file."""
+    """Write the heat map of `metrics` as a PNG file; `table` has the rows of `scores.rows`."""
     first, *others = sweep.space
     columns = list(itertools.product(*(sweep.space[other] for other in others)))
-    width = max(len(columns) * CELL_WIDTH, LEAST_WIDTH) + MARGIN
+    width = max(len(columns) * CELL_WIDTH, MIN_WIDTH) + MARGIN
     height = len(sweep.space[first]) * CELL_HEIGHT + MARGIN + 0.2 * len(others)
     beside = width * len(metrics) <= 2 * max(height, 7)
     shape = (1, len(metrics)) if beside else (len(metrics), 1)
@@ -57,8 +56,8 @@ def _panel(axes: Axes, sweep: Sweep, table: list[Row], metric: str) -> None:
     names = short_names(sweep.space)
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(sweep.space[first]), 0)
-    axes.set_xticks([i + 0.5 for i in range(len(columns))], ["\n".join(map(spelled, column)) for column in columns])
-    axes.set_yticks([i + 0.5 for i in range(len(sweep.space[first]))], [spelled(v) for v in sweep.space[first]])
+    axes.set_xticks([i + 0.5 for i in range(len(columns))], ["\n".join(map(value_text, column)) for column in columns])
+    axes.set_yticks([i + 0.5 for i in range(len(sweep.space[first]))], [value_text(v) for v in sweep.space[first]])
     axes.set_xlabel("\n".join(names[other] for other in others), color=INK, fontweight="bold")
     axes.set_ylabel(names[first], color=INK, fontweight="bold")
     axes.set_title(f"{metric}\n{METRICS[metric]}", color=INK, fontsize=10.5)
@@ -67,8 +66,8 @@ def _panel(axes: Axes, sweep: Sweep, table: list[Row], metric: str) -> None:
 
 
 def _norm(lowest: float, highest: float) -> Normalize:
-    """Colours in proportion, or by ratio where one trial would leave the others one colour."""
-    if lowest > 0 and highest > LOG_FROM * lowest:
+    """Linear colours, or logarithmic ones where the scores span more than MIN_RATIO_FOR_LOG_COLOURS."""
+    if lowest > 0 and highest > MIN_RATIO_FOR_LOG_COLOURS * lowest:
         return LogNorm(lowest, highest)
     return Normalize(lowest, highest) if highest > lowest else Normalize(lowest - 1, highest + 1)
 
@@ -76,12 +75,12 @@ def _norm(lowest: float, highest: float) -> Normalize:
 def _cell(axes: Axes, x: int, y: int, row: Row, metric: str, norm: Normalize) -> None:
     box: dict[str, Any] = {"linewidth": 2, "edgecolor": PAPER}
     if row[metric] is None:
-        word = WORDS[row["state"]] if row["state"] != "done" else "not measured"
+        word = STATE_LABELS[row["state"]] if row["state"] != "done" else "not measured"
         axes.add_patch(Rectangle((x, y), 1, 1, facecolor=GREY, hatch="///", **{**box, "edgecolor": "#d2d2d2"}))
         axes.text(x + 0.5, y + 0.5, word, ha="center", va="center", color="#5a5f66", fontsize=11,
                   bbox={"facecolor": GREY, "edgecolor": "none", "pad": 2})  # fmt: skip
         return
-    # the ends of the map are too dark and too pale to write on
+    # text would be hard to read on the ends of the colour map
     colour = COLOURS(0.15 + 0.75 * float(norm(row[metric])))
     axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, **box))
     luminance = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]

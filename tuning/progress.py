@@ -1,4 +1,4 @@
-"""What the sweep's process prints: one steady story, a trial after the other, each drawn from its own journal."""
+"""What the sweep's process prints: the trials one after another, each from its own journal."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tuning.sweep import Sweep
 
 
 class TrialView(ProgressView):
-    """A trial's progress; its process prints elsewhere, so what comes after training is told from the steps."""
+    """Progress of a trial that runs in another process; the step count shows when its evaluation begins."""
 
     def __init__(self, journal: Journal, steps: int) -> None:
         super().__init__(journal)
@@ -26,13 +26,13 @@ class TrialView(ProgressView):
             self._bar.begin("evaluating")
 
 
-class Story:
-    """Prints when trials start and end, and between the two how far the trial is where they run one at a time."""
+class SweepProgress:
+    """Prints when trials start and end, and the progress of the current trial if they run one at a time."""
 
     def __init__(self, sweep: Sweep, console: Console) -> None:
         self._console, self._count = console, len(sweep.trials)
         self._numbers = {trial.name: number for number, trial in enumerate(sweep.trials, start=1)}
-        self._follows = sweep.concurrent_trials == 1
+        self._shows_steps = sweep.concurrent_trials == 1
         self._view: TrialView | None = None
 
     def print_line(self, text: str) -> None:
@@ -40,26 +40,26 @@ class Story:
         self._console.print(text, markup=False)
 
     def begin(self, trial: Trial) -> None:
-        """A trial starts."""
+        """Print that a trial starts."""
         self.print_line(f"trial {self._numbers[trial.name]} of {self._count}: {trial.label}")
-        if self._follows:
+        if self._shows_steps:
             self._view = TrialView(Journal(RunPaths.of(trial.config).journal), trial.config.training.steps)
             self._view.__enter__()
 
     def end(self, trial: Trial, result: dict[str, Any]) -> None:
-        """A trial has its scores, or a reason."""
+        """Print a trial's scores, or the reason why it failed."""
         self.close()
-        whose = "" if self._follows else f"trial {self._numbers[trial.name]}: "
+        prefix = "" if self._shows_steps else f"trial {self._numbers[trial.name]}: "
         if "reason" in result:
-            self.print_line(f"  {whose}failed: {result['reason']}")
+            self.print_line(f"  {prefix}failed: {result['reason']}")
             return
         frechet = f"  {FRECHET} {result[FRECHET]:.4g}" if FRECHET in result else ""
-        self.print_line(f"  {whose}{VLB} {result[VLB]:.3f} ± {result[VLB_SE]:.3f}{frechet}")
+        self.print_line(f"  {prefix}{VLB} {result[VLB]:.3f} ± {result[VLB_SE]:.3f}{frechet}")
         if not result["recorded"]:
-            self.print_line("  warning: MLflow did not answer; the same command records this trial later")
+            self.print_line("  warning: MLflow did not respond; run the same command again to record this trial")
 
     def close(self) -> None:
-        """Take the bar away, whatever happens to the trial."""
+        """Remove the progress bar."""
         if self._view is not None:
             self._view.__exit__(None, None, None)
             self._view = None

@@ -1,7 +1,6 @@
-"""The scores of a sweep side by side. Trials are compared by what was measured on held-out images, never by a loss.
+"""The report of a sweep: a table of scores and a heat map.
 
-The standard error of a difference is taken as sqrt(se_1^2 + se_2^2). Trials are scored on the same images with the same
-noise, so their differences are better known than that: the word `not distinguishable` is on the safe side.
+Trials are compared by evaluation scores on held-out images, never by a training loss; scores.py says how.
 """
 
 from pathlib import Path
@@ -11,24 +10,24 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tuning.scores import CLOSE_SE, FRECHET, METRICS, VLB, WORDS, Row, number, rows, scale
-from tuning.space import short_names, spelled
+from tuning.scores import FRECHET, INDISTINGUISHABLE_SE, METRICS, STATE_LABELS, VLB, Row, baseline_scores, number, rows
+from tuning.space import short_names, value_text
 from tuning.sweep import Sweep
 
 
 def report(sweep: Sweep) -> dict[str, Any]:
-    """The report for machines."""
+    """The report as JSON values."""
     return {
         "sweep": sweep.name,
         "directory": str(sweep.root),
         "digest": sweep.digest,
-        "scale": {FRECHET: scale(sweep)},
+        "scale": {FRECHET: baseline_scores(sweep)},
         "rows": rows(sweep),
     }
 
 
 def show(sweep: Sweep, console: Console) -> None:
-    """Print the table and what it means."""
+    """Print the table and its notes."""
     table = rows(sweep)
     console.print()
     console.print(_table(sweep, table))
@@ -44,8 +43,8 @@ def _table(sweep: Sweep, table: list[Row]) -> RenderableType:
     shown.add_column(FRECHET, justify="right")
     shown.add_column("state")
     for row in table:
-        values = [spelled(row["settings"][path]) for path in sweep.space]
-        shown.add_row(*values, _score(row, VLB), _score(row, FRECHET), WORDS[row["state"]])
+        values = [value_text(row["settings"][path]) for path in sweep.space]
+        shown.add_row(*values, _score(row, VLB), _score(row, FRECHET), STATE_LABELS[row["state"]])
     return shown
 
 
@@ -55,22 +54,24 @@ def _score(row: Row, name: str) -> Text:
 
 
 def notes(sweep: Sweep, table: list[Row]) -> list[str]:
-    """What a reader has to know beside the table."""
-    lines = ["lower is better in both columns; * the best"] if any(row["best"] for row in table) else []
+    """Notes below the table: its symbols, the baselines, unequal steps and failures."""
+    lines = ["lower is better in both columns; * marks the best"] if any(row["best"] for row in table) else []
     if any(row["indistinguishable_from_best"] for row in table):
-        lines.append(f"≈ within {CLOSE_SE:g} standard errors of the best {VLB}: not distinguishable from it")
-    measured = scale(sweep)
-    if measured:
+        lines.append(
+            f"≈ within {INDISTINGUISHABLE_SE:g} standard errors of the best {VLB}: not distinguishable from it"
+        )
+    baselines = baseline_scores(sweep)
+    if baselines:
         named = {"heldout": "held-out images", "gaussian": "a Gaussian", "noise": "noise"}
-        lines.append(f"{FRECHET} of {', '.join(f'{named[name]} {value:.4g}' for name, value in measured.items())}")
+        lines.append(f"{FRECHET} of {', '.join(f'{named[name]} {value:.4g}' for name, value in baselines.items())}")
     steps = sorted({row["step"] for row in table if row["step"] is not None})
     if len(steps) > 1:
-        lines.append(f"not alike: trials were trained for {', '.join(map(str, steps))} steps")
+        lines.append(f"not comparable: trials were trained for {', '.join(map(str, steps))} steps")
     return lines + [f"failed: {row['name']}: {row['reason']}" for row in table if row["state"] == "failed"]
 
 
 def draw(sweep: Sweep, path: Path) -> Path | None:
-    """The heat map as a PNG file; None while there is no score to draw."""
+    """Write the heat map as a PNG file; None, and no file, if there is no score to draw."""
     table = rows(sweep)
     shown = [name for name in METRICS if any(row[name] is not None for row in table)]
     if not shown:

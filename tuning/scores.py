@@ -1,8 +1,8 @@
-"""A sweep's trials as rows of scores, and which of them stand out.
+"""A sweep's trials as rows of scores, and which of them are best.
 
-Trials are compared by what was measured on held-out images, never by a training loss. The standard error of a
-difference is taken as sqrt(se_1^2 + se_2^2). Trials are scored on the same images with the same noise, so their
-differences are better known than that: `not distinguishable` errs on the safe side.
+Trials are compared by evaluation scores on held-out images, never by a training loss. The standard error of a
+difference is taken as sqrt(se_1^2 + se_2^2). Trials are scored on the same images with the same noise, so the
+true standard error is usually smaller: calling two trials indistinguishable is conservative.
 """
 
 import math
@@ -15,14 +15,14 @@ from tuning.sweep import Sweep
 
 VLB, VLB_SE, FRECHET = "vlb_bpd", "vlb_bpd_se", "frechet_classifier"
 METRICS = {VLB: "bits/dim", FRECHET: "squared Frechet distance"}
-SCALE = ("heldout", "gaussian", "noise")
-CLOSE_SE = 2.0
-WORDS = {"new": "not run", "resumable": "interrupted", "failed": "failed", "done": "done"}
+BASELINES = ("heldout", "gaussian", "noise")
+INDISTINGUISHABLE_SE = 2.0
+STATE_LABELS = {"new": "not run", "resumable": "interrupted", "failed": "failed", "done": "done"}
 Row = dict[str, Any]
 
 
 def rows(sweep: Sweep) -> list[Row]:
-    """One row a trial, in the sweep's order: settings, state, scores, and where it stands among the others."""
+    """One row for each trial, in the sweep's order: settings, state, scores, and whether it is the best."""
     failures = sweep.failures()
     result = [_row(trial, paths, failures.get(trial.name)) for trial, paths in sweep.paths()]
     for row in result:
@@ -56,23 +56,23 @@ def _lowest(table: list[Row], name: str) -> float | None:
 
 
 def _close(row: Row, best: Row) -> bool:
-    """Whether vlb_bpd is within 2 standard errors of the best."""
+    """Whether vlb_bpd is within INDISTINGUISHABLE_SE standard errors of the difference from the best."""
     known = all(value is not None for value in (row[VLB], row[VLB_SE], best[VLB_SE]))
-    return known and row[VLB] - best[VLB] <= CLOSE_SE * math.hypot(row[VLB_SE], best[VLB_SE])
+    return known and row[VLB] - best[VLB] <= INDISTINGUISHABLE_SE * math.hypot(row[VLB_SE], best[VLB_SE])
 
 
-def scale(sweep: Sweep) -> dict[str, float]:
-    """What frechet_classifier is for held-out images, a Gaussian of the right moments, and noise."""
+def baseline_scores(sweep: Sweep) -> dict[str, float]:
+    """frechet_classifier of the baselines: held-out images, a fitted Gaussian, and uniform noise."""
     for _, paths in sweep.paths():
         summary = read_summary(paths)
         if summary and FRECHET in summary.evaluated.scores:
-            found = {name: summary.evaluated.score(f"{FRECHET}_{name}") for name in SCALE}
-            return {name: score.value for name, score in found.items() if score is not None}
+            baselines = {name: summary.evaluated.score(f"{FRECHET}_{name}") for name in BASELINES}
+            return {name: score.value for name, score in baselines.items() if score is not None}
     return {}
 
 
 def number(row: Row, name: str) -> str:
-    """A score for people, with its standard error where it has one."""
+    """A score as text, with its standard error where it has one."""
     if row[name] is None:
         return "none" if row["state"] == "done" else "-"
     if name != VLB:

@@ -1,4 +1,4 @@
-"""Schedules screened by a trained model's denoising curve: a table and a picture, without training."""
+"""Screens schedules by a trained model's denoising curve, without training: a table and a plot."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ ADAPTER: TypeAdapter[ProcessConfig] = TypeAdapter(ProcessConfig)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A process and what the curve says of it; `problem` where it says nothing."""
+    """A process and its screening result; where the curve cannot predict one, `problem` says why."""
 
     label: str
     process: ProcessConfig
@@ -33,10 +33,10 @@ class Candidate:
 
 
 def read_curve(path: Path) -> DenoisingCurve:
-    """The curve of `denoising.json`, or of the folder that holds it.
+    """Read the curve of a `denoising.json`, or of a folder that holds one.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it cannot be read.
     """
     file = path / "denoising.json" if path.is_dir() else path
     try:
@@ -50,26 +50,26 @@ def read_curve(path: Path) -> DenoisingCurve:
         raise InputError(f"CURVE = {file}: {str(error).splitlines()[0]}") from None
 
 
-def processes(
+def candidate_processes(
     curve: DenoisingCurve,
     kinds: list[str] | None,
     schedules: list[str] | None,
     steps: list[int] | None,
     variance: str,
 ) -> list[tuple[str, ProcessConfig]]:
-    """What to screen: each kind of process with each schedule and each number of steps.
+    """The processes to screen, with labels: each kind of process with each schedule and each number of steps.
 
     Args:
-        curve: whose ends are those of continuous time, and of chains of schedules that have none of their own.
-        kinds: `process.kind`; None for chains alone.
-        schedules: names, or YAML mappings such as `{kind: cosine, s: 0.02}`; None for every kind with its defaults.
-        steps: numbers of steps; None for STEPS.
+        curve: its range of log-SNR is that of continuous time, and of schedules without ends of their own.
+        kinds: values of `process.kind`; None for `ddpm` alone.
+        schedules: kinds, or YAML mappings such as `{kind: cosine, s: 0.02}`; None for every kind with its defaults.
+        steps: numbers of steps of the chain; None for STEPS.
         variance: `process.reverse_variance`.
 
     Raises:
-        InputError: naming a setting and what is allowed.
+        InputError: a schedule is invalid; names the setting and what is allowed.
     """
-    found = list[tuple[str, ProcessConfig]]()
+    processes = list[tuple[str, ProcessConfig]]()
     ends = {"log_snr_max": float(curve.log_snr[0]), "log_snr_min": float(curve.log_snr[-1])}
     shared = {"reverse_variance": variance, **ends}
     for kind, spelled, count in itertools.product(kinds or ("ddpm",), schedules or SCHEDULES, steps or STEPS):
@@ -80,12 +80,12 @@ def processes(
             if schedules:
                 raise InputError(f"--schedule {spelled}: {describe(error, ProcessConfig)}") from None
             continue
-        found.append((f"{'' if kind == 'ddpm' else f'{kind} '}{spelled}, T = {count}", process))
-    return found
+        processes.append((f"{'' if kind == 'ddpm' else f'{kind} '}{spelled}, T = {count}", process))
+    return processes
 
 
 def _schedule(spelled: str) -> dict[str, Any]:
-    """A kind or a mapping, read as `--set` reads it."""
+    """The settings of a schedule given as a kind or as a YAML mapping."""
     try:
         value = apply_sets({}, [f"schedule={spelled}"])["schedule"]
     except InputError:
@@ -94,14 +94,16 @@ def _schedule(spelled: str) -> dict[str, Any]:
         ) from None
     schedule: dict[str, Any] = value if isinstance(value, dict) else {"kind": spelled}
     if schedule.get("kind") == "learned":
-        raise InputError("--schedule learned: is trained with its network; allowed: schedules that are known before")
+        raise InputError(
+            "--schedule learned: is trained together with its network; allowed: schedules that are fixed beforehand"
+        )
     return schedule
 
 
-def screened(curve: DenoisingCurve, chosen: list[tuple[str, ProcessConfig]]) -> list[Candidate]:
-    """What the curve says of each, the smallest gap first; those it says nothing of are last."""
+def screen_all(curve: DenoisingCurve, processes: list[tuple[str, ProcessConfig]]) -> list[Candidate]:
+    """Screen each process: the smallest discretisation gap first, those without a result last."""
     candidates = list[Candidate]()
-    for label, config in chosen:
+    for label, config in processes:
         try:
             candidates.append(Candidate(label, config, screen(curve, make_process(config)), ""))
         except ValueError as error:
@@ -110,12 +112,12 @@ def screened(curve: DenoisingCurve, chosen: list[tuple[str, ProcessConfig]]) -> 
 
 
 def _order(candidate: Candidate) -> tuple[bool, float]:
-    found = candidate.screened
-    return found is None, 0.0 if found is None else found.gap.value
+    result = candidate.screened
+    return result is None, 0.0 if result is None else result.gap.value
 
 
 def as_json(candidates: list[Candidate]) -> list[dict[str, Any]]:
-    """All of it, for programs."""
+    """The candidates as JSON values."""
     return [
         {
             "label": each.label,
@@ -128,31 +130,33 @@ def as_json(candidates: list[Candidate]) -> list[dict[str, Any]]:
 
 
 def show(curve: DenoisingCurve, candidates: list[Candidate], console: Console) -> None:
-    """A table in bits per dimension."""
+    """Print the results as a table in bits per dimension."""
     table = Table(box=None, pad_edge=False)
     for heading in ("schedule", "log-SNR", "continuous bound", "chain's diffusion term", "discretisation gap"):
         table.add_column(heading)
     for each in candidates:
-        found = each.screened
-        if found is None:
+        result = each.screened
+        if result is None:
             continue
-        low, high = found.log_snr
-        bits = [f"{e.value:.4f} ± {e.standard_error:.4f}" for e in (found.continuous_vlb, found.diffusion, found.gap)]
+        low, high = result.log_snr
+        bits = [
+            f"{e.value:.4f} ± {e.standard_error:.4f}" for e in (result.continuous_vlb, result.diffusion, result.gap)
+        ]
         table.add_row(each.label, f"{low:.1f} to {high:.1f}", *bits)
     console.print(table)
     for each in candidates:
         if each.problem:
             console.print(f"{each.label}: {each.problem}", markup=False, soft_wrap=True)
     console.print(
-        f"bits/dim, smallest gap first, of one network (package {curve.package_sha256[:8]}, {curve.images} held-out "
-        "images). A model trained with another schedule is another network. Nothing is said of samples.",
+        f"bits/dim, smallest gap first, all of the same network (package {curve.package_sha256[:8]}, {curve.images} "
+        "held-out images). Training with another schedule would give another network. Sample quality is not predicted.",
         markup=False,
         soft_wrap=True,
     )
 
 
 def draw(curve: DenoisingCurve, candidates: list[Candidate], path: Path) -> None:
-    """The curve, and the gap of each schedule against its steps."""
+    """Plot the curve, and the gap of each schedule against the number of steps, to a file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,9 +1,8 @@
-"""Ray Tune runs the trials that are not done; each is a whole run of the trainer.
+"""Runs the trials that are not done with Ray Tune; each is a complete run of the trainer.
 
-Tune decides when a trial starts, and nothing else: what a trial has reached is in its run's folder, so Tune's own files
-are thrown away. Tune keeps a trial in a placement group, which its tasks could not leave: the run is therefore a task
-of its own outside the group, and the group holds one byte of memory (Tune takes no empty one), so that a cluster with
-just enough CPUs for the workers is enough.
+Tune only decides when a trial starts. The state of a trial is in its run's folder, so Tune's own files are deleted.
+Tune places a trial in a placement group, and its tasks with it. The run is therefore a task outside the group, and the
+group reserves one byte of memory (Tune refuses an empty one), so that the cluster needs CPUs for the workers alone.
 """
 
 import logging
@@ -20,24 +19,24 @@ from trainer.config.run_config import RunConfig as TrainerConfig
 from trainer.driver import run as driver
 from trainer.errors import InputError, RunFailedError, last_line
 from trainer.runtime.ray_cluster import connect_ray
-from tuning.progress import Story
+from tuning.progress import SweepProgress
 from tuning.scores import FRECHET, VLB, VLB_SE
 from tuning.space import Trial
 from tuning.sweep import Sweep
 
 RESOURCES = {"CPU": 0.0, "memory": 1.0}
-LOCK_PATIENCE_S = 60.0
-SETTINGS = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # the story is told here
+LOCK_TIMEOUT_S = 60.0
+RAY_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # SweepProgress prints instead
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep at once; the same command goes on
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep at once; the same command resumes it
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
 
-def search(sweep: Sweep, pending: list[Trial], story: Story) -> None:
-    """Run the pending trials in order; one that fails is noted and stops no other."""
-    os.environ |= SETTINGS
+def search(sweep: Sweep, pending: list[Trial], progress: SweepProgress) -> None:
+    """Run the pending trials in order; a failure is recorded, and the other trials continue."""
+    os.environ |= RAY_ENVIRONMENT
     connect_ray()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(sweep.tune, ignore_errors=True)
@@ -55,7 +54,7 @@ def search(sweep: Sweep, pending: list[Trial], story: Story) -> None:
         run_config=RunConfig(
             name="trials",
             storage_path=str(sweep.tune),
-            callbacks=[Listener(sweep, story)],
+            callbacks=[Listener(sweep, progress)],
             failure_config=FailureConfig(max_failures=0),
             verbose=0,
         ),
@@ -64,20 +63,20 @@ def search(sweep: Sweep, pending: list[Trial], story: Story) -> None:
 
 
 def run_trial(setting: dict[str, Any], configs: dict[str, str]) -> None:
-    """What Tune starts: a run to its end. A failure is a result too, so that the process serves the next trial."""
+    """Tune's trainable: a run to its end. A failure is returned as a result, so that Tune reuses the process."""
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT")(complete_trial)
     try:
         tune.report(ray.get(task.remote(configs[setting["name"]])))
-    except Exception as error:  # noqa: BLE001 - whatever Ray raises, the other trials go on
+    except Exception as error:  # noqa: BLE001 - whatever Ray raises, the other trials continue
         tune.report({"reason": last_line(error)})
 
 
 def complete_trial(text: str) -> dict[str, Any]:
-    """Bring a run to its end: its scores, or the reason why there are none."""
+    """Run a trial, given as JSON, to its end: its scores, or `reason` if it failed."""
     config = TrainerConfig.model_validate_json(text)
     try:
-        # a predecessor that was killed may take a moment to let go of the run
-        summary = driver.complete(config, LOCK_PATIENCE_S)
+        # a killed predecessor may take a moment to release the run's lock
+        summary = driver.complete(config, LOCK_TIMEOUT_S)
     except (RunFailedError, InputError) as error:
         return {"reason": str(error)}
     numbers = summary.evaluated.numbers()
@@ -86,35 +85,35 @@ def complete_trial(text: str) -> dict[str, Any]:
 
 
 class Listener(Callback):
-    """Tells the story, and keeps why trials failed."""
+    """Prints the progress of trials, and records why they failed."""
 
-    def __init__(self, sweep: Sweep, story: Story) -> None:
-        self._sweep, self._story = sweep, story
+    def __init__(self, sweep: Sweep, progress: SweepProgress) -> None:
+        self._sweep, self._progress = sweep, progress
         self._trials = {trial.name: trial for trial in sweep.trials}
 
     def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
-        """Tune writes its callbacks down for a restart of its own, which is not used here."""
+        """Tune pickles its callbacks to restart an experiment, which is not used here."""
         return Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002, ANN401
         """A trial starts."""
         started = self._trials[trial.config["name"]]
-        self._sweep.note_failure(started.name, None)
-        self._story.begin(started)
+        self._sweep.record_failure(started.name, None)
+        self._progress.begin(started)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002, ANN401
         """A trial returned, with scores or a reason."""
         self._end(trial, dict(trial.last_result))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002, ANN401
-        """A trial's process was lost."""
-        self._end(trial, {"reason": "its process ended; the node may be gone or out of memory"})
+        """A trial's process died."""
+        self._end(trial, {"reason": "its process died; the node may be lost or out of memory"})
 
     def _end(self, trial: TuneTrial, result: dict[str, Any]) -> None:
         ended = self._trials[trial.config["name"]]
         if "reason" in result:
-            self._sweep.note_failure(ended.name, result["reason"])
-        self._story.end(ended, result)
+            self._sweep.record_failure(ended.name, result["reason"])
+        self._progress.end(ended, result)
 
 
 def _name(trial: TuneTrial) -> str:

@@ -1,6 +1,6 @@
-"""From a sweep file to trials, each a validated run: the grid, and what may be varied. No torch, no Ray.
+"""Expands a sweep file to its trials, each a validated run configuration. No torch, no Ray.
 
-Everything that can be refused is refused here, before anything is started or written.
+All checks of the sweep file happen here, before anything is started or written.
 """
 
 import difflib
@@ -22,32 +22,32 @@ from trainer.data.sources import check_source
 from trainer.errors import InputError
 
 MAX_TRIALS = 1000
-NOT_METHOD = ("run", "parallel", "training.steps")
-SHARED = ("seed", "data", "evaluation")
+NOT_PART_OF_METHOD = ("run", "parallel", "training.steps")
+SAME_IN_ALL_TRIALS = ("seed", "data", "evaluation")
 
 
 class Grid(Config):
-    """Each of the values, in this order."""
+    """A varied setting: the values to try, in this order."""
 
     kind: Literal["grid"] = "grid"
     values: tuple[JsonValue, ...]
 
     @field_validator("values")
     @classmethod
-    def _some_and_different(cls, values: tuple[JsonValue, ...]) -> tuple[JsonValue, ...]:
+    def _not_empty_and_distinct(cls, values: tuple[JsonValue, ...]) -> tuple[JsonValue, ...]:
         if not values:
             raise ValueError("allowed: one value or more")
-        spelled = [canonical(value) for value in values]
-        twice = next((text for text in spelled if spelled.count(text) > 1), None)
-        if twice is not None:
-            raise ValueError(f"{twice} is given twice; allowed: each value once")
+        texts = [canonical(value) for value in values]
+        duplicate = next((text for text in texts if texts.count(text) > 1), None)
+        if duplicate is not None:
+            raise ValueError(f"{duplicate} is given twice; allowed: each value once")
         return values
 
 
 class SweepConfig(Config):
-    """A sweep file: a run file, what every trial changes in it, and what the trials differ in."""
+    """A sweep file: a run file (`base`), changes shared by all trials (`set`), and the settings that vary (`space`)."""
 
-    # eight digits of the method follow it in the name of a run, which has at most 100 characters
+    # a run is named NAME-DIGEST with eight digits of the method digest, at most 100 characters in all
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,90}$")]
     base: Annotated[str, Field(min_length=1)]
     set: dict[str, JsonValue] = Field(default={})
@@ -60,8 +60,8 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-        settings: the varied paths and their values here.
-        config: the resolved configuration.
+        settings: value of each varied path.
+        config: the resolved configuration of the run.
     """
 
     settings: dict[str, Any]
@@ -69,20 +69,20 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The run's name: the sweep's, and the start of the method digest."""
+        """Name of the run: the sweep's name and the first digits of the method digest."""
         return str(self.config.run.name)
 
     @property
     def label(self) -> str:
-        """The settings for people: `schedule=linear weighting=vlb`."""
+        """The settings as text: `schedule=linear weighting=vlb`."""
         return label(self.settings)
 
 
 def read_sweep(path: Path, sets: list[str]) -> tuple[SweepConfig, list[Trial]]:
-    """A sweep file and its trials, all validated; `sets` change settings of the base.
+    """Read and validate a sweep file and its trials; `sets` are PATH=VALUE changes of the base.
 
     Raises:
-        InputError: anything wrong with a file, a path, a value or a combination of values.
+        InputError: a file, a path, a value or a combination of values is invalid.
     """
     try:
         config = _validated(read_yaml(path))
@@ -96,7 +96,7 @@ def read_sweep(path: Path, sets: list[str]) -> tuple[SweepConfig, list[Trial]]:
 
 
 def check_paths(config: SweepConfig, sets: Iterable[str]) -> None:
-    """Refuse what a sweep cannot vary, and settings that the space would overwrite.
+    """Refuse paths that a sweep cannot vary, and shared settings that the space would overwrite.
 
     Raises:
         InputError: naming the path and the reason.
@@ -114,18 +114,18 @@ def check_paths(config: SweepConfig, sets: Iterable[str]) -> None:
         _check_method(path)
         above = next((other for other in config.space if path.startswith(f"{other}.")), None)
         if above:
-            raise InputError(f"space.{path}: is a part of {above}, which is varied too; allowed: one of them")
+            raise InputError(f"space.{path}: is part of {above}, which is varied too; allowed: only one of them")
     given = [("set.", path) for path in config.set] + [("--set ", item.partition("=")[0]) for item in sets]
     for where, path in given:
         varied = next((other for other in config.space if _overlap(path, other)), None)
         if varied:
             raise InputError(
-                f"{where}{path}: the sweep varies {varied}; allowed: settings that are the same everywhere"
+                f"{where}{path}: the sweep varies {varied}; allowed: settings that the sweep does not vary"
             )
 
 
 def _overlap(path: str, varied: str) -> bool:
-    """Whether setting the path would mean something else in each trial: varying a kind varies all its group."""
+    """Whether `path` is varied: varying the kind of a group varies all settings of the group."""
     group = varied.removesuffix(".kind")
     return path == varied or path.startswith(f"{group}.")
 
@@ -134,20 +134,20 @@ def _check_method(path: str) -> None:
     def touches(groups: Sequence[str]) -> bool:
         return any(f"{path}.".startswith(f"{group}.") or group.startswith(f"{path}.") for group in groups)
 
-    if touches(NOT_METHOD):
-        raise InputError(f"space.{path}: holds what must not change a result; allowed: settings of the method")
-    if touches(SHARED):
+    if touches(NOT_PART_OF_METHOD):
+        raise InputError(f"space.{path}: such settings must not change results; allowed: settings of the method")
+    if touches(SAME_IN_ALL_TRIALS):
         raise InputError(
-            f"space.{path}: trials share their random numbers and are measured alike, or their scores could not be "
-            f"compared; allowed: settings of the method outside {', '.join(SHARED)}"
+            f"space.{path}: must be the same in all trials, or their scores could not be compared; "
+            f"allowed: settings of the method outside {', '.join(SAME_IN_ALL_TRIALS)}"
         )
 
 
 def expand(config: SweepConfig, base: dict[str, Any]) -> list[Trial]:
-    """The grid in order, the last path changing fastest.
+    """The trials of the grid, the last path changing fastest.
 
     Raises:
-        InputError: the base or a combination is not valid, or two combinations are the same method.
+        InputError: the base or a combination of values is invalid, or two combinations are the same method.
     """
     checked = validate(base)
     check_source(checked.data)
@@ -184,7 +184,7 @@ def _trial(sweep: str, base: dict[str, Any], settings: dict[str, Any]) -> Trial:
 
 
 def _applied(values: dict[str, Any], settings: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
-    """The values with the settings applied as `--set` does; JSON is YAML."""
+    """The values with the settings applied as by `--set`; JSON is valid YAML."""
     try:
         return apply_sets(values, [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in settings])
     except InputError as error:
@@ -192,7 +192,7 @@ def _applied(values: dict[str, Any], settings: Iterable[tuple[str, Any]], where:
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """For each path its last part that says something, `schedule` for `process.schedule.kind`; more where two agree."""
+    """Shortest distinct names of paths: `schedule` for `process.schedule.kind`, or more parts if two would be equal."""
     paths = list(paths)
     parts = {path: path.removesuffix(".kind").split(".") for path in paths}
     length = 1
@@ -203,15 +203,15 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
         length += 1
 
 
-def spelled(value: object) -> str:
-    """A setting's value for people: text as it is, the rest as JSON."""
+def value_text(value: object) -> str:
+    """The value of a setting as text: strings as they are, other values as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def label(settings: Mapping[str, Any]) -> str:
-    """Settings for people: `schedule=linear weighting=vlb`."""
+    """Settings as text: `schedule=linear weighting=vlb`."""
     names = short_names(settings)
-    return " ".join(f"{names[path]}={spelled(value)}" for path, value in settings.items())
+    return " ".join(f"{names[path]}={value_text(value)}" for path, value in settings.items())
 
 
 def _validated(values: dict[str, Any]) -> SweepConfig:
@@ -220,4 +220,4 @@ def _validated(values: dict[str, Any]) -> SweepConfig:
     except ValidationError as error:
         raise InputError(describe(error, SweepConfig)) from None
     except ValueError as error:
-        raise InputError(f"a value that no setting can be: {error}") from None
+        raise InputError(f"a value that no setting can have: {error}") from None

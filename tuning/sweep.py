@@ -1,6 +1,6 @@
-"""A sweep's folder, `<run.storage>/sweeps/<name>`: whose name it is, how far it got, and why trials failed.
+"""A sweep's folder, `<run.storage>/sweeps/<name>`: the record of its trials, and why trials failed.
 
-How far a trial got is read from its run's folder and nowhere else, so that a sweep may be killed at any point.
+The state of a trial is read only from its run's folder, so that a sweep may be killed at any point.
 """
 
 import hashlib
@@ -26,11 +26,13 @@ FOLDER = "sweeps"
 
 @dataclass(frozen=True)
 class Sweep:
-    """The trials of one sweep and where they are kept.
+    """The trials of a sweep, and its folder.
 
     Attributes:
-        root: storage/sweeps/name.
-        space: the varied paths and their values, in the sweep file's order.
+        root: the sweep's folder, storage/sweeps/name.
+        space: the varied paths and their values, in the order of the sweep file.
+        trials: the trials of the grid, in order.
+        concurrent_trials: how many trials run at the same time.
     """
 
     root: Path
@@ -40,7 +42,7 @@ class Sweep:
 
     @classmethod
     def of(cls, config: SweepConfig, trials: list[Trial]) -> "Sweep":
-        """The sweep of a file that was read; trials that were started go on with the configuration stored with them."""
+        """The sweep of a sweep file and its trials; those that were started keep the configuration stored with them."""
         space = {path: list(grid.values) for path, grid in config.space.items()}
         root = Path(str(trials[0].config.run.storage)) / FOLDER / config.name
         sweep = cls(root, space, (), min(config.concurrent_trials, len(trials)))
@@ -49,12 +51,12 @@ class Sweep:
 
     @classmethod
     def load(cls, storage: Path, name: str) -> "Sweep":
-        """The sweep that was started under this name.
+        """Load a sweep that was started before.
 
         Raises:
-            InputError: there is none, or another version wrote it.
+            InputError: there is no sweep of this name, or its record is of another version.
         """
-        names = known(storage)
+        names = sweep_names(storage)
         if name not in names:
             raise InputError(f"SWEEP = {name!r}: not in {storage / FOLDER}; allowed: {', '.join(names) or 'none yet'}")
         root = storage / FOLDER / name
@@ -68,7 +70,7 @@ class Sweep:
 
     @property
     def storage(self) -> Path:
-        """Where the trials' runs are."""
+        """The folder that holds the trials' runs."""
         return self.root.parent.parent
 
     @property
@@ -78,40 +80,40 @@ class Sweep:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what decides the results: the space, and the method of each trial."""
+        """SHA-256 of what determines the results: the space, and the method of each trial."""
         methods = [trial.config.method_sha256 for trial in self.trials]
         return hashlib.sha256(canonical({"space": list(self.space.items()), "methods": methods}).encode()).hexdigest()
 
     @property
     def heatmap(self) -> Path:
-        """The picture of the scores."""
+        """File of the heat map."""
         return self.root / "heatmap.png"
 
     @property
     def tune(self) -> Path:
-        """Ray Tune's own files; nothing is read from them."""
+        """Folder of Ray Tune's own files, which are never read."""
         return self.root / "tune"
 
     @property
     def error(self) -> Path:
-        """The traceback of an error that nobody foresaw."""
+        """File of the traceback of an unexpected error."""
         return self.root / "error.log"
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `sweep.json` holds; nothing when the sweep is new."""
+        """Content of `sweep.json`; empty for a new sweep."""
         path = self.root / "sweep.json"
         return files.read_json(path) if path.is_file() else {}
 
     def paths(self) -> Iterator[tuple[Trial, RunPaths]]:
-        """Each trial with its run's files."""
+        """Each trial with the paths of its run."""
         return ((trial, RunPaths.of(trial.config)) for trial in self.trials)
 
     def states(self) -> list[State]:
-        """How far each trial got.
+        """The state of each trial.
 
         Raises:
-            InputError: data that is not there, or this sweep's name or a trial's taken by something else.
+            InputError: the data do not exist, or the name of the sweep or of a trial is taken.
         """
         taken = self.record.get("digest", self.digest)
         if taken != self.digest:
@@ -122,43 +124,41 @@ class Sweep:
         return [check(trial.config).state for trial in self.trials]
 
     def locked(self) -> AbstractContextManager[None]:
-        """Hold the sweep for this process.
+        """Lock the sweep for this process.
 
         Raises:
-            InputError: another process holds it.
+            InputError: another process holds the lock.
         """
         return files.file_lock(
-            self.root / "lock",
-            f"name = {self.name!r}: another process is working on this sweep",
-            identity.lock_timeout(),
+            self.root / "lock", f"name = {self.name!r}: another process is running this sweep", identity.lock_timeout()
         )
 
-    def claim(self) -> None:
-        """Tie the sweep's name to its space, and keep the trials for the report."""
+    def register_name(self) -> None:
+        """Register the sweep's name for its space, and record the trials for the report."""
         trials = [
             {"name": trial.name, "settings": trial.settings, "config": trial.config.model_dump(mode="json")}
             for trial in self.trials
         ]
         space = {path: {"kind": "grid", "values": values} for path, values in self.space.items()}
-        self.note(name=self.name, digest=self.digest, space=space, trials=trials)
+        self.update_record(name=self.name, digest=self.digest, space=space, trials=trials)
 
-    def note(self, **values: Any) -> None:  # noqa: ANN401 - any JSON value
-        """Put values into `sweep.json`."""
+    def update_record(self, **values: Any) -> None:  # noqa: ANN401 - any JSON value
+        """Set values in `sweep.json`."""
         files.write_json(self.root / "sweep.json", {**self.record, **values})
 
     def failures(self) -> dict[str, str]:
-        """Why trials failed when they last ran, by their names."""
+        """By trial name, why a trial failed when it last ran."""
         path = self.root / "failures.json"
         return files.read_json(path) if path.is_file() else {}
 
-    def note_failure(self, name: str, reason: str | None) -> None:
-        """Keep why a trial failed; None when it runs again."""
-        kept = {other: text for other, text in self.failures().items() if other != name}
-        files.write_json(self.root / "failures.json", {**kept, **({name: reason} if reason else {})})
+    def record_failure(self, name: str, reason: str | None) -> None:
+        """Record why a trial failed; None clears it."""
+        others = {other: text for other, text in self.failures().items() if other != name}
+        files.write_json(self.root / "failures.json", {**others, **({name: reason} if reason else {})})
 
 
-def known(storage: Path) -> list[str]:
-    """The names of the sweeps in a storage."""
+def sweep_names(storage: Path) -> list[str]:
+    """Sorted names of the sweeps in a storage folder."""
     return sorted(path.parent.name for path in (storage / FOLDER).glob("*/sweep.json"))
 
 
@@ -177,5 +177,5 @@ def _as_stored(trial: Trial, stored: dict[str, Any], storage: Path) -> Trial:
 
 
 def _moved(values: dict[str, Any], storage: Path) -> RunConfig:
-    """A recorded configuration, with the storage where the record was found: it may be mounted elsewhere today."""
+    """A recorded configuration with `storage` as its storage, which may be mounted elsewhere now."""
     return RunConfig.model_validate_json(canonical({**values, "run": {**values["run"], "storage": str(storage)}}))

@@ -55,7 +55,7 @@ def prepared_here(source: str, dest: str, cpus: int) -> None:
     ray.init(num_cpus=cpus, log_to_driver=False)
     data = DataConfig(source=source)
     started = time.perf_counter()
-    info = prepare_into(data, Store(dest), scan_source(data), say=lambda _: None)
+    info = prepare_into(data, Store(dest), scan_source(data), print_line=lambda _: None)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak": peak, "fingerprint": info.fingerprint}))

@@ -82,7 +82,7 @@ def test_a_table_and_a_picture(curve, capsys):
     assert main(["screen", str(curve), "--out", str(picture)]) == 0
     out = capsys.readouterr().out
     assert "linear, T = 1000" in out
-    assert "Nothing is said of samples" in out
+    assert "Sample quality is not predicted" in out
     with Image.open(picture) as image:
         assert image.size == (1320, 480)
 
@@ -93,10 +93,10 @@ def test_a_table_and_a_picture(curve, capsys):
         (["/nowhere"], "allowed: denoising.json of `python -m trainer.evaluate MODEL --metrics denoising`"),
         (["{curve}", "--schedule", "linaer"], "--schedule linaer: "),
         (["{curve}", "--schedule", "[1"], "--schedule [1: not YAML; allowed: a kind, or a mapping"),
-        (["{curve}", "--schedule", "learned"], "--schedule learned: is trained with its network"),
+        (["{curve}", "--schedule", "learned"], "--schedule learned: is trained together with its network"),
         (["{curve}", "--schedule", "linear", "--steps", "5"], "--schedule linear: num_train_timesteps = 5"),
         (["{curve}", "--out", "a.jpg"], "allowed: a file that ends in .png"),
-        (["{curve}", "--out", "/nowhere/a.png"], "allowed: a file to write to"),
+        (["{curve}", "--out", "/nowhere/a.png"], "allowed: a writable file"),
     ],
 )
 def test_bad_input_is_one_line(curve, capsys, arguments, message):

@@ -68,14 +68,14 @@ def test_a_whole_group_can_be_varied(tmp_path):
     [
         ("process.shedule.kind", "did you mean process.schedule.kind?"),
         ("nonsense", "unknown setting"),
-        ("run.experiment", "must not change a result"),
-        ("parallel.workers", "must not change a result"),
-        ("training.steps", "must not change a result"),
-        ("training", "must not change a result"),
-        ("seed", "share their random numbers"),
-        ("data.split_seed", "share their random numbers"),
-        ("evaluation.samples", "measured alike"),
-        ("evaluation", "measured alike"),
+        ("run.experiment", "must not change results"),
+        ("parallel.workers", "must not change results"),
+        ("training.steps", "must not change results"),
+        ("training", "must not change results"),
+        ("seed", "must be the same in all trials"),
+        ("data.split_seed", "must be the same in all trials"),
+        ("evaluation.samples", "must be the same in all trials"),
+        ("evaluation", "must be the same in all trials"),
     ],
 )
 def test_paths_that_a_sweep_cannot_vary(tmp_path, path, said):
@@ -106,7 +106,7 @@ def test_paths_that_a_sweep_cannot_vary(tmp_path, path, said):
         ({"set": {"process.schedule.kind": "linear"}}, "set.process.schedule.kind: the sweep varies"),
         ({"set": {"process.schedule.s": 0.01}}, "set.process.schedule.s: the sweep varies process.schedule.kind"),
         ({"space": {"optim.lr": grid(*range(1, 40)), "optim.eps": grid(*range(1, 40))}}, "space: 1521 trials"),
-        ({"space": {"process.schedule": grid("x"), "process.schedule.s": grid(1)}}, "is a part of process.schedule"),
+        ({"space": {"process.schedule": grid("x"), "process.schedule.s": grid(1)}}, "is part of process.schedule"),
     ],
 )
 def test_files_that_are_refused(tmp_path, changes, said):

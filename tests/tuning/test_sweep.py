@@ -17,9 +17,9 @@ from tuning.space import Trial
 from tuning.sweep import Sweep
 
 
-def claimed(sweep: Sweep) -> Sweep:
+def registered(sweep: Sweep) -> Sweep:
     with sweep.locked():
-        sweep.claim()
+        sweep.register_name()
     return sweep
 
 
@@ -27,7 +27,7 @@ def claimed(sweep: Sweep) -> Sweep:
     "same", [["training.steps=99"], ["parallel.workers=1"], ["run.experiment=other"], ["run.log_every=3"]]
 )
 def test_what_changes_no_result_keeps_the_name(tmp_path, same):
-    sweep = claimed(made(tmp_path))
+    sweep = registered(made(tmp_path))
     again = made(tmp_path, *same)
     assert again.digest == sweep.digest
     assert again.states() == ["new"] * 4
@@ -35,7 +35,7 @@ def test_what_changes_no_result_keeps_the_name(tmp_path, same):
 
 @pytest.mark.parametrize("other", ["base", "space"])
 def test_a_name_taken_by_another_sweep_is_refused(tmp_path, other):
-    old = claimed(made(tmp_path))
+    old = registered(made(tmp_path))
     new = (
         made(tmp_path, "optim.lr=0.5")
         if other == "base"
@@ -49,7 +49,7 @@ def test_a_name_taken_by_another_sweep_is_refused(tmp_path, other):
 
 def test_one_process_at_a_time_works_on_a_sweep(tmp_path):
     sweep = made(tmp_path)
-    with sweep.locked(), pytest.raises(InputError, match="another process is working on this sweep"), sweep.locked():
+    with sweep.locked(), pytest.raises(InputError, match="another process is running this sweep"), sweep.locked():
         pass
 
 
@@ -68,17 +68,17 @@ def test_the_plan_counts_what_trials_at_one_time_ask_for(tmp_path):
 def test_a_sweep_is_done_once_its_trials_are_and_mlflow_has_them(tmp_path, monkeypatch):
     from tuning import mlflow_record as record
 
-    sweep = claimed(made(tmp_path))
+    sweep = registered(made(tmp_path))
     assert plan(sweep, sweep.states())["sweep"]["state"] == "resumable"
     for number, trial in enumerate(sweep.trials):
         finish(trial, 2.0 + number, 0.1)
     assert plan(sweep, sweep.states())["sweep"]["state"] == "resumable"
-    sweep.note(recorded=record._results_digest(sweep))
+    sweep.update_record(recorded=record._results_digest(sweep))
     assert plan(sweep, sweep.states())["sweep"]["state"] == "done"
 
 
 def test_a_sweep_is_read_back_from_wherever_its_storage_is_mounted_today(tmp_path):
-    sweep = claimed(made(tmp_path))
+    sweep = registered(made(tmp_path))
     finish(sweep.trials[0], 2.5, 0.1)
     moved = (tmp_path / "storage").rename(tmp_path / "moved")
     again = Sweep.load(moved, "mine")
@@ -89,24 +89,24 @@ def test_a_sweep_is_read_back_from_wherever_its_storage_is_mounted_today(tmp_pat
 def test_an_unknown_sweep_is_refused_with_those_there_are(tmp_path, capsys):
     assert main(["report", "other"]) == 2
     assert "none yet" in capsys.readouterr().err
-    claimed(made(tmp_path))
+    registered(made(tmp_path))
     assert main(["report", "other"]) == 2
     assert "SWEEP = 'other'" in (line := capsys.readouterr().err)
     assert line.rstrip().endswith("allowed: mine")
 
 
 def test_a_failure_is_kept_until_the_trial_runs_again(tmp_path):
-    sweep = claimed(made(tmp_path))
+    sweep = registered(made(tmp_path))
     name = sweep.trials[1].name
-    sweep.note_failure(name, "out of memory")
+    sweep.record_failure(name, "out of memory")
     assert [(row["state"], row["reason"]) for row in rows(sweep)][1] == ("failed", "out of memory")
-    sweep.note_failure(name, None)
+    sweep.record_failure(name, None)
     assert sweep.failures() == {}
 
 
 def test_metrics_have_names_that_mlflow_takes(tmp_path):
     values = [{"kind": "linear", "beta_end": 0.01}, {"kind": "cosine"}]
-    sweep = claimed(made(tmp_path, space={"process.schedule": {"kind": "grid", "values": values}}))
+    sweep = registered(made(tmp_path, space={"process.schedule": {"kind": "grid", "values": values}}))
     finish(sweep.trials[1], 2.5, 0.1, 30.0)
     assert metrics(rows(sweep)) == {
         "vlb_bpd/schedule---kind-- -cosine--": 2.5,
@@ -150,14 +150,14 @@ def test_a_sweep_goes_on_after_a_default_changed(tmp_path, monkeypatch):
     """What was started has its configuration stored; another value that is asked for is another sweep."""
     sweep = made(tmp_path)
     with sweep.locked():
-        sweep.claim()
+        sweep.register_name()
     record = sweep.record
     for trial in record["trials"]:
         trial["config"]["evaluation"]["vlb_draws"] = 128  # the default of then
     configs = [RunConfig.model_validate_json(json.dumps(trial["config"])) for trial in record["trials"]]
     older = [Trial(trial["settings"], config) for trial, config in zip(record["trials"], configs, strict=True)]
     digest = replace(sweep, trials=tuple(older)).digest
-    sweep.note(trials=record["trials"], digest=digest)
+    sweep.update_record(trials=record["trials"], digest=digest)
 
     again = made(tmp_path)
     assert again.digest == digest != sweep.digest

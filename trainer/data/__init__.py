@@ -1,1 +1,1 @@
-"""Data sets: preparing any source into memory-mapped shards, and reading them."""
+"""Data sets: preparing any source as memory-mapped shards, and reading the shards."""

@@ -1,4 +1,4 @@
-"""`python -m trainer.data`: prepare images for training, and show what was prepared."""
+"""`python -m trainer.data`: prepare images for training, and describe a prepared data set."""
 
 import argparse
 import sys
@@ -12,11 +12,12 @@ from trainer.data.manifest import MAX_REJECTED, SPLITS, DatasetInfo
 from trainer.errors import InputError
 
 DESCRIPTION = """\
-Prepare images for training, as a Ray Data job on the cluster of RAY_ADDRESS or on a local one.
+Prepare images for training with a Ray Data job, on the cluster at RAY_ADDRESS or on a local one.
 
-SOURCE  a folder of images, where a sub-folder is a class; a Parquet file or a folder of them, in the Hugging Face image
-        layout; either may be s3://bucket/prefix. Or a .npy file of uint8 images [N, H, W] or [N, H, W, C], or `digits`.
-DEST    a folder that every node sees, or s3://bucket/prefix. A run takes it as data.source.
+SOURCE  a folder of images, in which each sub-folder is a class; or a Parquet file or a folder of them, in the Hugging
+        Face image layout. Either may be s3://bucket/prefix. Or a .npy file of uint8 images [N, H, W] or [N, H, W, C],
+        or `digits`.
+DEST    a folder that every node can read, or s3://bucket/prefix. Set data.source to it to train on the data set.
 """
 EPILOG = """\
 examples:
@@ -26,10 +27,11 @@ examples:
   python -m trainer.data show prepared/photos
   python -m trainer --config configs/digits.yaml --set data.source=prepared/photos
 
-The same command again goes on where it was stopped. Images that cannot be used are in DEST/rejected.parquet, with path,
-row and reason. S3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, as AWS's own tools.
+Run the same command again to resume an interrupted preparation. Unusable images are listed in DEST/rejected.parquet
+with path, row and reason. S3 is configured as for the AWS tools: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY and AWS_REGION.
 
-exit codes: 0 done; 2 bad input, such as a source that is not there or has no good image; 1 anything else
+exit codes: 0 done; 2 bad input, such as a source that does not exist or has no usable image; 1 anything else
 """
 
 
@@ -43,30 +45,42 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = result.add_subparsers(dest="command", required=True, metavar="{prepare,show}")
     prepare = commands.add_parser(
-        "prepare", help="make a data set of a source", description=DESCRIPTION, epilog=EPILOG,
+        "prepare", help="prepare a source as a data set", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     prepare.add_argument("source", metavar="SOURCE")
     prepare.add_argument("dest", metavar="DEST")
-    prepare.add_argument("--size", type=int, metavar="N", help="make all N x N; default: the commonest size")
     prepare.add_argument(
-        "--channels", default="auto", choices=["auto", "1", "3"], help="auto: 1 where every image is grey, else 3"
+        "--size", type=int, metavar="N", help="scale and crop every image to N x N; default: the most common size"
+    )
+    prepare.add_argument(
+        "--channels", default="auto", choices=["auto", "1", "3"], help="auto: 1 if every image is grey, else 3"
     )
     prepare.add_argument(
         "--max-rejected", type=float, default=MAX_REJECTED, metavar="FRACTION",
-        help="fail if more of the images cannot be used; default: %(default)s",
+        help="fail if a larger fraction of the images is unusable; default: %(default)s",
     )  # fmt: skip
-    prepare.add_argument("--image-column", metavar="NAME", help="of Parquet; default: the only one with images")
-    prepare.add_argument("--label-column", metavar="NAME", help="of Parquet; none: no labels; default: found")
+    prepare.add_argument(
+        "--image-column", metavar="NAME", help="image column of a Parquet source; default: its only one"
+    )
+    prepare.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="label column of a Parquet source, or none for no labels; default: detected",
+    )
     defaults = DataConfig()
     prepare.add_argument(
         "--heldout-fraction", type=float, default=defaults.heldout_fraction, metavar="FRACTION",
-        help="of the images are held out, and as many of each class; default: %(default)s",
+        help="fraction of the images to hold out, stratified by class; default: %(default)s",
     )  # fmt: skip
     prepare.add_argument(
-        "--split-seed", type=int, default=defaults.split_seed, metavar="N", help="default: %(default)s"
+        "--split-seed",
+        type=int,
+        default=defaults.split_seed,
+        metavar="N",
+        help="seed of the held-out split; default: %(default)s",
     )
-    show = commands.add_parser("show", help="what a prepared data set holds")
+    show = commands.add_parser("show", help="describe a prepared data set")
     show.add_argument("source", metavar="DATASET", help="a prepared folder, or s3://bucket/prefix")
     return result
 
@@ -81,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the finished parts", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 1
 
 
@@ -93,19 +107,21 @@ def _prepare(options: argparse.Namespace) -> int:
 
     check_source(data)
     if prepared_info(data.source) is not None:
-        raise InputError(f"SOURCE = {data.source!r}: is prepared already; allowed: what it was prepared from")
+        raise InputError(
+            f"SOURCE = {data.source!r}: is already a prepared data set; allowed: the source that it was prepared from"
+        )
     from trainer.data.prepare import prepare_into, scan_source
     from trainer.data.store import Store
 
     source, dest = Store(data.source), Store(options.dest)
     if data.source != "digits" and f"{dest.url}/".startswith(f"{source.url}/"):
-        raise InputError(f"DEST = {options.dest!r}: lies in SOURCE; allowed: another place")
+        raise InputError(f"DEST = {options.dest!r}: lies inside SOURCE; allowed: a folder outside it")
     from trainer.errors import RunFailedError
 
     try:
         info = prepare_into(data, dest, scan_source(data), options.max_rejected, lambda line: print(line, flush=True))
     except (RunFailedError, OSError) as error:
-        print(f"failed: {' '.join(str(error).split())}; the same command goes on", file=sys.stderr)
+        print(f"failed: {' '.join(str(error).split())}; run the same command again to resume", file=sys.stderr)
         return 1
     print("\n".join(described(info, dest.url)))
     return 0
@@ -132,14 +148,14 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def described(info: DatasetInfo, where: str) -> list[str]:
-    """A data set for people: counts, statistics, and a table of classes."""
+    """A readable description of a data set: counts, statistics, and a table of classes, one line each."""
     channels, height, width = info.image_shape
     files = sum(len(shards) for shards in info.shards.values())
     size = sum(shard.bytes for shards in info.shards.values() for shard in shards) / 2**20
     lines = [
         f"{where}: {info.train} images to train on, {info.heldout} held out, {info.rejected} rejected",
-        f"  {width} x {height}, {channels} channel{'s' if channels > 1 else ''}, of {info.source}",
-        f"  mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)} of 0..255",
+        f"  {width} x {height}, {channels} channel{'s' if channels > 1 else ''}, from {info.source}",
+        f"  mean {_numbers(info.mean)}, standard deviation {_numbers(info.std)}, of pixel values in 0..255",
         f"  {files} shards, {size:.1f} MiB; fingerprint {info.fingerprint}",
     ]
     if info.classes:

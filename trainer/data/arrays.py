@@ -1,4 +1,4 @@
-"""Sources that are one array and are read in this process: scikit-learn's digits, or a .npy file of 8-bit images."""
+"""Sources that are a single array, read in this process: scikit-learn's digits, or a .npy file of 8-bit images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ class Images:
     """8-bit images and their labels.
 
     Attributes:
-        pixels: uint8 [N, H, W, C].
-        labels: int64 [N], -1 where there are none.
+        pixels: pixel values 0..255, uint8 [N, H, W, C].
+        labels: class of each image, int64 [N]; -1 for an image without a label.
     """
 
     pixels: NDArray[np.uint8]
@@ -24,7 +24,7 @@ class Images:
 
 
 def load_array(data: DataConfig) -> Images:
-    """The images of `data.source`, at `data.size` and `data.channels`.
+    """The images of `data.source`, converted to `data.size` and `data.channels`.
 
     Raises:
         InputError: no such file, or a file that is not 8-bit images.
@@ -59,7 +59,7 @@ def _digits() -> Images:
 
 
 def _npy(source: str) -> Images:
-    """A uint8 array [N, H, W] or [N, H, W, C], unlabelled."""
+    """The unlabelled images of a .npy file: a uint8 array [N, H, W] or [N, H, W, C]."""
     try:
         pixels = np.load(Path(source), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

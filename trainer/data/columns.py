@@ -1,4 +1,4 @@
-"""Which columns of a Parquet file hold the images and the labels: by name, or by what the schema says."""
+"""Which columns of a Parquet file hold the images and the labels: as configured, or as detected from the schema."""
 
 import json
 from typing import Literal
@@ -13,28 +13,28 @@ NO_LABELS = "none"
 
 
 def find_columns(schema: pa.Schema, data: DataConfig) -> tuple[str, str | None]:
-    """The image column and the label column of Parquet files, named or found; None for no labels.
+    """The names of the image column and of the label column, as configured or detected; None for no labels.
 
     Raises:
-        InputError: no such column, none at all, or several to choose from.
+        InputError: a configured column does not exist, or none or several could be detected.
     """
     where = f"data.source = {data.source!r}"
     for setting, name in (("image_column", data.image_column), ("label_column", data.label_column)):
         if name not in (None, *schema.names) and (setting, name) != ("label_column", NO_LABELS):
             raise InputError(f"data.{setting} = {name!r}: no such column; allowed: {', '.join(schema.names)}")
-    holding = [field.name for field in schema if _holds_images(field.type)]
-    if data.image_column is not None and data.image_column not in holding:
+    image_columns = [field.name for field in schema if _holds_images(field.type)]
+    if data.image_column is not None and data.image_column not in image_columns:
         kind = schema.field(data.image_column).type
         raise InputError(
             f"data.image_column = {data.image_column!r}: is {kind}; allowed: struct<bytes, path> or binary"
         )
-    if data.image_column is None and len(holding) != 1:
-        found = f"several image columns: {', '.join(holding)}" if holding else "no image column"
+    if data.image_column is None and len(image_columns) != 1:
+        problem = f"several image columns: {', '.join(image_columns)}" if image_columns else "no image column"
         raise InputError(
-            f"{where}: {found}; allowed: one column of struct<bytes, path> or binary, or data.image_column to name it; "
-            f"columns are {', '.join(schema.names)}"
+            f"{where}: {problem}; allowed: one column of struct<bytes, path> or binary, or data.image_column to "
+            f"name one; columns are {', '.join(schema.names)}"
         )
-    image = data.image_column or holding[0]
+    image = data.image_column or image_columns[0]
     if data.label_column is not None:
         return image, None if data.label_column == NO_LABELS else data.label_column
     named = list(class_names(schema)) or [name for name in LABEL_NAMES if name in schema.names]
@@ -57,10 +57,10 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def label_kind(field: pa.Field, data: DataConfig) -> Literal["integer", "text"]:
-    """What labels are in a column.
+    """Whether the labels of a column are integers or text.
 
     Raises:
-        InputError: neither integers nor texts.
+        InputError: they are neither integers nor text.
     """
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     if pa.types.is_integer(kind):
@@ -69,7 +69,7 @@ def label_kind(field: pa.Field, data: DataConfig) -> Literal["integer", "text"]:
         return "text"
     raise InputError(
         f"data.source = {data.source!r}: labels without classes: column {field.name!r} is {field.type}; allowed: "
-        f"integers or texts, or data.label_column = {NO_LABELS} to leave labels out"
+        f"integers or text, or data.label_column = {NO_LABELS} to leave labels out"
     )
 
 

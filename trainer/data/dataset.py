@@ -1,7 +1,7 @@
-"""A prepared data set as workers see it: uint8 images that are mapped rather than read.
+"""A prepared data set as workers see it: memory-mapped uint8 images, labels and ids.
 
-A run's sources are prepared once into storage/datasets/<plan>/, or used where they are if they are prepared. Of a data
-set on S3 the run's storage holds `dataset.json` alone, which says where the shards are; each node copies them once.
+A run's source is prepared once, into storage/datasets/<plan>/, unless it is a prepared data set already. For a data set
+on S3 the run's storage holds only `dataset.json`, which names where the shards are; each node downloads them once.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Dataset:
     """A prepared data set.
 
     Attributes:
-        folder: that every node sees.
-        info: what its `dataset.json` says.
+        folder: holds `dataset.json`; every node can read it.
+        info: the content of its `dataset.json`.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Dataset:
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """A prepared folder.
+    """Open a prepared folder.
 
     Raises:
         InputError: it is of another format version.

@@ -1,7 +1,7 @@
-"""From the bytes of an image file to 8-bit pixels, or to the reason why not. Files are not trusted.
+"""Decodes untrusted image files to 8-bit pixels, or gives the reason why an image is rejected.
 
-Alpha is composited on white. 16 bits become 8 by v 255 / 65535, rounded. An image of another shape is scaled to cover
-the wanted size, and the middle is cut out, antialiased.
+Alpha is composited on white. 16-bit values v become round(v 255 / 65535). An image of another size is scaled, with
+antialiasing, until it covers the requested size, and cropped at the centre.
 """
 
 import io
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000
-"""Images of more are not decoded: a few kilobytes of PNG can stand for gigabytes."""
+"""Larger images are not decoded: a PNG of a few kilobytes can decode to gigabytes."""
 
-MIN_KEPT = 0.25
-"""Images of which a crop would keep less than this have the wrong shape."""
+MIN_KEPT_FRACTION = 0.25
+"""An image is rejected if cropping would keep a smaller fraction of its area."""
 
 Image.init()  # or Image.open knows the formats of a first few plugins only
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -29,14 +29,14 @@ Channels = Literal["auto", 1, 3]
 
 
 class Rejected(Exception):
-    """Why an image is not used, in one line."""
+    """An image cannot be used; the message is the reason, in one line."""
 
 
 def upright_size(data: bytes | None) -> Size:
-    """Width and height by the header alone.
+    """Width and height of an image when upright, read from its header alone.
 
     Raises:
-        Rejected: no image, or one of too many pixels.
+        Rejected: not an image, or more than MAX_PIXELS pixels.
     """
     image = _opened(data)
     with warnings.catch_warnings(action="ignore"):
@@ -49,12 +49,12 @@ def decode(data: bytes | None, size: Size, channels: Channels) -> NDArray[np.uin
     """The pixels of an image file, uint8 [H, W, C].
 
     Args:
-        data: the file.
-        size: wanted width and height.
-        channels: wanted; with `auto` a grey image has one and any other three.
+        data: content of the file; None for a null value.
+        size: width and height of the result, in pixels.
+        channels: channels of the result; with `auto`, 1 for a grey image and 3 for any other.
 
     Raises:
-        Rejected: the reason.
+        Rejected: the image cannot be used.
     """
     image = _opened(data)
     try:
@@ -70,15 +70,15 @@ def decode(data: bytes | None, size: Size, channels: Channels) -> NDArray[np.uin
 
 
 def fit(image: Image.Image, size: Size, channels: Channels) -> NDArray[np.uint8]:
-    """An image of mode L or RGB at the wanted size and channels, uint8 [H, W, C]; one of that size is left as it is.
+    """Scale and crop an image of mode L or RGB to the given size and channels, uint8 [H, W, C].
 
     Raises:
-        Rejected: too little of it would be left.
+        Rejected: cropping would keep less than MIN_KEPT_FRACTION of its area.
     """
-    (width, height), (wide, high) = image.size, size
-    kept = min(width * high / (height * wide), height * wide / (width * high))
-    if kept < MIN_KEPT:
-        raise Rejected(f"wrong shape: {width} x {height}, of which {wide} x {high} would keep {kept:.0%}")
+    (width, height), (new_width, new_height) = image.size, size
+    kept = min(width * new_height / (height * new_width), height * new_width / (width * new_height))
+    if kept < MIN_KEPT_FRACTION:
+        raise Rejected(f"wrong shape: {width} x {height}, of which {new_width} x {new_height} would keep {kept:.0%}")
     if image.size != size:
         image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     if channels != "auto":
@@ -88,7 +88,7 @@ def fit(image: Image.Image, size: Size, channels: Channels) -> NDArray[np.uint8]
 
 
 def _opened(data: bytes | None) -> Image.Image:
-    """An image whose header has been read, and no more."""
+    """The image with only its header read."""
     if data is None:
         raise Rejected("null")
     if not data:
@@ -109,7 +109,7 @@ def _opened(data: bytes | None) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How a photograph lies, 1 for upright; other formats are as they are, and Pillow would decode some to tell."""
+    """EXIF orientation, 1 for upright. Only of JPEG: reading it from other formats may decode the image."""
     if image.format not in ("JPEG", "MPO"):
         return 1
     try:
@@ -119,7 +119,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _flattened(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB, on white."""
+    """The image in mode L or RGB, composited on white."""
     mode = image.mode
     if mode == "F":
         raise Rejected("32-bit floats; allowed: 8 or 16 bits a channel")

@@ -1,4 +1,4 @@
-"""What `dataset.json` says of a prepared data set. No pyarrow, so that a run's settings are checked at once."""
+"""`dataset.json`, the manifest of a prepared data set. Imports no pyarrow, so that checking settings stays fast."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -25,27 +25,27 @@ class Shard:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What `dataset.json` says.
+    """The content of `dataset.json`.
 
     Attributes:
-        source: what was prepared.
-        fingerprint: SHA-256 over both splits' images and labels, whatever the shards.
+        source: what it was prepared from.
+        fingerprint: SHA-256 over both splits' images and labels; independent of how they are divided into shards.
         image_shape: (C, H, W).
         train: number of training images.
         heldout: number of held-out images.
         classes: number of classes, 0 where there are no labels.
-        class_names: of the classes, where they have names.
-        class_counts: images of each class, by split.
-        heldout_fraction: of the split.
-        split_seed: of the split.
-        mean: of the training images' pixels in 0..255, by channel.
-        std: their standard deviation, by channel.
-        rejected: how many images are in rejected.parquet instead.
-        schema: columns of a shard.
-        shards: by split, in order.
-        plan: SHA-256 of all that the preparation depended on.
-        location: the s3:// prefix that holds the shards; None where they are beside this file.
-        format_version: of the folder.
+        class_names: names of the classes; empty where they have none.
+        class_counts: number of images of each class, by split.
+        heldout_fraction: fraction of the images that is held out.
+        split_seed: seed of the split.
+        mean: mean pixel value of the training images by channel, in 0..255.
+        std: standard deviation of the same pixel values by channel.
+        rejected: number of rejected images, which rejected.parquet lists.
+        schema: Arrow type of each column of a shard.
+        shards: of each split, in order.
+        plan: SHA-256 of everything that the preparation depended on: format, settings and source files.
+        location: the s3:// prefix of the shards; None where they are in the same folder as this file.
+        format_version: version of the folder's format.
     """
 
     source: str
@@ -77,16 +77,16 @@ class DatasetInfo:
 
 
 def parse(text: str | bytes, where: str) -> DatasetInfo:
-    """What a `dataset.json` says; `where` is the folder, for errors.
+    """Parse a `dataset.json`; `where` is its folder, for error messages.
 
     Raises:
-        InputError: another format version, or no data set at all.
+        InputError: it has another format version, or is not a manifest.
     """
     try:
         values: dict[str, Any] = json.loads(text)
         version = values.get("format_version")
     except (ValueError, AttributeError) as error:
-        raise InputError(f"{where}: {FILE} is not that of a prepared data set: {error}") from None
+        raise InputError(f"{where}: {FILE} is not the manifest of a prepared data set: {error}") from None
     if version != FORMAT_VERSION:
         raise InputError(
             f"{where}: {FILE} has format_version = {version!r}; allowed: {FORMAT_VERSION}; prepare it again with "
@@ -94,15 +94,15 @@ def parse(text: str | bytes, where: str) -> DatasetInfo:
         )
     try:
         shards = {split: tuple(Shard(**shard) for shard in values["shards"][split]) for split in SPLITS}
-        counts = {split: tuple(found) for split, found in values["class_counts"].items()}
+        counts = {split: tuple(counts) for split, counts in values["class_counts"].items()}
         tuples = {name: tuple(values[name]) for name in ("image_shape", "class_names", "mean", "std")}
         return DatasetInfo(**{**values, **tuples, "class_counts": counts, "shards": shards})
     except (KeyError, TypeError) as error:
-        raise InputError(f"{where}: {FILE} is not whole: {error}; prepare it again") from None
+        raise InputError(f"{where}: {FILE} is incomplete: {error}; prepare it again") from None
 
 
 def check_agrees(info: DatasetInfo, data: DataConfig) -> None:
-    """Refuse settings that would have been those of the preparation.
+    """Refuse settings that contradict those that the source was prepared with.
 
     Raises:
         InputError: naming the setting and the prepared value.
@@ -114,17 +114,17 @@ def check_agrees(info: DatasetInfo, data: DataConfig) -> None:
         ("size", [data.size] * 2 if data.size else sides, sides),
         ("channels", channels if data.channels == "auto" else data.channels, channels),
     ]
-    for name, wanted, found in prepared:
-        if wanted != found:
+    for name, wanted, actual in prepared:
+        if wanted != actual:
             raise InputError(
-                f"data.{name} = {getattr(data, name)}: data.source = {data.source!r} is prepared with {found}; "
+                f"data.{name} = {getattr(data, name)}: data.source = {data.source!r} is prepared with {actual}; "
                 "allowed: that value, or to prepare the source again"
             )
     check_no_columns(data, "is prepared")
 
 
 def check_no_columns(data: DataConfig, why: str) -> None:
-    """Refuse the names of columns where there are none.
+    """Refuse column names for a source without columns; `why` says what the source is.
 
     Raises:
         InputError: naming the setting.

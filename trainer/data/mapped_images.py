@@ -10,24 +10,24 @@ from pyarrow import ipc
 
 
 class Pixels:
-    """uint8 [N, H, W, C], read where it is indexed: by a slice, or by an array of row numbers.
+    """Images uint8 [N, H, W, C], indexed by a slice or by an array of row numbers; only the indexed rows are read.
 
     Attributes:
         shape: (N, H, W, C).
     """
 
     def __init__(self, shards: Sequence[NDArray[np.uint8]]) -> None:
-        """Name the shards' arrays, uint8 [n, H, W, C] each, in order."""
+        """Concatenate the arrays of the shards, uint8 [n, H, W, C] each, without copying."""
         self._shards = shards
         self._firsts = np.cumsum([0, *(len(shard) for shard in shards)])
         self.shape = (int(self._firsts[-1]), *shards[0].shape[1:])
 
     def __len__(self) -> int:
-        """N."""
+        """Number of images, N."""
         return self.shape[0]
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Some rows, in their order; a slice within one shard is not copied."""
+        """The indexed rows, uint8 [n, H, W, C], in the given order; a slice within one shard is not copied."""
         if isinstance(rows, slice):
             first, last, stride = rows.indices(len(self))
             shard = int(np.searchsorted(self._firsts, first, side="right")) - 1
@@ -46,7 +46,7 @@ class Pixels:
 
 
 def map_shard(path: Path) -> pa.RecordBatch:
-    """A shard's columns, memory-mapped."""
+    """The columns of a shard, memory-mapped."""
     return ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
 

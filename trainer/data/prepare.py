@@ -1,4 +1,4 @@
-"""Prepares any source into a folder or an S3 prefix; the same again finds it done, a killed preparation goes on."""
+"""Prepares any source into a folder or an S3 prefix; an interrupted preparation resumes, a finished one is reused."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from trainer.config.data import DataConfig
 from trainer.config.run_config import canonical
 from trainer.data.arrays import load_array
 from trainer.data.dataset import Dataset
-from trainer.data.files import Source, find
+from trainer.data.files import Source, scan_files
 from trainer.data.manifest import FILE, FORMAT_VERSION, MAX_REJECTED, DatasetInfo, parse
 from trainer.data.sources import check_source, is_array, prepared_info
 from trainer.data.store import Store, is_s3
@@ -23,30 +23,30 @@ from trainer.errors import InputError
 from trainer.files import file_lock
 
 DECODER_VERSION = 1
-"""Rises when the same source would give other pixels."""
+"""Increased whenever the same source would decode to other pixels."""
 
-PARTS = ".parts"
-OURS = re.compile(r"(train|heldout)-\d{5}\.arrow|rejected\.parquet|\.parts|\.writing-.*")
+PARTS_FOLDER = ".parts"
+PREPARATION_FILE = re.compile(r"(train|heldout)-\d{5}\.arrow|rejected\.parquet|\.parts|\.writing-.*")
 BLOCK_ROWS = 4096
-PATIENCE_S = 24 * 3600.0
+LOCK_TIMEOUT_S = 24 * 3600.0
 
 
 def scan_source(data: DataConfig) -> tuple[Source | None, str]:
-    """A source of many files as it was found (None for an array), and the SHA-256 of all that preparing depends on.
+    """Scan a source: its files (None for an array), and the plan, the SHA-256 of everything that preparing depends on.
 
     Raises:
-        InputError: nothing there that could be images.
+        InputError: it has no images.
     """
-    found = None if is_array(data.source) else find(data)
-    if found:
-        place, files = found.url, found.files
+    source = None if is_array(data.source) else scan_files(data)
+    if source:
+        place, files = source.url, source.files
     elif data.source == "digits":
         place, files = "digits", ()
     else:
         state = Path(data.source).stat()
         place, files = os.path.abspath(data.source), ((Path(data.source).name, state.st_size, state.st_mtime_ns),)
     settings = data.identity() | {"source": place}
-    return found, _digest({"version": [FORMAT_VERSION, DECODER_VERSION], "settings": settings, "files": files})
+    return source, _digest({"version": [FORMAT_VERSION, DECODER_VERSION], "settings": settings, "files": files})
 
 
 def prepare_into(
@@ -54,21 +54,21 @@ def prepare_into(
     store: Store,
     scan: tuple[Source | None, str],
     max_rejected: float = MAX_REJECTED,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> DatasetInfo:
-    """Prepare a source, unless it is done.
+    """Prepare a source, unless that is done already.
 
     Args:
-        data: the source and what is made of it.
-        store: where to.
-        scan: what `scan_source` says.
-        max_rejected: the largest fraction of images that may be left out.
-        say: takes lines for a person.
+        data: the source and its settings.
+        store: the destination.
+        scan: result of `scan_source(data)`.
+        max_rejected: largest allowed fraction of rejected images.
+        print_line: called with each line of progress.
 
     Raises:
-        InputError: anything wrong with the source, or a destination that holds something else.
+        InputError: the source is invalid, or the destination holds something else.
     """
-    found, plan = scan
+    source, plan = scan
     if (done := _done(store, plan)) is not None:
         return done
     with _held(store):
@@ -85,37 +85,37 @@ def prepare_into(
             split_seed=data.split_seed,
             plan=plan,
         )
-        if found is None:
+        if source is None:
             info = _prepare_array(data, store, known)
         else:
             from trainer.data.ray_job import prepare_files
 
-            folder = f"{PARTS}/{_parts_key(data, found)}"
-            info = prepare_files(data, found, store, folder, known, max_rejected, say)
-        store.remove_folder(PARTS)
+            folder = f"{PARTS_FOLDER}/{_parts_key(data, source)}"
+            info = prepare_files(data, source, store, folder, known, max_rejected, print_line)
+        store.remove_folder(PARTS_FOLDER)
         return info
 
 
 def _done(store: Store, plan: str) -> DatasetInfo | None:
-    """What is prepared there by this plan already; None where there is nothing but parts.
+    """The data set that this plan has already prepared there; None where there are only parts, or nothing.
 
     Raises:
-        InputError: something else is there.
+        InputError: the destination holds something else.
     """
     try:
         text = None if store.size(FILE) is None else store.read(FILE)
-        strange = [] if text else [name for name in store.names() if not OURS.fullmatch(name)]
+        foreign = [] if text else [name for name in store.names() if not PREPARATION_FILE.fullmatch(name)]
     except OSError as error:
-        raise InputError(f"{store.url}: {' '.join(str(error).split())}; allowed: a folder to write to") from None
-    if strange:
-        raise InputError(f"{store.url}: holds {strange[0]}; allowed: a new or an empty folder")
+        raise InputError(f"{store.url}: {' '.join(str(error).split())}; allowed: a writable folder") from None
+    if foreign:
+        raise InputError(f"{store.url}: holds {foreign[0]}; allowed: a new or an empty folder")
     if text is None:
         return None
     info = parse(text, store.url)
     if info.plan != plan:
         raise InputError(
-            f"{store.url}: holds {info.source!r} prepared otherwise, or as it was before a change; allowed: a new or "
-            "an empty folder"
+            f"{store.url}: holds {info.source!r} prepared otherwise: with other settings, or before its files "
+            "changed; allowed: a new or an empty folder"
         )
     return info
 
@@ -135,27 +135,27 @@ def _prepare_array(data: DataConfig, store: Store, known: DatasetInfo) -> Datase
     return write_dataset(store, blocks, images.labels, heldout_rows(images.labels, data), known)
 
 
-def _parts_key(data: DataConfig, found: Source) -> str:
-    """Names the parts by what they depend on: not by the split."""
-    settings = [found.image_column, found.label_column, data.size, data.channels]
-    return _digest({"version": DECODER_VERSION, "settings": settings, "url": found.url, "files": found.files})[:16]
+def _parts_key(data: DataConfig, source: Source) -> str:
+    """Folder name of the parts, a digest of what they depend on, which the split is not part of."""
+    settings = [source.image_column, source.label_column, data.size, data.channels]
+    return _digest({"version": DECODER_VERSION, "settings": settings, "url": source.url, "files": source.files})[:16]
 
 
 @contextmanager
 def _held(store: Store) -> Iterator[None]:
-    """Keep other processes on this file system from preparing into the same folder."""
-    lock = f"{PARTS}/lock"
+    """Lock the destination against other processes on this file system; a prefix on S3 is not locked."""
+    lock = f"{PARTS_FOLDER}/lock"
     try:
         if store.local:
-            Path(store.path(PARTS)).mkdir(parents=True, exist_ok=True)
+            Path(store.path(PARTS_FOLDER)).mkdir(parents=True, exist_ok=True)
         else:
-            store.write(lock, b"")  # to see at once whether it can be
+            store.write(lock, b"")  # fails early where the prefix is not writable
     except OSError as error:
-        raise InputError(f"{store.url}: {' '.join(str(error).split())}; allowed: a place to write to") from None
+        raise InputError(f"{store.url}: {' '.join(str(error).split())}; allowed: a writable folder or prefix") from None
     if not store.local:
         yield
         return
-    with file_lock(Path(store.path(lock)), f"{store.url}: another process is preparing it", PATIENCE_S):
+    with file_lock(Path(store.path(lock)), f"{store.url}: another process is preparing it", LOCK_TIMEOUT_S):
         yield
 
 
@@ -164,16 +164,14 @@ def _digest(values: object) -> str:
 
 
 def prepare(data: DataConfig, storage: Path) -> Dataset:
-    """The data set of a run: its source as it is prepared, or prepared now.
+    """The data set of a run: its source, which is prepared first unless that is done.
 
     Raises:
-        InputError: the source is not there, is not images, or is prepared otherwise.
+        InputError: the source does not exist, holds no images, or was prepared with other settings.
     """
     check_source(data)
     info = prepared_info(data.source)
     if info is None:
-        # workers open data sets, and are started often
-
         scan = scan_source(data)
         folder = storage / "datasets" / scan[1][:16]
         info = prepare_into(data, Store(str(folder)), scan)
@@ -183,12 +181,12 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
         Store(str(folder)).write(FILE, info.to_json().encode())
     else:
         folder = Path(data.source).absolute()
-        _check_whole(folder, info)
+        _check_complete(folder, info)
     return Dataset(folder, replace(info, source=data.source))
 
 
-def _check_whole(folder: Path, info: DatasetInfo) -> None:
+def _check_complete(folder: Path, info: DatasetInfo) -> None:
     for shard in (shard for shards in info.shards.values() for shard in shards):
         path = folder / shard.name
         if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise InputError(f"{path}: not there or not whole; allowed: {shard.bytes} bytes, as {FILE} says")
+            raise InputError(f"{path}: missing or incomplete; allowed: a file of {shard.bytes} bytes, as {FILE} says")

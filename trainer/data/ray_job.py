@@ -1,4 +1,4 @@
-"""The preparation of many files as a Ray Data job: sizes by headers, then images, then one data set of all parts."""
+"""Prepares many files as a Ray Data job: image sizes from headers, decoded parts, then one data set from all parts."""
 
 import json
 import logging
@@ -15,56 +15,66 @@ from numpy.typing import NDArray
 
 from trainer.config.data import DataConfig
 from trainer.data.columns import NO_LABELS
-from trainer.data.files import Source, Unit
+from trainer.data.files import Partition, Source
 from trainer.data.manifest import DatasetInfo
-from trainer.data.staging import Parts, Work, count_sizes, decode_unit, modal_size
+from trainer.data.staging import PreparationTask, StagedParts, count_sizes, decode_partition, modal_size
 from trainer.data.store import Store
 from trainer.data.writer import heldout_rows, write_dataset
 from trainer.errors import InputError
 
 REJECTED = "rejected.parquet"
 TASKS_PER_CPU = 8
-"""Enough for an even share, and few enough that Ray Data's own work for each does not show."""
-LINES = 10
+"""Enough for an even load, few enough that Ray Data's overhead per task is negligible."""
+PROGRESS_LINES = 10  # printed per stage
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 def prepare_files(
-    data: DataConfig, source: Source, store: Store, folder: str, known: DatasetInfo, max_rejected: float, say: Say
+    data: DataConfig,
+    source: Source,
+    store: Store,
+    folder: str,
+    known: DatasetInfo,
+    max_rejected: float,
+    print_line: PrintLine,
 ) -> DatasetInfo:
     """Prepare a source of many files.
 
     Args:
         data: the settings.
-        source: as it was found.
-        store: where to.
-        folder: of the parts, in `store`.
-        known: what is known of the data set beforehand.
-        max_rejected: the largest fraction of images that may be left out.
-        say: takes lines for a person.
+        source: the scanned source.
+        store: the destination.
+        folder: folder of the parts in `store`.
+        known: the fields of the manifest that are known beforehand.
+        max_rejected: largest allowed fraction of rejected images.
+        print_line: called with each line of progress.
 
     Raises:
-        InputError: no good image, too many bad ones, labels without classes, or a file that cannot be read.
+        InputError: no usable image, too many rejected ones, labels without classes, or a file that cannot be read.
     """
     size = (data.size, data.size) if data.size else None
-    work = Work(replace(source, units=(), files=()), store.url, folder, size, data.channels)
+    task = PreparationTask(replace(source, partitions=(), files=()), store.url, folder, size, data.channels)
     done = {f"{folder}/{name}" for name, _ in store.listing(folder)}
     if size is None:
-        left = [unit for unit in source.units if work.sizes_name(unit) not in done]
-        _run_units(partial(_answer, count_sizes, work), left, len(source.units), "sizes", say)
-        work = replace(work, size=modal_size(work, source.units) or (1, 1))
-    left = [unit for unit in source.units if work.images_name(unit) not in done]
-    _run_units(partial(_answer, decode_unit, work), left, len(source.units), "images", say)
-    parts = Parts(work, source.units)
-    _tell_rejected(parts, store, data.source, max_rejected)
-    assert work.size is not None, "sizes were counted"
+        remaining = [partition for partition in source.partitions if task.sizes_name(partition) not in done]
+        _run_partitions(
+            partial(_run_partition, count_sizes, task), remaining, len(source.partitions), "sizes", print_line
+        )
+        task = replace(task, size=modal_size(task, source.partitions) or (1, 1))
+    remaining = [partition for partition in source.partitions if task.images_name(partition) not in done]
+    _run_partitions(
+        partial(_run_partition, decode_partition, task), remaining, len(source.partitions), "images", print_line
+    )
+    parts = StagedParts(task, source.partitions)
+    _write_rejected(parts, store, data.source, max_rejected)
+    assert task.size is not None, "sizes were counted"
     labels, names = resolve_labels(parts.good, source, data)
     heldout = heldout_rows(labels, data)
-    say(f"writing {len(labels)} images of {work.size[0]} x {work.size[1]}, {parts.channels} channels")
+    print_line(f"writing {len(labels)} images of {task.size[0]} x {task.size[1]}, {parts.channels} channels")
     known = replace(
         known,
-        image_shape=(parts.channels, work.size[1], work.size[0]),
+        image_shape=(parts.channels, task.size[1], task.size[0]),
         classes=len(names) or int(labels.max()) + 1,
         class_names=names,
         rejected=len(parts.rejected),
@@ -72,25 +82,31 @@ def prepare_files(
     return write_dataset(store, parts.blocks, labels, heldout, known)
 
 
-def _answer(action: Callable[[Work, Unit], None], work: Work, row: dict[str, Any]) -> dict[str, Any]:
-    """A unit's part is written; what comes back is what went wrong with the source's file, if anything."""
-    values = json.loads(row["unit"])
-    unit = Unit(**{**values, "files": tuple(values["files"])})
+def _run_partition(
+    action: Callable[[PreparationTask, Partition], None], task: PreparationTask, row: dict[str, Any]
+) -> dict[str, Any]:
+    """Run an action on one partition; the result says what was wrong with the source's file, if anything."""
+    values = json.loads(row["partition"])
+    partition = Partition(**{**values, "files": tuple(values["files"])})
     try:
-        action(work, unit)
+        action(task, partition)
     except (OSError, pa.ArrowException) as error:
-        where = "" if unit.row_group is None else f", row group {unit.row_group}"
-        return {"problem": f"{unit.files[0]}{where}: {' '.join(str(error).split())[:300]}"}
+        where = "" if partition.row_group is None else f", row group {partition.row_group}"
+        return {"problem": f"{partition.files[0]}{where}: {' '.join(str(error).split())[:300]}"}
     return {"problem": ""}
 
 
-def _run_units(
-    action: Callable[[dict[str, Any]], dict[str, Any]], units: list[Unit], total: int, what: str, say: Say
+def _run_partitions(
+    action: Callable[[dict[str, Any]], dict[str, Any]],
+    partitions: list[Partition],
+    total: int,
+    what: str,
+    print_line: PrintLine,
 ) -> None:
-    """Have Ray Data do what is left of the units; which worker does one makes no difference."""
-    if len(units) < total:
-        say(f"{what}: {total - len(units)} of {total} parts are there already")
-    if not units:
+    """Run an action on the remaining partitions with Ray Data, and print progress."""
+    if len(partitions) < total:
+        print_line(f"{what}: {total - len(partitions)} of {total} parts are done already")
+    if not partitions:
         return
     from trainer.runtime.ray_cluster import connect_ray
 
@@ -101,30 +117,30 @@ def _run_units(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     tasks = max(1, int(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
-    items = [{"unit": json.dumps(asdict(unit))} for unit in units]
+    items = [{"partition": json.dumps(asdict(partition))} for partition in partitions]
     answers = ray.data.from_items(items, override_num_blocks=min(len(items), tasks)).map(action).iter_rows()
-    told = 0
-    for done, answer in enumerate(answers, total - len(units) + 1):
+    reported = 0
+    for done, answer in enumerate(answers, total - len(partitions) + 1):
         if answer["problem"]:
             raise InputError(f"data.source: {answer['problem']}")
-        if done * LINES // total > told or done == total:
-            told = done * LINES // total
-            say(f"{what}: {done} of {total} parts ({done / total:.0%})")
+        if done * PROGRESS_LINES // total > reported or done == total:
+            reported = done * PROGRESS_LINES // total
+            print_line(f"{what}: {done} of {total} parts ({done / total:.0%})")
 
 
-def _tell_rejected(parts: Parts, store: Store, source: str, max_rejected: float) -> None:
-    rejected, total = parts.rejected, len(parts.facts)
+def _write_rejected(parts: StagedParts, store: Store, source: str, max_rejected: float) -> None:
+    rejected, total = parts.rejected, len(parts.image_records)
     table = BytesIO()
     pq.write_table(rejected, table)
     store.write(REJECTED, table.getvalue())
     if len(rejected) == total:
         why = f"; the first: {_first(rejected)}" if total else ""
-        raise InputError(f"data.source = {source!r}: no good rows: {total} images, none of them usable{why}")
+        raise InputError(f"data.source = {source!r}: no usable image among {total}{why}")
     if len(rejected) > max_rejected * total:
         raise InputError(
             f"--max-rejected = {max_rejected:g}: {len(rejected)} of {total} images are rejected, the first "
-            f"{_first(rejected)}; allowed: to mend them ({store.url}/{REJECTED}), or `python -m "
-            "trainer.data prepare` with a larger fraction"
+            f"{_first(rejected)}; allowed: repair them (listed in {store.url}/{REJECTED}), or run "
+            "`python -m trainer.data prepare` with a larger fraction"
         )
 
 
@@ -134,18 +150,18 @@ def _first(rejected: pa.Table) -> str:
 
 
 def resolve_labels(good: pa.Table, source: Source, data: DataConfig) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """The labels of the images that are used, int64 [N], and the names of the classes where they have names.
+    """The labels of the usable images, int64 [N], and the names of the classes, empty where they have none.
 
     Raises:
         InputError: labels without classes.
     """
-    texts = source.labels == "text"
-    column = good["text" if texts else "label"].combine_chunks()
+    is_text = source.labels == "text"
+    column = good["text" if is_text else "label"].combine_chunks()
     missing = column.is_null().to_numpy(zero_copy_only=False)
     names = source.class_names
     if missing.all():
         labels = np.full(len(missing), -1, dtype=np.int64)
-    elif texts:
+    elif is_text:
         names = names or tuple(sorted(filter(None, column.unique().to_pylist())))
         places = {name: at for at, name in enumerate(names)}
         labels = np.array([places.get(text, -1) for text in column.to_pylist()], dtype=np.int64)
@@ -157,7 +173,7 @@ def resolve_labels(good: pa.Table, source: Source, data: DataConfig) -> tuple[ND
     if (labels < 0).any():
         raise InputError(
             f"{where}: {int((labels < 0).sum())} of {len(labels)} images have none; allowed: labels for all, or "
-            f"data.label_column = {NO_LABELS} to leave them out"
+            f"data.label_column = {NO_LABELS} to ignore labels"
         )
     if names:
         if labels.max() >= len(names):
@@ -167,6 +183,6 @@ def resolve_labels(good: pa.Table, source: Source, data: DataConfig) -> tuple[ND
     if len(present) != present[-1] + 1:
         absent = next(n for n, label in enumerate(present) if n != label)
         raise InputError(
-            f"{where}: labels go up to {int(present[-1])}, but no image has {absent}; allowed: 0 to K - 1, or texts"
+            f"{where}: labels go up to {int(present[-1])}, but no image has {absent}; allowed: 0 to K - 1, or text"
         )
     return labels, ()

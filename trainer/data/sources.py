@@ -1,4 +1,4 @@
-"""Which sources there are, and which are refused at once. No pyarrow for those on this machine, no torch, no Ray."""
+"""Checks of data.source before anything is read. No torch, no Ray, and no pyarrow for local sources."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ ALLOWED = (
 
 
 def is_array(source: str) -> bool:
-    """Whether a source is one array that is read in this process: the digits, or a .npy file."""
+    """Whether a source is a single array that is read in this process: the digits, or a .npy file."""
     return source == "digits" or source.endswith(".npy")
 
 
 def check_source(data: DataConfig) -> None:
-    """Refuse a source that is not there, or a prepared one that was prepared otherwise, without reading images.
+    """Refuse a source that does not exist or was prepared with other settings, without reading images.
 
     Raises:
         InputError: naming the setting.
@@ -33,10 +33,10 @@ def check_source(data: DataConfig) -> None:
 
 
 def is_there(source: str) -> bool:
-    """Whether there is such a source, of a kind that can be read.
+    """Whether the source exists and is of a kind that can be read.
 
     Raises:
-        InputError: S3 does not answer.
+        InputError: S3 does not respond.
     """
     if source == "digits":
         return True
@@ -47,10 +47,10 @@ def is_there(source: str) -> bool:
 
 
 def prepared_info(source: str) -> DatasetInfo | None:
-    """What a prepared folder or prefix says of itself; None for any other source.
+    """The manifest of a prepared folder or prefix; None for any other source.
 
     Raises:
-        InputError: it is of another format version, or S3 does not answer.
+        InputError: it has another format version, or S3 does not respond.
     """
     if source.startswith("s3://"):
         from trainer.data.store import Store

@@ -1,6 +1,6 @@
-"""What the preparation of many files leaves on its way: a part for each unit, from which a killed job goes on.
+"""Intermediate files of a preparation: one part for each partition, from which an interrupted job resumes.
 
-A part says of each row of its unit either the pixels or the reason why there are none.
+A part holds, for each row of its partition, either the pixels or the reason why the image was rejected.
 """
 
 import json
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import ipc
 
 from trainer.data.decode import Channels, Rejected, Size, decode, upright_size
-from trainer.data.files import Row, Source, Unit, read_unit
+from trainer.data.files import Partition, Row, Source, read_partition
 from trainer.data.store import Store
 from trainer.data.writer import Block
 
@@ -36,15 +36,15 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is done to each unit of a source, and where the parts go.
+class PreparationTask:
+    """How the partitions of a source are prepared, and where their parts are written.
 
     Attributes:
-        source: as it was found, without its units: there may be many, and this goes to every worker.
+        source: the scanned source without its partitions and files: there may be many, and workers need none of them.
         url: of the destination.
-        folder: of the parts, in the destination.
-        size: wanted width and height; None while it is not known.
-        channels: wanted.
+        folder: folder of the parts in the destination.
+        size: width and height of the prepared images, in pixels; None until it is known.
+        channels: channels of the prepared images.
     """
 
     source: Source
@@ -53,33 +53,33 @@ class Work:
     size: Size | None
     channels: Channels
 
-    def sizes_name(self, unit: Unit) -> str:
-        """The part that counts a unit's sizes."""
-        return f"{self.folder}/sizes-{unit.number:05d}.json"
+    def sizes_name(self, partition: Partition) -> str:
+        """File name of the counts of a partition's image sizes."""
+        return f"{self.folder}/sizes-{partition.number:05d}.json"
 
-    def images_name(self, unit: Unit) -> str:
-        """The part with a unit's images."""
-        return f"{self.folder}/images-{unit.number:05d}.arrow"
+    def images_name(self, partition: Partition) -> str:
+        """File name of the part with a partition's images."""
+        return f"{self.folder}/images-{partition.number:05d}.arrow"
 
 
-def count_sizes(work: Work, unit: Unit) -> None:
-    """Write how often each size occurs in a unit, by headers alone."""
+def count_sizes(task: PreparationTask, partition: Partition) -> None:
+    """Count the image sizes in a partition, from headers alone, and write the counts."""
     sizes: Counter[str] = Counter()
-    for rows in read_unit(work.source, unit):
+    for rows in read_partition(task.source, partition):
         for row in rows:
             try:
                 width, height = upright_size(row.data)
                 sizes[f"{width}x{height}"] += 1
-            except Rejected:  # told with its reason when it is decoded
+            except Rejected:  # recorded with its reason when it is decoded
                 continue
-    Store(work.url).write(work.sizes_name(unit), json.dumps(sizes).encode())
+    Store(task.url).write(task.sizes_name(partition), json.dumps(sizes).encode())
 
 
-def modal_size(work: Work, units: Sequence[Unit]) -> Size | None:
-    """The commonest size of all images, the smaller one of two; None where there is no image."""
-    store, sizes = Store(work.url), Counter[str]()
-    for unit in units:
-        sizes.update(json.loads(store.read(work.sizes_name(unit))))
+def modal_size(task: PreparationTask, partitions: Sequence[Partition]) -> Size | None:
+    """The most common size (width, height) of all images, the smaller in a tie; None where there is no image."""
+    store, sizes = Store(task.url), Counter[str]()
+    for partition in partitions:
+        sizes.update(json.loads(store.read(task.sizes_name(partition))))
     counted = [(count, *map(int, name.split("x"))) for name, count in sizes.items()]
     if not counted:
         return None
@@ -87,63 +87,63 @@ def modal_size(work: Work, units: Sequence[Unit]) -> Size | None:
     return width, height
 
 
-def decode_unit(work: Work, unit: Unit) -> None:
-    """Write a unit's images."""
-    assert work.size is not None, "sizes were counted"
-    with Store(work.url).writing(work.images_name(unit)) as path, ipc.new_file(str(path), SCHEMA) as file:
-        for rows in read_unit(work.source, unit):
-            made = [_decoded(row, work.size, work.channels, work.source.labels) for row in rows]
-            file.write_batch(pa.RecordBatch.from_pylist(made, schema=SCHEMA))
+def decode_partition(task: PreparationTask, partition: Partition) -> None:
+    """Decode the images of a partition, and write its part."""
+    assert task.size is not None, "sizes were counted"
+    with Store(task.url).writing(task.images_name(partition)) as path, ipc.new_file(str(path), SCHEMA) as file:
+        for rows in read_partition(task.source, partition):
+            record = [_decoded(row, task.size, task.channels, task.source.labels) for row in rows]
+            file.write_batch(pa.RecordBatch.from_pylist(record, schema=SCHEMA))
 
 
 def _decoded(row: Row, size: Size, channels: Channels, labels: str | None) -> dict[str, Any]:
-    made: dict[str, Any] = {"id": row.id, "path": row.path, "row": row.row}
+    record: dict[str, Any] = {"id": row.id, "path": row.path, "row": row.row}
     if row.label is not None:
-        made |= {"text": row.label} if labels == "text" else {"label": row.label}
+        record |= {"text": row.label} if labels == "text" else {"label": row.label}
     try:
         pixels = decode(row.data, size, channels)
-        return made | {"channels": pixels.shape[-1], "image": pixels.tobytes()}
+        return record | {"channels": pixels.shape[-1], "image": pixels.tobytes()}
     except Rejected as error:
-        return made | {"reason": str(error)}
+        return record | {"reason": str(error)}
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The parts of all units, once they are there."""
+class StagedParts:
+    """The parts of all partitions, once all are written."""
 
-    work: Work
-    units: Sequence[Unit]
+    task: PreparationTask
+    partitions: Sequence[Partition]
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        store = Store(self.work.url)
-        for unit in self.units:
-            with store.fetched(self.work.images_name(unit)) as path:
+        store = Store(self.task.url)
+        for partition in self.partitions:
+            with store.fetched(self.task.images_name(partition)) as path:
                 yield from _read(path, columns)
 
     @cached_property
-    def facts(self) -> pa.Table:
-        """Everything but the pixels."""
+    def image_records(self) -> pa.Table:
+        """A table with a row for each image: all columns of the parts but the pixels."""
         columns = [name for name in SCHEMA.names if name != "image"]
         kept = pa.schema([SCHEMA.field(name) for name in columns])
         return pa.Table.from_batches(self._batches(columns), kept).combine_chunks()
 
     @cached_property
     def rejected(self) -> pa.Table:
-        """Path, row and reason of the images that are not used."""
-        return self.facts.filter(self.facts["reason"].is_valid()).select(["path", "row", "reason"])
+        """Path, row and reason of the rejected images."""
+        return self.image_records.filter(self.image_records["reason"].is_valid()).select(["path", "row", "reason"])
 
     @cached_property
     def good(self) -> pa.Table:
-        """What is known of the images that are used."""
-        return self.facts.filter(self.facts["reason"].is_null())
+        """The records of the usable images."""
+        return self.image_records.filter(self.image_records["reason"].is_null())
 
     @cached_property
     def channels(self) -> int:
-        """One where every image is grey, else three."""
+        """Channels of the prepared images: 1 if every usable image is grey, else 3."""
         return int(self.good["channels"].to_numpy().max())
 
     def blocks(self) -> Iterator[Block]:
-        """The images that are used, in order."""
+        """The usable images, in the order of the source."""
         channels = self.channels
         for batch in self._batches(["id", "image"]):
             used = batch.filter(batch.column("image").is_valid())
@@ -151,8 +151,8 @@ class Parts:
                 yield Block(self._pixels(used.column("image"), channels), used.column("id").to_pylist())
 
     def _pixels(self, images: pa.Array, channels: int) -> NDArray[np.uint8]:
-        assert self.work.size is not None, "sizes were counted"
-        width, height = self.work.size
+        assert self.task.size is not None, "sizes were counted"
+        width, height = self.task.size
         pixels = np.empty((len(images), height, width, channels), dtype=np.uint8)
         for at, image in enumerate(images):
             flat = np.frombuffer(image.as_buffer(), dtype=np.uint8)
@@ -161,7 +161,7 @@ class Parts:
 
 
 def _read(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns, copied to memory: a map of every part at once may be more maps than a process may have."""
+    """Batches of some columns, copied to memory: mapping every part at once could exceed a process's limit of maps."""
     wanted = ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name) for name in columns])
     with pa.OSFile(str(path)) as source, ipc.open_file(source, options=wanted) as file:
         for at in range(file.num_record_batches):

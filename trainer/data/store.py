@@ -1,6 +1,7 @@
-"""Where data lie: a local folder or an S3 prefix, by one interface. Files appear whole or not at all.
+"""One interface to a local folder or an S3 prefix. Files are written atomically.
 
-S3 is reached with AWS's usual environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_REGION.
+S3 is configured by the usual environment variables: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
+AWS_REGION.
 """
 
 import os
@@ -17,7 +18,7 @@ from pyarrow import fs
 from diffusion import durable
 from trainer.errors import InputError
 
-COPY_BYTES = 8 * 2**20
+COPY_BUFFER_BYTES = 8 * 2**20
 
 
 def is_s3(url: str) -> bool:
@@ -26,10 +27,10 @@ def is_s3(url: str) -> bool:
 
 
 def s3() -> fs.S3FileSystem:
-    """The S3 that the environment names.
+    """The S3 file system that the environment configures.
 
     Raises:
-        InputError: AWS_ENDPOINT_URL is no URL.
+        InputError: AWS_ENDPOINT_URL is not a URL.
     """
     settings: dict[str, Any] = {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -48,13 +49,13 @@ class Store:
 
     Attributes:
         url: of the folder or prefix.
-        local: whether it is a folder here.
-        root: its path in the file system.
-        files: the file system.
+        local: whether it is a local folder.
+        root: path of the folder or prefix in `files`.
+        files: the Arrow file system.
     """
 
     def __init__(self, url: str) -> None:
-        """Name the place; nothing is looked up or made."""
+        """Refer to a folder or prefix; nothing is accessed or created."""
         self.local = not is_s3(url)
         self.root = str(Path(url).absolute()) if self.local else url.removeprefix("s3://").strip("/")
         self.url = self.root if self.local else f"s3://{self.root}"
@@ -65,34 +66,34 @@ class Store:
         return str(PurePosixPath(self.root, name)) if name else self.root
 
     def size(self, name: str) -> int | None:
-        """A file's size in bytes; None where there is no such file."""
-        found = self.files.get_file_info(self.path(name))
-        return found.size if found.type == fs.FileType.File else None
+        """Size of a file in bytes; None if there is no such file."""
+        info = self.files.get_file_info(self.path(name))
+        return info.size if info.type == fs.FileType.File else None
 
     def read(self, name: str) -> bytes:
-        """A whole file."""
+        """Content of a file."""
         with self.files.open_input_file(self.path(name)) as file:
             return file.read()
 
     def listing(self, name: str = "") -> list[tuple[str, fs.FileInfo]]:
-        """Files below a folder by their path from there, in the order of that path's parts."""
+        """All files below a folder: path relative to it, and file info, sorted by the components of the path."""
         top = self.path(name)
-        chosen = fs.FileSelector(top, allow_not_found=True, recursive=True)
-        found = [
+        selector = fs.FileSelector(top, allow_not_found=True, recursive=True)
+        entries = [
             (str(PurePosixPath(info.path).relative_to(top)), info)
-            for info in self.files.get_file_info(chosen)
+            for info in self.files.get_file_info(selector)
             if info.type == fs.FileType.File
         ]
-        return sorted(found, key=lambda pair: PurePosixPath(pair[0]).parts)
+        return sorted(entries, key=lambda pair: PurePosixPath(pair[0]).parts)
 
     def names(self) -> list[str]:
-        """Everything directly in the folder, in order."""
-        chosen = fs.FileSelector(self.root, allow_not_found=True)
-        return sorted(info.base_name for info in self.files.get_file_info(chosen))
+        """Sorted names of the files and folders directly in the folder."""
+        selector = fs.FileSelector(self.root, allow_not_found=True)
+        return sorted(info.base_name for info in self.files.get_file_info(selector))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """A local path to write to; once written, the file appears under its name, whole."""
+        """A local path to write to; when the context ends, the complete file appears under its name."""
         if self.local:
             target = Path(self.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,19 +101,19 @@ class Store:
                 yield path
             return
         with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / "made"
-            yield made
-            with made.open("rb") as file, self.files.open_output_stream(self.path(name)) as out:
-                shutil.copyfileobj(file, out, COPY_BYTES)
+            content = Path(folder) / "content"
+            yield content
+            with content.open("rb") as file, self.files.open_output_stream(self.path(name)) as out:
+                shutil.copyfileobj(file, out, COPY_BUFFER_BYTES)
 
     def write(self, name: str, content: bytes) -> None:
-        """A whole small file."""
+        """Write a small file."""
         with self.writing(name) as path:
             path.write_bytes(content)
 
     @contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
-        """A local path to read a file from: the file itself, or a copy for as long as the context lasts."""
+        """A local path to read a file from: the file itself, or a copy that exists while the context lasts."""
         if self.local:
             yield Path(self.path(name))
             return
@@ -124,14 +125,14 @@ class Store:
     def download(self, name: str, target: Path) -> None:
         """Copy a file to a local path."""
         with self.files.open_input_stream(self.path(name)) as file, target.open("wb") as out:
-            shutil.copyfileobj(file, out, COPY_BYTES)
+            shutil.copyfileobj(file, out, COPY_BUFFER_BYTES)
 
     def remove(self, name: str) -> None:
         """Remove a file."""
         self.files.delete_file(self.path(name))
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder with all in it, if it is there."""
+        """Remove a folder and all its content, if it exists."""
         if self.local:
             shutil.rmtree(self.path(name), ignore_errors=True)
             return

@@ -1,7 +1,7 @@
 """Writes a prepared data set: shards of a fixed number of rows, then `dataset.json`.
 
-Images come as blocks in the order of the source. They are gone through once for each split, so that no more than a
-shard is in memory, and bytes depend on nothing but the rows.
+Images come as blocks in the order of the source, and are read once for each split, so that no more than about a shard
+is in memory. The bytes written depend on nothing but the rows.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ SHARD_ROWS = 65536
 
 @dataclass(frozen=True)
 class Block:
-    """Some images in a row.
+    """Consecutive images.
 
     Attributes:
-        pixels: uint8 [n, H, W, C].
-        ids: their stable names.
+        pixels: pixel values 0..255, uint8 [n, H, W, C].
+        ids: stable name of each image.
     """
 
     pixels: NDArray[np.uint8]
@@ -40,10 +40,10 @@ Blocks = Callable[[], Iterator[Block]]
 
 
 def heldout_rows(labels: NDArray[np.int64], data: DataConfig) -> NDArray[np.bool_]:
-    """The seeded split, stratified by label where there are labels: which rows are held out, bool [N].
+    """The seeded split, stratified by label where there are labels: True for held-out rows, bool [N].
 
     Raises:
-        InputError: a fraction that leaves a split, or a class of it, empty.
+        InputError: the fraction leaves a split, or a class in a split, without images.
     """
     from sklearn.model_selection import train_test_split
 
@@ -62,36 +62,36 @@ def heldout_rows(labels: NDArray[np.int64], data: DataConfig) -> NDArray[np.bool
 
 
 def rows_per_shard(image_shape: tuple[int, int, int]) -> int:
-    """As many rows as make about 64 MiB."""
+    """Rows of a shard of about 64 MiB."""
     return max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(image_shape))))
 
 
 def write_dataset(
     store: Store, blocks: Blocks, labels: NDArray[np.int64], heldout: NDArray[np.bool_], known: DatasetInfo
 ) -> DatasetInfo:
-    """Write all shards and, last, `dataset.json`.
+    """Write all shards and, last, `dataset.json`; returns its content.
 
     Args:
-        store: where to; its other shards are removed.
-        blocks: gives all N images in order, each time it is called.
-        labels: int64 [N], -1 where there are none.
-        heldout: which rows are held out, bool [N].
-        known: all that is known beforehand; counts, statistics, shards and the fingerprint are filled in.
+        store: the destination; shards of an earlier preparation are removed.
+        blocks: called once per split; iterates over all N images in order.
+        labels: class of each image, int64 [N]; -1 for an image without a label.
+        heldout: True for held-out rows, bool [N].
+        known: the fields that are known beforehand; counts, statistics, shards and the fingerprint are filled in.
     """
-    writing = _Writing(store, known.image_shape)
+    writer = _DatasetWriter(store, known.image_shape)
     shards, counts = {}, {}
     for split, members in zip(SPLITS, (~heldout, heldout), strict=True):
         own = labels[members]
-        shards[split] = writing.split(split, _members(blocks(), members), own)
+        shards[split] = writer.split(split, _members(blocks(), members), own)
         counts[split] = tuple(int(n) for n in np.bincount(own, minlength=known.classes)) if known.classes else ()
     kept = {shard.name for split in SPLITS for shard in shards[split]}
     for name in store.names():
         if name.endswith(".arrow") and name not in kept:
             store.remove(name)
-    mean, std = writing.statistics()
+    mean, std = writer.statistics()
     info = replace(
         known,
-        fingerprint=writing.digest.hexdigest(),
+        fingerprint=writer.digest.hexdigest(),
         train=int((~heldout).sum()),
         heldout=int(heldout.sum()),
         class_counts=counts,
@@ -105,7 +105,7 @@ def write_dataset(
 
 
 def _members(blocks: Iterator[Block], members: NDArray[np.bool_]) -> Iterator[Block]:
-    """Of each block, the rows that are in the split."""
+    """The rows of each block that are in the split; `members` is bool [N] over all rows."""
     first = 0
     for block in blocks:
         here = members[first : first + len(block.ids)]
@@ -119,20 +119,20 @@ def _columns(image_shape: tuple[int, int, int]) -> tuple[list[str], list[pa.Data
     return ["image", "label", "id"], [pa.binary(int(np.prod(image_shape))), pa.int64(), pa.string()]
 
 
-class _Writing:
-    """The shards of one data set while they are written.
+class _DatasetWriter:
+    """Writes the shards of one data set, and gathers its digest and its pixel statistics.
 
     Attributes:
-        digest: of what was written so far, each split's images and then its labels.
+        digest: running SHA-256 of what was written: of each split its images, then its labels.
     """
 
     def __init__(self, store: Store, image_shape: tuple[int, int, int]) -> None:
         self.digest = hashlib.sha256()
         self._store, self._shape = store, image_shape
-        self._levels = np.zeros((image_shape[0], 256), dtype=np.int64)
+        self._level_counts = np.zeros((image_shape[0], 256), dtype=np.int64)
 
     def split(self, split: str, blocks: Iterator[Block], labels: NDArray[np.int64]) -> tuple[Shard, ...]:
-        """Write one split; labels are those of all its images."""
+        """Write the shards of one split; `labels` is int64 [n] over all its images."""
         channels, height, width = self._shape
         self.digest.update(f"{split} {(len(labels), height, width, channels)}".encode())
         shards: list[Shard] = []
@@ -148,7 +148,7 @@ class _Writing:
         return tuple(shards)
 
     def _count(self, pixels: NDArray[np.uint8]) -> None:
-        for channel, levels in enumerate(self._levels):
+        for channel, levels in enumerate(self._level_counts):
             for part in np.array_split(pixels[..., channel], len(pixels) // 1024 + 1):
                 levels += np.bincount(part.ravel(), minlength=256)
 
@@ -162,15 +162,15 @@ class _Writing:
             return Shard(name, len(labels), path.stat().st_size, file_sha256(path))
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation by channel, exact whatever the order of the images."""
-        values, count = np.arange(256), self._levels.sum(1)
-        mean = self._levels @ values / count
-        variance = self._levels @ values**2 / count - mean**2
+        """Mean and standard deviation of the training pixels by channel, in 0..255; exact in any order."""
+        values, count = np.arange(256), self._level_counts.sum(1)
+        mean = self._level_counts @ values / count
+        variance = self._level_counts @ values**2 / count - mean**2
         return tuple(mean.tolist()), tuple(np.sqrt(variance.clip(0)).tolist())
 
 
 def _regrouped(blocks: Iterator[Block], rows: int) -> Iterator[Block]:
-    """The same images in blocks of `rows`, the last one shorter."""
+    """The same images in blocks of `rows`; the last block may be shorter."""
     waiting: list[Block] = []
     count = 0
     for block in blocks:

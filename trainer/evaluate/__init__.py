@@ -1,1 +1,1 @@
-"""Evaluation tasks: what a trained package is worth, in both views. Knows nothing of the training worker."""
+"""Evaluation of trained packages, as a likelihood model and as a sampler. Independent of the training worker."""

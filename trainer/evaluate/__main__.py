@@ -1,8 +1,8 @@
-"""`python -m trainer.evaluate`: score a model that there is, apart from its training.
+"""`python -m trainer.evaluate`: evaluate an existing model, apart from its training.
 
     MODEL -> package, data, settings (target.py) -> blocks as Ray tasks (evaluation.py) -> table, files, pictures
 
-Imports of torch and Ray wait until work begins, so that --help answers at once.
+torch and Ray are imported only when needed, so that --help is fast.
 """
 
 import argparse
@@ -32,20 +32,21 @@ examples:
   python -m trainer.evaluate digits@champion --extractors efficientnet_lite0 --samples 2000 --out lite0
   python -m trainer.evaluate path/to/package --data digits --out scores
 
-MODEL is a run's folder, a package's folder, or NAME@alias of the registry. Settings that are not given are those that
-the run was evaluated with. FOLDER gets evaluation.json, report.html and pictures.
+MODEL is the folder of a run, the folder of a package, or NAME@alias in the registry. Settings that are not given are
+those of the run's own evaluation. evaluation.json, report.html and pictures are written to FOLDER.
 
 metrics: {", ".join(get_args(Metric))}; or all.
-vlb_bpd and continuous_vlb_bpd bound -log2 P of the 8-bit images, by the chain and by the continuous process; nll_bpd is
-the density of the probability-flow ODE on dequantised images. They answer three questions: compare models by one of
-them, never two of them with each other. denoising is the error against log-SNR that all three come from.
+vlb_bpd and continuous_vlb_bpd are upper bounds of -log2 P of the 8-bit images, under the chain and under the continuous
+process; nll_bpd is the negative log density of dequantised images under the probability-flow ODE. They are three
+different quantities: compare models by one of them, never one with another. denoising is the denoising error against
+log-SNR, from which all three follow.
 
-extractors: {", ".join(get_args(ExtractorName))}. frechet and kid are told by each, precision_recall by the
-first. A frechet distance needs more samples than there are features, {FEATURES} of classifier and 1280 of
-efficientnet_lite0, and four times as many to be extrapolated to infinitely many. Only inception's is called fid; its
-file is yours: --inception-file weights.pt.
+extractors: {", ".join(get_args(ExtractorName))}. frechet and kid are computed with
+each, precision_recall with the first. A Frechet distance needs more samples than features ({FEATURES} of classifier,
+1280 of efficientnet_lite0), and four times as many to be extrapolated to infinitely many. Only that of inception is
+called fid; its weights are not included: --inception-file weights.pt.
 
-The same command again goes on from the blocks that are finished; more samples or seeds add to them.
+Run the same command again to resume from the finished blocks; with more samples or seeds, only the new ones are drawn.
 
 exit codes: 0 done; 2 bad input; 1 anything else
 """
@@ -55,32 +56,36 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         prog="python -m trainer.evaluate",
-        description="Score a model: likelihoods of held-out images, and the Frechet distance of samples, as Ray tasks.",
+        description="Evaluate a model with Ray tasks: likelihoods of held-out images, distances of samples to data.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    add("model", metavar="MODEL", help="RUN folder, package folder, or NAME@alias")
-    add("--metrics", metavar="A,B", help="default: those of the run; all for every one")
-    add("--samples", type=int, metavar="N", help="of each seed")
-    add("--seeds", type=int, metavar="K", help="sets of samples, for a mean and a standard deviation")
-    add("--seed", type=int, help="of the first set, and of all other draws")
-    add("--solver", metavar="NAME", help="its defaults, but for --nfe")
-    add("--nfe", type=int, metavar="N", help="network evaluations per image, or the next below")
-    add("--nfe-curve", metavar="5,10,…", help="score samples at these numbers of evaluations too")
-    add("--extractors", metavar="A,B", help="whose features samples are compared by")
-    add("--inception-file", metavar="FILE", help="an Inception-v3 as TorchScript, for the extractor of that name")
-    add("--data", metavar="SOURCE", help="default: what the run was trained on")
-    add("--out", type=Path, metavar="FOLDER", help="default: RUN/evaluation")
-    add("--tasks", type=int, metavar="N", help="at a time; default: one for each GPU or CPU")
+    add("model", metavar="MODEL", help="folder of a run or of a package, or NAME@alias")
+    add("--metrics", metavar="A,B", help="metrics, or all; default: those of the run")
+    add("--samples", type=int, metavar="N", help="number of samples for each seed")
+    add("--seeds", type=int, metavar="K", help="number of sample sets, for means and standard deviations over seeds")
+    add("--seed", type=int, help="seed of the first sample set and of all other random draws")
+    add("--solver", metavar="NAME", help="solver, with its default settings except for --nfe")
+    add("--nfe", type=int, metavar="N", help="at most N network evaluations per sample")
+    add("--nfe-curve", metavar="5,10,…", help="also score samples at these numbers of network evaluations")
+    add("--extractors", metavar="A,B", help="feature extractors of the sample metrics")
+    add("--inception-file", metavar="FILE", help="TorchScript file of an Inception-v3, for the extractor inception")
+    add("--data", metavar="SOURCE", help="data source; default: the one that the run was trained on")
+    add("--out", type=Path, metavar="FOLDER", help="output folder; default: RUN/evaluation")
+    add("--tasks", type=int, metavar="N", help="number of concurrent Ray tasks; default: one for each GPU or CPU")
     add(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="of networks; auto takes GPUs if there are any",
+        help="device of the networks; auto uses GPUs if there are any",
     )
-    add("--tracking-uri", metavar="URI", help="of the registry; default: MLFLOW_TRACKING_URI, or the local database")
-    add("--json", action="store_true", help="print the values as JSON")
+    add(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow URI of the registry; default: MLFLOW_TRACKING_URI, or the local database",
+    )
+    add("--json", action="store_true", help="print JSON")
     return result
 
 
@@ -97,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 1
     except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
         from trainer.errors import last_line
@@ -113,10 +118,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(target: EvaluationTarget, tasks: int | None, device: str = "auto") -> tuple[dict[str, Any], Evaluated]:
-    """Score the target: what identifies it, and what was found, which are also in its folder's evaluation.json.
+    """Evaluate the target: the fields that identify it, and its scores, which are also written to evaluation.json.
 
     Raises:
-        InputError: the data do not fit the model, or nobody answers at RAY_ADDRESS.
+        InputError: the data do not fit the model, or no cluster responds at RAY_ADDRESS.
     """
     from diffusion.package import verify_package
     from trainer.data.prepare import prepare
@@ -157,7 +162,7 @@ def evaluate(target: EvaluationTarget, tasks: int | None, device: str = "auto") 
         evaluated = evaluate_package(
             replace(evaluation, progress=bar.blocks),
             target.out / "evaluation.json",
-            lambda found: {**model, **found.to_json()},
+            lambda evaluated: {**model, **evaluated.to_json()},
             keep_blocks=True,
         )
     if target.mlflow_run:
@@ -168,7 +173,7 @@ def evaluate(target: EvaluationTarget, tasks: int | None, device: str = "auto") 
 def log_to_mlflow(
     target: EvaluationTarget, mlflow_run: MlflowRef, info: DatasetInfo, model: dict[str, Any], evaluated: Evaluated
 ) -> None:
-    """Put the evaluation into MLflow, or say why not: what was found is in its folder all the same."""
+    """Log the evaluation to MLflow; a failure is only a warning, since the results are in their folder."""
     from trainer.tracking.standalone import log_standalone
 
     config = target.evaluation
@@ -183,15 +188,15 @@ def log_to_mlflow(
             evaluated,
             target.out,
         )
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the evaluation itself is whole
+    except Exception as error:  # noqa: BLE001 - whatever fails there, the evaluation is complete
         from trainer.errors import last_line
 
         print(f"warning: MLflow at {mlflow_run.tracking_uri}: {last_line(error)}", file=sys.stderr)
-        print("  everything is kept here; the same command tries again", file=sys.stderr)
+        print("  the results are kept locally; run the same command again to log them", file=sys.stderr)
 
 
 def table(config: EvaluationConfig, model: dict[str, Any], evaluated: Evaluated) -> str:
-    """Scores for people: one metric a line, with its standard error."""
+    """Scores as text, one metric a line, with its standard error."""
     lines = [f"{model['model']}  (package {model['package_sha256'][:8]}, data {model['dataset_fingerprint'][:8]})"]
     for name, score in evaluated.scores.items():
         spread = "" if score.se is None else f" +- {score.se:.4f}"

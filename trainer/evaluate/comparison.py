@@ -1,7 +1,7 @@
-"""Which of two models is better, by what was measured of both and beyond the errors of that.
+"""Which of two models is better by their evaluation scores, beyond the standard errors.
 
-Likelihoods are of the same held-out images, so the difference of two models is the mean of differences image by image,
-whose standard error is much smaller than that of either value. Samples share nothing: their errors add. No torch.
+Likelihoods are of the same held-out images, so the difference of two models is the mean of paired differences, whose
+standard error is much smaller than that of either value. Samples are independent: variances add. No torch.
 """
 
 import json
@@ -30,11 +30,11 @@ Outcome = Literal["better", "worse", "undecided", "not comparable"]
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """A model, and what an evaluation found of it.
+    """A model and its scores.
 
     Attributes:
-        name: for people.
-        dataset_fingerprint: of the data whose held-out images were scored.
+        name: shown to users.
+        dataset_fingerprint: of the data set whose held-out images were scored.
         evaluated: its scores.
         per_image: bits/dim of each held-out image, float64 [N], by metric; empty where the file is not there.
     """
@@ -57,13 +57,13 @@ class ComparedModel:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """A model beside a first one, by one metric.
+    """Comparison of a model with a first one by one metric. The names of the fields are keys of the JSON output.
 
     Attributes:
-        word: what can be said.
-        reason: in words.
-        difference: its value minus the first's.
-        standard_error: of the difference.
+        word: the outcome.
+        reason: explanation of the outcome.
+        difference: its value minus that of the first model; None if not comparable.
+        standard_error: of the difference; None if not comparable.
     """
 
     word: Outcome
@@ -79,9 +79,9 @@ def compare(first: ComparedModel, other: ComparedModel, metric: str, sigmas: flo
         return ComparisonResult(
             "not comparable", f"{metric} was not measured of {(first if a is None else other).name}"
         )
-    unlike = protocol_difference(first, other, metric)
-    if unlike:
-        return ComparisonResult("not comparable", unlike)
+    mismatch = protocol_difference(first, other, metric)
+    if mismatch:
+        return ComparisonResult("not comparable", mismatch)
     paired = _paired(first, other, metric)
     if paired is None and (a.se is None or b.se is None):
         return ComparisonResult(
@@ -99,7 +99,7 @@ def compare(first: ComparedModel, other: ComparedModel, metric: str, sigmas: flo
 
 
 def protocol_difference(first: ComparedModel, other: ComparedModel, metric: str) -> str | None:
-    """Why values of a metric are not of the same thing; None where they are."""
+    """Why two values of a metric were measured differently and cannot be compared; None if they can."""
     if first.dataset_fingerprint != other.dataset_fingerprint:
         return f"dataset_fingerprint is {other.dataset_fingerprint[:16]}, not {first.dataset_fingerprint[:16]}"
     if not COMPARABLE_SAMPLE_METRIC.fullmatch(metric):
@@ -112,7 +112,7 @@ def protocol_difference(first: ComparedModel, other: ComparedModel, metric: str)
 
 
 def _extractors(evaluated: Evaluated, metric: str) -> dict[str, str]:
-    """The digests of what a sample metric is told by; precision and recall name none, so all are."""
+    """Digest by name of the extractor of a sample metric; of all extractors for precision and recall."""
     known = {name: used.sha256 for name, used in evaluated.extractors.items()}
     name = "inception" if metric == "fid" else metric.partition("_")[2]
     return {name: known[name]} if name in known else known
@@ -127,10 +127,10 @@ def _paired(first: ComparedModel, other: ComparedModel, metric: str) -> tuple[fl
 
 
 def read(folder: Path, name: str) -> ComparedModel:
-    """What an evaluation left in its folder, or in one of these files.
+    """Read the scores in an evaluation's folder, or in its evaluation.json or summary.json.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it cannot be read.
     """
     file = folder if folder.is_file() else next((folder / each for each in FILES if (folder / each).is_file()), None)
     if file is None:
@@ -141,20 +141,20 @@ def read(folder: Path, name: str) -> ComparedModel:
             raise ValueError("no dataset_fingerprint")
         fingerprint, evaluated = str(values["dataset_fingerprint"]), evaluated_from_json(values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{file}: not what an evaluation leaves: {error}") from None
+        raise InputError(f"{file}: not the output of an evaluation: {error}") from None
     return ComparedModel(name, fingerprint, evaluated, _per_image(file.parent / PER_IMAGE, fingerprint))
 
 
 def _per_image(file: Path, fingerprint: str) -> dict[str, NDArray[np.float64]]:
-    """Bits/dim of each held-out image, where the file is of these data."""
+    """Bits/dim of each held-out image by metric, float64 [N]; empty if the file is missing or of other data."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, "numpy") as found:
-            told: dict[str, str] = found.metadata()
-            if told["dataset_fingerprint"] != fingerprint:
+        with safe_open(file, "numpy") as tensors:
+            metadata: dict[str, str] = tensors.metadata()
+            if metadata["dataset_fingerprint"] != fingerprint:
                 return {}
-            scale = math.log(2) * int(told["dimensions"])
-            return {f"{name}_bpd": found.get_tensor(name) / scale for name in found.keys()}  # noqa: SIM118 - no mapping
+            nats_per_bit_per_dim = math.log(2) * int(metadata["dimensions"])
+            return {f"{name}_bpd": tensors.get_tensor(name) / nats_per_bit_per_dim for name in tensors.keys()}  # noqa: SIM118 - no mapping
     except (FileNotFoundError, SafetensorError, KeyError, ValueError):
         return {}

@@ -1,8 +1,8 @@
-"""The evaluation of a package as Ray tasks, and the files it leaves in a results folder.
+"""Evaluates a package with Ray tasks, and writes its results.
 
-    blocks of likelihoods and of samples -> features of the samples and of what they are compared with -> scores
+    blocks of likelihoods and of samples -> features of the samples and of the reference images -> scores
 
-Both stages leave files that are not computed twice; the scores are put together from files alone.
+The files of both stages are reused; the scores are computed from these files alone.
 """
 
 import hashlib
@@ -31,50 +31,50 @@ from trainer.evaluate.references.baselines import reference_sets
 from trainer.files import write_json
 from trainer.run.summary import Evaluated
 
-# settings that say which blocks there are and what is made of them, and not what is in a block
-NOT_IN_BLOCKS = {
+# settings that select blocks or their use, but do not change the content of a block
+NOT_IN_BLOCK_KEY = {
     *("metrics", "seeds", "samples", "nfe_curve"),
     *("extractors", "inception_file", "inception_sha256", "classifier_seed"),
 }
-POLL_SECONDS = 0.5
-BACKGROUND = {"env_vars": {"DUALVIEW_BACKGROUND": "1"}}
+POLL_INTERVAL_S = 0.5
+BACKGROUND_ENVIRONMENT = {"env_vars": {"DUALVIEW_BACKGROUND": "1"}}
 
 Progress = Callable[[str, int, int], None]
 Call = tuple[Any, ...]
-"""A function of `tasks`, and its arguments behind `TaskContext`."""
+"""A function of `tasks`, and its arguments after the TaskContext."""
 
 
 class EvaluationStoppedError(RuntimeError):
-    """Nobody wants the scores any more."""
+    """The evaluation was stopped before it had finished."""
 
 
 @cache
 def as_task(function: Callable[..., Any], cpus: float, gpus: float, background: bool) -> Any:  # noqa: ANN401 - Ray's
-    """A function as a Ray task; one that gives up its priority is in a process with others that do, and no others.
+    """A function as a Ray task; background tasks run in processes of their own, which have a low priority.
 
-    A process does not get its priority back. Ray keeps processes of different environments apart and uses each again,
-    so that those in the background import once, and not once a task.
+    A process cannot raise its priority again. Ray reuses processes only for tasks of one environment, so background
+    tasks import once for each process, and no other task inherits the low priority.
     """
     task = ray.remote(num_cpus=cpus, num_gpus=gpus)(function)
-    return task.options(runtime_env=BACKGROUND) if background else task
+    return task.options(runtime_env=BACKGROUND_ENVIRONMENT) if background else task
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, and how the work is spread.
+    """What is evaluated, and with which resources.
 
     Attributes:
-        package: the model.
-        network: the kind of its network, whose imports tasks begin with.
-        data: whose held-out images are scored, and whose training images samples are compared with.
-        config: what is measured.
-        results: the folder for samples, pictures and, while they are needed, blocks.
-        references: the folder for what other evaluations need too.
-        tasks: at most so many at a time.
-        cpus: for each; 0 to share those that others hold.
-        device: on which networks are evaluated; with cuda, a task that does so has a GPU.
-        background: whether they run only when nothing else would.
-        progress: told a stage's name, how many of its files there are, and how many there will be.
+        package: folder of the model's package.
+        network: kind of its network, whose modules the tasks import first.
+        data: the held-out images are scored, and samples are compared with the training images.
+        config: settings of the evaluation.
+        results: folder for samples, pictures and, while they are needed, blocks.
+        references: folder for classifiers and reference features, which evaluations share.
+        tasks: maximal number of concurrent tasks.
+        cpus: CPUs of each task; 0 to share those that other tasks reserve.
+        device: device of the networks; with cuda, each task that evaluates networks has a GPU.
+        background: whether tasks run only on otherwise idle CPUs.
+        progress: called with a stage's name, the number of its finished files, and their total number.
         stop: once set, running tasks are cancelled and `run` raises EvaluationStoppedError.
     """
 
@@ -93,18 +93,18 @@ class Evaluation:
 
     @cached_property
     def blocks(self) -> Path:
-        """Where blocks are kept: a folder for each package, data set and way to measure, so that they never mix."""
+        """Folder of the blocks: one for each package, data set and settings that change the content of blocks."""
         guidance = self.config.guidance
         identity = {
             "package": verify_package(self.package),
             "guide": verify_package(Path(guidance.guide)) if isinstance(guidance, Autoguidance) else None,
             "data": self.data.info.fingerprint,
-            "config": {name: value for name, value in self.config.identity().items() if name not in NOT_IN_BLOCKS},
+            "config": {name: value for name, value in self.config.identity().items() if name not in NOT_IN_BLOCK_KEY},
         }
         return self.results / "blocks" / hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
 
     def run(self) -> Evaluated:
-        """Compute what is not kept yet, and put it together; writes pictures and the likelihoods of each image."""
+        """Compute the missing blocks, then the scores; writes pictures and the likelihoods of each image."""
         self.blocks.mkdir(parents=True, exist_ok=True)
         blocks = blocks_of(self.config, self.data.info.heldout)
         self._compute(blocks)
@@ -114,14 +114,14 @@ class Evaluation:
 
     def _compute(self, blocks: Sequence[Block]) -> None:
         wants_classifier = self.config.samples_images and "classifier" in self._names
-        left = [block for block in blocks if block.load(self.blocks) is None]
+        missing = [block for block in blocks if block.load(self.blocks) is None]
         if self.device == "cuda":  # Ray ends a process that had a GPU after its task, so each gets one share
-            shares = [left[index :: self.tasks] for index in range(min(self.tasks, len(left)))]
-        else:  # a process goes on with the next block at once, and all end together
-            shares = [[block] for block in left]
+            shares = [missing[index :: self.tasks] for index in range(min(self.tasks, len(missing)))]
+        else:  # a process takes the next block at once, so all finish at about the same time
+            shares = [[block] for block in missing]
         calls: list[Call] = [(tasks.classifier,)] if wants_classifier else []
         calls += [(tasks.blocks, share) for share in shares]
-        self._do("scoring", calls, [block.file(self.blocks) for block in left])
+        self._run_calls("scoring", calls, [block.file(self.blocks) for block in missing])
 
     @property
     def _names(self) -> tuple[ExtractorName, ...]:
@@ -130,20 +130,22 @@ class Evaluation:
     def _features(self) -> None:
         calls, files = list[Call](), list[Path]()
         for extractor in extractors_to_load(self.config, self.data, self.references):
-            compared = sample_sets(self.config) if extractor.name in self._names else sample_sets(self.config)[:1]
-            left = [
+            sets_of_samples = (
+                sample_sets(self.config) if extractor.name in self._names else sample_sets(self.config)[:1]
+            )
+            missing = [
                 block
-                for each in compared
+                for each in sets_of_samples
                 for block in each.blocks(self.config.samples, feature_key(extractor))
                 if block.load(self.blocks) is None
             ]
             sets = list(reference_sets(self.config).values())
-            shares = max(1, min(self.tasks, len(left)))
+            shares = max(1, min(self.tasks, len(missing)))
             for index in range(shares):
-                part = left[index::shares], sets[index::shares]
+                part = missing[index::shares], sets[index::shares]
                 calls.append((tasks.features, extractor.name, extractor.sha256, *part))
-            files += [block.file(self.blocks) for block in left]
-        self._do("comparing", calls, files)
+            files += [block.file(self.blocks) for block in missing]
+        self._run_calls("comparing", calls, files)
 
     def _task(self, function: Any, *arguments: Any) -> Any:  # noqa: ANN401 - a Ray task of any function
         gpus = 1 if self.device == "cuda" and function is tasks.blocks else 0
@@ -160,17 +162,17 @@ class Evaluation:
         )
         return as_task(function, self.cpus, gpus, self.background).remote(context, *arguments)
 
-    def _do(self, stage: str, calls: Sequence[Call], files: Sequence[Path]) -> None:
-        """All of it, in turn, `tasks` at a time; the first that fails ends it."""
+    def _run_calls(self, stage: str, calls: Sequence[Call], files: Sequence[Path]) -> None:
+        """Run the calls in order, `tasks` at a time; the first error is raised."""
         waiting, running = deque(calls), list[Any]()
         while waiting or running:
             if self.stop is not None and self.stop.is_set():
                 for task in running:
                     ray.cancel(task, force=True)
-                raise EvaluationStoppedError(f"{stage}: stopped; what is finished is kept")
+                raise EvaluationStoppedError(f"{stage}: stopped; finished blocks are kept")
             while waiting and len(running) < self.tasks:
                 running.append(self._task(*waiting.popleft()))
-            done, running = ray.wait(running, timeout=POLL_SECONDS)
+            done, running = ray.wait(running, timeout=POLL_INTERVAL_S)
             ray.get(done)
             if self.progress:
                 self.progress(stage, sum(file.is_file() for file in files), len(files))
@@ -184,14 +186,14 @@ def evaluate_package(
     with_report: bool = True,
     keep_blocks: bool = False,
 ) -> Evaluated:
-    """Score a package from its blocks to its files: the one way, of a run's end, beside training, and apart from it.
+    """Evaluate a package and write all results. Used at the end of a run, beside training, and by `trainer.evaluate`.
 
     Args:
-        evaluation: what is evaluated, and how the work is spread.
-        file: gets the JSON of what was found, once everything else is there.
-        to_json: the object that goes into it, with whatever identifies the model.
-        with_report: whether to write report.html and report.png beside it.
-        keep_blocks: whether the same evaluation may want to go on from them, with more samples or seeds.
+        evaluation: what is evaluated, and with which resources.
+        file: path of the JSON file of results, written after all other results.
+        to_json: the content of that file: the scores, and what identifies the model.
+        with_report: whether to write report.html and report.png to the results folder.
+        keep_blocks: whether to keep the blocks, so that the same evaluation can be extended by samples or seeds.
     """
     from trainer.evaluate.report.html import write_report
 

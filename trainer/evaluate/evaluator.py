@@ -1,4 +1,4 @@
-"""What one worker of an evaluation does: its blocks, those not kept yet, with one loaded package.
+"""Computes the blocks of an evaluation with one loaded package.
 
 All draws are keyed by (seed, image).
 """
@@ -28,36 +28,36 @@ CPU = torch.device("cpu")
 
 
 def network_on(denoiser: Denoiser, device: torch.device) -> Denoiser:
-    """The denoiser with its network on another device, to which images go and from which outputs come back.
+    """The denoiser with its network on another device, to which inputs are copied and outputs back.
 
-    Solvers and likelihoods stay where the data are, in the arithmetic that was tested there; a network evaluation is
-    long beside its images' way to it and back.
+    Solvers and likelihoods stay on the CPU, where their arithmetic was tested; copying takes little time compared to a
+    network evaluation.
     """
     if device == CPU:
         return denoiser
     assert isinstance(denoiser.network, torch.nn.Module), "packages hold networks"
     network = denoiser.network.to(device)
 
-    def there_and_back(x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+    def copy_and_evaluate(x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
         return network(x.to(device), time.to(device), None if label is None else label.to(device)).to(x.device)
 
-    return replace(denoiser, network=there_and_back)
+    return replace(denoiser, network=copy_and_evaluate)
 
 
 class BlockEvaluator:
     """Computes blocks with one loaded package.
 
-    A model with classes is given labels: samples have the classes of the training images, as often (`spread_labels`).
+    A model with classes is given labels: samples have the class frequencies of the training images (`spread_labels`).
     """
 
     def __init__(self, package: Path, config: EvaluationConfig, data: Dataset, device: torch.device = CPU) -> None:
-        """Verify and load the package; its network is evaluated on `device`, all else is done here."""
+        """Verify and load the package; its network is evaluated on `device`, everything else on the CPU."""
         loaded, self.package = load_package(package)
         self.denoiser, self.device = network_on(loaded, device), device
         self.config, self.data = config, data
 
     def compute(self, block: Block) -> dict[str, Tensor]:
-        """What a block's file holds: `pixels` uint8 [n, H, W, C], or nats float64 [n] of each term."""
+        """The tensors of a block: `pixels` uint8 [n, H, W, C], or each term of a likelihood, float64 [n, ...]."""
         match block.kind:
             case "samples":
                 return {"pixels": torch.from_numpy(self.samples(block.seed, block.items, block.nfe))}
@@ -72,7 +72,7 @@ class BlockEvaluator:
                 return self.likelihoods.denoising(block.items)
 
     def keep(self, blocks: Sequence[Block], folder: Path) -> None:
-        """Compute blocks, and keep each in `folder`."""
+        """Compute blocks, and write each to `folder`."""
         with torch.inference_mode():
             for block in blocks:
                 block.save(folder, self.compute(block))
@@ -80,7 +80,7 @@ class BlockEvaluator:
     def samples(self, seed: int, numbers: Sequence[int], nfe: int = 0) -> NDArray[np.uint8]:
         """The samples of a seed with these numbers, quantised to 8 bits, [n, H, W, C].
 
-        With `nfe` network evaluations each, or the next number below; 0 for the solver as it is configured.
+        With at most `nfe` network evaluations each; 0 for the solver as configured.
         """
         solver = limit_nfe(self.config.solver, nfe) if nfe else self.config.solver
         noise = ImageNoise(seed, numbers, self.package.image_shape)
@@ -92,12 +92,12 @@ class BlockEvaluator:
 
     @cached_property
     def likelihoods(self) -> Likelihoods:
-        """Of the model as it is: guidance has none."""
+        """The likelihoods of the model without guidance: a guided model has none."""
         return Likelihoods(self.denoiser, self.config, self.data)
 
     @cached_property
     def guided(self) -> tuple[Denoiser, ClassifierFree | None]:
-        """The denoiser, autoguided where the configuration says so, and its classifier-free guidance."""
+        """The denoiser, autoguided if configured, and the classifier-free guidance, None without."""
         guidance = self.config.guidance
         if isinstance(guidance, Autoguidance):
             guide = network_on(load_package(Path(guidance.guide))[0], self.device)

@@ -1,4 +1,4 @@
-"""What an evaluation has found: its blocks, put together."""
+"""The blocks of an evaluation, read back and concatenated."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,33 +16,39 @@ from trainer.evaluate.extractors.base import FeatureExtractor, feature_key
 from trainer.evaluate.metrics.sample_features import SampleFeatures
 
 PER_IMAGE = "heldout.safetensors"
-"""Nats of each held-out image, by likelihood."""
+"""File of the nats of each held-out image, float64 [N] by likelihood."""
 
 
 @dataclass(frozen=True)
 class EvaluationResults:
-    """All blocks of an evaluation, as they are kept."""
+    """The stored blocks of an evaluation.
+
+    Attributes:
+        folder: folder of the block files.
+        blocks: all blocks except those of features.
+        config: settings of the evaluation.
+    """
 
     folder: Path
     blocks: Sequence[Block]
     config: EvaluationConfig
 
     def joined(self, kind: Kind, field: str) -> Tensor:
-        """A field over all held-out images, in their order."""
+        """A tensor of the blocks of a kind, concatenated over all held-out images: [N, ...]."""
         return self._joined((block for block in self.blocks if block.kind == kind), field)
 
     def bound(self, kind: Kind) -> Vlb:
-        """The terms of a bound, of all held-out images."""
+        """The terms of a bound for all held-out images, nats, float64 [N] each."""
         return Vlb(*(self.joined(kind, term) for term in ("prior", "diffusion", "reconstruction")))
 
-    def samples(self, which: SampleSet) -> NDArray[np.uint8]:
-        """A set of samples, uint8 [N, H, W, C]."""
-        return self._joined(which.blocks(self.config.samples), "pixels").numpy()
+    def samples(self, sample_set: SampleSet) -> NDArray[np.uint8]:
+        """The samples of a set, uint8 [N, H, W, C]."""
+        return self._joined(sample_set.blocks(self.config.samples), "pixels").numpy()
 
-    def features(self, which: SampleSet, extractor: FeatureExtractor) -> SampleFeatures:
-        """A set's features, float32 [N, d], which are read when they are wanted."""
+    def features(self, sample_set: SampleSet, extractor: FeatureExtractor) -> SampleFeatures:
+        """The features of a set of samples, float32 [N, d], read block by block on demand."""
         count, key = self.config.samples, feature_key(extractor)
-        return SampleFeatures(count, lambda: self._parts(which.blocks(count, key), "features"))
+        return SampleFeatures(count, lambda: self._parts(sample_set.blocks(count, key), "features"))
 
     def _joined(self, blocks: Iterator[Block], field: str) -> Tensor:
         return torch.cat(list(self._parts(blocks, field)))
@@ -51,5 +57,5 @@ class EvaluationResults:
         for block in blocks:
             part = block.load(self.folder)
             if part is None:
-                raise RuntimeError(f"{block.file(self.folder)}: gone since it was written")
+                raise RuntimeError(f"{block.file(self.folder)}: missing, though it was written")
             yield part[field]

@@ -1,4 +1,4 @@
-"""From an evaluation's files to both views: scores, and the pictures that go with them."""
+"""Computes the scores of both views from the files of an evaluation, and writes the pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,22 +37,22 @@ from trainer.evaluate.references.cache import ReferenceCache
 from trainer.evaluate.results import EvaluationResults
 from trainer.run.summary import ClassCounts, CurvePoint, Evaluated, ExtractorUsed, Protocol, Score
 
-GRID_IMAGES, PAIRS = 64, 12
+GRID_IMAGES, NEIGHBOUR_PAIRS = 64, 12
 NO_CLASSES = "the data have no classes for a classifier to learn, so it is left out; evaluation.extractors names others"
 
 
 def both_views(
     config: EvaluationConfig, data: Dataset, package: Path, blocks: Path, references: Path, folder: Path
 ) -> Evaluated:
-    """Both views of a model, put together from files; writes its own to `folder`.
+    """The scores of both views of a model, from stored blocks.
 
     Args:
-        config: what was measured.
-        data: of which images.
-        package: of which model.
-        blocks: the folder that holds all blocks.
-        references: the folder that holds classifiers and references.
-        folder: for pictures, and for the likelihoods of each image.
+        config: settings of the evaluation.
+        data: the data set.
+        package: folder of the model's package.
+        blocks: folder of the blocks.
+        references: folder of classifiers and reference features.
+        folder: pictures and the likelihoods of each image are written to it.
     """
     results = EvaluationResults(blocks, blocks_of(config, data.info.heldout), config)
     process = load_package(package)[0].process
@@ -71,7 +71,7 @@ def likelihood_protocol(name: str, process: Process) -> Protocol:
 
 
 def sample_protocol(name: str, config: EvaluationConfig, extractors: Mapping[str, ExtractorUsed]) -> Protocol:
-    """How a score of samples is measured; one that names no extractor, such as precision, is told by all of them."""
+    """How a score of samples is measured; one whose name has no extractor, such as precision, lists all."""
     owner = "inception" if name.startswith("fid") else name
     used = {each: value.sha256 for each, value in extractors.items() if each in owner}
     return Protocol(
@@ -87,30 +87,30 @@ def sample_view(
     """Scores of the samples; writes samples.npy, samples.png and neighbours.png.
 
     Args:
-        results: with all features there.
-        extractors: those that are comparison by, and `pixels`.
-        data: what samples are comparison with.
-        references: where its features are kept.
-        folder: the folder to write to.
+        results: the stored blocks, with those of all features.
+        extractors: those of the evaluation, and `pixels`.
+        data: the images that samples are compared with.
+        references: folder of reference features.
+        folder: the files are written to it.
     """
     config, view = results.config, _SampleView()
     sets = [each for each in sample_sets(config) if not each.nfe]
     samples = results.samples(sets[0])
     np.save(folder / "samples.npy", samples[..., 0] if samples.shape[-1] == 1 else samples)
     Image.fromarray(grid(samples[:GRID_IMAGES])).save(folder / "samples.png")
-    wanted = extractors_of(config, data.info.classes)
-    if len(wanted) < len(config.extractors):
+    scoring = extractors_of(config, data.info.classes)
+    if len(scoring) < len(config.extractors):
         view.notes.append(NO_CLASSES)
     cache = ReferenceCache(references)
     for extractor in extractors:
-        scored = extractor.name in wanted
+        scored = extractor.name in scoring
         comparison = FeatureComparison(
             extractor,
             [results.features(each, extractor) for each in (sets if scored else sets[:1])],
             {name: cache.get(data, which, extractor) for name, which in reference_sets(config).items()},
         )
         if scored:
-            view.add_distances(results, comparison, with_neighbours=extractor.name == wanted[0])
+            view.add_distances(results, comparison, with_neighbours=extractor.name == scoring[0])
         if isinstance(extractor, ClassifierExtractor):
             view.add_classes(comparison, extractor, data)
         if extractor.name == "pixels":
@@ -120,7 +120,7 @@ def sample_view(
 
 @dataclass
 class _SampleView:
-    """The sample view while it is put together, one extractor after the other."""
+    """Collects the scores of the sample view, one extractor after another."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     extractors: dict[str, ExtractorUsed] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class _SampleView:
             self.curves[frechet_name(extractor)] = _curve(results, comparison)
 
     def add_classes(self, comparison: FeatureComparison, classifier: ClassifierExtractor, data: Dataset) -> None:
-        """Which classes a classifier sees, and how often it is right."""
+        """Class coverage of the samples, and the classifier's accuracy on held-out images."""
         scores, self.classes = coverage_scores(comparison, classifier)
         self.scores |= scores
         accuracy = classifier.accuracy(data.images("heldout")[:], data.labels("heldout"))
@@ -159,11 +159,11 @@ class _SampleView:
             return
         self.scores |= scores
         train = data.images("train")
-        pairs = pairs_with_nearest(samples, nearest, comparison.train, lambda rows: train[rows], PAIRS)
+        pairs = pairs_with_nearest(samples, nearest, comparison.train, lambda rows: train[rows], NEIGHBOUR_PAIRS)
         Image.fromarray(grid(pairs, columns=len(pairs) // 2)).save(folder / "neighbours.png")
 
     def evaluated(self, config: EvaluationConfig) -> Evaluated:
-        """All of it, each score with the protocol that it was measured under."""
+        """All scores, each with the protocol by which it was measured."""
         scores = {
             name: replace(score, protocol=sample_protocol(name, config, self.extractors))
             for name, score in self.scores.items()
@@ -172,7 +172,7 @@ class _SampleView:
 
 
 def _curve(results: EvaluationResults, comparison: FeatureComparison) -> tuple[CurvePoint, ...]:
-    """The Frechet distance at each number of network evaluations, that of the solver as it is configured included."""
+    """The Frechet distance at each number of network evaluations, including that of the configured solver."""
     config, points = results.config, dict[int, CurvePoint]()
     for each in sample_sets(config):
         nfe = each.nfe or evaluations(config.solver)

@@ -1,4 +1,4 @@
-"""What `python -m trainer.evaluate` is asked to score: a package, what it was trained on, and how. No torch."""
+"""What `python -m trainer.evaluate` evaluates: a package, its data set, and the settings. No torch."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from trainer.run.identity import read_run, read_summary
 
 @dataclass(frozen=True)
 class MlflowRef:
-    """An MLflow run, and the server or database that has it."""
+    """Reference to an MLflow run: its server or database, and its id."""
 
     tracking_uri: str
     run_id: str
@@ -31,16 +31,16 @@ class MlflowRef:
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """A model, and how it is scored.
+    """A model, and how it is evaluated.
 
     Attributes:
-        name: for people.
-        package: its folder.
-        data: what it was trained on.
-        evaluation: how it is scored.
-        out: the folder for what is found.
-        storage: where data are prepared, unless they are there already.
-        mlflow_run: where MLflow has the run that trained it; None where it has not.
+        name: shown to users.
+        package: folder of the package.
+        data: settings of the data set.
+        evaluation: settings of the evaluation.
+        out: output folder.
+        storage: folder of prepared data sets.
+        mlflow_run: the MLflow run that trained it; None if there is none.
     """
 
     name: str
@@ -53,12 +53,12 @@ class EvaluationTarget:
 
     @property
     def network(self) -> str:
-        """The kind of its network."""
+        """Kind of its network, from the package."""
         return self._config["network"]["kind"]
 
     @property
     def process(self) -> ProcessConfig:
-        """Its forward process."""
+        """Its forward process, from the package."""
         return TypeAdapter[ProcessConfig](ProcessConfig).validate_json(json.dumps(self._config["process"]))
 
     @property
@@ -66,10 +66,10 @@ class EvaluationTarget:
         return json.loads((self.package / "config.json").read_text())
 
     def check(self, info: DatasetInfo) -> None:
-        """Refuse a package that is not whole, and data that are not of its kind.
+        """Refuse an incomplete package, and data or settings that do not fit the model.
 
         Raises:
-            InputError: naming what does not fit.
+            InputError: names what does not fit.
         """
         from diffusion.package import verify_package
 
@@ -101,10 +101,15 @@ class EvaluationTarget:
 def find_target(
     model: str, uri: str | None, from_registry: "Callable[[str, str, str | None], EvaluationTarget]"
 ) -> EvaluationTarget:
-    """The target that MODEL names, as its run was evaluated.
+    """The model that MODEL names, with the settings of its run's own evaluation.
+
+    Args:
+        model: the command line argument.
+        uri: MLflow tracking URI of the registry, as given; None for the default.
+        from_registry: looks up a name, an alias and the URI in the registry.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such model.
     """
     folder = Path(model)
     if (folder / "run.json").is_file():
@@ -124,7 +129,7 @@ def find_target(
 def _of_run(run: Path) -> EvaluationTarget:
     config, paths = read_run(run)
     if not paths.package.is_dir():
-        raise InputError(f"MODEL = {run}: has no package yet; allowed: a run that was trained to its end")
+        raise InputError(f"MODEL = {run}: has no package yet; allowed: a run whose training has finished")
     out = (run / "evaluation").absolute()
     storage = Path(str(config.run.storage))
     summary = read_summary(paths)
@@ -135,20 +140,20 @@ def _of_run(run: Path) -> EvaluationTarget:
 
 
 def _packaged(package: Path) -> EvaluationConfig:
-    """The default evaluation, by the package's own solver."""
+    """The default settings of an evaluation, with the package's own solver."""
     try:
         solver = json.loads((package / "config.json").read_text())["solver"]
         return EvaluationConfig.model_validate_json(json.dumps({"solver": solver}))
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"MODEL = {package}: not a whole package: {str(error).splitlines()[0]}") from None
+        raise InputError(f"MODEL = {package}: not a complete package: {str(error).splitlines()[0]}") from None
 
 
 def with_options(target: EvaluationTarget, options: argparse.Namespace) -> EvaluationTarget:
-    """The target as the command line changes it.
+    """Apply the command line options to the target.
 
     Raises:
-        InputError: a folder or data must be named, or there is no such solver.
-        ValidationError: of a setting.
+        InputError: an output folder or a data source is missing, or a solver is invalid.
+        ValidationError: another setting is invalid.
     """
     values = target.evaluation.model_dump(mode="json") | _changes(target, options)
     if options.solver is not None or options.nfe is not None:
@@ -158,12 +163,12 @@ def with_options(target: EvaluationTarget, options: argparse.Namespace) -> Evalu
     if data.source == "?":
         raise InputError("--data: the package does not say what it was trained on; allowed: a data source")
     if options.out is None and target.out == Path():
-        raise InputError("--out: a folder for what is found must be named where MODEL is no run's folder")
+        raise InputError("--out: missing; allowed: an output folder, required unless MODEL is the folder of a run")
     return replace(target, evaluation=evaluation, data=data, out=(options.out or target.out).absolute())
 
 
 def _changes(target: EvaluationTarget, options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the evaluation that are given, but for the solver."""
+    """The given settings of the evaluation, except for the solver."""
     words = {name: getattr(options, name) for name in ("metrics", "extractors", "nfe_curve")}
     given = {name: getattr(options, name) for name in ("samples", "seeds", "seed")}
     given |= {name: text.split(",") for name, text in words.items() if text is not None}
@@ -181,11 +186,11 @@ def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise InputError(f"{option} = {text}; allowed: whole numbers with commas between, such as 5,10,20") from None
+        raise InputError(f"{option} = {text}; allowed: whole numbers separated by commas, such as 5,10,20") from None
 
 
 def _solver(own: SolverConfig, kind: str | None, nfe: int | None) -> SolverConfig:
-    """The named solver with its defaults, or the model's own, at so many evaluations or the next number below."""
+    """The named solver with its defaults, or the model's own, with at most `nfe` network evaluations."""
     values = own.model_dump(mode="json") if kind in (None, own.kind) else {"kind": kind}
     solver = SOLVER_ADAPTER.validate_json(json.dumps(values))
     if nfe is None:

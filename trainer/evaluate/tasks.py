@@ -1,4 +1,4 @@
-"""What the evaluation's Ray tasks run. This module imports nothing heavy, so that `import_stack` does all of it."""
+"""The functions that an evaluation runs as Ray tasks. Heavy modules are imported by `import_stack` alone."""
 
 import os
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ MODULES = ("trainer.evaluate.evaluator", "trainer.evaluate.extractors.classifier
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What every task of an evaluation is told.
+    """What every task of an evaluation needs.
 
     Attributes:
-        network: the kind of its network, whose imports a task begins with.
-        dataset: the folder of the data.
-        config: the evaluation's, as JSON.
-        package: the model.
-        blocks: where blocks are kept.
-        references: where classifiers and references are kept.
-        threads: for each task.
-        device: on which networks are evaluated, cpu or cuda.
-        background: whether it runs only when nothing else would, so that training beside it keeps its CPUs.
+        network: kind of the network, whose modules a task imports first.
+        dataset: folder of the data set.
+        config: settings of the evaluation, as JSON.
+        package: folder of the model's package.
+        blocks: folder of the blocks.
+        references: folder of classifiers and reference features.
+        threads: number of torch threads of a task.
+        device: device of the networks, cpu or cuda.
+        background: whether a task runs only on otherwise idle CPUs, so as not to slow down training.
     """
 
     network: str
@@ -44,7 +44,7 @@ class TaskContext:
     device: str
 
     def begin(self) -> tuple[Any, Any]:
-        """Import, and read the configuration and the data: (EvaluationConfig, Dataset)."""
+        """Import modules, set up torch, and read the settings and the data: (EvaluationConfig, Dataset)."""
         if self.background:
             yield_cpu()
         import_stack(MODULES, self.network, self.device)
@@ -60,10 +60,10 @@ class TaskContext:
 
 
 def yield_cpu() -> None:
-    """Run only when nothing else would.
+    """Let this process run only on otherwise idle CPUs.
 
-    The lowest niceness alone would not do: a worker that has waited for the others, as it does many times a step, has
-    to wait for the end of a time slice too; a process of the idle class is put aside at once.
+    The lowest niceness alone is not enough: a training worker that wakes up, as it does many times a step, would wait
+    for the end of a time slice; a process of the idle class is preempted at once.
     """
     os.nice(19)
     if hasattr(os, "SCHED_IDLE"):
@@ -71,14 +71,14 @@ def yield_cpu() -> None:
 
 
 def blocks(context: TaskContext, which: "Sequence[Block]") -> None:
-    """Compute blocks of the packaged model, and keep them."""
+    """Compute and write blocks of the packaged model."""
     context.begin()
     _evaluator(context).keep(which, context.blocks)
 
 
 @lru_cache(maxsize=1)
 def _evaluator(context: TaskContext) -> "BlockEvaluator":
-    """Loaded once a process, and with it what the bounds' pilots find: blocks come one after another."""
+    """The evaluator, loaded once for each process, with the results of the bounds' pilots."""
     config, data = context.begin()
     import torch
 
@@ -88,7 +88,7 @@ def _evaluator(context: TaskContext) -> "BlockEvaluator":
 
 
 def classifier(context: TaskContext) -> None:
-    """Train the classifier whose features are compared, unless it is kept."""
+    """Train the classifier of the extractor of that name, unless it is stored."""
     config, data = context.begin()
     import torch
 
@@ -99,7 +99,7 @@ def classifier(context: TaskContext) -> None:
 
 
 def features(context: TaskContext, extractor: str, digest: str, which: "Sequence[Block]", sets: Sequence[str]) -> None:
-    """Features of blocks of samples, and of sets of images that they are compared with; keep them."""
+    """Compute and write features of blocks of samples, and of reference sets."""
     config, data = context.begin()
     from trainer.evaluate.extractors.load import load_extractor
     from trainer.evaluate.references.cache import ReferenceCache
@@ -113,12 +113,12 @@ def features(context: TaskContext, extractor: str, digest: str, which: "Sequence
     for block in which:
         part = block.pixels.load(context.blocks)
         if part is None:
-            raise RuntimeError(f"{block.pixels.file(context.blocks)}: gone since it was written")
+            raise RuntimeError(f"{block.pixels.file(context.blocks)}: missing, though it was written")
         block.save(context.blocks, {"features": loaded.features(part["pixels"].numpy()).float()})
 
 
 def views(context: TaskContext, results: Path) -> "Evaluated":
-    """Put both views together from what is kept; writes their files to `results`."""
+    """Compute the scores of both views from stored blocks; writes pictures and likelihoods to `results`."""
     config, data = context.begin()
     from trainer.evaluate.summarize import both_views
 

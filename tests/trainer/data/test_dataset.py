@@ -301,9 +301,9 @@ def test_columns_of_a_source_without_columns_are_refused():
     ("text", "said"),
     [
         ('{"format_version": 1}', "format_version = 1; allowed: 2; prepare it again"),
-        ('{"format_version": 2}', "is not whole: 'shards'"),
-        ("[]", "is not that of a prepared data set"),
-        ("{", "is not that of a prepared data set"),
+        ('{"format_version": 2}', "is incomplete: 'shards'"),
+        ("[]", "is not the manifest of a prepared data set"),
+        ("{", "is not the manifest of a prepared data set"),
     ],
 )
 def test_a_folder_of_another_format_is_refused(tmp_path, text, said):
@@ -316,7 +316,7 @@ def test_a_shard_that_is_not_whole_is_refused(tmp_path):
     made = prepare(DataConfig(), tmp_path)
     shard = made.folder / "heldout-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"heldout-00000\.arrow: not there or not whole"):
+    with pytest.raises(InputError, match=r"heldout-00000\.arrow: missing or incomplete"):
         prepare(DataConfig(source=str(made.folder)), tmp_path)
 
 

@@ -210,7 +210,7 @@ def test_a_killed_preparation_goes_on_from_its_parts(tmp_path, capsys):
     assert 3 <= len(kept) < 40
     capsys.readouterr()
     whole = prepared(source, dest, "--size", 8)
-    assert f"images: {len(kept)} of 40 parts are there already" in capsys.readouterr().out
+    assert f"images: {len(kept)} of 40 parts are done already" in capsys.readouterr().out
     fresh = prepared(source, tmp_path / "fresh", "--size", 8)
     assert whole.info.fingerprint == fresh.info.fingerprint
     assert contents(dest) == contents(tmp_path / "fresh")
@@ -281,7 +281,7 @@ def test_labels_that_all_images_lack_are_no_labels(tmp_path, labels):
 @pytest.mark.parametrize("files", [[b"bad", None, b""], []])
 def test_a_source_without_a_good_row_is_refused(tmp_path, capsys, files):
     source = parquet(tmp_path / "raw.parquet", files)
-    assert "no good rows" in refused(capsys, source, tmp_path / "dest", "--max-rejected", 1)
+    assert "no usable image among" in refused(capsys, source, tmp_path / "dest", "--max-rejected", 1)
 
 
 def test_a_parquet_file_with_broken_pages_is_refused(tmp_path, capsys):

@@ -8,7 +8,7 @@ from tests.trainer.data.images import encoded, noise, parquet
 from trainer.config.data import DataConfig
 from trainer.data import files
 from trainer.data.__main__ import main
-from trainer.data.files import find
+from trainer.data.files import scan_files
 from trainer.errors import InputError
 
 
@@ -21,19 +21,19 @@ def table(folder, **columns) -> str:
 def test_units_are_row_groups_in_the_order_of_files(tmp_path):
     parquet(tmp_path / "b.parquet", [b"x"] * 5, rows=2)
     parquet(tmp_path / "a.parquet", [b"x"] * 3, rows=2)
-    units = find(DataConfig(source=str(tmp_path))).units
-    assert [(unit.number, *unit.files, unit.row_group, unit.first) for unit in units] == [
+    partitions = scan_files(DataConfig(source=str(tmp_path))).partitions
+    assert [(partition.number, *partition.files, partition.row_group, partition.first) for partition in partitions] == [
         (0, "a.parquet", 0, 0), (1, "a.parquet", 1, 2),
         (2, "b.parquet", 0, 0), (3, "b.parquet", 1, 2), (4, "b.parquet", 2, 4),
     ]  # fmt: skip
 
 
 def test_units_of_a_folder_are_so_many_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "FILES_PER_UNIT", 2)
+    monkeypatch.setattr(files, "FILES_PER_PARTITION", 2)
     for name in "cab":
         (tmp_path / f"{name}.png").touch()
-    found = find(DataConfig(source=str(tmp_path)))
-    assert [unit.files for unit in found.units] == [("a.png", "b.png"), ("c.png",)]
+    found = scan_files(DataConfig(source=str(tmp_path)))
+    assert [partition.files for partition in found.partitions] == [("a.png", "b.png"), ("c.png",)]
     assert (found.labels, found.class_names) == (None, ())
 
 
@@ -53,13 +53,13 @@ STRUCT = pa.array([{"bytes": b"x", "path": "x"}] * 2)
     ],
 )  # fmt: skip
 def test_columns_are_found_or_named(tmp_path, columns, settings, expected):
-    found = find(DataConfig(source=table(tmp_path, **columns), **settings))
+    found = scan_files(DataConfig(source=table(tmp_path, **columns), **settings))
     assert (found.image_column, found.label_column, found.labels) == expected
 
 
 def test_class_labels_are_found_by_the_names_that_datasets_wrote(tmp_path):
     source = parquet(tmp_path / "a.parquet", [b"x"] * 2, [0, 1], names=["cat", "dog"], label="animal")
-    found = find(DataConfig(source=source))
+    found = scan_files(DataConfig(source=source))
     assert (found.label_column, found.class_names) == ("animal", ("cat", "dog"))
 
 
@@ -77,14 +77,14 @@ def test_class_labels_are_found_by_the_names_that_datasets_wrote(tmp_path):
 )  # fmt: skip
 def test_columns_that_cannot_be_told_are_refused(tmp_path, columns, settings, said):
     with pytest.raises(InputError, match=said):
-        find(DataConfig(source=table(tmp_path, **columns), **settings))
+        scan_files(DataConfig(source=table(tmp_path, **columns), **settings))
 
 
 def test_files_of_other_columns_are_refused(tmp_path):
     parquet(tmp_path / "a.parquet", [b"x"])
     parquet(tmp_path / "b.parquet", [b"x"], image="picture")
     with pytest.raises(InputError, match=r"b\.parquet has no column 'image' like a\.parquet"):
-        find(DataConfig(source=str(tmp_path)))
+        scan_files(DataConfig(source=str(tmp_path)))
 
 
 def bad_arguments(folder):
@@ -104,14 +104,14 @@ def bad_arguments(folder):
     return {
         "missing": (["/no/such", dest], "data.source = '/no/such': no such data; allowed: digits"),
         "missing-parquet": (["/no/such.parquet", dest], "data.source = '/no/such.parquet': no such data"),
-        "empty": ([str(folder / "empty"), dest], "no images there; allowed: files that end in .png"),
+        "empty": ([str(folder / "empty"), dest], "contains no images; allowed: files that end in .png"),
         "both": ([str(folder / "both"), dest], "holds both Parquet files and images"),
         "no-class": ([str(folder / "mixed"), dest], "labels without classes: 'b.png' is in no sub-folder"),
         "broken": ([str(folder / "broken.parquet"), dest], "broken.parquet': "),
         "old-format": ([str(folder / "old"), dest], "format_version = 1; allowed: 2"),
         "old-destination": ([good, str(folder / "old")], "format_version = 1; allowed: 2"),
         "taken": ([good, str(folder / "taken")], "holds thesis.tex; allowed: a new or an empty folder"),
-        "inside": ([str(folder), str(folder / "both" / "dest")], "lies in SOURCE; allowed: another place"),
+        "inside": ([str(folder), str(folder / "both" / "dest")], "lies inside SOURCE; allowed: a folder outside it"),
         "unwritable": ([good, "/proc/dest"], "/proc/dest: "),
         "columns": ([str(folder / "mixed" / "cats"), dest, "--label-column", "x"], "data.label_column = 'x'"),
         "size": ([good, dest, "--size", "0"], "--size = 0: allowed: greater than or equal to 1"),

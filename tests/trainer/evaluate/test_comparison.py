@@ -118,7 +118,7 @@ def test_what_no_evaluation_left_is_refused(tmp_path, text):
     with pytest.raises(InputError, match="no evaluation"):
         read(tmp_path / "nothing", "a")
     (tmp_path / "evaluation.json").write_text(text)
-    with pytest.raises(InputError, match="not what an evaluation leaves"):
+    with pytest.raises(InputError, match="not the output of an evaluation"):
         read(tmp_path, "a")
 
 

@@ -89,7 +89,9 @@ def test_blocks_are_all_items_of_what_is_measured_exactly_once(heldout, samples,
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_results_do_not_depend_on_who_computes_which_block_bitwise(package, dataset, monkeypatch, tmp_path, count):
-    monkeypatch.setattr(blocks_module, "SIZES", dict.fromkeys(blocks_module.SIZES, 8) | {"samples": 16})
+    monkeypatch.setattr(
+        blocks_module, "IMAGES_PER_BLOCK", dict.fromkeys(blocks_module.IMAGES_PER_BLOCK, 8) | {"samples": 16}
+    )
     blocks = blocks_of(ALL, 21)
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()

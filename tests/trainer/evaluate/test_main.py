@@ -124,7 +124,7 @@ def test_all_metrics_and_an_inception_file_of_ones_own(run):
         (["--nfe", "0"], "--nfe = 0; allowed: at least 1"),
         (["--solver", "ddim", "--nfe", "41"], "num_steps = 41; allowed: at most 40"),
         (["--data", "/nowhere"], "no such data"),
-        (["--nfe-curve", "5,x"], "--nfe-curve = 5,x; allowed: whole numbers with commas between"),
+        (["--nfe-curve", "5,x"], "--nfe-curve = 5,x; allowed: whole numbers separated by commas"),
         (["--nfe-curve", "5,5"], "allowed: each once"),
         (["--metrics", "frechet", "--nfe-curve", "41"], "nfe_curve = 41: solver.num_steps = 41; allowed: at most 40"),
         (["--solver", "rk45", "--nfe-curve", "5"], "nfe_curve: rk45 chooses its steps by itself"),
@@ -145,7 +145,7 @@ def test_what_is_no_model_is_one_line(run, tmp_path, capsys):
     assert "--data" in refusal(capsys, str(package), "--out", str(tmp_path / "out"))
     assert "--out" in refusal(capsys, str(package), "--data", "digits")
     (package / "config.json").write_text("{}")
-    assert "not a whole package" in refusal(capsys, str(package), "--data", "digits", "--out", "x")
+    assert "not a complete package" in refusal(capsys, str(package), "--data", "digits", "--out", "x")
     shutil.rmtree(run / "package")
     assert "has no package yet" in refusal(capsys, str(run))
     (run / "run.json").write_text("[]")
