@@ -1,6 +1,6 @@
 """`python -m trainer`: train, evaluate and register one diffusion model on a Ray cluster.
 
-Imports of torch, Ray and MLflow wait until work begins, so that --help and --dry-run answer at once.
+torch, Ray and MLflow are imported only when work begins, so that --help and --dry-run answer at once.
 """
 
 import argparse
@@ -18,12 +18,13 @@ examples:
   python -m trainer --config configs/digits.yaml --dry-run          # what would run; starts nothing
   ray job submit --working-dir . -- python -m trainer --config configs/digits.yaml
 
-The same command again resumes from the newest complete checkpoint. Results are in
-<run.storage>/<run.experiment>/<run.name>/results; --dry-run shows the place.
+Running the same command again resumes from the newest complete checkpoint. Results are in
+<run.storage>/<run.experiment>/<run.name>/results; --dry-run shows the folder.
 
-SIGTERM, or a heartbeat to DUALVIEW_QUEUE_URL answered with "preempt", makes a checkpoint after the step at hand.
+On SIGTERM, or when a heartbeat to DUALVIEW_QUEUE_URL is answered with "preempt", the run writes a checkpoint after the
+current step and exits.
 
-exit codes: 0 done; 2 bad input, before any worker starts; 75 preempted, run me again; 1 anything else
+exit codes: 0 done; 2 bad input, before any worker starts; 75 preempted, run the same command again; 1 anything else
 """
 
 

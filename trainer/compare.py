@@ -1,4 +1,4 @@
-"""`python -m trainer.compare`: says whether a model is better than another, by both views and beyond the error bars."""
+"""`python -m trainer.compare`: is one model better than another, in both views and beyond the error bars?"""
 
 import argparse
 import json
@@ -23,12 +23,12 @@ RUN is a run's folder, the folder of an evaluation (or its evaluation.json), or 
 compared with the first. Likelihoods of the same held-out images are compared image by image, which tells smaller
 differences than their own errors do; scores of samples only with the same number of samples and the same extractor.
 
-Better or worse is said beyond --sigmas standard errors of the difference. At 2 a difference that is none is called one
-once in twenty comparisons: of many metrics or runs, some will be.
+A model is called better or worse if the difference exceeds --sigmas standard errors of the difference. At 2, one in
+twenty comparisons of equal models is called different by chance: with many metrics or runs, expect some.
 
 exit codes: 0 done; 2 bad input; 1 anything else
 """
-WIDTH = 160  # of a table in a file
+FILE_TABLE_WIDTH = 160  # characters, where the output is no terminal
 VIEWS = ("likelihood view", "sample view")
 
 
@@ -41,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    add("runs", metavar="RUN", nargs="+", help="two or more")
-    add("--metrics", metavar="A,B", help="default: all that were measured of the first")
+    add("runs", metavar="RUN", nargs="+", help="two or more runs; all are compared with the first")
+    add("--metrics", metavar="A,B", help="metrics to compare; default: all that were measured")
     add(
         "--sigmas", type=float, default=2.0, metavar="X", help="standard errors that a difference must have (default 2)"
     )
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     from rich.console import Console
 
-    show(models, verdicts, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+    show(models, verdicts, Console(highlight=False, width=None if sys.stdout.isatty() else FILE_TABLE_WIDTH))
     return 0
 
 
@@ -117,7 +117,7 @@ def compared(models: Sequence[ComparedModel], metrics: Sequence[str] | None, sig
 
 def views(verdicts: Table, index: int) -> dict[str, str]:
     """What the two views say of the model `index + 1` beside the first: better, worse, undecided or at odds."""
-    said = dict[str, str]()
+    summaries = dict[str, str]()
     for view in VIEWS:
         words = {
             each[index].word
@@ -126,8 +126,8 @@ def views(verdicts: Table, index: int) -> dict[str, str]:
         }
         if words:
             decided = words - {"undecided"}
-            said[view] = "better by some, worse by others" if len(decided) > 1 else min(decided or {"undecided"})
-    return said
+            summaries[view] = "better by some, worse by others" if len(decided) > 1 else min(decided or {"undecided"})
+    return summaries
 
 
 def as_json(models: Sequence[ComparedModel], verdicts: Table) -> dict[str, Any]:
@@ -156,9 +156,9 @@ def show(models: Sequence[ComparedModel], verdicts: Table, console: Any) -> None
         table.add_column(each.name, overflow="fold")
         if index:
             table.add_column("beside the first", overflow="fold")
-    for metric, said in verdicts.items():
+    for metric, row in verdicts.items():
         cells = [metric, _value(models[0], metric)]
-        for other, verdict in zip(models[1:], said, strict=True):
+        for other, verdict in zip(models[1:], row, strict=True):
             cells += [_value(other, metric), f"{verdict.word}: {verdict.reason}"]
         table.add_row(*cells)
     console.print(table)

@@ -1,1 +1,1 @@
-"""What a run depends on, as frozen models that are read from YAML; no torch. May import `files` and `errors`."""
+"""The configuration of a run: frozen models that are read from YAML. Imports no torch; may use `files`, `errors`."""

@@ -13,8 +13,8 @@ from trainer.config.fields import Fraction, Seed
 class DataConfig(Config):
     """Where the images come from and how they are split; the split has its own seed, so runs stay comparable.
 
-    The others say how a source that is not prepared yet is: `size` null means the commonest, columns are Parquet's and
-    null means found, and `label_column` none leaves labels out.
+    The other settings describe a source that is not prepared yet: `size` null takes the most common size, a Parquet
+    column that is null is detected, and `label_column` none leaves labels out.
     """
 
     source: Annotated[str, Field(min_length=1)] = "digits"

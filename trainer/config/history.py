@@ -1,7 +1,7 @@
-"""Defaults that were others once: what a run of then was made with, and under which name it was stored.
+"""Defaults that have changed: the earlier values, and how runs made with them are found again.
 
-A run without a name of its own is named by the digest of its method, in which defaults count. When a default changes,
-an entry here lets the same command find the run again: it is looked for under the digest of the defaults of then.
+A run without a name is named by the digest of its method, which includes defaults. When a default changes, an entry
+here lets the same command find the run again: the digest is also computed with the earlier defaults.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from trainer.config.run_config import RunConfig, canonical
 
 @dataclass(frozen=True)
 class ChangedDefault:
-    """A field whose default was another one.
+    """A setting whose default has changed.
 
     Attributes:
-        path: of the setting, such as `evaluation.vlb_draws`.
-        was: the default before, as JSON.
-        since: the version that changed it.
-        kind: of the group that the setting is in, where only that kind has it.
+        path: dotted path of the setting, such as `evaluation.vlb_draws`.
+        was: the earlier default, as JSON.
+        since: the version that changed the default.
+        kind: the kind of the setting's group, where only that kind has the setting.
     """
 
     path: str

@@ -8,7 +8,7 @@ from diffusion.config import Config, Count, Positive
 
 
 class DeepSpeedConfig(Config):
-    """What DeepSpeed is told beside the ZeRO stage, in its own words; null leaves a size to it, in elements.
+    """DeepSpeed's settings beside the ZeRO stage, under its own names; sizes are in elements, null is its default.
 
     `cpu` keeps the optimizer's state (stages 1 to 3) or the parameters too (stage 3) in the host's memory.
     `activation_checkpointing` computes the network's activations again in the backward pass.
@@ -76,12 +76,12 @@ class ParallelConfig(Config):
 
     @property
     def min_workers(self) -> int:
-        """Without which nothing runs."""
+        """The smallest number of workers that training starts with."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def max_workers(self) -> int:
-        """More than which are never asked for."""
+        """The largest number of workers that training uses."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @field_validator("workers", mode="before")

@@ -1,1 +1,1 @@
-"""The driver's process: one for each run, which asks Ray for workers and brings the run to its end."""
+"""The driver: one process per run, which asks Ray for workers and carries the run to its end."""

@@ -1,8 +1,8 @@
-"""Evaluation while training goes on: finished checkpoints, by their EMA weights, on what is free.
+"""Evaluation while training goes on: finished checkpoints are evaluated with their EMA weights, on free resources.
 
-A thread of the driver looks for checkpoints of multiples of `run.evaluate_every`, the newest first. Where the cluster
-has free GPUs or CPUs the tasks take them; where it has none, one task at a time runs on the CPUs of training whenever
-a worker waits. Results go to the journal, like a step's.
+A thread of the driver looks for checkpoints at multiples of `run.evaluate_every`, the newest first. Tasks use the
+cluster's free GPUs or CPUs; if there are none, one task at a time shares the CPUs of the training workers. Results go
+to the journal, like training metrics.
 """
 
 import json
@@ -22,21 +22,21 @@ from trainer.run.journal import CheckpointEvaluated, Journal, Warned
 from trainer.run.paths import RunPaths
 
 POLL_SECONDS = 1.0
-EXPENSIVE_METRICS = ("nll", "denoising")  # left to the end
+EXPENSIVE_METRICS = ("nll", "denoising")  # measured at the end of the run only
 
 
 class BackgroundEvaluation(threading.Thread):
     """Evaluates a run's checkpoints until it is closed."""
 
     def __init__(self, config: RunConfig, paths: RunPaths, dataset: Dataset, journal: Journal) -> None:
-        """Nothing is looked for before `start()`."""
+        """Prepare the thread; nothing happens before `start()`."""
         super().__init__(name="evaluation", daemon=True)
         self._config, self._paths, self._dataset, self._journal = config, paths, dataset, journal
         self._given_up = set[int]()
         self._closing, self._abandoned = threading.Event(), threading.Event()
 
     def run(self) -> None:
-        """The thread: the newest checkpoint that is not evaluated, again and again."""
+        """The thread: evaluate the newest checkpoint that has not been evaluated, repeatedly."""
         while not self._closing.is_set():
             step = self._next()
             if step is None:
@@ -51,13 +51,13 @@ class BackgroundEvaluation(threading.Thread):
                 self._journal.append(Warned(step=step, text=f"no evaluation of step {step}: {last_line(error)}"))
 
     def close(self) -> None:
-        """Begin no other evaluation, and wait for the one that has begun."""
+        """Start no further evaluation, and wait for the current one."""
         self._closing.set()
         if self.is_alive():
             self.join()
 
     def abandon(self) -> None:
-        """Give up the evaluation that has begun, too, and return once its thread has ended."""
+        """Abort the current evaluation, and return once the thread has ended."""
         self._abandoned.set()
         self.close()
 
@@ -114,7 +114,7 @@ class BackgroundEvaluation(threading.Thread):
 
 
 def intermediate_config(config: EvaluationConfig) -> EvaluationConfig:
-    """What is measured beside training: one set of samples and the bounds, as at the end."""
+    """The evaluation settings during training: without expensive metrics, one set of samples, no curve over NFE."""
     metrics = [name for name in config.metrics if name not in EXPENSIVE_METRICS] or ["vlb"]
     values: dict[str, Any] = config.model_dump(mode="json") | {"metrics": metrics, "seeds": 1, "nfe_curve": []}
     return EvaluationConfig.model_validate_json(json.dumps(values))

@@ -1,4 +1,4 @@
-"""What is refused before any worker starts, once there is data to look at: each check says what is allowed."""
+"""Checks of the configuration against the data, before any worker starts; each message says what is allowed."""
 
 from dataclasses import replace
 from pathlib import Path

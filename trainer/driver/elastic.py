@@ -1,8 +1,8 @@
-"""As many workers as the cluster has room for: those at work checkpoint before Ray Train changes their number.
+"""Elastic training: workers write a checkpoint before Ray Train changes their number.
 
-Ray Train ends workers where they stand, and starts as many as there is room for now, which go on from the newest
-checkpoint: without one of the step at hand, every change would lose the steps since. After a failure there is nobody to
-ask, and the checkpoint before it is what there is.
+Ray Train kills the workers and starts as many as the cluster has room for, which go on from the newest checkpoint.
+Without a checkpoint of the current step, every change would lose the steps since the last one. After a failure no
+worker is left to ask, and training goes on from the last checkpoint.
 """
 
 import time
@@ -19,20 +19,20 @@ POLL_SECONDS = 0.2
 
 
 class CheckpointBeforeResize(ControllerCallback):
-    """Ray Train's controller asks here before it changes the number of workers."""
+    """Callback of Ray Train's controller: workers write a checkpoint before their number changes."""
 
     def __init__(self, paths: RunPaths, attempt: str, grace_s: float = GRACE_S) -> None:
-        """For the workers of an attempt, which get `grace_s` seconds for their checkpoint."""
+        """Watch the workers of `attempt`, which get `grace_s` seconds for their checkpoint."""
         self._paths, self._attempt, self._grace_s = paths, attempt, grace_s
         self._began = Journal(paths.journal).size()
         self._failed = False
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:  # noqa: ANN401, ARG002 - Ray's
-        """Some worker is gone."""
+        """Remember that a worker has failed."""
         self._failed = True
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:  # noqa: ANN401 - Ray's
-        """Have the workers that train now checkpoint and end, if there are any; the others are ended at once."""
+        """Ask workers that are training to write a checkpoint and stop; without any, return at once."""
         journal = Journal(self._paths.journal)
         at_work = not self._failed and _has(journal, Started, self._began)
         self._began, self._failed = journal.size(), False

@@ -1,4 +1,4 @@
-"""A sign of life to whoever gave out the machines, who may answer that they are wanted back.
+"""Heartbeats to the queue that lent the machines, which may answer that it wants them back.
 
 The contract, also in docs/operations.md: every INTERVAL_S seconds a POST of a JSON object {job, run, step, steps} to
 the URL in DUALVIEW_QUEUE_URL; the answer is a JSON object whose `preempt` is true to ask for a checkpoint and exit code
@@ -57,12 +57,12 @@ class Heartbeat:
         """Begin.
 
         Args:
-            url: where to.
-            config: of the run.
-            journal: which knows the step.
-            ask: called once, with the reason, when the machines are wanted back.
-            warn: called once, when a heartbeat is not answered as it should be.
-            interval_s: from one to the next.
+            url: URL that heartbeats are sent to.
+            config: the run's configuration.
+            journal: the run's journal, from which the current step is read.
+            ask: called once, with the reason, when the queue wants the machines back.
+            warn: called once, with a message, when a heartbeat gets no valid answer.
+            interval_s: seconds between heartbeats.
         """
         self._url, self._journal, self._ask, self._warn = url, journal, ask, warn
         self._status: dict[str, Any] = {"job": os.environ.get("DUALVIEW_JOB"), "run": config.run.name, "step": 0}
@@ -73,7 +73,7 @@ class Heartbeat:
         self._thread.start()
 
     def close(self) -> None:
-        """Send no more; one that is under way is not waited for."""
+        """Send no more heartbeats; does not wait for one in progress."""
         self._closed.set()
 
     def _run(self) -> None:

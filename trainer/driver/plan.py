@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: the checks before any worker starts, and `--dry-run`. No torch, no Ray."""
+"""Checks before any worker starts, and the plan that `--dry-run` prints. Imports neither torch nor Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from trainer.run.identity import Resolved, resolve_run
 
 
 def check(config: RunConfig) -> Resolved:
-    """Everything that can be refused from here; how far the run got, and with which configuration it goes on.
+    """Check all that can be checked without data; returns the run's state and the configuration to go on with.
 
     Raises:
         InputError: data or a guide that is not there, or a run name taken by another method.
@@ -29,7 +29,7 @@ def check(config: RunConfig) -> Resolved:
 
 
 def bundles(config: RunConfig, device: str) -> list[dict[str, float]]:
-    """The resources without which nothing runs, one bundle per worker."""
+    """The smallest resources that the run can start with: one Ray resource bundle per worker."""
     bundle = {"CPU": config.parallel.cpus_per_worker}
     if device == "cuda":
         bundle["GPU"] = 1.0
@@ -55,7 +55,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
 
 
 def render(described: dict[str, Any]) -> str:
-    """A plan for people: YAML, with a word on the run's state."""
+    """A plan as YAML, with a comment on the run's state."""
     states = {"new": "would start", "resumable": "would resume", "done": "is done; nothing would run"}
     run = described["run"]
     return f"# {run['name']} {states[run['state']]}\n" + yaml.safe_dump(described, sort_keys=False).rstrip()

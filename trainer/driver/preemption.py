@@ -1,8 +1,8 @@
-"""Giving the machines back on request: a checkpoint, and exit code 75.
+"""Preemption: on SIGTERM the run writes a checkpoint and exits with code 75.
 
-SIGTERM is the one way in; a heartbeat that is answered with `preempt` sends it to its own process. While workers train
-they are asked for a checkpoint after the step at hand; at any other time there is nothing to save, and the driver ends
-at once. A second SIGTERM, or workers that do not answer in time, ends it too: the last complete checkpoint is good.
+A heartbeat that is answered with `preempt` sends SIGTERM to its own process. Workers that are training are asked for a
+checkpoint after the current step; at any other time there is nothing to save, and the driver ends at once. A second
+SIGTERM, or workers that do not answer in time, also end the driver: the last complete checkpoint is good.
 """
 
 import os
@@ -18,7 +18,7 @@ from trainer.run.stop_request import request_stop
 
 EXIT_CODE = 75
 GRACE_S = 60.0
-RERAISE_AFTER_S = 5.0  # until an exception that came to nothing is raised again
+RERAISE_AFTER_S = 5.0  # seconds until `Preempted` is raised again if it was lost
 
 
 class Preempted(BaseException):
@@ -26,14 +26,14 @@ class Preempted(BaseException):
 
 
 class Preemption:
-    """What a driver does when it is asked to stop.
+    """Handles requests to stop the driver.
 
     Attributes:
-        reason: why it was asked; None while it was not.
+        reason: why the driver was asked to stop; None while nobody asked.
     """
 
     def __init__(self, paths: RunPaths, grace_s: float = GRACE_S) -> None:
-        """For the run of `paths`, whose workers get `grace_s` seconds for their checkpoint."""
+        """Prepare for the run of `paths`, whose workers get `grace_s` seconds for their checkpoint."""
         self.reason: str | None = None
         self._paths, self._grace_s = paths, grace_s
         self._given_reason: str | None = None
@@ -41,20 +41,20 @@ class Preemption:
         self._timer: threading.Timer | None = None
 
     def ask(self, reason: str) -> None:
-        """As SIGTERM does, from any thread of this process."""
+        """Ask the driver to stop, from any thread of this process; equivalent to SIGTERM."""
         self._given_reason = reason
         os.kill(os.getpid(), signal.SIGTERM)
 
     def listen(self) -> None:
-        """Take SIGTERM over; again after `ray.init`, which does so too. For the main thread."""
+        """Install the SIGTERM handler, from the main thread; again after `ray.init`, which replaces it."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
     @contextmanager
     def training(self, journal: Journal) -> Iterator[None]:
-        """While workers train, whose first record comes after what the journal holds now.
+        """Context in which workers train; their first record follows the journal's current end.
 
         Raises:
-            Preempted: at the end, if it was asked for.
+            Preempted: on leaving, if the driver was asked to stop.
         """
         self._training_since = journal.size()
         try:
@@ -80,7 +80,7 @@ class Preemption:
         self._raise_again_after(self._grace_s)
 
     def cancel_timer(self) -> None:
-        """The driver is ending: nothing asks again."""
+        """Cancel the timer that repeats SIGTERM; the driver is ending."""
         if self._timer:
             self._timer.cancel()
 
@@ -97,7 +97,7 @@ class Preemption:
 
 @contextmanager
 def listening(preemption: Preemption) -> Iterator[None]:
-    """Listen to SIGTERM, and leave it as it was."""
+    """Handle SIGTERM in this context, and restore the previous handler."""
     before = signal.getsignal(signal.SIGTERM)
     preemption.listen()
     try:

@@ -1,4 +1,4 @@
-"""One steady view of a run: a bar on a terminal, a line now and then elsewhere; drawn from the journal."""
+"""The progress of a run, drawn from the journal: a bar on a terminal, occasional lines elsewhere."""
 
 import threading
 from types import TracebackType
@@ -15,7 +15,7 @@ PROGRESS_METRICS = (
     "frechet_pixels",
     "frechet_efficientnet_lite0",
     "fid",
-)  # of an evaluation
+)  # scores of an evaluation that are printed
 
 
 class ProgressView:
@@ -25,7 +25,7 @@ class ProgressView:
     """
 
     def __init__(self, journal: Journal) -> None:
-        """Start at the journal's present end: what an earlier attempt did is not shown again."""
+        """Start at the journal's current end, so that records of earlier attempts are not shown again."""
         self._console = Console(highlight=False, soft_wrap=True)
         self._journal = journal
         self._offset = journal.size()
@@ -42,7 +42,7 @@ class ProgressView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take in what is left and remove the bar."""
+        """Show the remaining records and remove the bar."""
         self._stop.set()
         self._thread.join()
         self._show_new()
@@ -53,7 +53,7 @@ class ProgressView:
         self._console.print(text, markup=False)
 
     def stage(self, name: str, completed: int = 0, total: int | None = None) -> None:
-        """Begin a part of the run: the bar shows its name, and how far it is where that can be told."""
+        """Begin a part of the run: the bar shows its name and, where `total` is known, its progress."""
         with self._lock:
             self._show_new()
             self._bar.begin(name, completed, total)

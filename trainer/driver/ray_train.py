@@ -1,7 +1,7 @@
-"""Ray Train around the loop: asks the cluster for a gang of workers and runs `trainer.worker.loop` on each.
+"""Runs the training loop under Ray Train: asks the cluster for a gang of workers, each of which runs the loop.
 
-Checkpoints are the loop's own; Ray Train's storage holds only its bookkeeping, one folder per attempt, so a restarted
-driver never trips over the state of the one before.
+The loop writes its own checkpoints; Ray Train's storage holds only its bookkeeping, one folder per attempt, so a
+restarted driver is not affected by the state of an earlier one.
 """
 
 import shutil
@@ -30,11 +30,11 @@ PROCESS_GROUP_TIMEOUT_S = 600  # of a rank, after which the others take it for l
 def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
     """Train until `training.steps` or a non-finite loss (the journal says which).
 
-    A lost worker or node restarts the gang: up to MAX_FAILURES times without a newer checkpoint, as often as need be
-    with one, so that a long run may outlive many machines.
+    A lost worker or node restarts the gang: up to MAX_FAILURES times in a row without a newer checkpoint, without limit
+    as long as there is a newer one, so that a long run can outlive many machines.
 
     Raises:
-        ray.train.TrainingFailedError: it did not get any further.
+        ray.train.TrainingFailedError: restarts made no progress.
     """
     failures_without_progress = 0
     while True:
@@ -56,7 +56,7 @@ def _newest_step(paths: RunPaths) -> int:
 
 
 def _attempt(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
-    """One trainer of Ray Train's, which restarts the gang MAX_FAILURES times."""
+    """Run one TorchTrainer, which restarts the gang up to MAX_FAILURES times."""
     attempt = f"attempt-{time.time_ns()}"
     begin_attempt(paths.attempt, attempt)
     payload = {

@@ -1,6 +1,6 @@
-"""The driver of one run: prepare, train, package, evaluate, record, register. Each part is skipped if it is done.
+"""The driver of one run: prepare, train, package, evaluate, record, register. Parts that are done are skipped.
 
-The driver holds the run's lock and may be killed at any point: the same command goes on where it was.
+The driver holds the run's lock and may be killed at any time: the same command resumes where it stopped.
 """
 
 import threading
@@ -36,10 +36,10 @@ WAITING_NOTICE_S = 60.0
 
 
 def execute(config: RunConfig) -> int:
-    """The command: bring the run to its end, say what happened; returns the exit code.
+    """Run the command: carry the run to its end and print the outcome; returns the exit code.
 
     Raises:
-        InputError: found only now, such as an unreadable data file; nothing has been started.
+        InputError: bad input that only now shows, such as an unreadable data file; nothing has been started.
     """
     resolved = identity.resolve_run(config)
     paths = resolved.paths
@@ -73,18 +73,18 @@ def complete(
     preemption: Preemption | None = None,
     queue: str | None = None,
 ) -> RunSummary:
-    """Bring the run to its end, from wherever it stands; returns its summary.
+    """Carry the run to its end from its current state; returns its summary.
 
     Args:
-        config: as the command asks; a run that exists goes on with its own.
-        lock_timeout_s: how long to wait for another process that is working on the run.
-        preemption: which may ask to stop; without it, SIGTERM is as Ray leaves it.
-        queue: where heartbeats go.
+        config: the command's configuration; a run that exists goes on with its stored one.
+        lock_timeout_s: seconds to wait for another process that is working on the run.
+        preemption: handles requests to stop; without it, SIGTERM is left to Ray.
+        queue: URL that heartbeats are sent to; None sends none.
 
     Raises:
-        Preempted: it was asked to stop.
-        InputError: found only now, such as an unreadable data file; nothing has been started.
-        RunFailedError: the run cannot go on; an error that nobody foresaw is kept whole in `RunPaths.error`.
+        Preempted: the driver was asked to stop.
+        InputError: bad input that only now shows, such as an unreadable data file; nothing has been started.
+        RunFailedError: the run cannot go on; the traceback of an unexpected error is kept in `RunPaths.error`.
     """
     with identity.locked(identity.resolve_run(config).paths, lock_timeout_s):
         resolved = identity.resolve_run(config)  # again: another process may have worked on it until now
@@ -147,11 +147,11 @@ class Driver:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> RunSummary:
-        """All parts; the tracker uploads background. Returns the summary.
+        """Run all parts while the tracker uploads in the background; returns the summary.
 
         Raises:
             RunFailedError: training stopped.
-            Preempted: it was asked to stop.
+            Preempted: the driver was asked to stop.
         """
         from trainer.tracking.tracker import Tracker
 
@@ -176,7 +176,7 @@ class Driver:
 
     @contextmanager
     def _background_evaluation(self) -> Iterator[None]:
-        """Checkpoints are evaluated while training goes on, where that is asked for."""
+        """Evaluate checkpoints while training goes on, if `run.evaluate_every` asks for it."""
         if self.config.run.evaluate_every is None:
             yield
             return
@@ -200,8 +200,8 @@ class Driver:
         if latest and Checkpoint(latest).step >= self.config.training.steps:
             return
         device = resolve_device(self.config)
-        least, most = self.config.parallel.min_workers, self.config.parallel.max_workers
-        workers = str(most) if least == most else f"{least} to {most}"
+        low, high = self.config.parallel.min_workers, self.config.parallel.max_workers
+        workers = str(high) if low == high else f"{low} to {high}"
         self.view.print_line(
             f"asking Ray for {workers} x {self.config.parallel.cpus_per_worker:g} CPU"
             f"{' + 1 GPU' if device == 'cuda' else ''}"
@@ -230,7 +230,7 @@ class Driver:
             self.seconds |= {"startup": max(0.0, started - asked), "training": ended - started}
 
     def _print_if_waiting(self, before: int) -> None:
-        """Tell what the cluster has free, when no worker has begun since the journal was `before` bytes long."""
+        """Print the cluster's free resources, if no worker has started since the journal was `before` bytes long."""
         import ray
 
         if not any(True for _ in self.journal.records(Started, before)):
@@ -295,7 +295,7 @@ class Driver:
         )
 
     def _record(self, tracker: "Tracker", summary: RunSummary) -> RunSummary:
-        """Finish the upload and register; without an answer it warns, and the same command tries again."""
+        """Finish the upload and register the model; if MLflow does not answer, warn: the same command tries again."""
         from trainer.registry.models import log_results, log_summary, register
 
         self.view.stage("recording")

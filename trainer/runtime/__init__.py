@@ -1,1 +1,1 @@
-"""What any process of ours needs of the machine it runs on: Ray, network interfaces, devices, imports, terminals."""
+"""The machine that a process runs on: Ray, network interfaces, devices, imports, terminals."""

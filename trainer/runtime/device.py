@@ -31,8 +31,8 @@ def require_compiler(device: torch.device) -> None:
         ValueError: this node has no C++ compiler, or, for GPUs, no Triton.
     """
     compiler = os.environ.get("CXX", "g++")
-    there = find_spec("triton") is not None if device.type == "cuda" else shutil.which(compiler) is not None
-    if not there:
+    available = find_spec("triton") is not None if device.type == "cuda" else shutil.which(compiler) is not None
+    if not available:
         missing = "the package triton" if device.type == "cuda" else f"a C++ compiler ({compiler}; CXX names another)"
         raise ValueError(f"parallel.compile = True: this node lacks {missing}; allowed: false, or nodes that have it")
 
@@ -42,7 +42,7 @@ def prepare_network(network: nn.Module, parallel: ParallelConfig) -> None:
 
     Args:
         network: as built, before the engine takes it.
-        parallel: which of them are wanted.
+        parallel: settings that say which of the three are used.
     """
     if parallel.channels_last:
         for module in network.modules():

@@ -19,11 +19,11 @@ NETWORK_MODULES = {
 
 
 def import_stack(modules: Sequence[str], network: str, device: str) -> None:
-    """Import all that a process will want, quickly.
+    """Import quickly all modules that a process will need.
 
     Args:
-        modules: by their dotted names.
-        network: the kind of network that it will build.
+        modules: dotted names of modules to import.
+        network: kind of network that the process will build: unet, dit or another.
         device: cpu or cuda.
     """
     if device == "cpu":

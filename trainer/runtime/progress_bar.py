@@ -1,4 +1,4 @@
-"""How far a part of some work is: a bar on a terminal, a line now and then elsewhere (a file, a job's log)."""
+"""Progress of some work: a bar on a terminal, occasional lines elsewhere (a file, a job's log)."""
 
 import time
 from types import TracebackType
@@ -55,10 +55,10 @@ class ProgressBar:
         """Show how far the present part is.
 
         Args:
-            done: so much of `total`.
-            line: what is printed where there is no terminal, at most every LINE_INTERVAL_S seconds.
-            text: beside the bar.
-            last: whether the line is printed in any case.
+            done: amount done, of `total`.
+            line: line to print where there is no terminal, at most every LINE_INTERVAL_S seconds.
+            text: text beside the bar.
+            last: print the line in any case.
         """
         self._bar.update(self._task, completed=done, text=text)
         now = time.monotonic()

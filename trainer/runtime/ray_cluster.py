@@ -11,7 +11,7 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 def check_ray_address() -> None:
-    """Knock at RAY_ADDRESS: ray.init would do so at a dead address for minutes.
+    """Check that something answers at RAY_ADDRESS; `ray.init` would try a dead address for minutes.
 
     Raises:
         InputError: nothing answers there.
@@ -28,10 +28,10 @@ def check_ray_address() -> None:
 
 
 def connect_ray() -> None:
-    """Join the cluster of RAY_ADDRESS or start a local one, quietly.
+    """Join the cluster at RAY_ADDRESS or start a local one, without Ray's log output.
 
     Raises:
-        RunFailedError: there is none where RAY_ADDRESS says.
+        RunFailedError: there is no cluster at RAY_ADDRESS.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **RAY_TRAIN_SETTINGS} | os.environ
     import ray
