@@ -6,12 +6,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config.load import default_storage, tracking_uri
 from trainer.errors import InputError
 from trainer.evaluate.comparison import ComparedModel, ComparisonResult, compare, read
 from trainer.run.summary import LIKELIHOODS
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXAMPLES = """\
 examples:
@@ -146,7 +149,7 @@ def as_json(models: Sequence[ComparedModel], verdicts: Table) -> dict[str, Any]:
     }
 
 
-def show(models: Sequence[ComparedModel], verdicts: Table, console: Any) -> None:  # noqa: ANN401 - rich's Console
+def show(models: Sequence[ComparedModel], verdicts: Table, console: "Console") -> None:
     """A table with a row a metric, and a line a model."""
     from rich.table import Table as RichTable
 

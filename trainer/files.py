@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from diffusion import durable
 from trainer.errors import BusyError, InputError
@@ -47,6 +47,11 @@ def _lock(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a value read from JSON or YAML is an object: a mapping with text for keys."""
+    return isinstance(value, dict)
 
 
 def read_json(path: Path) -> dict[str, Any]:

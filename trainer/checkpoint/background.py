@@ -1,4 +1,6 @@
 """Checkpoints written in the background: training waits only for a copy in memory, a thread on each rank writes it."""
+# torch.distributed has few type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.run_config import canonical
+from trainer.files import is_mapping
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 3
@@ -39,10 +40,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest: object = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable: {error}") from error
-    if not isinstance(manifest, dict):
+    if not is_mapping(manifest):
         raise CheckpointError(f"{path}: not a manifest")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format version {version}; this code reads {FORMAT_VERSION}")

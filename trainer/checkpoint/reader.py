@@ -3,6 +3,8 @@
 Each fragment names the parameter and the elements it holds, so a checkpoint can be read with any number of ranks and
 at any ZeRO stage. Nothing is ever unpickled.
 """
+# safetensors has few type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
 """Writing a checkpoint, collective: each rank writes its fragments, then rank 0 writes the manifest."""
+# torch.distributed and safetensors have few type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
 import shutil

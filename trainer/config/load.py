@@ -13,6 +13,7 @@ from diffusion.config.errors import describe, masked, models_of
 from trainer.config.run import check_tracking_uri
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
+from trainer.files import is_mapping
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,7 +27,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType] - PyYAML has few type hints
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+.0123456789")
 )
 
@@ -46,14 +47,14 @@ def load_config(path: Path, sets: list[str]) -> RunConfig:
 def read_yaml(path: Path, named: str = "--config") -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping. `named` is what errors call the file."""
     try:
-        values = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader
+        values: object = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise InputError(f"{named} {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{named} {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
-    if not isinstance(values, dict):
+    if not is_mapping(values):
         raise InputError(f"{named} {path}: a mapping of settings is wanted, not a {type(values).__name__}")
     return values
 
@@ -68,38 +69,42 @@ def apply_sets(values: dict[str, Any], sets: list[str]) -> dict[str, Any]:
     result = _copy(values)
     for path, value in sorted(map(_split, sets), key=lambda pair: (pair[0][-1] != "kind", len(pair[0]))):
         *parents, leaf = path
-        node = result
+        group = result
         for depth, key in enumerate(parents):
-            if node.get(key) is None:
-                node[key] = {}
-            node = node[key]
-            if not isinstance(node, dict):
+            inner: object = group[key] if group.get(key) is not None else {}
+            if not is_mapping(inner):
                 where = ".".join(parents[: depth + 1])
                 raise InputError(f"--set {'.'.join(path)}: {where} is a value, not a group of settings")
-        if leaf == "kind" and node.get("kind", _default_kind(defaults, parents)) != value:
-            node.clear()
-        node[leaf] = _copy(value)
+            group[key] = group = inner
+        if leaf == "kind" and group.get("kind", _default_kind(defaults, parents)) != value:
+            group.clear()
+        group[leaf] = _copy(value) if is_mapping(value) else value
     return result
 
 
-def _copy(values: Any) -> Any:  # noqa: ANN401 - any YAML value
-    return {key: _copy(value) for key, value in values.items()} if isinstance(values, dict) else values
+def _copy(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if is_mapping(value) else value for key, value in values.items()}
 
 
-def _default_kind(defaults: Any, path: list[str]) -> Any:  # noqa: ANN401 - any YAML value
-    for key in [*path, "kind"]:
-        defaults = defaults.get(key) if isinstance(defaults, dict) else None
-    return defaults
+def _default_kind(defaults: dict[str, Any], path: list[str]) -> str | None:
+    """The kind that a group has by default; None for a group without kinds, or one that no default has."""
+    for key in path:
+        inner = defaults.get(key)
+        if not is_mapping(inner):
+            return None
+        defaults = inner
+    return defaults.get("kind")
 
 
-def _with_kinds(values: Any, defaults: Any) -> Any:  # noqa: ANN401 - any YAML value
+def _with_kinds(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """A copy in which a group that names no kind has the default one; below another kind, defaults mean nothing."""
-    if not isinstance(values, dict):
-        return values
-    if not isinstance(defaults, dict) or values.get("kind", defaults.get("kind")) != defaults.get("kind"):
+    if values.get("kind", defaults.get("kind")) != defaults.get("kind"):
         defaults = {}
-    kind = {"kind": defaults["kind"]} if "kind" in defaults else {}
-    return {**kind, **{key: _with_kinds(value, defaults.get(key)) for key, value in values.items()}}
+    filled = {"kind": defaults["kind"]} if "kind" in defaults else {}
+    for key, value in values.items():
+        below = defaults.get(key)
+        filled[key] = _with_kinds(value, below if is_mapping(below) else {}) if is_mapping(value) else value
+    return filled
 
 
 def _split(item: str) -> tuple[list[str], Any]:

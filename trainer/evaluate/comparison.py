@@ -3,6 +3,8 @@
 Likelihoods are of the same held-out images, so the difference of two models is the mean of paired differences, whose
 standard error is much smaller than that of either value. Samples are independent: variances add. No torch.
 """
+# safetensors has few type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
 import math
@@ -10,13 +12,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.errors import InputError
 from trainer.evaluate.results import PER_IMAGE
+from trainer.files import is_mapping
 from trainer.run.summary import LIKELIHOODS, Evaluated, Score, evaluated_from_json
 
 COMPARABLE_SAMPLE_METRIC = re.compile(
@@ -42,7 +45,7 @@ class ComparedModel:
     name: str
     dataset_fingerprint: str
     evaluated: Evaluated
-    per_image: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    per_image: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
 
     def score(self, metric: str) -> Score | None:
         """A metric that can be compared; None where it was not measured, or is NaN or infinite."""
@@ -136,8 +139,8 @@ def read(folder: Path, name: str) -> ComparedModel:
     if file is None:
         raise InputError(f"{folder}: no evaluation; allowed: a folder with {' or '.join(FILES)}")
     try:
-        values: dict[str, Any] = json.loads(file.read_text())
-        if not isinstance(values, dict) or "dataset_fingerprint" not in values:
+        values: object = json.loads(file.read_text())
+        if not is_mapping(values) or "dataset_fingerprint" not in values:
             raise ValueError("no dataset_fingerprint")
         fingerprint, evaluated = str(values["dataset_fingerprint"]), evaluated_from_json(values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -122,11 +122,11 @@ def sample_view(
 class _SampleView:
     """Collects the scores of the sample view, one extractor after another."""
 
-    scores: dict[str, Score] = field(default_factory=dict)
-    extractors: dict[str, ExtractorUsed] = field(default_factory=dict)
-    curves: dict[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict[str, Score])
+    extractors: dict[str, ExtractorUsed] = field(default_factory=dict[str, ExtractorUsed])
+    curves: dict[str, tuple[CurvePoint, ...]] = field(default_factory=dict[str, tuple[CurvePoint, ...]])
     classes: ClassCounts | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])
 
     def add_distances(self, results: EvaluationResults, comparison: FeatureComparison, with_neighbours: bool) -> None:
         """Distances to the training images by one extractor."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainer.config.run import CHALLENGER, GateConfig
 from trainer.config.run_config import RunConfig
@@ -34,6 +34,11 @@ from trainer.run.summary import GateDecision, Registration, RunSummary
 from trainer.tracking.client import mlflow_client, mlflow_environment
 from trainer.tracking.runs import log_evaluation, log_grid
 from trainer.tracking.standalone import fetch_results
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models.model import ModelInfo
 
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "pydantic", "numpy", "pandas")
 
@@ -73,7 +78,7 @@ def register(
 class Gate:
     """The gate of a registered model; fetches the champion's evaluation from the registry for the comparison."""
 
-    client: Any
+    client: "MlflowClient"
     name: str
     tracking_uri: str
     config: GateConfig
@@ -180,7 +185,7 @@ def log_summary(config: RunConfig, paths: RunPaths, run_id: str) -> None:
     mlflow_client(str(config.run.tracking_uri)).log_artifact(run_id, str(paths.summary), "results")
 
 
-def _log_model(config: RunConfig, paths: RunPaths, summary: RunSummary, run_id: str) -> Any:  # noqa: ANN401 - ModelInfo
+def _log_model(config: RunConfig, paths: RunPaths, summary: RunSummary, run_id: str) -> "ModelInfo":
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
@@ -200,7 +205,7 @@ def _log_model(config: RunConfig, paths: RunPaths, summary: RunSummary, run_id: 
         )
 
 
-def _version(client: Any, name: str, model: Any, run_id: str, package_sha256: str) -> str:  # noqa: ANN401 - MLflow types
+def _version(client: "MlflowClient", name: str, model: "ModelInfo", run_id: str, package_sha256: str) -> str:
     """The number of the registered version of this package under `name`, created unless it exists."""
     from mlflow.exceptions import MlflowException
 
@@ -236,7 +241,9 @@ def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, s
         return _download(client, client.get_model_version_by_alias(name, alias), into, tracking_uri)
 
 
-def _download(client: Any, registered: Any, into: Path, tracking_uri: str) -> tuple[Path, str, str]:  # noqa: ANN401
+def _download(
+    client: "MlflowClient", registered: "ModelVersion", into: Path, tracking_uri: str
+) -> tuple[Path, str, str]:
     """A version's package, its run's configuration, and the run's id."""
     from mlflow.artifacts import download_artifacts
 

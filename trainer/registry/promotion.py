@@ -8,18 +8,21 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config.run import CHALLENGER
 from trainer.errors import InputError
 from trainer.registry.gate import Decision
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 DECISION, REASON, TIME = "dualview.gate", "dualview.gate_reason", "dualview.gate_time"
 
 Decide = Callable[[str | None], Decision]
 
 
-def decide_alias(client: Any, name: str, number: str, alias: str, decide: Decide) -> Decision:  # noqa: ANN401 - MlflowClient
+def decide_alias(client: "MlflowClient", name: str, number: str, alias: str, decide: Decide) -> Decision:
     """Make a new version the challenger, and give it the alias if it passes; an earlier decision is kept.
 
     Args:
@@ -45,20 +48,20 @@ def decide_alias(client: Any, name: str, number: str, alias: str, decide: Decide
     return decision
 
 
-def version_of_alias(client: Any, name: str, alias: str) -> str | None:  # noqa: ANN401 - MlflowClient
+def version_of_alias(client: "MlflowClient", name: str, alias: str) -> str | None:
     """The number of the version that has an alias; None where none has."""
     number = client.get_registered_model(name).aliases.get(alias)
     return None if number is None else str(number)
 
 
-def tag_decision(client: Any, name: str, number: str, decision: str, reason: str) -> None:  # noqa: ANN401 - MlflowClient
+def tag_decision(client: "MlflowClient", name: str, number: str, decision: str, reason: str) -> None:
     """Tag a version with a decision and its reason."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for tag, value in ((DECISION, decision), (REASON, reason[:5000]), (TIME, now)):
         client.set_model_version_tag(name, number, tag, value)
 
 
-def set_alias(client: Any, name: str, number: str, alias: str) -> None:  # noqa: ANN401 - MlflowClient
+def set_alias(client: "MlflowClient", name: str, number: str, alias: str) -> None:
     """Give a version the alias, and add it to the history; it is no challenger any more."""
     past = history(client, name, alias)
     if not past or past[-1] != number:
@@ -68,7 +71,7 @@ def set_alias(client: Any, name: str, number: str, alias: str) -> None:  # noqa:
         client.delete_registered_model_alias(name, CHALLENGER)
 
 
-def history(client: Any, name: str, alias: str) -> list[str]:  # noqa: ANN401 - MlflowClient
+def history(client: "MlflowClient", name: str, alias: str) -> list[str]:
     """The numbers of the versions that had the alias, the current one last."""
     present = version_of_alias(client, name, alias)
     past: list[str] = json.loads(client.get_registered_model(name).tags.get(_history_tag(alias), "[]"))
@@ -77,7 +80,7 @@ def history(client: Any, name: str, alias: str) -> list[str]:  # noqa: ANN401 - 
     return past
 
 
-def _write_history(client: Any, name: str, alias: str, versions: list[str]) -> None:  # noqa: ANN401
+def _write_history(client: "MlflowClient", name: str, alias: str, versions: list[str]) -> None:
     client.set_registered_model_tag(name, _history_tag(alias), json.dumps(versions))
 
 
@@ -85,7 +88,7 @@ def _history_tag(alias: str) -> str:
     return f"dualview.history.{alias}"
 
 
-def roll_back(client: Any, name: str, alias: str, reason: str) -> tuple[str, str]:  # noqa: ANN401 - MlflowClient
+def roll_back(client: "MlflowClient", name: str, alias: str, reason: str) -> tuple[str, str]:
     """Give the alias back to the version that had it before.
 
     Returns:
@@ -128,7 +131,7 @@ class Version:
     metrics: dict[str, float]
 
 
-def versions(client: Any, name: str) -> list[Version]:  # noqa: ANN401 - MlflowClient
+def versions(client: "MlflowClient", name: str) -> list[Version]:
     """All versions, the newest first."""
     aliases: dict[str, Any] = client.get_registered_model(name).aliases
     registered = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda each: -int(each.version))

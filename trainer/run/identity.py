@@ -12,7 +12,7 @@ from trainer.config import history
 from trainer.config.load import name_by_digest
 from trainer.config.run_config import NOT_METHOD, RunConfig, canonical
 from trainer.errors import InputError
-from trainer.files import file_lock, read_json, write_json
+from trainer.files import file_lock, is_mapping, read_json, write_json
 from trainer.run.paths import RunPaths
 from trainer.run.summary import RunSummary, summary_from_json
 
@@ -101,7 +101,7 @@ def _differences(before: dict[str, Any], named: dict[str, Any], prefix: str = ""
         path, stored = f"{prefix}{name}", before.get(name)
         if path == "training.steps" or value == stored:
             continue
-        if isinstance(value, dict) and isinstance(stored, dict):
+        if is_mapping(value) and is_mapping(stored):
             yield from _differences(stored, value, f"{path}.")
         else:
             yield f"{path} is {json.dumps(stored)} there and {json.dumps(value)} here"

@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast, get_args
+from typing import Any, ClassVar, TypeVar, get_args
+
+from trainer.files import is_mapping
 
 
 def _now_ms() -> int:
@@ -146,22 +148,21 @@ KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in get_args(Record)}
 def encode(record: Record) -> dict[str, Any]:
     """A record as a JSON object, kind and time first; fields that are None are left out."""
     values = {each.name: getattr(record, each.name) for each in fields(record)}
-    entries = values.pop(record.spread, {})
-    return {"kind": record.kind, **{name: value for name, value in values.items() if value is not None}, **entries}
+    values = values.pop(record.spread, {})
+    return {"kind": record.kind, **{name: value for name, value in values.items() if value is not None}, **values}
 
 
 def decode(values: object) -> Record | None:
     """The record in a JSON object; None for kinds that this version does not know and for anything else."""
-    if not isinstance(values, dict):
+    if not is_mapping(values):
         return None
-    entries = cast("dict[str, Any]", values)
-    kind = KINDS.get(entries.get("kind", ""))
+    kind = KINDS.get(values.get("kind", ""))
     if kind is None:
         return None
     names = {each.name for each in fields(kind)} - {kind.spread}
-    known = {name: value for name, value in entries.items() if name in names}
+    known = {name: value for name, value in values.items() if name in names}
     if kind.spread:
-        known[kind.spread] = {name: value for name, value in entries.items() if name not in names and name != "kind"}
+        known[kind.spread] = {name: value for name, value in values.items() if name not in names and name != "kind"}
     try:
         return kind(**known)
     except TypeError:

@@ -7,7 +7,7 @@ import json
 import threading
 from pathlib import Path
 
-from trainer.files import write_json
+from trainer.files import is_mapping, write_json
 
 POLL_SECONDS = 0.2
 
@@ -27,10 +27,10 @@ def clear_stop(file: Path, reason: str) -> None:
 def _read(file: Path) -> dict[str, str]:
     """The fields of a stop request; empty where there is none."""
     try:
-        request = json.loads(file.read_text())
+        request: object = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return request if isinstance(request, dict) else {}
+    return request if is_mapping(request) else {}
 
 
 class StopRequest:

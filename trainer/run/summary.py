@@ -29,7 +29,7 @@ class Protocol:
 
     samples: int | None = None
     sampler: str | None = None
-    extractors: Mapping[str, str] = field(default_factory=dict)
+    extractors: Mapping[str, str] = field(default_factory=dict[str, str])
     log_snr_ends: tuple[float, float] | None = None
 
 
@@ -109,8 +109,8 @@ class Evaluated:
 
     scores: Scores
     samples: int | None = None
-    extractors: Mapping[str, ExtractorUsed] = field(default_factory=dict)
-    frechet_at_nfe: Mapping[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
+    extractors: Mapping[str, ExtractorUsed] = field(default_factory=dict[str, ExtractorUsed])
+    frechet_at_nfe: Mapping[str, tuple[CurvePoint, ...]] = field(default_factory=dict[str, tuple[CurvePoint, ...]])
     classes: ClassCounts | None = None
     notes: tuple[str, ...] = ()
 
@@ -177,9 +177,9 @@ def _protocol_to_json(scores: Scores) -> Json:
         entry = _without_none({"replicate": score.replicate, "n": score.n, "df": score.df})
         if score.protocol is not None:
             protocol = _without_none(asdict(score.protocol))
-            entry |= {
-                key: list(value) if isinstance(value, tuple) else value for key, value in protocol.items() if value
-            }
+            if ends := score.protocol.log_snr_ends:
+                protocol["log_snr_ends"] = list(ends)
+            entry |= {key: value for key, value in protocol.items() if value}
         if entry:
             entries[name] = entry
     return entries

@@ -1,4 +1,6 @@
 """A training run in MLflow: its parameters, data set, metrics and pictures."""
+# MLflow's client has few type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import time
 from collections.abc import Mapping
@@ -7,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config.run_config import RunConfig, canonical
 from trainer.data.manifest import DatasetInfo
+from trainer.files import is_mapping
 from trainer.run.provenance import git_commit
 from trainer.run.summary import Evaluated
 from trainer.tracking.client import create_once
@@ -124,7 +127,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
+        if is_mapping(value):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

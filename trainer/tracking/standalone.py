@@ -1,4 +1,6 @@
 """Standalone evaluations as MLflow runs of their own, and fetching the results of another run's evaluation."""
+# MLflow's client has few type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import hashlib
 import os

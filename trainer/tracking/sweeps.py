@@ -1,4 +1,6 @@
 """The MLflow parent run of a sweep's trials."""
+# MLflow's client has few type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import time
 from pathlib import Path

@@ -4,6 +4,7 @@ Everything a step depends on is a function of (config, step) or stored in the ch
 newest complete checkpoint and going on. Only rank 0 writes to the journal. The step itself is in step.py.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _agree_on_checkpoint(paths: RunPaths, journal: Journal | None) -> Checkpoint
     return Checkpoint(choice[0]) if choice[0] else None
 
 
-def run(context: WorkerContext, report: Any) -> None:  # noqa: ANN401 - ray.train.report
+def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> None:
     """Train until `training.steps`, a stop request or a non-finite loss; the journal says which.
 
     Args:
