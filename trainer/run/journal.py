@@ -148,8 +148,8 @@ KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in get_args(Record)}
 def encode(record: Record) -> dict[str, Any]:
     """A record as a JSON object, kind and time first; fields that are None are left out."""
     values = {each.name: getattr(record, each.name) for each in fields(record)}
-    values = values.pop(record.spread, {})
-    return {"kind": record.kind, **{name: value for name, value in values.items() if value is not None}, **values}
+    entries = values.pop(record.spread, {})
+    return {"kind": record.kind, **{name: value for name, value in values.items() if value is not None}, **entries}
 
 
 def decode(values: object) -> Record | None:
