@@ -69,12 +69,12 @@ def test_the_curve_is_the_mean_of_each_group_at_each_point():
     results: Any = Joined(fields)
     data: Any = SimpleNamespace(info=info)
     curve = denoising_curve(results, PROCESS, data, "p")
-    points = points_of(range(images))
+    points: list[list[int]] = points_of(range(images)).tolist()
     for name, means in (("squared_error", curve.mse), ("x0_error", curve.x0_mse)):
         for group in range(GROUPS):
             for point in (0, 1, POINTS - 1):
                 values = [
-                    float(fields[name][image, list(points[image]).index(point)])
+                    float(fields[name][image, points[image].index(point)])
                     for image in range(images)
                     if image // STRIDE % GROUPS == group and point in points[image]
                 ]

@@ -18,10 +18,11 @@ from diffusion.likelihood.screening import DenoisingCurve
 from trainer.evaluate.report.figure import whole, wrapped
 from trainer.evaluate.report.html import VIEWS, write_report
 from trainer.evaluate.report.layout import HEADING, MARGIN, Shape, page
-from trainer.evaluate.report.panels import panels
+from trainer.evaluate.report.panels import denoising_curve, panels
 from trainer.evaluate.report.plots import round_steps
 from trainer.evaluate.report.theme import DARK, DARK_PAPER, DRAWING, LIGHT, PAPER
 from trainer.evaluate.report.wording import ERRORS, measured, short
+from trainer.run.summary import evaluated_from_json
 
 CURVE = DenoisingCurve(
     log_snr=torch.linspace(10, -10, 12, dtype=torch.float64),
@@ -58,6 +59,11 @@ FULL = {
 }
 
 
+def shown(values, folder):
+    """The panels of an evaluation's file."""
+    return panels(evaluated_from_json(values), denoising_curve(values["evaluation"]["metrics"], folder), folder)
+
+
 EXTREMES = {
     "as usual": {},
     "a name of one long word, with a dollar sign": {"model": "$" + "name_" * 30 + "$", "step": 4_000_000},
@@ -80,12 +86,16 @@ EXTREMES = {
     },
     "errors that are tiny or missing": {"vlb_bpd_se": 1e-9, "nll_bpd_se": None, "frechet_classifier_se": 0.0},
     "nothing finite": {"frechet_classifier": math.nan, "frechet_classifier_noise": math.inf, "nll_bpd": math.inf},
-    "two classes": {"classes": {"samples": [0, 9], "train": [5, 4]}},
+    "two classes": {"classes": {"samples": [0, 9], "train": [5, 4], "heldout": [5, 4]}},
     "200 classes with a long tail": {
-        "classes": {"samples": [7] + [0] * 199, "train": [10_000 // (n + 1) ** 2 for n in range(200)]}
+        "classes": {
+            "samples": [7] + [0] * 199,
+            "train": [10_000 // (n + 1) ** 2 for n in range(200)],
+            "heldout": [10_000 // (n + 1) ** 2 for n in range(200)],
+        }
     },
-    "30 classes": {"classes": {"samples": list(range(30)), "train": [5] * 30}},
-    "no samples that a classifier saw": {"classes": {"samples": [0] * 3, "train": [5] * 3}},
+    "30 classes": {"classes": {"samples": list(range(30)), "train": [5] * 30, "heldout": [5] * 30}},
+    "no samples that a classifier saw": {"classes": {"samples": [0] * 3, "train": [5] * 3, "heldout": [5] * 3}},
     "the worst of words": {
         "frechet_efficientnet_lite0": 1.0,
         "frechet_efficientnet_lite0_noise": 2.0,
@@ -111,7 +121,7 @@ def folder(tmp_path):
 
 
 def test_a_full_evaluation_shows_both_views_in_one_file(folder):
-    likelihood, sample = panels(FULL, folder)
+    likelihood, sample = shown(FULL, folder)
     assert (len(likelihood), len(sample)) == (2, 5)
     text = write_report(folder, FULL).read_text()
     assert text.count("<svg ") == 5
@@ -130,7 +140,7 @@ def test_a_full_evaluation_shows_both_views_in_one_file(folder):
 def test_only_what_was_measured_is_shown(tmp_path):
     values = {name: FULL[name] for name in ("model", "package_sha256", "dataset_fingerprint", "nll_bpd", "nll_bpd_se")}
     values["evaluation"] = {"metrics": ["nll"], "solver": {"kind": "ddim"}}
-    likelihood, sample = panels(values, tmp_path)
+    likelihood, sample = shown(values, tmp_path)
     assert (len(likelihood), len(sample)) == (1, 0)
     assert "Not measured." in write_report(tmp_path, values).read_text()
 
@@ -142,7 +152,7 @@ def test_a_report_of_nothing_is_a_page_all_the_same(tmp_path):
 
 def test_a_curve_that_another_evaluation_left_is_not_shown(folder):
     values = {**FULL, "evaluation": {"metrics": ["vlb"], "solver": {"kind": "ddim"}}}
-    assert len(panels(values, folder)[0]) == 1
+    assert len(shown(values, folder)[0]) == 1
     assert "Error per dimension" not in write_report(folder, values).read_text()
 
 
@@ -267,7 +277,7 @@ def overlap(one, other, slack=1.0):
 def page_of(values, folder):
     with rc_context(DRAWING):
         title = f"{values['model']}, step {values.get('step', 1)}"
-        return whole(panels(values, folder), [name for _, name, _ in VIEWS], title, ERRORS)
+        return whole(shown(values, folder), [name for _, name, _ in VIEWS], title, ERRORS)
 
 
 @pytest.mark.parametrize(

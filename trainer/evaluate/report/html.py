@@ -13,11 +13,13 @@ from typing import Any
 
 from matplotlib import rc_context
 
+from diffusion.likelihood.screening import DenoisingCurve
 from trainer.evaluate.report.figure import drawing, whole
 from trainer.evaluate.report.panels import Panel, denoising_curve, panels
 from trainer.evaluate.report.tables import details, headline
 from trainer.evaluate.report.theme import DARK, DARK_PAPER, DRAWING, LIGHT, PAPER, css_variables
 from trainer.evaluate.report.wording import ERRORS, sampling
+from trainer.run.summary import Evaluated, evaluated_from_json
 
 VIEWS = (
     ("vae", "As a deep VAE", "What probability the model gives to images it has not seen."),
@@ -68,13 +70,15 @@ def write_report(folder: Path, values: Mapping[str, Any]) -> Path:
     Returns:
         The page.
     """
-    both = panels(values, folder)
+    evaluated = evaluated_from_json(values)
+    curve = denoising_curve(values["evaluation"]["metrics"], folder)
+    both = panels(evaluated, curve, folder)
     notes = [sampling(values)] if "samples" in values else []
     page = folder / "report.html"
     with rc_context(DRAWING):
         picture = whole(both, [name for _, name, _ in VIEWS], _title(values), "; ".join([*notes, ERRORS]))
         picture.savefig(folder / "report.png", dpi=DPI, metadata={"Software": None})
-        page.write_text(_page(values, both, folder))
+        page.write_text(_page(values, evaluated, curve, both))
     return page
 
 
@@ -83,11 +87,16 @@ def _title(values: Mapping[str, Any]) -> str:
     return f"{values.get('model', values.get('name'))}{step}"
 
 
-def _page(values: Mapping[str, Any], both: tuple[Sequence[Panel], Sequence[Panel]], folder: Path) -> str:
+def _page(
+    values: Mapping[str, Any],
+    evaluated: Evaluated,
+    curve: DenoisingCurve | None,
+    both: tuple[Sequence[Panel], Sequence[Panel]],
+) -> str:
     title = escape(_title(values))
     drawn = f"{escape(sampling(values))} · " if "samples" in values else ""
     views = "".join(_view(*view, found) for view, found in zip(VIEWS, both, strict=True))
-    notes = "".join(f"<p class=quiet>Note: {escape(note)}.</p>" for note in values.get("notes", []))
+    notes = "".join(f"<p class=quiet>Note: {escape(note)}.</p>" for note in evaluated.notes)
     recipe = escape(json.dumps({"evaluation": values["evaluation"], **_digests(values)}, indent=2))
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
@@ -96,7 +105,7 @@ def _page(values: Mapping[str, Any], both: tuple[Sequence[Panel], Sequence[Panel
         f"<title>{title}</title><style>{STYLE}</style></head><body><header><h1>{title}</h1>"
         f"<p class=quiet>{drawn}package <code>{escape(values['package_sha256'][:16])}</code> · "
         f"data <code>{escape(values['dataset_fingerprint'][:16])}</code></p><p class=quiet>{ERRORS}</p></header>"
-        f"<main>{headline(values)}{views}{notes}<h2>Details</h2>{details(values, denoising_curve(values, folder))}"
+        f"<main>{headline(evaluated)}{views}{notes}<h2>Details</h2>{details(evaluated, curve)}"
         f"<details><summary>How it was measured</summary><pre>{recipe}</pre></details></main></body></html>\n"
     )
 

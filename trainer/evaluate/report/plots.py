@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from diffusion.likelihood.screening import DenoisingCurve
 from trainer.evaluate.report.theme import BASELINE, FAINT, INK, LIKELIHOOD, QUIET, SAMPLE, SMALL, THIRD
-from trainer.evaluate.report.wording import BASELINES, LIKELIHOODS, measured, number, short
+from trainer.evaluate.report.wording import BASELINES, LIKELIHOODS, error_of, measured, short, value_of
+from trainer.run.summary import ClassCounts, CurvePoint, Evaluated
 
-Values = Mapping[str, Any]
 Row = tuple[str, float, float | None, str]
 
 TERMS = (("prior", BASELINE), ("diffusion", LIKELIHOOD), ("reconstruction", THIRD))
@@ -26,7 +26,7 @@ SHORT_NAMES = {
     "nll_bpd": "probability-flow ODE",
 }
 BAR = 0.42  # of the room that a likelihood has
-MOST_BARS = 30  # classes that are drawn as bars beside each other
+MAX_BARS = 30  # classes that are drawn as bars beside each other
 BITS = 1 / (2 * math.log(2))  # per dimension and unit of log-SNR, of a mean squared error of epsilon
 
 
@@ -47,18 +47,18 @@ def draw_curve(axes: Axes, curve: DenoisingCurve) -> None:
     _ticks(other, "y")
 
 
-def draw_likelihoods(axes: Axes, values: Values) -> None:
+def draw_likelihoods(axes: Axes, evaluated: Evaluated) -> None:
     """The likelihoods one below another, the bounds in their terms; names and numbers stand above the bars."""
-    names = [name for name in LIKELIHOODS if number(values, name) is not None]
+    names = [name for name in LIKELIHOODS if value_of(evaluated, name) is not None]
     labelled = dict[str, Any]()
     for place, name in enumerate(names):
         left = 0.0
-        for term, width, colour in _terms(values, name):
+        for term, width, colour in _terms(evaluated, name):
             bar = axes.barh(place, width, BAR, left, color=colour)
             if term:
                 labelled.setdefault(term, bar)
             left += width
-        value, error = values[name], number(values, f"{name}_se")
+        value, error = evaluated.scores[name].value, error_of(evaluated, name)
         if error:
             axes.errorbar(value, place, xerr=2 * error, color=INK, capsize=3, lw=1)
         _above(axes, place - BAR / 2, SHORT_NAMES[name], measured(value, error))
@@ -72,23 +72,23 @@ def draw_likelihoods(axes: Axes, values: Values) -> None:
         _legend(axes, list(labelled.values()), list(labelled))
 
 
-def _terms(values: Values, name: str) -> list[tuple[str, float, str]]:
+def _terms(evaluated: Evaluated, name: str) -> list[tuple[str, float, str]]:
     stem = name.removesuffix("bpd")
-    parts = [(term, number(values, f"{stem}{term}_bpd"), colour) for term, colour in TERMS]
+    parts = [(term, value_of(evaluated, f"{stem}{term}_bpd"), colour) for term, colour in TERMS]
     if any(width is None for _, width, _ in parts):
-        return [("", values[name], SAMPLE if name == "nll_bpd" else LIKELIHOOD)]
+        return [("", evaluated.scores[name].value, SAMPLE if name == "nll_bpd" else LIKELIHOOD)]
     return [(term, width or 0.0, colour) for term, width, colour in parts]
 
 
-def draw_nfe(axes: Axes, name: str, points: Sequence[Mapping[str, float]], values: Values) -> None:
+def draw_nfe(axes: Axes, name: str, points: Sequence[CurvePoint], evaluated: Evaluated) -> None:
     """The Frechet distance against network evaluations."""
-    at = [point["nfe"] for point in points]
+    at = [point.nfe for point in points]
     line = axes.errorbar(
-        at, [point["value"] for point in points], [2 * (point.get("se") or 0.0) for point in points],
+        at, [point.value for point in points], [2 * (point.se or 0.0) for point in points],
         color=SAMPLE, marker="o", ms=4.5, lw=1.5, elinewidth=1, capsize=3,
     )  # fmt: skip
     handles, labels = [line.lines[0]], ["samples"]
-    heldout = number(values, f"{name}_heldout")
+    heldout = value_of(evaluated, f"{name}_heldout")
     if heldout is not None:
         handles.append(axes.axhline(heldout, color=QUIET, ls=(0, (2, 2)), lw=1.2))  # pyright: ignore[reportArgumentType]
         labels.append("held-out images")
@@ -115,12 +115,12 @@ def _apart(places: Sequence[float], gap: float) -> list[float]:
     return kept[::-1]
 
 
-def draw_scale(axes: Axes, name: str, values: Values) -> None:
+def draw_scale(axes: Axes, name: str, evaluated: Evaluated) -> None:
     """A distance beside those of real images, a Gaussian and noise, on a logarithmic axis where all fit on one.
 
     A value at or below zero, which has no place on it, is an arrow at its left end; each value stands at the right.
     """
-    rows = _scale_rows(name, values)
+    rows = _scale_rows(name, evaluated)
     above = [(value, value + 2 * (error or 0.0)) for _, value, error, _ in rows if value > 0] or [(1.0, 1.0)]
     low, high = min(value for value, _ in above), max(end for _, end in above)
     room = max(1.6, (high / low) ** 0.06)
@@ -143,30 +143,31 @@ def draw_scale(axes: Axes, name: str, values: Values) -> None:
     axes.set_xlabel("distance (log scale, ◂ ≤ 0)" if any(row[1] <= 0 for row in rows) else "distance (log scale)")
 
 
-def _scale_rows(name: str, values: Values) -> list[Row]:
+def _scale_rows(name: str, evaluated: Evaluated) -> list[Row]:
     found = [("samples", name, SAMPLE), ("samples, N → ∞", f"{name}_infinite", SAMPLE)]
     found += [(label, f"{name}_{key}", BASELINE) for key, label in BASELINES.items()]
-    rows = [(label, number(values, key), number(values, f"{key}_se"), colour) for label, key, colour in found]
+    rows = [(label, value_of(evaluated, key), error_of(evaluated, key), colour) for label, key, colour in found]
     return [(label, value, error, colour) for label, value, error, colour in rows if value is not None]
 
 
-def round_steps(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between two that are above zero, for a logarithmic axis: at most `most` of them."""
+def round_steps(low: float, high: float, max_steps: int = 5) -> list[float]:
+    """Round numbers between two that are above zero, for a logarithmic axis: at most `max_steps` of them."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = list[float]()
     for steps in ((1, 2, 5), (1, 3), (1,)):
         every = [step * 10.0**power for power in range(first, last + 1) for step in steps]
         every = [step for step in every if low <= step <= high]
-        if len(every) <= most:
+        if len(every) <= max_steps:
             return every
-    return every[:: -(-len(every) // most)]
+    return every[:: -(-len(every) // max_steps)]
 
 
-def draw_classes(axes: Axes, counts: Mapping[str, Sequence[int]]) -> None:
+def draw_classes(axes: Axes, counts: ClassCounts) -> None:
     """Which classes a classifier sees in the samples and in the training images."""
-    shares = {name: np.array(counts[name]) / max(1, sum(counts[name])) for name in ("samples", "train")}
+    sets = {"samples": counts.samples, "train": counts.train}
+    shares = {name: np.array(each) / max(1, sum(each)) for name, each in sets.items()}
     total = len(shares["train"])
-    handles = (_bars if total <= MOST_BARS else _ranked)(axes, shares)
+    handles = (_bars if total <= MAX_BARS else _ranked)(axes, shares)
     axes.set_xlim(-0.6, total - 0.4)
     axes.set_ylim(bottom=0)
     _legend(axes, handles, ["samples", "training images"])

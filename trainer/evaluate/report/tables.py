@@ -1,70 +1,76 @@
 """The tables of a report's page: the headline numbers, and all of them in full."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 from diffusion.likelihood.screening import DenoisingCurve
 from trainer.evaluate.report.panels import distances, nfe_points
-from trainer.evaluate.report.wording import BASELINES, LIKELIHOODS, distance_name, features_name, measured, number
+from trainer.evaluate.report.wording import (
+    BASELINES,
+    LIKELIHOODS,
+    distance_name,
+    error_of,
+    features_name,
+    measured,
+    value_of,
+)
+from trainer.run.summary import CurvePoint, Evaluated
 
-Values = Mapping[str, Any]
-
-SETS = {"samples": "Samples", "train": "Training images", "heldout": "Held-out images"}
+SETS = ("Samples", "Training images", "Held-out images")
 
 
-def headline(values: Values) -> str:
+def headline(evaluated: Evaluated) -> str:
     """The likelihoods, and the distances of the samples with those of the baselines."""
-    return f"<div class=headline>{_likelihoods(values)}{_distances(values)}</div>"
+    return f"<div class=headline>{_likelihoods(evaluated)}{_distances(evaluated)}</div>"
 
 
-def _likelihoods(values: Values) -> str:
-    found = [(name, label) for name, label in LIKELIHOODS.items() if number(values, name) is not None]
-    rows = [(label, _measured(values, name)) for name, label in found]
+def _likelihoods(evaluated: Evaluated) -> str:
+    found = [(name, label) for name, label in LIKELIHOODS.items() if value_of(evaluated, name) is not None]
+    rows = [(label, _measured(evaluated, name)) for name, label in found]
     return table("Likelihoods of held-out images", ("Quantity", "Bits per dimension"), rows) if rows else ""
 
 
-def _distances(values: Values) -> str:
-    names = distances(values) + [name for name in values if name.startswith("kid_") and f"{name}_noise" in values]
+def _distances(evaluated: Evaluated) -> str:
+    names = distances(evaluated) + [
+        name for name in evaluated.scores if name.startswith("kid_") and f"{name}_noise" in evaluated.scores
+    ]
     ends = ("", "_infinite", *(f"_{key}" for key in BASELINES))
     rows = [
-        (f"{distance_name(name)}, {features_name(name)}", *(_measured(values, f"{name}{end}") for end in ends))
+        (f"{distance_name(name)}, {features_name(name)}", *(_measured(evaluated, f"{name}{end}") for end in ends))
         for name in names
     ]
     heads = ("Distance", "Samples", "Samples, N → ∞", *(label[0].upper() + label[1:] for label in BASELINES.values()))
     return table("Distances to the training images (lower is better)", heads, rows) if rows else ""
 
 
-def _measured(values: Values, name: str) -> str:
-    value = number(values, name)
-    return "–" if value is None else measured(value, number(values, f"{name}_se"))
+def _measured(evaluated: Evaluated, name: str) -> str:
+    value = value_of(evaluated, name)
+    return "–" if value is None else measured(value, error_of(evaluated, name))
 
 
-def details(values: Values, curve: DenoisingCurve | None) -> str:
+def details(evaluated: Evaluated, curve: DenoisingCurve | None) -> str:
     """All numbers, and what the plots are drawn from."""
-    parts = [_fold("All numbers", ("Metric", "Value", "Standard error"), _all(values))]
-    for name, points in nfe_points(values).items():
+    parts = [_fold("All numbers", ("Metric", "Value", "Standard error"), _all(evaluated))]
+    for name, points in nfe_points(evaluated).items():
         title = f"{distance_name(name)} by sampling cost, {features_name(name)}"
         parts.append(_fold(title, ("Network evaluations", "Distance", "Standard error"), map(_point, points)))
-    if "classes" in values:
-        kinds = {name: label for name, label in SETS.items() if name in values["classes"]}
-        columns = zip(*(values["classes"][name] for name in kinds), strict=True)
+    if counts := evaluated.classes:
+        columns = zip(counts.samples, counts.train, counts.heldout, strict=True)
         rows = [(str(place), *map(str, row)) for place, row in enumerate(columns)]
-        parts.append(_fold("Images by predicted class", ("Class", *kinds.values()), rows))
+        parts.append(_fold("Images by predicted class", ("Class", *SETS), rows))
     if curve:
         heads = ("Log-SNR", "Error per dimension", "Standard error")
         parts.append(_fold("Mean squared error of epsilon by log-SNR", heads, _curve(curve)))
     return "".join(parts)
 
 
-def _all(values: Values) -> Iterable[tuple[str, ...]]:
-    for name, value in values.items():
-        if isinstance(value, float) and not name.endswith(("_se", "_sd")):
-            yield name, f"{value:.5g}", _error(number(values, f"{name}_se"))
+def _all(evaluated: Evaluated) -> Iterable[tuple[str, ...]]:
+    for name, score in evaluated.scores.items():
+        yield name, f"{score.value:.5g}", _error(error_of(evaluated, name))
 
 
-def _point(point: Mapping[str, float]) -> tuple[str, ...]:
-    return str(point["nfe"]), f"{point['value']:.5g}", _error(number(point, "se"))
+def _point(point: CurvePoint) -> tuple[str, ...]:
+    return str(point.nfe), f"{point.value:.5g}", _error(point.se)
 
 
 def _error(error: float | None) -> str:

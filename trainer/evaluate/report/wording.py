@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.run.summary import Evaluated
+
 LIKELIHOODS = {
     "vlb_bpd": "Variational bound, discrete time",
     "continuous_vlb_bpd": "Variational bound, continuous time",
@@ -58,10 +60,16 @@ def sampling(values: Mapping[str, Any]) -> str:
     return f"{seeds}{values['samples']:,} samples, {SOLVERS.get(kind, kind)}"
 
 
-def number(values: Mapping[str, Any], name: str) -> float | None:
-    """A value that can be drawn: there, and finite."""
-    value = values.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def value_of(evaluated: Evaluated, metric: str) -> float | None:
+    """A metric's value, where it was measured and is finite, so that it can be drawn."""
+    score = evaluated.score(metric)
+    return None if score is None else score.value
+
+
+def error_of(evaluated: Evaluated, metric: str) -> float | None:
+    """The standard error of such a value, where it has one."""
+    score = evaluated.score(metric)
+    return None if score is None else score.se
 
 
 def short(value: float) -> str:
