@@ -16,6 +16,7 @@ from trainer.checkpoint.manifest import complete_steps
 from trainer.config.run_config import RunConfig
 from trainer.driver.elastic import CheckpointBeforeResize
 from trainer.driver.plan import bundles
+from trainer.errors import last_line
 from trainer.run.attempt import begin_attempt
 from trainer.run.journal import Journal, Warned
 from trainer.run.paths import RunPaths
@@ -47,7 +48,7 @@ def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -
             # Ray Train has tried again where a worker failed, and not where its controller did, as it does with a node
             if failures_without_progress > (MAX_FAILURES if isinstance(error, ControllerError) else 0):
                 raise
-            cause = str(error).splitlines()[-1]
+            cause = last_line(error)
             Journal(paths.journal).append(Warned(text=f"training goes on from its checkpoint after: {cause}"))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainer.errors import last_line
 from trainer.evaluate.extractors.base import Pixels, as_rgb, in_batches
 
 DIMENSIONS, BATCH = 2048, 32
@@ -81,7 +82,7 @@ def _check_interface(path: Path, network: torch.jit.ScriptModule) -> None:
             both, alone = (network(x, return_features=True) for x in (ramp, ramp[:1]))
             large = network(ramp.repeat(1, 1, 2, 2), return_features=True)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = last_line(error)
         raise ValueError(f"{path}: cannot take the images ({reason}); {INTERFACE}") from error
     for found, count in ((both, 2), (alone, 1), (large, 2)):
         if not isinstance(found, Tensor) or found.shape != (count, DIMENSIONS):
