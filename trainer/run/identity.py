@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from diffusion.config.errors import describe
 from trainer.config import history
 from trainer.config.load import name_by_digest
 from trainer.config.run_config import NOT_METHOD, RunConfig, canonical
@@ -17,6 +20,7 @@ from trainer.run.paths import RunPaths
 from trainer.run.summary import RunSummary, summary_from_json
 
 JOB_LOCK_TIMEOUT_S = 60.0
+MAX_LISTED = 5  # settings in one line
 State = Literal["new", "resumable", "done"]
 
 
@@ -61,7 +65,7 @@ def resolve_run(config: RunConfig) -> Resolved:
     merged = merged.model_copy(update={"run": run})
     _check_checkpoints({owner, merged.method_sha256}, paths)
     state: State = "done" if is_done(merged, paths) else "resumable"
-    return Resolved(merged, paths, state, tuple(_changed_defaults(config, stored, paths).values()))
+    return Resolved(merged, paths, state, tuple(_notes(config, stored, paths)))
 
 
 def _existing(config: RunConfig) -> RunPaths | None:
@@ -83,28 +87,48 @@ def go_on_with(stored: RunConfig, config: RunConfig, where: str) -> RunConfig:
         InputError: the command names another method; `where` goes into the message.
     """
     before, named = stored.model_dump(mode="json"), history.asked(config)
-    others = list(_differences(before, {name: value for name, value in named.items() if name not in NOT_METHOD}))
+    others = list(_differences(before, named))
     if others:
+        path, there, here = others[0]
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise InputError(
-            f"run.name = {config.run.name!r}: taken by another method {where}: {others[0]}{more}; allowed: another "
-            "name, or none to have one made from the method"
+            f"run.name = {config.run.name!r}: taken by another method {where}: {path} is {json.dumps(there)} there and "
+            f"{json.dumps(here)} here{more}; allowed: another name, or none to have one made from the method"
         )
     merged = {**before, **{name: {**before[name], **named.get(name, {})} for name in NOT_METHOD}}
     merged["training"]["steps"] = named.get("training", {}).get("steps", before["training"]["steps"])
-    return RunConfig.model_validate_json(canonical(merged))
+    try:
+        return RunConfig.model_validate_json(canonical(merged))
+    except ValidationError as error:  # what is asked does not fit what is stored
+        raise InputError(f"run.name = {config.run.name!r}: {describe(error, RunConfig)}") from None
 
 
-def _differences(before: dict[str, Any], named: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Describe each named setting whose value in `before` is different."""
-    for name, value in named.items():
-        path, stored = f"{prefix}{name}", before.get(name)
-        if path == "training.steps" or value == stored:
+Difference = tuple[str, Any, Any]
+"""A setting's path, and its value there and here."""
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> Iterator[Difference]:
+    """The settings of the method in `here` that have another value in `there`."""
+    for name, value in here.items():
+        path, stored = f"{prefix}{name}", there.get(name)
+        if path in NOT_METHOD or path == "training.steps" or value == stored:
             continue
         if is_mapping(value) and is_mapping(stored):
             yield from _differences(stored, value, f"{path}.")
         else:
-            yield f"{path} is {json.dumps(stored)} there and {json.dumps(value)} here"
+            yield path, stored, value
+
+
+def _notes(config: RunConfig, stored: RunConfig, paths: RunPaths) -> Iterator[str]:
+    """What to say of a run that goes on with values that the command does not name."""
+    changed = _changed_defaults(config, stored, paths)
+    yield from changed.values()
+    own = _differences(stored.model_dump(mode="json"), config.model_dump(mode="json"))
+    history_paths = {change.path for change in history.CHANGED_DEFAULTS}
+    kept = [f"{path} = {json.dumps(there)}" for path, there, _ in own if path not in history_paths]
+    if kept:
+        more = f" and {len(kept) - MAX_LISTED} more" if len(kept) > MAX_LISTED else ""
+        yield f"goes on with settings of its own that this command does not name: {', '.join(kept[:MAX_LISTED])}{more}"
 
 
 def _changed_defaults(config: RunConfig, stored: RunConfig, paths: RunPaths) -> dict[str, str]:

@@ -78,6 +78,14 @@ def test_what_the_command_does_not_name_is_as_it_was_stored(config, paths):
     assert resolved.config.optim.lr == 5e-4
     assert resolved.config.parallel.workers == 3
     assert resolved.config.training.steps == 7
+    assert resolved.notes == ("goes on with settings of its own that this command does not name: optim.lr = 0.0005",)
+
+
+def test_what_does_not_fit_what_is_stored_is_bad_input(config, paths):
+    register_name(config.model_copy(update={"training": TrainingConfig(steps=9, global_batch_size=2)}), paths)
+    more = config.model_copy(update={"parallel": ParallelConfig(workers=4), "training": TrainingConfig(steps=9)})
+    with pytest.raises(InputError, match=r"run\.name = 'mine': parallel\.workers = 4; allowed: at most"):
+        resolve_run(more)
 
 
 def test_a_name_of_another_method_is_bad_input(config, paths):
