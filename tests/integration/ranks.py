@@ -7,6 +7,7 @@ keeps to one stage). With parallel.device = cuda, each has a GPU, and NCCL.
 A job is a JSON line on each rank's standard input, and `done` on its standard output says that it went well.
 """
 
+import gc
 import json
 import os
 import queue
@@ -28,9 +29,10 @@ from trainer.config.load import load_config
 from trainer.data.prepare import prepare
 from trainer.run import attempt
 from trainer.run.paths import RunPaths
+from trainer.worker import loop
 from trainer.worker.batch_plan import BatchPlan, PlannedRows
 from trainer.worker.loop import run, start_worker
-from trainer.worker.step import WorkerContext
+from trainer.worker.step import Worker, WorkerContext
 
 DRAWN = BatchPlan.rows
 TIMEOUT_S = 240.0
@@ -149,6 +151,7 @@ def write_again(place: WorkerContext) -> None:
     worker.context = replace(place, paths=RunPaths(place.paths.root / "reloaded"))
     worker.save_checkpoint()
     worker.close()
+    worker.engine.destroy()
 
 
 def do(job: Job, device: torch.device) -> None:
@@ -160,7 +163,18 @@ def do(job: Job, device: torch.device) -> None:
         write_again(place)
         return
     spoil(set(job.spoilt))
+    workers = list[Worker]()
+
+    def start(context: WorkerContext) -> Worker:
+        workers.append(start_worker(context))
+        return workers[-1]
+
+    loop.start_worker = start
     run(place, lambda _: None)
+    # an engine that the garbage collector ends during the next job would end that job's hooks too
+    workers[-1].engine.destroy()
+    workers.clear()
+    gc.collect()
 
 
 def rank_main(rank: int, world: int, kind: str, store: str) -> None:
