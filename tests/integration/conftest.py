@@ -98,7 +98,7 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
     def train(file: Path, *sets: str, world: int = 2, device: str = "cpu", **job: Any) -> RunPaths:
         sets = (*places, f"parallel.workers={world}", f"parallel.device={device}", *sets)
         stage = load_config(file, list(sets)).parallel.zero_stage
-        pool = ranks.setdefault((world, stage, device), Ranks(world, device))
+        pool = ranks.setdefault((world, stage, device), Ranks(world, device, reuse=stage < 3))
         return pool.run(Job(str(file), list(sets), **job))
 
     try:

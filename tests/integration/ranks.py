@@ -1,8 +1,8 @@
 """The training loop on real ranks with DeepSpeed and gloo, without Ray: processes that wait for one job after another.
 
 Starting ranks, and most of all importing what they need, takes many times as long as the few steps of a test: ranks of
-one world and ZeRO stage are started once and used again (stage 3 changes torch for its whole process, so a process
-keeps to one stage). With parallel.device = cuda, each has a GPU, and NCCL.
+one world and ZeRO stage are started once and used again. Not at stage 3, which changes torch for its whole process and
+leaves state of earlier engines behind: there each job has processes of its own. With parallel.device = cuda, each has a GPU, and NCCL.
 
 A job is a JSON line on each rank's standard input, and `done` on its standard output says that it went well.
 """
@@ -58,9 +58,9 @@ class Job:
 class Ranks:
     """Ranks of one world, started with the first job and again after one that failed."""
 
-    def __init__(self, world: int, device: str = "cpu") -> None:
-        """Nothing is started yet."""
-        self._world, self._device = world, device
+    def __init__(self, world: int, device: str = "cpu", reuse: bool = True) -> None:
+        """Nothing is started yet; without `reuse`, ranks end with their job."""
+        self._world, self._device, self._reuse = world, device, reuse
         self._processes: list[subprocess.Popen[str]] = []
         self._threads: list[threading.Thread] = []
         self._answers: queue.Queue[tuple[int, str]] = queue.Queue()
@@ -86,6 +86,8 @@ class Ranks:
             if answer != "done":
                 self.close()
                 raise AssertionError(f"rank {rank}: {answer}\n{job}")
+        if not self._reuse:
+            self.close()
         return paths
 
     def _start(self) -> None:

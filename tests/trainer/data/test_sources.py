@@ -157,7 +157,7 @@ def test_a_folder_that_is_not_prepared_is_not_shown(capsys, place):
 def test_what_is_prepared_is_not_prepared_again(tmp_path, capsys):
     main(["prepare", "digits", str(tmp_path / "dest")])
     assert main(["prepare", str(tmp_path / "dest"), str(tmp_path / "other")]) == 2
-    assert "is prepared already" in capsys.readouterr().err
+    assert "is already a prepared data set" in capsys.readouterr().err
 
 
 def test_help_teaches(capsys):
