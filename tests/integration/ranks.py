@@ -2,7 +2,8 @@
 
 Starting ranks, and most of all importing what they need, takes many times as long as the few steps of a test: ranks of
 one world and ZeRO stage are started once and used again. Not at stage 3, which changes torch for its whole process and
-leaves state of earlier engines behind: there each job has processes of its own. With parallel.device = cuda, each has a GPU, and NCCL.
+leaves state of earlier engines behind: there each job has processes of its own. With parallel.device = cuda, each rank
+has a GPU, and NCCL.
 
 A job is a JSON line on each rank's standard input, and `done` on its standard output says that it went well.
 """
