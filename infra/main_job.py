@@ -21,7 +21,7 @@ from infra.stack import Stack, StackError, environment, load, save
 
 DELIVERED_FILES = ("report.html", "samples.npy", "summary.json")  # of a run's results; the summary is copied last
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-TRAINER_STOP_TIMEOUT_S = 15.0
+TRAINER_STOP_TIMEOUT_S = 75.0  # it may write a checkpoint first
 RESPONSE_TIMEOUT_S = 120.0
 
 

@@ -1,15 +1,23 @@
 """`python -m trainer`: train, evaluate and register one diffusion model on a Ray cluster.
 
-torch, Ray and MLflow are imported only when work begins, so that --help and --dry-run answer at once.
+Whatever takes time to import is imported when it is needed, so that --help answers at once, and so that a request to
+stop is heeded from the first line of `main` on.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trainer.config.load import load_config
 from trainer.errors import InputError
+from trainer.runtime.stop import EXIT_CODE, Preempted, Stop, exit_process, listening
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trainer.config.run_config import RunConfig
+    from trainer.run.identity import Resolved
 
 EXAMPLES = """\
 examples:
@@ -21,8 +29,8 @@ examples:
 Running the same command again resumes from the newest complete checkpoint. Results are in
 <run.storage>/<run.experiment>/<run.name>/results; --dry-run shows the folder.
 
-On SIGTERM, or when a heartbeat to DUALVIEW_QUEUE_URL is answered with "preempt", the run writes a checkpoint after the
-current step and exits.
+On SIGTERM or Ctrl-C, or when a heartbeat to DUALVIEW_QUEUE_URL is answered with "preempt", workers that train write a
+checkpoint after the current step, and the run ends; a second SIGTERM or Ctrl-C ends it at once.
 
 exit codes: 0 done; 2 bad input, before any worker starts; 75 preempted, run the same command again; 1 anything else
 """
@@ -50,25 +58,45 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = parser().parse_args(arguments)
-    if options.json and not options.dry_run:
-        parser().error("--json goes with --dry-run")
-    try:
-        config = load_config(options.config, options.sets)
-        from trainer.driver.plan import check, plan, render
+    with listening() as stop:
+        options = parser().parse_args(arguments)
+        if options.json and not options.dry_run:
+            parser().error("--json goes with --dry-run")
+        try:
+            return _run(options, stop)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except Preempted as reason:
+            print(f"preempted ({reason}) before the run began; the same command starts it")
+            return EXIT_CODE
 
-        resolved = check(config)
-        if options.dry_run:
-            described = plan(resolved)
-            print(json.dumps(described, indent=2) if options.json else render(described))
-            return 0
-        from trainer.driver.run import execute
 
-        return execute(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def _run(options: argparse.Namespace, stop: Stop) -> int:
+    config, resolved = stop.call(lambda: _resolve(options))
+    if options.dry_run:
+        from trainer.driver.plan import plan, render
+
+        described = plan(resolved)
+        print(json.dumps(described, indent=2) if options.json else render(described))
+        return 0
+    return stop.call(_import_driver)(config, stop)
+
+
+def _resolve(options: argparse.Namespace) -> "tuple[RunConfig, Resolved]":
+    """The configuration of the command, and what is stored of its run."""
+    from trainer.config.load import load_config
+    from trainer.driver.plan import check
+
+    config = load_config(options.config, options.sets)
+    return config, check(config)
+
+
+def _import_driver() -> "Callable[[RunConfig, Stop], int]":
+    from trainer.driver.run import execute
+
+    return execute
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeGuard
@@ -15,13 +15,16 @@ POLL_SECONDS = 0.5
 
 
 @contextmanager
-def file_lock(lock: Path, busy: str, timeout_s: float = 0.0) -> Iterator[None]:
+def file_lock(
+    lock: Path, busy: str, timeout_s: float = 0.0, waiting: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Hold an exclusive lock on a file; its folder is created.
 
     Args:
         lock: the lock file.
         busy: first part of the error message: what the process that holds the lock is doing.
         timeout_s: seconds to wait for the lock; 0 does not wait.
+        waiting: called in every turn of the wait; may raise to end it.
 
     Raises:
         BusyError: another process still holds the lock.
@@ -37,6 +40,7 @@ def file_lock(lock: Path, busy: str, timeout_s: float = 0.0) -> Iterator[None]:
         while not _lock(file):
             if time.monotonic() >= deadline:
                 raise BusyError(f"{busy}; allowed: one at a time")
+            waiting()
             time.sleep(POLL_SECONDS)
         yield
 

@@ -10,6 +10,7 @@ from diffusion.config.errors import describe, spelled_as_option
 from trainer.config.data import DataConfig
 from trainer.data.manifest import MAX_REJECTED, SPLITS, DatasetInfo
 from trainer.errors import InputError
+from trainer.runtime.stop import EXIT_CODE, Preempted, exit_process, listening
 
 DESCRIPTION = """\
 Prepare images for training with a Ray Data job, on the cluster at RAY_ADDRESS or on a local one.
@@ -31,7 +32,8 @@ Run the same command again to resume an interrupted preparation. Unusable images
 with path, row and reason. S3 is configured as for the AWS tools: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY and AWS_REGION.
 
-exit codes: 0 done; 2 bad input, such as a source that does not exist or has no usable image; 1 anything else
+exit codes: 0 done; 2 bad input, such as a source that does not exist or has no usable image; 75 stopped by SIGTERM or
+Ctrl-C, run the same command again; 1 anything else
 """
 
 
@@ -87,16 +89,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = {"prepare": _prepare, "show": _show}[options.command]
-    try:
-        return command(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 1
+    with listening() as stop:
+        options = parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace], int] = {"prepare": _prepare, "show": _show}[options.command]
+        try:
+            return stop.call(lambda: command(options))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except Preempted as reason:
+            print(f"preempted ({reason}); run the same command again to resume", file=sys.stderr)
+            return EXIT_CODE
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -174,4 +177,4 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

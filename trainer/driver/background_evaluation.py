@@ -57,9 +57,9 @@ class BackgroundEvaluation(threading.Thread):
             self.join()
 
     def abandon(self) -> None:
-        """Abort the current evaluation, and return once the thread has ended."""
+        """Abort the current evaluation and start no other; the thread then ends."""
         self._abandoned.set()
-        self.close()
+        self._closing.set()
 
     def _next(self) -> int | None:
         every = self._config.run.evaluate_every
@@ -100,7 +100,7 @@ class BackgroundEvaluation(threading.Thread):
             device="cuda" if gpus else "cpu",
             cpus=parallel.cpus_per_worker if free else 0.0,
             background=True,
-            stop=self._abandoned,
+            stopped=self._abandoned.is_set,
         )
         evaluated = evaluate_package(
             evaluation,

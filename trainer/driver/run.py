@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.prepare import prepare
 from trainer.driver.data_checks import check_data
 from trainer.driver.heartbeat import Heartbeat, queue_url
-from trainer.driver.preemption import EXIT_CODE, Preempted, Preemption, listening
+from trainer.driver.preemption import CheckpointFirst
 from trainer.driver.progress import ProgressView
 from trainer.errors import RunFailedError, last_line
 from trainer.run import identity
@@ -26,31 +26,30 @@ from trainer.run.journal import Journal, Metrics, NonFinite, Started
 from trainer.run.paths import RunPaths
 from trainer.run.summary import Evaluated, RunSummary
 from trainer.runtime.ray_cluster import check_ray_address, connect_ray, resolve_device
+from trainer.runtime.stop import EXIT_CODE, Preempted, Stop
 
 if TYPE_CHECKING:
     from trainer.tracking.tracker import Tracker
 
 TRACKING_DEADLINE_S = 30.0
-PREEMPTED_DEADLINE_S = 5.0
+PREEMPTED_DEADLINE_S = 4.0
 WAITING_NOTICE_S = 60.0
 
 
-def execute(config: RunConfig) -> int:
+def execute(config: RunConfig, stop: Stop) -> int:
     """Run the command: carry the run to its end and print the outcome; returns the exit code.
 
     Raises:
         InputError: bad input that only now shows, such as an unreadable data file; nothing has been started.
     """
-    resolved = identity.resolve_run(config)
+    resolved = stop.call(lambda: identity.resolve_run(config))
     paths = resolved.paths
     if resolved.state == "done":
         print(f"{paths.root.name} is done: {paths.results}")
         print("to start another: change the configuration, e.g. --set seed=1, or name it with --set run.name=…")
         return 0
-    queue, preemption = queue_url(), Preemption(paths)
     try:
-        with listening(preemption):
-            complete(config, identity.lock_timeout(), preemption, queue)
+        complete(config, identity.lock_timeout(), stop, queue_url())
     except RunFailedError as error:
         print(f"failed: {error}")
         return 1
@@ -61,24 +60,18 @@ def execute(config: RunConfig) -> int:
         kept = f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
         print(f"preempted ({reason}): {kept}; the same command goes on")
         return EXIT_CODE
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint")
-        return 1
     return 0
 
 
 def complete(
-    config: RunConfig,
-    lock_timeout_s: float = 0.0,
-    preemption: Preemption | None = None,
-    queue: str | None = None,
+    config: RunConfig, lock_timeout_s: float = 0.0, stop: Stop | None = None, queue: str | None = None
 ) -> RunSummary:
     """Carry the run to its end from its current state; returns its summary.
 
     Args:
         config: the command's configuration; a run that exists goes on with its stored one.
         lock_timeout_s: seconds to wait for another process that is working on the run.
-        preemption: handles requests to stop; without it, SIGTERM is left to Ray.
+        stop: requests to stop; None if there can be none.
         queue: URL that heartbeats are sent to; None sends none.
 
     Raises:
@@ -86,14 +79,14 @@ def complete(
         InputError: bad input that only now shows, such as an unreadable data file; nothing has been started.
         RunFailedError: the run cannot go on; the traceback of an unexpected error is kept in `RunPaths.error`.
     """
-    with identity.locked(identity.resolve_run(config).paths, lock_timeout_s):
-        resolved = identity.resolve_run(config)  # again: another process may have worked on it until now
+    stop = stop or Stop()
+    paths = stop.call(lambda: identity.resolve_run(config)).paths
+    with identity.locked(paths, lock_timeout_s, stop.check):
+        resolved = stop.call(lambda: identity.resolve_run(config))  # another process may have worked on it until now
         config, paths = resolved.config, resolved.paths
         if resolved.state == "done" and (summary := identity.read_summary(paths)):
             return summary
-        check_ray_address()
-        dataset = prepare(config.data, Path(config.run.storage or ""))
-        check_data(config, dataset)
+        dataset = stop.call(lambda: _prepare_data(config))
         identity.register_name(config, paths)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
@@ -105,8 +98,8 @@ def complete(
                 f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})"
             )
             try:
-                with heartbeats(queue, config, journal, view, preemption):
-                    return Driver(config, paths, dataset, journal, view, preemption).run()
+                with heartbeats(queue, config, journal, view, stop):
+                    return Driver(config, paths, dataset, journal, view, stop).run()
             except RunFailedError:
                 raise
             except Exception as error:
@@ -115,15 +108,22 @@ def complete(
                 raise RunFailedError(reason) from error
 
 
+def _prepare_data(config: RunConfig) -> Dataset:
+    check_ray_address()
+    dataset = prepare(config.data, Path(config.run.storage or ""))
+    check_data(config, dataset)
+    return dataset
+
+
 @contextmanager
 def heartbeats(
-    queue: str | None, config: RunConfig, journal: Journal, view: ProgressView, preemption: Preemption | None
+    queue: str | None, config: RunConfig, journal: Journal, view: ProgressView, stop: Stop
 ) -> Iterator[None]:
-    """Heartbeats to `queue`, where there is one that can ask this process to stop."""
-    if queue is None or preemption is None:
+    """Heartbeats to `queue`, where there is one; its answers can ask this process to stop."""
+    if queue is None:
         yield
         return
-    heartbeat = Heartbeat(queue, config, journal, preemption.ask, view.print_line)
+    heartbeat = Heartbeat(queue, config, journal, stop.ask, view.print_line)
     try:
         yield
     finally:
@@ -143,7 +143,7 @@ class Driver:
     dataset: Dataset
     journal: Journal
     view: ProgressView
-    preemption: Preemption | None = None
+    stop: Stop
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> RunSummary:
@@ -153,26 +153,32 @@ class Driver:
             RunFailedError: training stopped.
             Preempted: the driver was asked to stop.
         """
-        from trainer.tracking.tracker import Tracker
-
-        connect_ray()
-        if self.preemption:
-            self.preemption.listen()
-        tracker = Tracker(self.config, self.paths, self.dataset.info, self.journal)
+        tracker = self.stop.call(self._connect)
         tracker.start()
         try:
             with self._background_evaluation():
                 self._train()
-            summary = self._evaluate()
+            summary = self.stop.call(self._evaluate)
+            return self.stop.call(lambda: self._record(tracker, summary))
         except Preempted:
-            if self.preemption:
-                self.preemption.cancel_timer()
-            tracker.finish("KILLED", PREEMPTED_DEADLINE_S)
+            self._finish(tracker, "KILLED", PREEMPTED_DEADLINE_S)
             raise
         except BaseException:
-            tracker.finish("FAILED", TRACKING_DEADLINE_S)
+            self._finish(tracker, "FAILED", TRACKING_DEADLINE_S)
             raise
-        return self._record(tracker, summary)
+
+    def _connect(self) -> "Tracker":
+        from trainer.tracking.tracker import Tracker
+
+        connect_ray()
+        return Tracker(self.config, self.paths, self.dataset.info, self.journal)
+
+    def _finish(self, tracker: "Tracker", status: str, deadline_s: float) -> None:
+        """Set the MLflow run's status, unless that takes too long or somebody asks to stop at once."""
+        finishing = threading.Thread(target=tracker.finish, args=(status, deadline_s), daemon=True)
+        finishing.start()
+        deadline = time.monotonic() + deadline_s
+        self.stop.wait(lambda: not finishing.is_alive() or time.monotonic() >= deadline, lambda: False, finishing.join)
 
     @contextmanager
     def _background_evaluation(self) -> Iterator[None]:
@@ -186,20 +192,20 @@ class Driver:
         background.start()
         try:
             yield
-        except BaseException:
-            background.abandon()  # the process may go on, with another trial of a sweep
+            self.view.stage("finishing the evaluation of a checkpoint")
+            self.stop.call(background.close)
+        except Preempted:
+            background.abandon()
             raise
-        self.view.stage("finishing the evaluation of a checkpoint")
-        background.close()
+        except BaseException:
+            background.abandon()
+            background.join()  # the process may go on, with another trial of a sweep
+            raise
 
     def _train(self) -> None:
-        from trainer.checkpoint.reader import Checkpoint, find_latest
-        from trainer.driver.ray_train import fit
-
-        latest = find_latest(self.paths.checkpoints).folder
-        if latest and Checkpoint(latest).step >= self.config.training.steps:
+        if self.stop.call(self._is_trained):
             return
-        device = resolve_device(self.config)
+        device = self.stop.call(lambda: resolve_device(self.config))
         low, high = self.config.parallel.min_workers, self.config.parallel.max_workers
         workers = str(high) if low == high else f"{low} to {high}"
         self.view.print_line(
@@ -212,8 +218,8 @@ class Driver:
         reminder.daemon = True
         reminder.start()
         try:
-            with self.preemption.training(self.journal) if self.preemption else nullcontext():
-                fit(self.config, self.paths, self.dataset.folder, device)
+            checkpoint_first = CheckpointFirst(self.paths, self.journal, self.stop, self.view.print_line)
+            self.stop.call(lambda: self._fit(device), checkpoint_first)
         except Exception as error:  # whatever Ray raises, the user gets one line and the place of the rest
             raise RunFailedError(
                 f"training: {last_line(error)}; the workers' logs are in Ray's session folder"
@@ -228,6 +234,17 @@ class Driver:
         if started is not None:  # by the worker's clock, which need not be this one's
             ended = records[-1].time_ms / 1000
             self.seconds |= {"startup": max(0.0, started - asked), "training": ended - started}
+
+    def _is_trained(self) -> bool:
+        from trainer.checkpoint.reader import Checkpoint, find_latest
+
+        latest = find_latest(self.paths.checkpoints).folder
+        return latest is not None and Checkpoint(latest).step >= self.config.training.steps
+
+    def _fit(self, device: str) -> None:
+        from trainer.driver.ray_train import fit
+
+        fit(self.config, self.paths, self.dataset.folder, device)
 
     def _print_if_waiting(self, before: int) -> None:
         """Print the cluster's free resources, if no worker has started since the journal was `before` bytes long."""
@@ -268,6 +285,7 @@ class Driver:
             cpus=parallel.cpus_per_worker,
             device=resolve_device(self.config),
             progress=lambda stage, done, total: self.view.stage(f"evaluating: {stage}", done, total),
+            stopped=lambda: self.stop.reason is not None,
         )
         summaries = list[RunSummary]()
 

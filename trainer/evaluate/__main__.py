@@ -8,9 +8,8 @@ torch and Ray are imported only when needed, so that --help is fast.
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
@@ -19,10 +18,14 @@ from trainer.config.evaluation import EvaluationConfig, ExtractorName, Metric
 from trainer.config.load import default_storage, tracking_uri
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
-from trainer.errors import InputError
+from trainer.errors import InputError, last_line
 from trainer.evaluate.extractors.dimensions import FEATURES
 from trainer.evaluate.target import EvaluationTarget, MlflowRef, find_target, with_options
 from trainer.run.summary import Evaluated
+from trainer.runtime.stop import EXIT_CODE, Preempted, Stop, exit_process, listening
+
+if TYPE_CHECKING:
+    from trainer.evaluate.evaluation import Progress
 
 EXAMPLES = f"""\
 examples:
@@ -48,7 +51,7 @@ called fid; its weights are not included: --inception-file weights.pt.
 
 Run the same command again to resume from the finished blocks; with more samples or seeds, only the new ones are drawn.
 
-exit codes: 0 done; 2 bad input; 1 anything else
+exit codes: 0 done; 2 bad input; 75 stopped by SIGTERM or Ctrl-C, run the same command again; 1 anything else
 """
 
 
@@ -91,24 +94,32 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = parser().parse_args(arguments)
-    try:
-        target = with_options(find_target(options.model, options.tracking_uri, _from_registry), options)
-        model, evaluated = evaluate(target, options.tasks, options.device)
-    except ValidationError as error:
-        print(f"error: {describe(error, EvaluationConfig, spelled_as_option)}", file=sys.stderr)
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 1
-    except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
-        from trainer.errors import last_line
+    with listening() as stop:
+        options = parser().parse_args(arguments)
+        try:
+            return _run(options, stop)
+        except ValidationError as error:
+            print(f"error: {describe(error, EvaluationConfig, spelled_as_option)}", file=sys.stderr)
+            return 2
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except Preempted as reason:
+            print(f"preempted ({reason}); run the same command again to resume", file=sys.stderr)
+            return EXIT_CODE
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
+            print(f"failed: {type(error).__name__}: {last_line(error)}", file=sys.stderr)
+            return 1
 
-        print(f"failed: {type(error).__name__}: {last_line(error)}", file=sys.stderr)
-        return 1
+
+def _run(options: argparse.Namespace, stop: Stop) -> int:
+    from rich.console import Console
+
+    from trainer.runtime.progress_bar import ProgressBar
+
+    target = stop.call(lambda: with_options(find_target(options.model, options.tracking_uri, _from_registry), options))
+    with ProgressBar(Console(stderr=True, highlight=False), "starting") as bar:
+        model, evaluated = stop.call(lambda: evaluate(target, options.tasks, options.device, bar.blocks))
     if options.json:
         print(json.dumps({**model, **evaluated.to_json()}, indent=2))
     else:
@@ -117,7 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def evaluate(target: EvaluationTarget, tasks: int | None, device: str = "auto") -> tuple[dict[str, Any], Evaluated]:
+def evaluate(
+    target: EvaluationTarget, tasks: int | None, device: str, progress: "Progress"
+) -> tuple[dict[str, Any], Evaluated]:
     """Evaluate the target: the fields that identify it, and its scores, which are also written to evaluation.json.
 
     Raises:
@@ -132,10 +145,8 @@ def evaluate(target: EvaluationTarget, tasks: int | None, device: str = "auto") 
     target.check(data.info)
     connect_ray()
     import ray
-    from rich.console import Console
 
     from trainer.evaluate.evaluation import Evaluation, evaluate_package
-    from trainer.runtime.progress_bar import ProgressBar
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
@@ -151,6 +162,7 @@ def evaluate(target: EvaluationTarget, tasks: int | None, device: str = "auto") 
         tasks=tasks or max(1, gpus or int(resources.get("CPU", 1))),
         cpus=1.0,
         device="cuda" if gpus else "cpu",
+        progress=progress,
     )
     model = {
         "model": target.name,
@@ -158,13 +170,12 @@ def evaluate(target: EvaluationTarget, tasks: int | None, device: str = "auto") 
         "dataset_fingerprint": data.info.fingerprint,
         "evaluation": target.evaluation.model_dump(mode="json"),
     }
-    with ProgressBar(Console(stderr=True, highlight=False), "starting") as bar:
-        evaluated = evaluate_package(
-            replace(evaluation, progress=bar.blocks),
-            target.out / "evaluation.json",
-            lambda evaluated: {**model, **evaluated.to_json()},
-            keep_blocks=True,
-        )
+    evaluated = evaluate_package(
+        evaluation,
+        target.out / "evaluation.json",
+        lambda evaluated: {**model, **evaluated.to_json()},
+        keep_blocks=True,
+    )
     if target.mlflow_run:
         log_to_mlflow(target, target.mlflow_run, data.info, model, evaluated)
     return model, evaluated
@@ -189,8 +200,6 @@ def log_to_mlflow(
             target.out,
         )
     except Exception as error:  # noqa: BLE001 - whatever fails there, the evaluation is complete
-        from trainer.errors import last_line
-
         print(f"warning: MLflow at {mlflow_run.tracking_uri}: {last_line(error)}", file=sys.stderr)
         print("  the results are kept locally; run the same command again to log them", file=sys.stderr)
 
@@ -222,4 +231,4 @@ def _from_registry(name: str, alias: str, given: str | None) -> EvaluationTarget
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

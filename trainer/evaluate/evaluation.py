@@ -7,7 +7,6 @@ The files of both stages are reused; the scores are computed from these files al
 
 import hashlib
 import shutil
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ class Evaluation:
         device: device of the networks; with cuda, each task that evaluates networks has a GPU.
         background: whether tasks run only on otherwise idle CPUs.
         progress: called with a stage's name, the number of its finished files, and their total number.
-        stop: once set, running tasks are cancelled and `run` raises EvaluationStoppedError.
+        stopped: whether to cancel the running tasks and have `run` raise EvaluationStoppedError.
     """
 
     package: Path
@@ -89,7 +88,7 @@ class Evaluation:
     device: str = "cpu"
     background: bool = False
     progress: Progress | None = None
-    stop: threading.Event | None = None
+    stopped: Callable[[], bool] = lambda: False
 
     @cached_property
     def blocks(self) -> Path:
@@ -166,7 +165,7 @@ class Evaluation:
         """Run the calls in order, `tasks` at a time; the first error is raised."""
         waiting, running = deque(calls), list[Any]()
         while waiting or running:
-            if self.stop is not None and self.stop.is_set():
+            if self.stopped():
                 for task in running:
                     ray.cancel(task, force=True)
                 raise EvaluationStoppedError(f"{stage}: stopped; finished blocks are kept")

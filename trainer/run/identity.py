@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,17 +230,20 @@ def lock_timeout() -> float:
     return JOB_LOCK_TIMEOUT_S if "DUALVIEW_JOB" in os.environ else 0.0
 
 
-def locked(paths: RunPaths, lock_timeout_s: float = 0.0) -> AbstractContextManager[None]:
+def locked(
+    paths: RunPaths, lock_timeout_s: float = 0.0, waiting: Callable[[], None] = lambda: None
+) -> AbstractContextManager[None]:
     """Hold the run's lock in this process; the lock is released when the process ends, however it ends.
 
     Args:
         paths: the run's files.
         lock_timeout_s: seconds to wait for another process that holds the lock.
+        waiting: called in every turn of the wait; may raise to end it.
 
     Raises:
         BusyError: another process holds the lock.
         InputError: the folder cannot be created.
     """
     return file_lock(
-        paths.lock, f"run.name = {paths.root.name!r}: another process is working on this run", lock_timeout_s
+        paths.lock, f"run.name = {paths.root.name!r}: another process is working on this run", lock_timeout_s, waiting
     )

@@ -113,6 +113,20 @@ class Warned(_Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Acknowledged(_Event):
+    """The workers have read a request to stop, and write a checkpoint after the step in progress.
+
+    Attributes:
+        text: the reason given.
+        step: not known to the thread that reads requests.
+    """
+
+    kind: ClassVar[str] = "stopping"
+    text: str
+    step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stopped(_Event):
     """The workers wrote a checkpoint and stopped, because they were asked to.
 
@@ -140,7 +154,7 @@ class NonFinite(_Event):
     text: str
 
 
-Record = Started | Metrics | CheckpointSaved | CheckpointEvaluated | Warned | Stopped | NonFinite
+Record = Started | Metrics | CheckpointSaved | CheckpointEvaluated | Warned | Acknowledged | Stopped | NonFinite
 R = TypeVar("R", bound=_Event)
 KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in get_args(Record)}
 

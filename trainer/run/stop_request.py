@@ -5,6 +5,7 @@ Rank 0 polls the file from a thread, so that slow storage delays no step; the tr
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.files import is_mapping, write_json
@@ -40,10 +41,10 @@ class StopRequest:
         reason: why the workers should stop; None while nobody asked.
     """
 
-    def __init__(self, file: Path, attempt: str) -> None:
-        """Start watching `file` for requests to `attempt`."""
+    def __init__(self, file: Path, attempt: str, acknowledge: Callable[[str], None]) -> None:
+        """Start watching `file` for requests to `attempt`; `acknowledge` is called with the reason of one."""
         self.reason: str | None = None
-        self._file, self._attempt = file, attempt
+        self._file, self._attempt, self._acknowledge = file, attempt, acknowledge
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="stop-request", daemon=True)
         self._thread.start()
@@ -57,4 +58,8 @@ class StopRequest:
         while self.reason is None and not self._closed.wait(POLL_SECONDS):
             request = _read(self._file)
             if request.get("attempt") == self._attempt:
-                self.reason = str(request.get("reason", ""))
+                reason = str(request.get("reason", ""))
+                try:
+                    self._acknowledge(reason)
+                finally:
+                    self.reason = reason

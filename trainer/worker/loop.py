@@ -25,7 +25,7 @@ from trainer.data.dataset import open_dataset
 from trainer.ema import snapshots
 from trainer.ema.sharded import ShardedEma
 from trainer.run.attempt import Fence
-from trainer.run.journal import Journal, Metrics, NonFinite, Started, Stopped, Warned
+from trainer.run.journal import Acknowledged, Journal, Metrics, NonFinite, Started, Stopped, Warned
 from trainer.run.paths import RunPaths
 from trainer.run.stop_request import StopRequest
 from trainer.runtime.device import full_precision, prepare_network, require_compiler
@@ -77,10 +77,15 @@ def start_worker(context: WorkerContext) -> Worker:
         writer=AsyncCheckpointWriter(),
         journal=journal,
         fence=Fence(paths.attempt, context.attempt),
-        stop_request=StopRequest(paths.preempt, context.attempt) if journal else None,
+        stop_request=_watch_requests(context, journal) if journal else None,
         step=resumed.step if resumed else 0,
         skipped=resumed.step - resumed.optimizer_steps if resumed else 0,
     )
+
+
+def _watch_requests(context: WorkerContext, journal: Journal) -> StopRequest:
+    """Watch for requests to stop; each is acknowledged in the journal, which the driver reads."""
+    return StopRequest(context.paths.preempt, context.attempt, lambda reason: journal.append(Acknowledged(text=reason)))
 
 
 def build_objective(config: RunConfig, image_shape: tuple[int, int, int]) -> Objective:

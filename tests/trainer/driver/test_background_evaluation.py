@@ -19,6 +19,7 @@ from trainer.errors import RunFailedError
 from trainer.evaluate.evaluation import EvaluationStoppedError
 from trainer.run.journal import Journal, Warned
 from trainer.run.paths import RunPaths
+from trainer.runtime.stop import Stop
 
 
 @pytest.fixture
@@ -76,13 +77,16 @@ def test_one_that_is_abandoned_ends_at_once_and_says_nothing(background, monkeyp
     background.start()
     assert begun.wait(30)
     background.abandon()
+    background.join(30)
     assert not background.is_alive()
     assert list(background._journal.read()) == []
 
 
 def test_a_run_that_fails_leaves_no_thread_behind(background, monkeypatch):
     monkeypatch.setattr("trainer.driver.background_evaluation.BackgroundEvaluation", lambda *_: background)
-    driver = Driver(background._config, background._paths, background._dataset, background._journal, MagicMock())
+    driver = Driver(
+        background._config, background._paths, background._dataset, background._journal, MagicMock(), Stop()
+    )
 
     def train():
         with driver._background_evaluation():

@@ -1,12 +1,11 @@
-"""SIGTERM at each time of a driver's life, and heartbeats to a real HTTP server on loopback."""
+"""How long workers are waited for once the driver is to stop; heartbeats to a real HTTP server on loopback."""
 
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,12 +13,13 @@ import pytest
 
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
-from trainer.driver import preemption
 from trainer.driver.heartbeat import QUEUE_URL_VARIABLE, Heartbeat, queue_url
-from trainer.driver.preemption import Preempted, Preemption, listening
+from trainer.driver.preemption import ACKNOWLEDGE_S, SHUTDOWN_S, CheckpointFirst
+from trainer.driver.run import PREEMPTED_DEADLINE_S
 from trainer.errors import InputError
-from trainer.run.journal import Journal, Metrics, Started
+from trainer.run.journal import Acknowledged, Journal, Metrics, Started, Stopped
 from trainer.run.paths import RunPaths
+from trainer.runtime.stop import Stop
 
 CONFIG = RunConfig(run=RunSettings(name="mine"))
 
@@ -31,10 +31,6 @@ def paths(tmp_path):
     return paths
 
 
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def until(true: Callable[[], bool], seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
@@ -42,76 +38,89 @@ def until(true: Callable[[], bool], seconds: float = 20.0) -> bool:
     return true()
 
 
-def test_where_no_worker_trains_it_ends_at_once(paths):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="SIGTERM"), listening(Preemption(paths)):
-        terminate()
-    assert not paths.preempt.exists()
-    assert signal.getsignal(signal.SIGTERM) is before
+class Clock:
+    """Time that passes when told to."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def trained(paths: RunPaths, work: Callable[[], object], grace_s: float = 60, begun: bool = True) -> None:
-    """The time of training, as a driver spends it: workers begin, and `work` is what happens then."""
-    journal, asked = Journal(paths.journal), Preemption(paths, grace_s)
-    journal.append(Started(step=0, steps=9, world_size=1))  # of an earlier attempt
-    with listening(asked), asked.training(journal):
-        if begun:
-            journal.append(Started(step=0, steps=9, world_size=1))
-        work()
+@dataclass
+class Training:
+    """A driver that trains: its journal, the request to it, and what it asks in every turn."""
+
+    paths: RunPaths
+    clock: Clock = field(default_factory=Clock)
+    stop: Stop = field(default_factory=Stop)
+    printed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.paths.journal)
+        self.journal.append(Started(step=0, steps=9, world_size=1))  # of an earlier attempt
+        self.may_leave = CheckpointFirst(
+            self.paths, self.journal, self.stop, self.printed.append, grace_s=60, clock=self.clock
+        )
+
+    def leaves_after(self, seconds: float, step: float = 0.25) -> bool:
+        """Whether it may not be left for as long, and may be then."""
+        for _ in range(round(seconds / step)):
+            if self.may_leave():
+                return False
+            self.clock.now += step
+        return self.may_leave()
 
 
-def test_workers_that_have_not_begun_are_not_waited_for(paths):
-    with pytest.raises(Preempted):
-        trained(paths, terminate, begun=False)
-    assert not paths.preempt.exists()
+@pytest.fixture
+def training(paths):
+    return Training(paths)
 
 
-def test_workers_are_asked_by_the_attempt_they_belong_to(paths):
-    """They write their checkpoint, and training returns."""
-    with pytest.raises(Preempted, match="SIGTERM"):
-        trained(paths, terminate)
-    assert json.loads(paths.preempt.read_text()) == {"attempt": "attempt-7", "reason": "SIGTERM"}
+def begin(training: Training) -> None:
+    training.journal.append(Started(step=0, steps=9, world_size=1))
 
 
-def test_an_error_of_training_is_a_failure_unless_a_request_came_first(paths):
-    def lost() -> None:
-        raise RuntimeError("a worker's machine is gone")
-
-    with pytest.raises(RuntimeError):
-        trained(paths, lost)
-    with pytest.raises(Preempted):
-        trained(paths, lambda: (terminate(), lost()))
+def test_workers_that_have_not_begun_are_not_waited_for(training):
+    training.stop.ask("SIGTERM")
+    assert training.may_leave()
+    assert not training.paths.preempt.exists()
 
 
-def test_a_second_request_ends_the_wait_for_the_workers(paths):
-    with pytest.raises(Preempted):
-        trained(paths, lambda: (terminate(), terminate(), pytest.fail("nothing interrupted the wait")))
+def test_workers_are_asked_by_the_attempt_they_belong_to(training):
+    begin(training)
+    training.stop.ask("SIGTERM")
+    assert not training.may_leave()
+    assert json.loads(training.paths.preempt.read_text()) == {"attempt": "attempt-7", "reason": "SIGTERM"}
+    assert training.printed == ["stopping (SIGTERM): the workers write a checkpoint"]
 
 
-def test_workers_that_do_not_answer_in_time_are_not_waited_for(paths):
-    with pytest.raises(Preempted):
-        trained(paths, lambda: (terminate(), until(lambda: False), pytest.fail("nothing did")), grace_s=0.2)
+def test_workers_that_do_not_acknowledge_are_gone(training):
+    """One of them was lost, say, and Ray Train waits for room: with no checkpoint to come, 10 s are enough."""
+    begin(training)
+    training.stop.ask("SIGTERM")
+    assert training.leaves_after(ACKNOWLEDGE_S)
+    assert ACKNOWLEDGE_S + PREEMPTED_DEADLINE_S <= 10
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_exception_that_is_lost_in_a_destructor_is_raised_again(paths, monkeypatch):
-    monkeypatch.setattr(preemption, "RERAISE_AFTER_S", 0.1)
+def test_workers_that_have_acknowledged_get_their_grace(training):
+    begin(training)
+    training.stop.ask("SIGTERM")
+    assert not training.may_leave()
+    training.clock.now += ACKNOWLEDGE_S - 1
+    training.journal.append(Acknowledged(text="SIGTERM"))
+    assert training.leaves_after(60)
 
-    class Asked:
-        def __del__(self) -> None:
-            terminate()
 
-    lost = list[bool]()
-
-    def work() -> None:
-        Asked()
-        lost.append(True)
-        until(lambda: False)
-
-    with pytest.raises(Preempted, match="SIGTERM"), listening(Preemption(paths)):
-        work()
-    assert lost
-    time.sleep(0.3)  # nothing asks again once it was caught: the handler of before would end this process
+def test_once_the_checkpoint_is_there_only_ray_is_waited_for(training):
+    begin(training)
+    training.stop.ask("SIGTERM")
+    assert not training.may_leave()
+    training.journal.append(Acknowledged(text="SIGTERM"))
+    assert not training.may_leave()
+    training.clock.now += 30
+    training.journal.append(Stopped(step=5, text="SIGTERM"))
+    assert training.leaves_after(SHUTDOWN_S)
 
 
 @contextmanager

@@ -8,8 +8,13 @@ from trainer.run.stop_request import StopRequest, clear_stop, request_stop
 
 
 @pytest.fixture
-def watched(tmp_path):
-    request = StopRequest(tmp_path / "preempt.json", "attempt-2")
+def acknowledged():
+    return list[str]()
+
+
+@pytest.fixture
+def watched(tmp_path, acknowledged):
+    request = StopRequest(tmp_path / "preempt.json", "attempt-2", acknowledged.append)
     yield request, tmp_path / "preempt.json"
     request.close()
 
@@ -21,19 +26,22 @@ def seen(request: StopRequest, within: float) -> bool:
     return request.reason is not None
 
 
-def test_the_attempt_that_is_named_sees_the_reason(watched):
+def test_the_attempt_that_is_named_sees_the_reason_and_acknowledges_it_once(watched, acknowledged):
     request, file = watched
     assert request.reason is None
     request_stop(file, "attempt-2", "SIGTERM")
     assert seen(request, 10)
     assert request.reason == "SIGTERM"
+    request.close()
+    assert acknowledged == ["SIGTERM"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"attempt-2"', '{"attempt": "attempt-1", "reason": "old"}'])
-def test_another_attempts_sign_or_a_broken_file_stops_nobody(watched, text):
+def test_another_attempts_sign_or_a_broken_file_stops_nobody(watched, text, acknowledged):
     request, file = watched
     file.write_text(text)
     assert not seen(request, 0.5)
+    assert not acknowledged
     request_stop(file, "attempt-2", "now")
     assert seen(request, 10)
 
