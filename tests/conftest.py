@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -35,13 +36,15 @@ class Cluster:
     environment: dict[str, str]
     storage: Path
 
-    def command(self, *arguments: str, cwd: Path = ROOT, **changes: str) -> "subprocess.Popen[str]":
+    def command(
+        self, *arguments: str, cwd: Path = ROOT, stdout: IO[str] | int = subprocess.PIPE, **changes: str
+    ) -> "subprocess.Popen[str]":
         """Start `python -m ARGUMENTS` with the stack's addresses."""
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=cwd,
             env={**self.environment, **changes},
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.STDOUT,
             text=True,
         )

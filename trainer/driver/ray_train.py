@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ray.train import ControllerError, FailureConfig, RunConfig as RayRunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
 
 from trainer.checkpoint.manifest import complete_steps
 from trainer.config.run_config import RunConfig
+from trainer.driver.cleaner import Trainer
 from trainer.driver.elastic import CheckpointBeforeResize
 from trainer.driver.plan import bundles
 from trainer.errors import last_line
@@ -57,7 +57,7 @@ def _newest_step(paths: RunPaths) -> int:
 
 
 def _attempt(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:
-    """Run one TorchTrainer, which restarts the gang up to MAX_FAILURES times."""
+    """Run one Trainer, which restarts the gang up to MAX_FAILURES times."""
     attempt = f"attempt-{time.time_ns()}"
     begin_attempt(paths.attempt, attempt)
     payload = {
@@ -70,7 +70,7 @@ def _attempt(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: s
     callbacks: Any = (
         [CheckpointBeforeResize(paths, attempt)] if elastic else None
     )  # of the controller, which Ray's types leave out
-    TorchTrainer(
+    Trainer(
         train_worker,
         train_loop_config=payload,
         torch_config=NodeTorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S),

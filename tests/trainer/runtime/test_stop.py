@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -139,27 +140,26 @@ def command(work, may_leave=True):
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
-    return process
+    return process, process.stdout
 
 
 @pytest.mark.parametrize("what", BLOCKED)
 def test_a_process_ends_with_its_code_whatever_blocks(what):
-    process = command(BLOCKED[what])
+    process, output = command(BLOCKED[what])
     began = time.monotonic()
     process.terminate()
     try:
-        output, _ = process.communicate(timeout=30) if what != "a subprocess" else (process.stdout.readline(), "")
         assert process.wait(30) == EXIT_CODE
+        assert output.readline() == "preempted SIGTERM\n"
+        assert time.monotonic() - began < 10
     finally:
-        if what == "a subprocess":
-            os.killpg(process.pid, signal.SIGKILL)  # which outlives its parent, and is of this test
-            process.stdout.close()
-    assert output == "preempted SIGTERM\n"
-    assert time.monotonic() - began < 10
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the subprocess, which outlives it
+        output.close()
 
 
 def test_the_second_interrupt_ends_a_process_that_waits():
-    process = command("time.sleep(1000)", may_leave=False)
+    process, _ = command("time.sleep(1000)", may_leave=False)
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert process.poll() is None
@@ -168,7 +168,7 @@ def test_the_second_interrupt_ends_a_process_that_waits():
     assert (process.returncode, output) == (EXIT_CODE, "preempted Ctrl-C\n")
 
 
-def test_an_ordinary_end_is_not_held_up_by_a_thread_that_hangs_at_exit():
-    process = command("import atexit; atexit.register(time.sleep, 1000)")
+def test_an_ordinary_end_is_not_held_up_by_what_hangs_at_exit():
+    process, _ = command("import atexit; atexit.register(time.sleep, 1000)")
     output, _ = process.communicate(timeout=30)
     assert (process.returncode, output) == (0, "")
