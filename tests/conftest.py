@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -36,15 +35,13 @@ class Cluster:
     environment: dict[str, str]
     storage: Path
 
-    def command(
-        self, *arguments: str, cwd: Path = ROOT, stdout: IO[str] | int = subprocess.PIPE, **changes: str
-    ) -> "subprocess.Popen[str]":
+    def command(self, *arguments: str, cwd: Path = ROOT, **changes: str) -> "subprocess.Popen[str]":
         """Start `python -m ARGUMENTS` with the stack's addresses."""
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=cwd,
             env={**self.environment, **changes},
-            stdout=stdout,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )

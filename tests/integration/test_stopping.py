@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from infra import processes
-from tests.conftest import Cluster
+from tests.conftest import ROOT, Cluster
 from tests.integration.conftest import FinishedRun, configured, losses
 from trainer.run.journal import CheckpointSaved, Journal, Metrics
 from trainer.run.paths import RunPaths
@@ -104,7 +105,8 @@ def stopped_at(
     before, output = at_work(cluster), tmp_path / "output"
     words = (word for item in sets for word in ("--set", item))
     with output.open("w") as file:
-        process = cluster.command("trainer", "--config", str(tiny), *words, stdout=file)
+        command = [sys.executable, "-m", "trainer", "--config", str(tiny), *words]
+        process = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=file, stderr=file, text=True)
     run = Running(process, output, paths)
     assert until(lambda: process.poll() is not None or stage.begun(run), DEADLINE_S), output.read_text()
     time.sleep(delay_s)

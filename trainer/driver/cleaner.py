@@ -40,7 +40,7 @@ class EndingCleanerCallback(PlacementGroupCleanerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ANN401 - Ray's
         """Start it beside the controller."""
-        placement_group_callback.PlacementGroupCleaner = EndingCleaner
+        placement_group_callback.PlacementGroupCleaner = EndingCleaner  # pyright: ignore[reportPrivateImportUsage]
         super().after_controller_start(train_run_context)
 
 
