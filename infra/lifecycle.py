@@ -128,14 +128,18 @@ def _ray_command(stack: Stack) -> list[str]:
 
 
 def _mlflow_command(stack: Stack, var: Path) -> list[str]:
+    database = f"sqlite:///{var / 'mlflow' / 'mlflow.db'}"
     options = {
         "host": "127.0.0.1",
         "port": stack.ports["mlflow"],
         "workers": 1,
-        "backend-store-uri": f"sqlite:///{var / 'mlflow' / 'mlflow.db'}",
+        "backend-store-uri": database,
         "artifacts-destination": var / "mlflow" / "artifacts",
     }
-    return [_script("mlflow"), "server", *(f"--{name}={value}" for name, value in options.items())]
+    server = [_script("mlflow"), "server", *(f"--{name}={value}" for name, value in options.items())]
+    # A server that is killed while it makes its database leaves one that no server can use, so that is made first.
+    make = shlex.join([sys.executable, "-m", "trainer.tracking.database", database])
+    return ["bash", "-c", f"{make} && exec {shlex.join(server)}"]
 
 
 def _wait(stack: Stack, var: Path) -> None:

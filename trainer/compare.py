@@ -20,11 +20,13 @@ EXAMPLES = """\
 examples:
   python -m trainer.compare ~/dualview/digits/a ~/dualview/digits/b
   python -m trainer.compare a/evaluation b/evaluation c/evaluation --metrics vlb_bpd,frechet_classifier
+  python -m trainer.compare digits@champion digits@3
   python -m trainer.compare 9c1f4e0d5b7a4d6f8e2b1c3a5d7f9e0b ~/dualview/digits/b --tracking-uri http://host:5000
 
-RUN is a run's folder, the folder of an evaluation (or its evaluation.json), or the id of an MLflow run. All are
-compared with the first. Likelihoods of the same held-out images are compared image by image, which tells smaller
-differences than their own errors do; scores of samples only with the same number of samples and the same extractor.
+RUN is a run's folder, the folder of an evaluation (or its evaluation.json), NAME@alias or NAME@version in the registry,
+or the id of an MLflow run. All are compared with the first. Likelihoods of the same held-out images are compared image
+by image, which tells smaller differences than their own errors do; scores of samples only with the same number of
+samples and the same extractor.
 
 A model is called better or worse if the difference exceeds --sigmas standard errors of the difference. At 2, one in
 twenty comparisons of equal models is called different by chance: with many metrics or runs, expect some.
@@ -88,11 +90,19 @@ def evaluated(run: str, given_uri: str | None, scratch: Path) -> ComparedModel:
         return read(folder / "results", folder.name)
     if folder.exists():
         return read(folder, folder.parent.name if folder.name in ("evaluation", "evaluation.json") else folder.name)
+    uri = tracking_uri(given_uri, default_storage())
+    name, at, which = run.rpartition("@")
+    if at and name and "/" not in run:
+        from trainer.registry.models import scores_of
+
+        return scores_of(name, which, uri)
     if len(run) != 32 or not set(run) <= set("0123456789abcdef"):
-        raise InputError(f"RUN = {run}: no such folder; allowed: a folder, or the id of an MLflow run, 32 hex digits")
+        raise InputError(
+            f"RUN = {run}: no such folder; allowed: a folder, NAME@champion, NAME@3 for version 3, or the id of an "
+            "MLflow run, 32 hex digits"
+        )
     from trainer.tracking.standalone import fetch_results
 
-    uri = tracking_uri(given_uri, default_storage())
     try:
         name, results = fetch_results(uri, run, scratch)
     except OSError as error:

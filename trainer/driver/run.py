@@ -313,23 +313,30 @@ class Driver:
         )
 
     def _record(self, tracker: "Tracker", summary: RunSummary) -> RunSummary:
-        """Finish the upload and register the model; if MLflow does not answer, warn: the same command tries again."""
+        """Finish the upload and register the model; if MLflow does not answer, warn: the same command tries again.
+
+        Raises:
+            RunFailedError: MLflow refuses it, so that trying again is of no use before something has changed.
+        """
         from trainer.registry.models import log_results, log_summary, register
+        from trainer.tracking.client import is_outage
 
         self.view.stage("recording")
         try:
-            if not tracker.drain(TRACKING_DEADLINE_S):
-                raise TimeoutError(tracker.problem or f"nothing for {TRACKING_DEADLINE_S:.0f} s")
+            tracker.drain(TRACKING_DEADLINE_S)
             run_id = str(tracker.run_id)
             log_results(self.config, self.paths, run_id, summary.step)
             registration = register(self.config, self.paths, self.dataset.info, summary, run_id)
             summary = replace(summary, registration=registration)
             files.write_json(self.paths.summary, summary.to_json())
             log_summary(self.config, self.paths, run_id)
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong there, the run itself is whole
-            self.view.print_line(
-                f"warning: MLflow at {self.config.run.tracking_uri} did not answer: {last_line(error)}"
-            )
+        except Exception as error:  # whatever goes wrong there, the run itself is whole
+            where = f"MLflow at {self.config.run.tracking_uri}"
+            if not is_outage(error):
+                raise RunFailedError(
+                    f"{where} does not record the run: {last_line(error)}; the results are in {self.paths.results}"
+                ) from error
+            self.view.print_line(f"warning: {where} did not answer: {last_line(error)}")
             self.view.print_line("  everything is kept here; the same command uploads and registers it later")
             tracker.finish("FINISHED", 0)
             return summary

@@ -18,7 +18,7 @@ from trainer.config.evaluation import EvaluationConfig, ExtractorName, Metric
 from trainer.config.load import default_storage, tracking_uri
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
-from trainer.errors import InputError, last_line
+from trainer.errors import InputError, RunFailedError, last_line
 from trainer.evaluate.extractors.dimensions import FEATURES
 from trainer.evaluate.target import EvaluationTarget, MlflowRef, find_target, with_options
 from trainer.run.summary import Evaluated
@@ -107,6 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
         except Preempted as reason:
             print(f"preempted ({reason}); run the same command again to resume", file=sys.stderr)
             return EXIT_CODE
+        except RunFailedError as error:
+            print(f"failed: {error}", file=sys.stderr)
+            return 1
         except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
             print(f"failed: {type(error).__name__}: {last_line(error)}", file=sys.stderr)
             return 1
@@ -184,13 +187,18 @@ def evaluate(
 def log_to_mlflow(
     target: EvaluationTarget, mlflow_run: MlflowRef, info: DatasetInfo, model: dict[str, Any], evaluated: Evaluated
 ) -> None:
-    """Log the evaluation to MLflow; a failure is only a warning, since the results are in their folder."""
+    """Log the evaluation to MLflow; an outage is only a warning, since the results are in their folder.
+
+    Raises:
+        RunFailedError: MLflow refuses it.
+    """
+    from trainer.tracking.client import is_outage
     from trainer.tracking.standalone import log_standalone
 
     config = target.evaluation
     what = f"{config.seeds} x {config.samples}, {config.solver.kind}" if config.samples_images else "likelihoods"
     try:
-        log_standalone(
+        logged = log_standalone(
             mlflow_run.tracking_uri,
             mlflow_run.run_id,
             f"evaluation: {target.name}, {what}",
@@ -199,8 +207,15 @@ def log_to_mlflow(
             evaluated,
             target.out,
         )
-    except Exception as error:  # noqa: BLE001 - whatever fails there, the evaluation is complete
-        print(f"warning: MLflow at {mlflow_run.tracking_uri}: {last_line(error)}", file=sys.stderr)
+        if logged is None:
+            print(f"note: not recorded: the MLflow run {mlflow_run.run_id} was deleted", file=sys.stderr)
+    except Exception as error:
+        where = f"MLflow at {mlflow_run.tracking_uri}"
+        if not is_outage(error):
+            raise RunFailedError(
+                f"{where} does not record the evaluation: {last_line(error)}; the results are in {target.out}"
+            ) from error
+        print(f"warning: {where} did not answer: {last_line(error)}", file=sys.stderr)
         print("  the results are kept locally; run the same command again to log them", file=sys.stderr)
 
 

@@ -87,6 +87,7 @@ def _list(versions: list[Any], as_json: bool) -> int:
         print(json.dumps([vars(each) for each in versions], indent=2))
         return 0
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     shown = [name for name in LISTED_METRICS if any(name in each.metrics for each in versions)]
@@ -96,7 +97,8 @@ def _list(versions: list[Any], as_json: bool) -> int:
     for each in versions:
         scores = [_score(each.metrics, name) for name in shown]
         decided = f"{each.decision} {each.time[:10]}".strip()
-        table.add_row(each.number, ", ".join(each.aliases), *scores, decided, each.reason)
+        said = "; ".join(text for text in (each.reason, each.problem) if text)
+        table.add_row(each.number, ", ".join(each.aliases), *scores, decided, escape(said))
     Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 160).print(table)
     return 0
 

@@ -8,16 +8,19 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from trainer.config.run import CHALLENGER, GateConfig
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.comparison import ComparedModel, read
+from trainer.registry import evidence
 from trainer.registry.gate import Decision, decide, faults_of, likelihoods_of
 from trainer.registry.promotion import (
     Version,
@@ -33,7 +36,6 @@ from trainer.run.provenance import ROOT
 from trainer.run.summary import GateDecision, Registration, RunSummary
 from trainer.tracking.client import mlflow_client, mlflow_environment
 from trainer.tracking.runs import log_evaluation, log_grid
-from trainer.tracking.standalone import fetch_results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,22 +97,47 @@ class Gate:
         likelihoods = likelihoods_of(package)
         if champion is None:
             return decide(self.config, candidate, faults, None, likelihoods)
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                present = self.evaluated(champion, Path(folder))
-            except InputError as error:
-                return Decision(False, f"not comparable with version {champion}: {error}")
+        try:
+            present = self.evaluated(champion)
+        except InputError as error:
+            return Decision(False, f"not comparable with version {champion}: {error}")
         return decide(self.config, candidate, faults, present, likelihoods)
 
-    def evaluated(self, number: str, scratch: Path) -> ComparedModel:
-        """The evaluation of the run that made a version.
+    def evaluated(self, number: str) -> ComparedModel:
+        """The evaluation that a version was registered with.
 
         Raises:
-            InputError: the run has no evaluation in MLflow.
+            InputError: the registry has none.
         """
-        run_id = str(self.client.get_model_version(self.name, number).run_id)
-        _, results = fetch_results(self.tracking_uri, run_id, scratch)
-        return read(results, f"version {number}")
+        return version_scores(self.client, self.client.get_model_version(self.name, number), self.tracking_uri)
+
+
+def version_scores(client: "MlflowClient", version: "ModelVersion", tracking_uri: str) -> ComparedModel:
+    """The evaluation that a version was registered with.
+
+    Raises:
+        InputError: the registry has none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return read(evidence.fetch_scores(client, version, tracking_uri, Path(folder)), f"version {version.version}")
+
+
+def scores_of(name: str, which: str, tracking_uri: str) -> ComparedModel:
+    """The evaluation of a registered version.
+
+    Args:
+        name: name of the registered model.
+        which: the version's number, or an alias.
+        tracking_uri: tracking URI of the registry.
+
+    Raises:
+        InputError: there is no such version, it has no evaluation, or the registry does not answer.
+    """
+    client = mlflow_client(tracking_uri)
+    with _asked(f"RUN = {name}@{which}", tracking_uri):
+        by_number = which.isdecimal()
+        version = client.get_model_version(name, which) if by_number else client.get_model_version_by_alias(name, which)
+        return replace(version_scores(client, version, tracking_uri), name=f"{name}@{which}")
 
 
 @contextmanager
@@ -125,18 +152,18 @@ def _asked(what: str, tracking_uri: str) -> Iterator[None]:
 
 
 def open_versions(name: str, tracking_uri: str) -> list[Version]:
-    """The versions of a registered model, the newest first.
+    """The versions of a registered model, the newest first; what is gone of one is said in its `problem`.
 
     Raises:
         InputError: there is no such model, or the registry does not answer.
     """
     client = mlflow_client(tracking_uri)
     with _asked(f"NAME = {name}", tracking_uri):
-        return versions(client, name)
+        return versions(client, name, lambda version: version_scores(client, version, tracking_uri).evaluated.metrics())
 
 
 def rollback(name: str, alias: str, tracking_uri: str, reason: str) -> tuple[str, str]:
-    """Give an alias back to the version that had it before.
+    """Give an alias back to the version that had it before; versions that were deleted are passed over.
 
     Returns:
         The numbers of the version that has the alias again, and of the version that lost it.
@@ -157,13 +184,17 @@ def promote(name: str, number: str, alias: str, tracking_uri: str, into: Path, f
     """
     client = mlflow_client(tracking_uri)
     with _asked(f"NAME = {name}, VERSION = {number}", tracking_uri):
-        package, config_json, _ = _download(client, client.get_model_version(name, number), into, tracking_uri)
-        gate = Gate(client, name, tracking_uri, RunConfig.model_validate_json(config_json).run.gate)
+        version = client.get_model_version(name, number)
         champion = version_of_alias(client, name, alias)
         if champion == number:
             return Decision(True, f"it is {alias} already")
-        with tempfile.TemporaryDirectory() as folder:
-            decision = gate.decide(gate.evaluated(number, Path(folder)), package, champion)
+        try:
+            config = RunConfig.model_validate_json(evidence.fetch_config(client, version, tracking_uri, into))
+            gate = Gate(client, name, tracking_uri, config.run.gate)
+            candidate = gate.evaluated(number)
+            decision = gate.decide(candidate, _download_package(client, version, into, tracking_uri), champion)
+        except (InputError, ValidationError) as error:
+            decision = Decision(False, f"the gate has nothing to judge by: {str(error).splitlines()[0]}")
         promoted = decision.promoted or force
         by_hand = f"by hand{': ' + reason if reason else ''}; the gate: " if force or reason else ""
         decision = Decision(promoted, by_hand + decision.reason)
@@ -190,13 +221,20 @@ def _log_model(config: RunConfig, paths: RunPaths, summary: RunSummary, run_id: 
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+    with (
+        mlflow.start_run(run_id=run_id),
+        warnings.catch_warnings(),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         # an input example would be run through the model here, which the evaluation has just done
         warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
         return mlflow.pyfunc.log_model(
             name=str(config.run.name).replace(".", "-"),  # MLflow allows no dot here
             python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={"package": str(paths.package)},
+            artifacts={
+                "package": str(paths.package),
+                "evidence": str(evidence.collect(config, paths, Path(scratch))),
+            },
             code_paths=[str(ROOT / "diffusion")],
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
             signature=ModelSignature(inputs=Schema([ColSpec("long", "seed"), ColSpec("long", "image")])),
@@ -238,18 +276,18 @@ def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, s
     """
     client = mlflow_client(tracking_uri)
     with _asked(f"MODEL = {name}@{alias}", tracking_uri):
-        return _download(client, client.get_model_version_by_alias(name, alias), into, tracking_uri)
+        version = client.get_model_version_by_alias(name, alias)
+        folder = into / name / str(version.version)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = evidence.fetch_config(client, version, tracking_uri, folder)
+        return _download_package(client, version, into, tracking_uri), config, str(version.run_id)
 
 
-def _download(
-    client: "MlflowClient", registered: "ModelVersion", into: Path, tracking_uri: str
-) -> tuple[Path, str, str]:
-    """A version's package, its run's configuration, and the run's id."""
+def _download_package(client: "MlflowClient", version: "ModelVersion", into: Path, tracking_uri: str) -> Path:
+    """A version's package, downloaded to a folder of `into`."""
     from mlflow.artifacts import download_artifacts
 
-    folder = into / registered.name / str(registered.version)
+    folder = into / version.name / str(version.version)
     folder.mkdir(parents=True, exist_ok=True)
-    location = f"{client.get_model_version_download_uri(registered.name, registered.version)}/artifacts/package"
-    package = download_artifacts(location, dst_path=str(folder), tracking_uri=tracking_uri)
-    config = client.download_artifacts(str(registered.run_id), "config.json", str(folder))
-    return Path(package).absolute(), Path(config).read_text(), str(registered.run_id)
+    location = f"{client.get_model_version_download_uri(version.name, version.version)}/artifacts/package"
+    return Path(download_artifacts(location, dst_path=str(folder), tracking_uri=tracking_uri)).absolute()

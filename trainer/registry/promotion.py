@@ -16,6 +16,7 @@ from trainer.registry.gate import Decision
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 DECISION, REASON, TIME = "dualview.gate", "dualview.gate_reason", "dualview.gate_time"
 
@@ -89,25 +90,35 @@ def _history_tag(alias: str) -> str:
 
 
 def roll_back(client: "MlflowClient", name: str, alias: str, reason: str) -> tuple[str, str]:
-    """Give the alias back to the version that had it before.
+    """Give the alias back to the version that had it before; versions that were deleted are passed over.
 
     Returns:
         The numbers of the version that has the alias again, and of the version that lost it.
 
     Raises:
-        InputError: no earlier version had the alias.
+        InputError: no earlier version that had the alias is left.
     """
     past = history(client, name, alias)
-    if len(past) < 2:
+    left = _existing(client, name)
+    earlier = [at for at, number in enumerate(past[:-1]) if number in left and number != past[-1]]
+    if not earlier:
+        gone = ", ".join(number for number in past[:-1] if number not in left)
+        before = f"none before is left, as {gone} were deleted" if gone else "none before"
         raise InputError(
-            f"NAME = {name}: {'version ' + past[0] if past else 'no version'} has been {alias}, and none before; "
+            f"NAME = {name}: {'version ' + past[-1] if past else 'no version'} has been {alias}, and {before}; "
             "allowed: a model that was promoted twice"
         )
-    *_, before, present = past
+    before, lost = past[earlier[-1]], past[-1]
     client.set_registered_model_alias(name, alias, before)
-    _write_history(client, name, alias, past[:-1])
-    tag_decision(client, name, present, "rolled back", f"version {before} is {alias} again: {reason}")
-    return before, present
+    _write_history(client, name, alias, past[: earlier[-1] + 1])
+    if lost in left:
+        tag_decision(client, name, lost, "rolled back", f"version {before} is {alias} again: {reason}")
+    return before, lost
+
+
+def _existing(client: "MlflowClient", name: str) -> set[str]:
+    """The numbers of the versions that were not deleted."""
+    return {str(version.version) for version in client.search_model_versions(f"name = '{name}'")}
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,8 @@ class Version:
         decision: the gate's decision, or one made by hand; empty where there was none.
         reason: the reason for the decision.
         time: UTC time of the decision, ISO 8601.
-        metrics: metric name -> value, of the run that made the version.
+        metrics: metric name -> value, of the evaluation that the version was registered with.
+        problem: why the metrics are not known; empty where they are.
     """
 
     number: str
@@ -129,20 +141,35 @@ class Version:
     reason: str
     time: str
     metrics: dict[str, float]
+    problem: str = ""
 
 
-def versions(client: "MlflowClient", name: str) -> list[Version]:
-    """All versions, the newest first."""
+def versions(client: "MlflowClient", name: str, scores: "Callable[[ModelVersion], dict[str, float]]") -> list[Version]:
+    """All versions, the newest first.
+
+    Args:
+        client: MLflow client of the registry.
+        name: name of the registered model.
+        scores: the metrics of a version; raises InputError where they are gone.
+    """
     aliases: dict[str, Any] = client.get_registered_model(name).aliases
     registered = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda each: -int(each.version))
-    return [
-        Version(
-            number=str(each.version),
-            aliases=sorted(alias for alias, number in aliases.items() if str(number) == str(each.version)),
-            decision=each.tags.get(DECISION, ""),
-            reason=each.tags.get(REASON, ""),
-            time=each.tags.get(TIME, ""),
-            metrics=client.get_run(each.run_id).data.metrics if each.run_id else {},
-        )
-        for each in registered
-    ]
+    return [_described(each, aliases, scores) for each in registered]
+
+
+def _described(
+    version: "ModelVersion", aliases: dict[str, Any], scores: "Callable[[ModelVersion], dict[str, float]]"
+) -> Version:
+    try:
+        metrics, problem = scores(version), ""
+    except InputError as error:
+        metrics, problem = dict[str, float](), str(error)
+    return Version(
+        number=str(version.version),
+        aliases=sorted(alias for alias, number in aliases.items() if str(number) == str(version.version)),
+        decision=version.tags.get(DECISION, ""),
+        reason=version.tags.get(REASON, ""),
+        time=version.tags.get(TIME, ""),
+        metrics=metrics,
+        problem=problem,
+    )

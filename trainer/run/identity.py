@@ -63,7 +63,7 @@ def resolve_run(config: RunConfig) -> Resolved:
     merged = go_on_with(stored, config, f"({owner[:8]}, this is {config.method_sha256[:8]}) in {paths.root}")
     run = merged.run.model_copy(update={"name": paths.root.name})
     merged = merged.model_copy(update={"run": run})
-    _check_checkpoints({owner, merged.method_sha256}, paths)
+    _check_steps(merged, paths, _check_checkpoints({owner, merged.method_sha256}, paths))
     state: State = "done" if is_done(merged, paths) else "resumable"
     return Resolved(merged, paths, state, tuple(_notes(config, stored, paths)))
 
@@ -150,11 +150,30 @@ def _changed_defaults(config: RunConfig, stored: RunConfig, paths: RunPaths) -> 
     return notes
 
 
-def _check_checkpoints(digests: set[str], paths: RunPaths) -> None:
-    """Refuse checkpoints of another method in the run's folder; damaged ones are skipped later."""
+def _check_steps(config: RunConfig, paths: RunPaths, newest: int) -> None:
+    """Refuse to train for fewer steps than are done: their weights are not kept.
+
+    Args:
+        config: the configuration to go on with.
+        paths: the run's files.
+        newest: step of the newest checkpoint.
+    """
+    summary = read_summary(paths)
+    done = max(newest, summary.step if summary else 0)
+    if config.training.steps < done:
+        raise InputError(
+            f"training.steps = {config.training.steps}: {paths.root.name} has trained {done} steps already; allowed: "
+            f"{done} or more, or another run (--set run.name=…)"
+        )
+
+
+def _check_checkpoints(digests: set[str], paths: RunPaths) -> int:
+    """Refuse checkpoints of another method in the run's folder; returns the newest step, damaged ones left out."""
+    newest = 0
     for manifest in sorted(paths.checkpoints.glob("step-*/manifest.json")):
         try:
-            owner = read_json(manifest)["method_sha256"]
+            values = read_json(manifest)
+            owner, step = values["method_sha256"], int(values["step"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if owner not in digests:
@@ -163,6 +182,8 @@ def _check_checkpoints(digests: set[str], paths: RunPaths) -> None:
                 f"{manifest.parent}: a checkpoint of another method ({str(owner)[:8]}, this is {own}); allowed: the "
                 "run's own, so move it away"
             )
+        newest = max(newest, step)
+    return newest
 
 
 def read_run(folder: Path) -> tuple[RunConfig, RunPaths]:

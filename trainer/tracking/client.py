@@ -1,7 +1,12 @@
 """An MLflow client with short time limits, and the calls that several uploads share."""
 
+# MLflow's client has few type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,6 +22,9 @@ DEFAULTS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 KEY_TAG = "dualview.key"
+OUTAGES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED"}
+"""Error codes of MLflow that stand for a lost connection, a 5xx answer or a request to come back later."""
+TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
 
 
 def mlflow_environment() -> None:
@@ -25,17 +33,46 @@ def mlflow_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def is_outage(error: BaseException) -> bool:
+    """Whether the server, its database or its store did not answer, so that the same call may succeed later.
+
+    Anything else is an answer, such as that a run was deleted or that this user may not write, or a mistake of ours:
+    the same call fails again.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if "(sqlite3." in str(error):  # a database of this machine or behind the server
+        return "database is locked" in str(error)
+    if isinstance(error, MlflowException):
+        return error.error_code in OUTAGES
+    if type(error).__module__.partition(".")[0] in ("botocore", "boto3"):  # S3, which holds a server's artifacts
+        return _is_s3_outage(error)
+    if isinstance(error, RequestException):
+        status = None if error.response is None else error.response.status_code
+        return status is None or status == TOO_MANY_REQUESTS or status >= SERVER_ERROR
+    return isinstance(error, (ConnectionError, TimeoutError))
+
+
+def _is_s3_outage(error: BaseException) -> bool:
+    reason = error.__cause__ or error.__context__ or error  # an upload's error has the store's behind it
+    response: Any = getattr(reason, "response", None)
+    if response is not None:
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= SERVER_ERROR
+    return bool({"ConnectionError", "HTTPClientError"} & {each.__name__ for each in type(reason).__mro__})
+
+
 def run_exists(client: "MlflowClient", run_id: str) -> bool:
-    """Whether the server has this run."""
+    """Whether the server has this run, and it was not deleted."""
+    from mlflow.entities import LifecycleStage
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_run(run_id)
+        return client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
-    return True
 
 
 def create_once(client: "MlflowClient", experiment: str, name: str, key: str, tags: dict[str, str]) -> str:
@@ -47,8 +84,27 @@ def create_once(client: "MlflowClient", experiment: str, name: str, key: str, ta
 
 
 def mlflow_client(tracking_uri: str) -> "MlflowClient":
-    """A client of the server or database at `tracking_uri`, for runs and for the registry; nothing is contacted yet."""
+    """A client of the server or database at `tracking_uri`, for runs and for the registry.
+
+    A server is not contacted yet; a local database that is not there is made.
+
+    Raises:
+        InputError: the local database is none that MLflow can use.
+    """
     mlflow_environment()
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri, tracking_uri)
+    if not tracking_uri.startswith("sqlite:"):
+        return MlflowClient(tracking_uri, tracking_uri)
+    from trainer.tracking.database import make_database
+
+    make_database(tracking_uri)
+    try:
+        return MlflowClient(tracking_uri, tracking_uri)
+    except Exception as error:
+        if is_outage(error):
+            raise
+        raise InputError(
+            f"tracking URI = {tracking_uri}: not a database that this version of MLflow can use, perhaps half made by "
+            f"a process that was killed: {one_line(error)}; allowed: to move it away and start with a new one"
+        ) from None

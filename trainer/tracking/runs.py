@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config.run_config import RunConfig, canonical
 from trainer.data.manifest import DatasetInfo
+from trainer.errors import InputError
 from trainer.files import is_mapping
 from trainer.run.provenance import git_commit
 from trainer.run.summary import Evaluated
@@ -44,9 +45,20 @@ def describe_run(client: "MlflowClient", run_id: str, config: RunConfig, dataset
 
 
 def experiment_id(client: "MlflowClient", config: RunConfig) -> str:
-    """The experiment's id; with a bare database, artifacts go beside the runs and not under the working directory."""
+    """The experiment's id; with a bare database, artifacts go beside the runs and not under the working directory.
+
+    Raises:
+        InputError: the experiment was deleted, and a deleted one keeps its name.
+    """
+    from mlflow.entities import LifecycleStage
+
     name, uri = config.run.experiment, str(config.run.tracking_uri)
     experiment = client.get_experiment_by_name(name)
+    if experiment and experiment.lifecycle_stage == LifecycleStage.DELETED:
+        raise InputError(
+            f"run.experiment = {name!r}: was deleted in MLflow; allowed: to restore it there (mlflow experiments "
+            f"restore --experiment-id {experiment.experiment_id}) and to run the same command again"
+        )
     if experiment:
         return experiment.experiment_id
     served = uri.startswith("http")

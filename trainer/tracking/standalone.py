@@ -14,7 +14,7 @@ from trainer.evaluate.comparison import FILES
 from trainer.evaluate.results import PER_IMAGE
 from trainer.run.provenance import git_commit
 from trainer.run.summary import Evaluated
-from trainer.tracking.client import create_once, mlflow_client
+from trainer.tracking.client import create_once, mlflow_client, run_exists
 from trainer.tracking.runs import flatten, log_evaluation, mlflow_dataset
 
 RESULT_FILES = (
@@ -53,7 +53,7 @@ def log_standalone(
     model: dict[str, Any],
     evaluated: Evaluated,
     folder: Path,
-) -> str:
+) -> str | None:
     """Log a standalone evaluation as an MLflow run of its own, a child of the run that trained the model.
 
     Idempotent: the run's key is a digest of the package, the settings and the results.
@@ -68,11 +68,13 @@ def log_standalone(
         folder: folder with the report and pictures.
 
     Returns:
-        The new run's id.
+        The new run's id; None where the run that trained the model was deleted, so that there is no place for it.
     """
     client = mlflow_client(tracking_uri)
     from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Param
 
+    if not run_exists(client, trained):
+        return None
     parent = client.get_run(trained)
     models = parent.outputs.model_outputs if parent.outputs else []
     model_id, step = (models[-1].model_id, models[-1].step) if models else (None, 0)

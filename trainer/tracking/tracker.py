@@ -14,9 +14,9 @@ from trainer import files
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import one_line
-from trainer.run.journal import CheckpointEvaluated, Journal, Metrics
+from trainer.run.journal import CheckpointEvaluated, Journal, Metrics, Warned
 from trainer.run.paths import RunPaths
-from trainer.tracking.client import mlflow_client, run_exists
+from trainer.tracking.client import is_outage, mlflow_client, run_exists
 from trainer.tracking.runs import METRICS_PER_BATCH, create_run, describe_run, evaluation_metrics, log_grid
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 5.0
+MAX_REFUSALS = 2
 
 
 class Tracker(threading.Thread):
@@ -31,7 +32,7 @@ class Tracker(threading.Thread):
 
     Attributes:
         run_id: the MLflow run, once the server has answered.
-        problem: the last failure on one line; None after a success.
+        error: the last failure; None after a success.
     """
 
     def __init__(self, config: RunConfig, paths: RunPaths, dataset: DatasetInfo, journal: Journal) -> None:
@@ -44,29 +45,53 @@ class Tracker(threading.Thread):
         self._described: bool = saved.get("described", False)
         self._offset: int = saved.get("offset", 0)
         self._step: int = saved.get("step", 0)
-        self.problem: str | None = None
+        self.error: Exception | None = None
+        self._refusals = 0  # in a row
         self._client: MlflowClient | None = None
         self._stop_event, self._round = threading.Event(), threading.Condition()
         self._answered = False
 
     def run(self) -> None:
-        """The thread: upload new records, wait, repeat; failures are kept in `problem` and retried."""
+        """The thread: upload new records, wait, repeat; failures are kept in `error` and retried."""
         while not self._stop_event.is_set():
             try:
                 self._upload(self._connect())
-                self.problem = None
+                self.error, self._refusals = None, 0
                 with self._round:
                     self._answered = True
                     self._round.notify_all()
             except Exception as error:  # noqa: BLE001 - whatever the server or network does, training goes on
-                self.problem = one_line(error)
-            self._stop_event.wait(RETRY_SECONDS if self.problem else POLL_SECONDS)
+                self._keep(error)
+            self._stop_event.wait(RETRY_SECONDS if self.error else POLL_SECONDS)
 
-    def drain(self, deadline_s: float) -> bool:
-        """Wait until the journal's current records are uploaded; False if that takes more than `deadline_s` seconds."""
+    def _keep(self, error: Exception) -> None:
+        """Keep an error. One that is no outage may be a deleted run, which is looked for again; the next is told."""
+        self.error = error
+        self._refusals = 0 if is_outage(error) else self._refusals + 1
+        if self._refusals:
+            self._client = None
+        if self._refusals == MAX_REFUSALS:
+            self._journal.append(Warned(text=f"MLflow does not record this run: {one_line(error)}"))
+        with self._round:
+            self._round.notify_all()
+
+    def drain(self, deadline_s: float) -> None:
+        """Wait until the journal's current records are uploaded.
+
+        Raises:
+            Exception: MLflow's answer, where it refuses them, or the last failure after `deadline_s` seconds.
+        """
         target = max((offset for _, offset in self._journal.read()), default=0)
         with self._round:
-            return self._round.wait_for(lambda: self._answered and self._offset >= target, deadline_s)
+            self._round.wait_for(lambda: self._uploaded(target) or self._refused(), deadline_s)
+        if not self._uploaded(target):
+            raise self.error or TimeoutError(f"nothing for {deadline_s:.0f} s")
+
+    def _uploaded(self, target: int) -> bool:
+        return self._answered and self._offset >= target
+
+    def _refused(self) -> bool:
+        return self._refusals >= MAX_REFUSALS
 
     def finish(self, status: str, deadline_s: float) -> None:
         """Upload the remaining records, set the MLflow run's status (FINISHED, FAILED or KILLED) and stop the thread.
@@ -74,10 +99,11 @@ class Tracker(threading.Thread):
         Takes at most `deadline_s` seconds.
         """
         try:
-            if deadline_s and self.drain(deadline_s):
+            if deadline_s:
+                self.drain(deadline_s)
                 self._connect().set_terminated(str(self.run_id), status)
         except Exception as error:  # noqa: BLE001 - a server that goes away now takes nothing from the run
-            self.problem = one_line(error)
+            self.error = error
         self._stop_event.set()
 
     def _connect(self) -> "MlflowClient":

@@ -7,6 +7,7 @@ import pytest
 from trainer.errors import InputError
 from trainer.registry import __main__ as registry_cli, promotion
 from trainer.registry.gate import Decision
+from trainer.registry.models import open_versions
 from trainer.registry.promotion import (
     DECISION,
     REASON,
@@ -15,7 +16,6 @@ from trainer.registry.promotion import (
     roll_back,
     set_alias,
     version_of_alias,
-    versions,
 )
 from trainer.tracking import client as tracking
 
@@ -129,17 +129,50 @@ def test_a_second_alias_has_its_own_history(model):
     assert history(client, name, "champion") == ["1"]
 
 
-def test_versions_are_listed_the_newest_first(model, capsys):
+def test_versions_are_listed_the_newest_first_with_what_is_gone(model, capsys):
+    """Of version 2 the run was deleted: its row says so, and the others are shown."""
     client, name, uri = model
     decide_alias(client, name, "1", "champion", says(True))
-    listed = versions(client, name)
+    for number, vlb in (("1", 4.5), ("3", 4.3)):
+        values = {"dataset_fingerprint": "d" * 64, "vlb_bpd": vlb}
+        client.log_text(client.get_model_version(name, number).run_id, json.dumps(values), "results/summary.json")
+    client.delete_run(client.get_model_version(name, "2").run_id)
+    listed = open_versions(name, uri)
     assert [each.number for each in listed] == ["3", "2", "1"]
     assert listed[2].aliases == ["champion"]
     assert listed[0].metrics == {"vlb_bpd": 4.3}
+    assert listed[1].metrics == {}
+    assert "version 2 has no scores of its own" in listed[1].problem
     assert registry_cli.main(["list", name, "--tracking-uri", uri, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[2]["reason"] == "beside None"
     assert registry_cli.main(["list", name, "--tracking-uri", uri]) == 0
-    assert "champion" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "champion" in shown
+    assert "no scores of its own" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("deleted", "back"), [(["2"], ("1", "3")), (["3"], ("2", "3")), (["2", "3"], ("1", "3")), (["1"], ("2", "3"))]
+)
+def test_deleted_versions_are_passed_over_on_the_way_back(model, deleted, back):
+    client, name, _ = model
+    for number in ("1", "2", "3"):
+        set_alias(client, name, number, "champion")
+    for number in deleted:
+        client.delete_model_version(name, number)
+    assert roll_back(client, name, "champion", "sevens") == back
+    assert version_of_alias(client, name, "champion") == back[0]
+    assert history(client, name, "champion")[-1] == back[0]
+
+
+def test_where_all_earlier_versions_were_deleted_that_is_said(model):
+    client, name, _ = model
+    for number in ("1", "2", "3"):
+        set_alias(client, name, number, "champion")
+    for number in ("1", "2"):
+        client.delete_model_version(name, number)
+    with pytest.raises(InputError, match="version 3 has been champion, and none before is left, as 1, 2 were deleted"):
+        roll_back(client, name, "champion", "sevens")
 
 
 def test_rolling_back_by_command(model, capsys):

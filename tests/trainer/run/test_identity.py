@@ -111,9 +111,26 @@ def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(conf
         manifest.parent.mkdir(parents=True)
         manifest.write_text(text)
     assert state(config) == ("resumable" if claimed else "new")
-    manifests[-1].write_text(json.dumps({"method_sha256": "f" * 64}))
+    manifests[-1].write_text(json.dumps({"method_sha256": "f" * 64, "step": 3}))
     with pytest.raises(InputError, match=r"step-00000003: a checkpoint of another method \(ffffffff, this is "):
         resolve_run(config)
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_fewer_steps_than_are_done_are_refused(config, paths, evaluated):
+    """Their weights are not kept: what would be delivered is of another step."""
+    register_name(config, paths)
+    if evaluated:
+        finish(paths, 100, None)
+    else:
+        manifest = paths.checkpoints / "step-00000100" / "manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(json.dumps({"method_sha256": config.method_sha256, "step": 100}))
+    fewer = config.model_copy(update={"training": TrainingConfig(steps=50)})
+    with pytest.raises(InputError, match=r"training.steps = 50: mine has trained 100 steps already; allowed: 100 or"):
+        resolve_run(fewer)
+    enough = config.model_copy(update={"training": TrainingConfig(steps=100)})
+    assert state(enough) == ("done" if evaluated else "resumable")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +138,6 @@ def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(conf
     [
         (100, 100, None, None, True),
         (100, 101, None, None, False),
-        (100, 50, None, None, True),
         (100, 100, None, "digits", False),
         (100, 100, "digits", "digits", True),
         (100, 100, "other", "digits", False),

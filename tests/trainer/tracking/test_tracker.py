@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from trainer import files
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
-from trainer.run.journal import CheckpointEvaluated, CheckpointSaved, Journal, Metrics
+from trainer.errors import InputError
+from trainer.run.journal import CheckpointEvaluated, CheckpointSaved, Journal, Metrics, Warned
 from trainer.run.paths import RunPaths
 from trainer.run.summary import CurvePoint, Evaluated, ExtractorUsed, Score
 from trainer.tracking import client as tracking_client
+from trainer.tracking.client import is_outage
 from trainer.tracking.runs import flatten, log_evaluation
 from trainer.tracking.tracker import Tracker
 
@@ -119,7 +122,7 @@ def test_everything_is_uploaded_with_its_own_time_and_the_run_is_finished(stored
     stored.record(1, 2)
     stored.journal.append(CheckpointSaved(step=2, stalled=0.0, seconds=0.1))
     tracker = stored.tracker()
-    assert tracker.drain(30), tracker.problem
+    tracker.drain(30)
     stored.record(3)
     tracker.finish("FINISHED", 30)
     assert history(stored) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
@@ -131,7 +134,7 @@ def test_everything_is_uploaded_with_its_own_time_and_the_run_is_finished(stored
 
 def test_a_run_says_what_it_was_made_from(stored, tmp_path):
     tracker = stored.tracker()
-    assert tracker.drain(30), tracker.problem
+    tracker.drain(30)
     run = stored.client.get_run(tracker.run_id)
     config = stored.config
     assert run.data.params == {name: str(value) for name, value in flatten(config.model_dump(mode="json")).items()}
@@ -150,11 +153,11 @@ def test_a_driver_killed_midway_and_restarted_uploads_the_rest_exactly_once(stor
     """The second attempt resumes from the checkpoint of step 2, so its steps 3 and 4 are recorded again."""
     stored.record(1, 2, 3, 4)
     first = stored.tracker()
-    assert first.drain(30), first.problem
+    first.drain(30)
     stop(stored)
     stored.record(3, 4, 5, 6)
     second = stored.tracker()
-    assert second.drain(30), second.problem
+    second.drain(30)
     assert second.run_id == first.run_id
     assert [step for step, _ in history(stored)] == [1, 2, 3, 4, 5, 6]
     assert len(runs(stored)) == 1
@@ -164,25 +167,25 @@ def test_a_driver_killed_midway_and_restarted_uploads_the_rest_exactly_once(stor
 def test_a_tracker_killed_before_it_noted_its_progress_doubles_nothing(stored):
     stored.record(1, 2, 3)
     first = stored.tracker()
-    assert first.drain(30), first.problem
+    first.drain(30)
     stop(stored)
     noted = files.read_json(stored.paths.tracking)
     files.write_json(stored.paths.tracking, {**noted, "offset": 0, "step": 0})
     second = stored.tracker()
-    assert second.drain(30), second.problem
+    second.drain(30)
     assert [step for step, _ in history(stored)] == [1, 2, 3]
 
 
 def test_a_tracker_killed_before_it_noted_its_run_finds_it_again(stored):
     stored.record(1, 2)
     first = stored.tracker()
-    assert first.drain(30), first.problem
+    first.drain(30)
     stop(stored)
     noted = files.read_json(stored.paths.tracking)
     progress = {"run_id": None, "described": False, "offset": 0, "step": 0}
     files.write_json(stored.paths.tracking, {**noted, **progress})
     second = stored.tracker()
-    assert second.drain(30), second.problem
+    second.drain(30)
     assert second.run_id == first.run_id
     assert len(runs(stored)) == 1
 
@@ -191,7 +194,7 @@ def test_another_server_gets_a_run_of_its_own_with_everything(stored):
     stored.record(1, 2, 3)
     files.write_json(stored.paths.tracking, {"tracking_uri": DEAD, "run_id": "elsewhere", "offset": 10**6, "step": 3})
     tracker = stored.tracker()
-    assert tracker.drain(30), tracker.problem
+    tracker.drain(30)
     assert tracker.run_id != "elsewhere"
     assert [step for step, _ in history(stored)] == [1, 2, 3]
 
@@ -211,30 +214,73 @@ def test_a_server_that_dies_while_the_run_is_made_leaves_one_run(stored, monkeyp
     deadline = time.monotonic() + 30
     while tracker.run_id is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert tracker.drain(30), tracker.problem
+    tracker.drain(30)
     assert len(runs(stored)) == 1
 
 
 def test_a_dead_server_stops_nothing(line):
-    """Records keep flowing, the wait ends at its deadline, and the problem is one line."""
+    """Records keep flowing, the wait ends at its deadline, and nobody is told of a refusal."""
     tracker = line.tracker()
     started = time.monotonic()
     line.record(*range(1, 201))
     assert time.monotonic() - started < 1
     started = time.monotonic()
-    assert tracker.drain(0.5) is False
+    with pytest.raises((TimeoutError, MlflowException)):
+        tracker.drain(0.5)
     assert time.monotonic() - started < 1
     deadline = time.monotonic() + 30
-    while tracker.problem is None and time.monotonic() < deadline:
+    while tracker.error is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert tracker.problem is not None
-    assert "\n" not in tracker.problem
-    assert "127.0.0.1" in tracker.problem
+    assert tracker.error is not None
+    assert is_outage(tracker.error)
+    assert "127.0.0.1" in str(tracker.error)
     assert files.read_json(line.paths.tracking)["run_id"] is None
     started = time.monotonic()
     tracker.finish("FAILED", 0.2)
     assert time.monotonic() - started < 1
     assert sum(1 for _ in line.journal.read()) == 200
+
+
+def test_a_run_that_is_deleted_in_mlflow_is_made_anew_from_the_journal(stored):
+    stored.record(1, 2)
+    tracker = stored.tracker()
+    tracker.drain(30)
+    deleted = tracker.run_id
+    stored.client.delete_run(deleted)
+    stored.record(3)
+    deadline = time.monotonic() + 30
+    while tracker.run_id in (deleted, None) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    tracker.finish("FINISHED", 30)
+    assert tracker.run_id != deleted
+    assert [step for step, _ in history(stored)] == [1, 2, 3]
+    assert stored.client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert stored.client.get_run(deleted).info.lifecycle_stage == "deleted"
+    assert not list(stored.journal.records(Warned))
+
+
+def test_a_deleted_experiment_is_named_once_with_what_to_do(stored):
+    stored.record(1)
+    first = stored.tracker()
+    first.drain(30)
+    stop(stored)
+    experiment = stored.client.get_experiment_by_name(stored.config.run.experiment)
+    stored.client.delete_experiment(experiment.experiment_id)
+    second = stored.tracker()
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"was deleted in MLflow; allowed: to restore it there \(mlflow experiments"):
+        second.drain(30)
+    assert time.monotonic() - began < 20  # a refusal is not waited for
+    time.sleep(0.2)
+    [warning] = stored.journal.records(Warned)
+    assert warning.text.startswith("MLflow does not record this run: run.experiment = ")
+    stored.client.restore_experiment(experiment.experiment_id)
+    deadline = time.monotonic() + 30
+    while second.error is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    second.finish("FINISHED", 30)
+    assert second.run_id == first.run_id
+    assert second.error is None
 
 
 class Client:
@@ -271,7 +317,7 @@ def test_long_journals_go_in_batches_that_mlflow_takes(line, monkeypatch):
         client, "log_batch", lambda run_id, metrics: (sizes.append(len(metrics)), whole(run_id, metrics))
     )
     line.record(*range(1, 801))
-    assert line.tracker(client).drain(20)
+    line.tracker(client).drain(20)
     assert max(sizes) <= 1000
     assert Counter(client.seen) == Counter((key, step) for step in range(1, 801) for key in ("loss", "lr"))
 
@@ -283,7 +329,7 @@ def test_a_server_that_fails_for_a_while_gets_everything_once_it_is_back(line, f
     client = Client(failures)
     line.record(*range(1, 401))
     tracker = line.tracker(client)
-    assert tracker.drain(20), tracker.problem
+    tracker.drain(20)
     assert set(client.steps()) == set(range(1, 401))
 
 
@@ -298,14 +344,14 @@ def test_drain_waits_for_records_written_while_an_upload_was_under_way(line, mon
     assert client.entered.wait(20)
     line.record(2)
     threading.Timer(0.1, client.go_on.set).start()
-    assert tracker.drain(20)
+    tracker.drain(20)
     assert client.steps() == [1, 2]
 
 
 def test_finishing_survives_a_server_that_is_gone(line):
     tracker = line.tracker(Client(ending=ConnectionError("gone")))
     tracker.finish("FINISHED", 20)
-    assert tracker.problem == "gone"
+    assert str(tracker.error) == "gone"
 
 
 def test_finishing_sets_the_status(line):
@@ -355,7 +401,7 @@ def test_a_checkpoints_scores_and_samples_are_at_its_step(store, tmp_path):
     line.journal.append(CheckpointEvaluated(step=1, scores={"vlb_bpd": 5.0}))
     tracker = Tracker(line.config, line.paths, INFO, line.journal)
     tracker.start()
-    assert tracker.drain(20), tracker.problem
+    tracker.drain(20)
     tracker.finish("FINISHED", 20)
     run_id = str(tracker.run_id)
     points = client.get_metric_history(run_id, "vlb_bpd")

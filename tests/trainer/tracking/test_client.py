@@ -1,0 +1,153 @@
+"""Which errors are outages, and a database that is made whole or not at all."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+import requests
+from mlflow.exceptions import MlflowException, RestException
+
+from trainer.errors import InputError
+from trainer.tracking import client as tracking
+from trainer.tracking.client import is_outage, mlflow_client
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    for name, value in tracking.DEFAULTS.items():
+        monkeypatch.setenv(name, value)
+
+
+def answered(status):
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError("an answer", response=response)
+
+
+def rest(code):
+    return RestException({"error_code": code, "message": "an answer"})
+
+
+def of_s3(name, base=Exception, module="botocore.exceptions", **fields):
+    """An error of S3's client, which is installed where artifacts are kept there."""
+    return type(name, (base,), {"__module__": module, **fields})("an answer")
+
+
+def s3(status):
+    return of_s3("ClientError", response={"ResponseMetadata": {"HTTPStatusCode": status}})
+
+
+HTTP_CLIENT_ERROR = type("HTTPClientError", (Exception,), {"__module__": "botocore.exceptions"})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError("nobody listens"),
+        TimeoutError("nothing for 30 s"),
+        requests.ConnectionError("reset"),
+        requests.ReadTimeout("slow"),
+        answered(502),
+        answered(429),
+        rest("INTERNAL_ERROR"),
+        rest("TEMPORARILY_UNAVAILABLE"),
+        rest("REQUEST_LIMIT_EXCEEDED"),
+        MlflowException("API request failed: connection refused"),
+        MlflowException("(sqlite3.OperationalError) database is locked", error_code=4),
+        of_s3("EndpointConnectionError", HTTP_CLIENT_ERROR),
+        s3(503),
+    ],
+    ids=lambda error: f"{type(error).__name__}-{str(error)[:30]}",
+)
+def test_what_did_not_answer_is_an_outage(error):
+    assert is_outage(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered(403),
+        answered(413),
+        rest("PERMISSION_DENIED"),
+        rest("UNAUTHENTICATED"),
+        rest("RESOURCE_DOES_NOT_EXIST"),
+        rest("INVALID_PARAMETER_VALUE"),
+        rest("RESOURCE_ALREADY_EXISTS"),
+        rest("QUOTA_EXCEEDED"),
+        MlflowException("(sqlite3.OperationalError) table _alembic_tmp_trace_tags already exists", error_code=4),
+        MlflowException("(sqlite3.OperationalError) attempt to write a readonly database", error_code=4),
+        PermissionError(13, "Permission denied", "/artifacts"),
+        OSError(28, "No space left on device"),
+        OSError(122, "Disk quota exceeded"),
+        of_s3("NoCredentialsError"),
+        s3(403),
+        KeyError("a mistake of ours"),
+        InputError("run.experiment = 'digits': was deleted"),
+    ],
+    ids=lambda error: f"{type(error).__name__}-{str(error)[:30]}",
+)
+def test_an_answer_and_a_mistake_are_none(error):
+    assert not is_outage(error)
+
+
+@pytest.mark.parametrize(("status", "outage"), [(503, True), (403, False)])
+def test_an_s3_upload_error_is_what_the_store_said(status, outage):
+    failed = of_s3("S3UploadFailedError", module="boto3.exceptions")
+    failed.__cause__ = s3(status)
+    assert is_outage(failed) == outage
+
+
+def test_a_server_that_is_not_there_is_an_outage(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(MlflowException) as raised:
+        mlflow_client("http://127.0.0.1:9").search_experiments()
+    assert is_outage(raised.value)
+
+
+def half_migrated(file):
+    """As a first migration leaves it that was killed while it copied a table."""
+    with sqlite3.connect(file) as database:
+        database.executescript(
+            "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);"
+            "INSERT INTO alembic_version VALUES ('867495a8f9d4');"
+            "CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name VARCHAR(256));"
+        )
+    database.close()
+
+
+def test_a_half_made_database_is_named_with_what_to_do(tmp_path):
+    half_migrated(tmp_path / "mlflow.db")
+    with pytest.raises(InputError, match=r"mlflow.db: not a database that this .*; allowed: to move it away"):
+        mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_a_killed_first_use_leaves_no_database_and_the_next_one_makes_it(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    process = subprocess.Popen([sys.executable, "-m", "trainer.tracking.database", uri], cwd=os.getcwd())
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob(".writing-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    client = mlflow_client(uri)
+    assert client.create_experiment("digits", artifact_location=f"file://{tmp_path}")
+    assert client.search_registered_models() == []
+
+
+def test_a_database_in_a_folder_with_spaces(tmp_path):
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    assert mlflow_client(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    shutil.rmtree(folder)

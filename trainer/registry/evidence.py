@@ -1,0 +1,111 @@
+"""What a version was registered with: its evaluation and its run's configuration, kept beside its package.
+
+A run that is lengthened makes another version and overwrites its own results in MLflow, and it may be deleted there:
+evidence belongs to the version. A version of before 2026-11-28 has none of its own; the results of its run stand in
+while they are those of its package.
+"""
+# MLflow's client has few type hints:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.config.run_config import RunConfig
+from trainer.errors import InputError, one_line
+from trainer.evaluate.comparison import FILES
+from trainer.evaluate.results import PER_IMAGE
+from trainer.run.paths import RunPaths
+from trainer.tracking.client import is_outage
+from trainer.tracking.standalone import fetch_results
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+FOLDER, CONFIG = "evidence", "config.json"
+
+
+def collect(config: RunConfig, paths: RunPaths, into: Path) -> Path:
+    """Copy a run's evaluation and configuration to a folder named FOLDER; returns it."""
+    folder = into / FOLDER
+    folder.mkdir()
+    for name in (paths.summary.name, PER_IMAGE):
+        if (paths.results / name).is_file():
+            shutil.copy(paths.results / name, folder)
+    (folder / CONFIG).write_text(config.canonical_json() + "\n")
+    return folder
+
+
+def fetch_scores(client: "MlflowClient", version: "ModelVersion", tracking_uri: str, into: Path) -> Path:
+    """Download a version's evaluation, the bits/dim of each image included; returns the folder it is in.
+
+    Raises:
+        InputError: the registry has none of this version; says why.
+    """
+    there = _names(client, version, tracking_uri)
+    if there & set(FILES):
+        for name in there & {*FILES, PER_IMAGE}:
+            _download(client, version, f"{FOLDER}/{name}", tracking_uri, into)
+        return into / FOLDER
+    return _of_run(version, tracking_uri, into)
+
+
+def fetch_config(client: "MlflowClient", version: "ModelVersion", tracking_uri: str, into: Path) -> str:
+    """The configuration of the run that made a version, as JSON.
+
+    Raises:
+        InputError: the registry has none of this version; says why.
+    """
+    if CONFIG in _names(client, version, tracking_uri):
+        return _download(client, version, f"{FOLDER}/{CONFIG}", tracking_uri, into).read_text()
+    try:
+        return Path(client.download_artifacts(str(version.run_id), CONFIG, str(into))).read_text()
+    except Exception as error:
+        if is_outage(error):
+            raise
+        raise InputError(f"version {version.version}: its run {version.run_id} is gone: {one_line(error)}") from None
+
+
+def _of_run(version: "ModelVersion", tracking_uri: str, into: Path) -> Path:
+    """The results of the version's run, if they are those of its package."""
+    try:
+        _, folder = fetch_results(tracking_uri, str(version.run_id), into)
+    except InputError as error:
+        raise InputError(f"version {version.version} has no scores of its own, and {error}") from None
+    file = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise InputError(f"version {version.version} has no scores of its own, and its run {version.run_id} has none")
+    measured, own = json.loads(file.read_text()).get("package_sha256"), version.tags.get("package_sha256")
+    if measured and own and measured != own:
+        raise InputError(
+            f"version {version.version} has no scores of its own, and those of its run {version.run_id} are of a later "
+            "version"
+        )
+    return folder
+
+
+def _names(client: "MlflowClient", version: "ModelVersion", tracking_uri: str) -> set[str]:
+    """Names of the files in a version's evidence; empty where it has none, or its artifacts are gone."""
+    from mlflow.artifacts import list_artifacts
+
+    try:
+        files = list_artifacts(_uri(client, version, FOLDER), tracking_uri=tracking_uri)
+    except Exception as error:
+        if is_outage(error):
+            raise
+        return set()
+    return {Path(str(file.path)).name for file in files or []}
+
+
+def _download(client: "MlflowClient", version: "ModelVersion", path: str, tracking_uri: str, into: Path) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    target = into / Path(path).parent
+    target.mkdir(parents=True, exist_ok=True)
+    return Path(download_artifacts(_uri(client, version, path), dst_path=str(target), tracking_uri=tracking_uri))
+
+
+def _uri(client: "MlflowClient", version: "ModelVersion", path: str) -> str:
+    return f"{client.get_model_version_download_uri(version.name, version.version)}/artifacts/{path}"
