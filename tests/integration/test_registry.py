@@ -51,3 +51,10 @@ def test_a_version_that_is_not_better_is_challenger_until_it_is_promoted_by_hand
         ("1", ["champion"], "champion"),
     ]
     assert "vlb_bpd" in listed[0]["metrics"]
+
+    lengthened = cluster.run("trainer", "--config", str(tiny), *words["good"], "--set", "training.steps=70")
+    assert "registered gated version 3 as" in lengthened
+    assert "beside version 1's" in lengthened
+    again = json.loads(cluster.run("trainer.registry", "list", "gated", "--json"))
+    assert again[2]["metrics"] == listed[1]["metrics"]  # version 1's, though its run has other results by now
+    assert again[0]["metrics"] != again[2]["metrics"]

@@ -1,6 +1,7 @@
 """The registry's commands on a real one: a better version is promoted, taken back, and fetched as it was registered."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.trainer.registry.test_promotion import store  # noqa: F401 - a fixtur
 from trainer.config.run import GateConfig, RunSettings
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
-from trainer.registry.models import fetch, open_versions, promote, rollback
+from trainer.registry.models import fetch, open_versions, promote, rollback, scores_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -85,3 +86,60 @@ def test_what_is_not_in_the_registry_is_named(registered, tmp_path):
         promote(name, "9", "champion", uri, tmp_path, False, "")
     with pytest.raises(InputError, match=f"MODEL = {name}@nobody"):
         fetch(name, "nobody", uri, tmp_path)
+
+
+def lengthened(client, name, tmp_path):
+    """One run that was lengthened: two versions with evidence of their own; the results in the run are the second's."""
+    experiment = client.create_experiment(name, artifact_location=f"file://{tmp_path}/runs")
+    run = client.create_run(experiment).info.run_id
+    client.create_registered_model(name)
+    for number, vlb in enumerate((4.5, 4.1), start=1):
+        model = tmp_path / f"model-{number}"
+        sha256 = package(model / "artifacts" / "package", number)
+        scores = {f"{likelihood}_bpd": vlb for likelihood in ("vlb", "continuous_vlb", "nll")}
+        values = {"dataset_fingerprint": "d" * 64, "package_sha256": sha256, **scores, "vlb_bpd_se": 0.02}
+        own = model / "artifacts" / "evidence"
+        own.mkdir()
+        (own / "summary.json").write_text(json.dumps(values))
+        (own / "config.json").write_text(CONFIG.canonical_json())
+        client.log_text(run, json.dumps(values), "results/summary.json")
+        client.log_text(run, CONFIG.canonical_json(), "config.json")
+        client.create_model_version(name, f"file://{model}", run_id=run, tags={"package_sha256": sha256})
+    return run
+
+
+def test_each_version_of_a_lengthened_run_has_its_own_scores(store, tmp_path):  # noqa: F811 - the fixture
+    uri, client = store
+    lengthened(client, "lengthened", tmp_path)
+    first, second = reversed(open_versions("lengthened", uri))
+    assert (first.metrics["vlb_bpd"], second.metrics["vlb_bpd"]) == (4.5, 4.1)
+    assert promote("lengthened", "1", "champion", uri, tmp_path, False, "").promoted
+    decision = promote("lengthened", "2", "champion", uri, tmp_path, False, "")
+    assert decision.promoted
+    assert "vlb_bpd 4.1 +- 0.02 beside version 1's 4.5 +- 0.02: better" in decision.reason
+    assert scores_of("lengthened", "1", uri).score("vlb_bpd").value == 4.5
+    assert scores_of("lengthened", "champion", uri).score("vlb_bpd").value == 4.1
+
+
+def test_a_version_whose_run_was_deleted_is_promoted_fetched_and_compared(store, tmp_path):  # noqa: F811 - the fixture
+    uri, client = store
+    client.delete_run(lengthened(client, "orphan", tmp_path))
+    assert promote("orphan", "2", "champion", uri, tmp_path, False, "").promoted
+    _, config, _ = fetch("orphan", "champion", uri, tmp_path / "fetched")
+    assert RunConfig.model_validate_json(config) == CONFIG
+    assert [version.problem for version in open_versions("orphan", uri)] == ["", ""]
+
+
+def test_versions_of_before_without_scores_of_their_own_say_so(store, tmp_path):  # noqa: F811 - the fixture
+    """The run's results are those of its last version; the one before is not compared with them."""
+    uri, client = store
+    lengthened(client, "before", tmp_path)
+    for number in (1, 2):
+        shutil.rmtree(tmp_path / f"model-{number}" / "artifacts" / "evidence")
+    second, first = open_versions("before", uri)
+    assert second.metrics["vlb_bpd"] == 4.1
+    assert "are of a later version" in first.problem
+    refused = promote("before", "1", "champion", uri, tmp_path, False, "")
+    assert not refused.promoted
+    assert "the gate has nothing to judge by: version 1 has no scores of its own" in refused.reason
+    assert promote("before", "1", "champion", uri, tmp_path, True, "").promoted
