@@ -73,13 +73,17 @@ def package_sha256(digests: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def save_package(folder: Path, config: PackageConfig, weights: dict[str, Tensor]) -> str:
+def save_package(
+    folder: Path, config: PackageConfig, weights: dict[str, Tensor], dataset_fingerprint: str | None = None
+) -> str:
     """Write a package; the manifest is written last, so a half-written folder never verifies.
 
     Args:
         folder: where to write; created if missing.
         config: of the denoiser.
         weights: state dictionary of the network, and with prefix `schedule.` of a learned schedule.
+        dataset_fingerprint: SHA-256 of the data that the weights were trained on, which the manifest keeps; it is not
+            part of the package's own digest.
 
     Returns:
         The package's SHA-256.
@@ -92,9 +96,20 @@ def save_package(folder: Path, config: PackageConfig, weights: dict[str, Tensor]
     digest = package_sha256(digests)
     for name in digests:
         durable.sync(folder / name)
-    manifest = json.dumps({"files": digests, "package_sha256": digest}, indent=2, sort_keys=True) + "\n"
-    durable.write_text(folder / MANIFEST, manifest)
+    values = {"files": digests, "package_sha256": digest}
+    if dataset_fingerprint is not None:
+        values["dataset_fingerprint"] = dataset_fingerprint
+    durable.write_text(folder / MANIFEST, json.dumps(values, indent=2, sort_keys=True) + "\n")
     return digest
+
+
+def trained_on(folder: Path) -> str | None:
+    """Fingerprint of the data set that a package was trained on; None where its manifest does not say."""
+    try:
+        values: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+        return values.get("dataset_fingerprint")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def verify_package(folder: Path) -> str:

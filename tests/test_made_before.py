@@ -107,7 +107,7 @@ def test_a_package_is_loaded_as_it_was_written_and_made_again_byte_for_byte(stor
     latest = find_latest(paths.checkpoints).folder
     assert latest is not None
     average = ema_sources(paths.ema, config.ema, Checkpoint(latest)).tensors(config.ema.sigma_rel)
-    digest = write_package(tmp_path / "again", config, package.image_shape, average)
+    digest = write_package(tmp_path / "again", config, package.image_shape, average, None)
     assert digest == summary.package_sha256
     for file in paths.package.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()

@@ -28,12 +28,15 @@ def execute(sweep: Sweep) -> int:
     with sweep.locked():
         states = sweep.states()
         pending = [trial for trial, reached in zip(sweep.trials, states, strict=True) if reached != "done"]
+        fingerprint = sweep.dataset_fingerprint
         if pending:
             check_ray_address()
             dataset = prepare(pending[0].config.data, sweep.storage)  # the same for all trials
+            fingerprint = dataset.info.fingerprint
+            sweep.check_dataset(fingerprint)
             for trial in pending:
                 check_data(trial.config, dataset)
-        sweep.register_name()
+        sweep.register_name(fingerprint)
         progress = SweepProgress(sweep, console)
         progress.print_line(f"sweep {sweep.name}  ({sweep.digest[:8]})  in {sweep.root}")
         progress.print_line(f"{len(states) - len(pending)} of {len(states)} trials are done")

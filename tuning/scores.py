@@ -23,8 +23,8 @@ Row = dict[str, Any]
 
 def rows(sweep: Sweep) -> list[Row]:
     """One row for each trial, in the sweep's order: settings, state, scores, and whether it is the best."""
-    failures = sweep.failures()
-    result = [_row(trial, paths, failures.get(trial.name)) for trial, paths in sweep.paths()]
+    failures, data = sweep.failures(), sweep.dataset_fingerprint
+    result = [_row(trial, paths, failures.get(trial.name), data) for trial, paths in sweep.paths()]
     for row in result:
         row["best"] = [name for name in METRICS if row[name] is not None and row[name] == _lowest(result, name)]
     best = next((row for row in result if VLB in row["best"]), None)
@@ -33,8 +33,11 @@ def rows(sweep: Sweep) -> list[Row]:
     return result
 
 
-def _row(trial: Trial, paths: RunPaths, failure: str | None) -> Row:
+def _row(trial: Trial, paths: RunPaths, failure: str | None, data: str | None) -> Row:
     summary = read_summary(paths)
+    if summary is not None and data not in (None, summary.dataset_fingerprint):
+        failure = f"scored on other data ({summary.dataset_fingerprint[:8]}) than the sweep's ({data[:8]})"
+        summary = None
     done = summary is not None and summary.step >= trial.config.training.steps
     begun = "resumable" if paths.identity.is_file() else "new"
     vlb, frechet = (summary.evaluated.score(name) if summary and done else None for name in (VLB, FRECHET))

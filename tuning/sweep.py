@@ -133,14 +133,35 @@ class Sweep:
             self.root / "lock", f"name = {self.name!r}: another process is running this sweep", identity.lock_timeout()
         )
 
-    def register_name(self) -> None:
-        """Register the sweep's name for its space, and record the trials for the report."""
+    def check_dataset(self, fingerprint: str) -> None:
+        """Refuse to go on with other data than the sweep was begun with: its scores would not be comparable.
+
+        Raises:
+            InputError: the data changed since.
+        """
+        begun = self.dataset_fingerprint
+        if begun not in (None, fingerprint):
+            raise InputError(
+                f"data.source = {self.trials[0].config.data.source!r}: not the data that sweep {self.name!r} was begun "
+                f"with: their fingerprint was {begun[:16]} and is {fingerprint[:16]}; allowed: the data as they were, "
+                "or another sweep for these (another name)"
+            )
+
+    @property
+    def dataset_fingerprint(self) -> str | None:
+        """Fingerprint of the data that the sweep was begun with, in its record or else in its first trial that says."""
+        own: str | None = self.record.get("dataset_fingerprint")
+        return own or next(filter(None, (identity.trained_on(paths) for _, paths in self.paths())), None)
+
+    def register_name(self, dataset_fingerprint: str | None) -> None:
+        """Register the sweep's name for its space and its data, and record the trials for the report."""
         trials = [
             {"name": trial.name, "settings": trial.settings, "config": trial.config.model_dump(mode="json")}
             for trial in self.trials
         ]
         space = {path: {"kind": "grid", "values": values} for path, values in self.space.items()}
-        self.update_record(name=self.name, digest=self.digest, space=space, trials=trials)
+        data = {"dataset_fingerprint": dataset_fingerprint}
+        self.update_record(name=self.name, digest=self.digest, space=space, trials=trials, **data)
 
     def update_record(self, **values: Any) -> None:  # noqa: ANN401 - any JSON value
         """Set values in `sweep.json`."""

@@ -84,7 +84,7 @@ def test_dry_run_knows_how_far_a_run_got(run_file, capsys, summary_step, state, 
     main(["--config", str(run_file), "--dry-run", "--json"])
     config = RunConfig.model_validate_json(json.dumps(json.loads(capsys.readouterr().out)["config"]))
     paths = RunPaths.of(config)
-    register_name(config, paths)
+    register_name(config, paths, "d" * 64)
     if summary_step:
         finish(paths, step=summary_step)
     assert main(["--config", str(run_file), "--dry-run", "--json"]) == 0
@@ -137,7 +137,7 @@ def test_a_missing_config_file_is_bad_input(capsys):
 def test_a_name_taken_by_another_method_is_bad_input(run_file, capsys):
     main(["--config", str(run_file), "--set", "run.name=mine", "--dry-run", "--json"])
     config = RunConfig.model_validate_json(json.dumps(json.loads(capsys.readouterr().out)["config"]))
-    register_name(config, RunPaths.of(config))
+    register_name(config, RunPaths.of(config), "d" * 64)
     line = bad(capsys, "--config", str(run_file), "--set", "run.name=mine", "--set", "seed=1")
     assert line.startswith("error: run.name = 'mine': taken by another method")
     assert "allowed: another name" in line

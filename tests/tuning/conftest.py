@@ -40,7 +40,7 @@ def made(folder: Path, *sets: str, run_file: dict | None = None, **changes) -> S
 def finish(trial: Trial, vlb: float, se: float, frechet: float | None = None, step: int = 20) -> None:
     """Leave behind what a finished run leaves behind."""
     paths = RunPaths.of(trial.config)
-    identity.register_name(trial.config, paths)
+    identity.register_name(trial.config, paths, "d" * 64)
     scale = {"frechet_classifier_heldout": 4.6, "frechet_classifier_gaussian": 75.2, "frechet_classifier_noise": 655.6}
     measured = {} if frechet is None else {"frechet_classifier": frechet, **scale}
     scores = {"vlb_bpd": Score(vlb, se), **{name: Score(value) for name, value in measured.items()}}

@@ -17,7 +17,7 @@ def sweep(tmp_path):
     """linear/simple is best; linear/vlb is within its errors; cosine/simple is not; cosine/vlb failed."""
     made_here = made(tmp_path)
     with made_here.locked():
-        made_here.register_name()
+        made_here.register_name("d" * 64)
     finish(made_here.trials[0], 3.0, 0.03, 40.0)
     finish(made_here.trials[1], 3.09, 0.04, 30.0)
     finish(made_here.trials[2], 3.2, 0.04, 400.0)
@@ -122,7 +122,7 @@ def test_a_picture_of_another_kind_is_refused(sweep, capsys, tmp_path):
 def test_a_score_that_is_no_number_spoils_nothing(tmp_path, capsys):
     sweep = made(tmp_path, space={"process.schedule.kind": SCHEDULES})
     with sweep.locked():
-        sweep.register_name()
+        sweep.register_name("d" * 64)
     finish(sweep.trials[0], math.nan, math.nan, math.inf)
     finish(sweep.trials[1], 3.0, 0.03, 40.0)
     assert [row["best"] for row in rows(sweep)] == [[], ["vlb_bpd", "frechet_classifier"]]

@@ -9,6 +9,7 @@ import pytest
 from tests.tuning.conftest import SCHEDULES, finish, made, written
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
+from trainer.run.paths import RunPaths
 from tuning.__main__ import main
 from tuning.mlflow_record import metrics
 from tuning.plan import plan
@@ -19,7 +20,7 @@ from tuning.sweep import Sweep
 
 def registered(sweep: Sweep) -> Sweep:
     with sweep.locked():
-        sweep.register_name()
+        sweep.register_name("d" * 64)
     return sweep
 
 
@@ -150,7 +151,7 @@ def test_a_sweep_goes_on_after_a_default_changed(tmp_path, monkeypatch):
     """What was started has its configuration stored; another value that is asked for is another sweep."""
     sweep = made(tmp_path)
     with sweep.locked():
-        sweep.register_name()
+        sweep.register_name("d" * 64)
     record = sweep.record
     for trial in record["trials"]:
         trial["config"]["evaluation"]["vlb_draws"] = 128  # the default of then
@@ -165,3 +166,31 @@ def test_a_sweep_goes_on_after_a_default_changed(tmp_path, monkeypatch):
     assert [trial.name for trial in again.trials] == [trial.name for trial in sweep.trials]
     with pytest.raises(InputError, match="taken by another sweep"):
         made(tmp_path, "evaluation.vlb_draws=32").states()
+
+
+def test_a_sweep_does_not_go_on_with_other_data(tmp_path):
+    sweep = made(tmp_path)
+    assert sweep.dataset_fingerprint is None
+    sweep.check_dataset("e" * 64)
+    with sweep.locked():
+        sweep.register_name("d" * 64)
+    assert made(tmp_path).dataset_fingerprint == "d" * 64
+    sweep.check_dataset("d" * 64)
+    with pytest.raises(InputError, match=r"not the data that sweep 'mine' was begun with: their fingerprint was dddd"):
+        sweep.check_dataset("e" * 64)
+
+
+def test_trials_on_other_data_are_not_ranked(tmp_path):
+    """As a sweep of before has them, which went on after its data had changed."""
+    sweep = made(tmp_path)
+    for trial, vlb in zip(sweep.trials, (3.0, 2.9, 2.8, 2.7), strict=True):
+        finish(trial, vlb, 0.01)
+    other = RunPaths.of(sweep.trials[3].config)
+    for file in (other.summary, other.identity):
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps({**record, "dataset_fingerprint": "e" * 64}))
+    table = rows(sweep)
+    assert [row["state"] for row in table] == ["done", "done", "done", "failed"]
+    assert table[3]["vlb_bpd"] is None
+    assert table[3]["reason"].startswith("scored on other data (eeeeeeee) than the sweep's (")
+    assert table[2]["best"] == ["vlb_bpd"]

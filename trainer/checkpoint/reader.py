@@ -68,6 +68,7 @@ class Checkpoint:
         shapes: parameter name -> full shape.
         image_shape: (C, H, W).
         loss_moments: statistics of the loss for importance sampling of t; empty where t is not sampled that way.
+        dataset_fingerprint: of the data that was trained on; None in checkpoints of before 2026-11-28.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,6 +85,7 @@ class Checkpoint:
         channels, height, width = self.manifest["image_shape"]
         self.image_shape: tuple[int, int, int] = (channels, height, width)
         self.loss_moments: dict[str, list[float]] = self.manifest.get("loss_moments") or {}
+        self.dataset_fingerprint: str | None = self.manifest.get("data", {}).get("fingerprint")
         self._files: dict[Path, Any] = {}
         self._index: dict[tuple[str, str], list[tuple[int, str, Path]]] | None = None
 
@@ -99,6 +101,17 @@ class Checkpoint:
                 raise CheckpointError(f"{path}: missing")
             if file_sha256(path) != expected["sha256"]:
                 raise CheckpointError(f"{path}: altered since it was written (SHA-256 differs from the manifest)")
+
+    def check_dataset(self, fingerprint: str) -> None:
+        """Refuse to go on with other data.
+
+        Raises:
+            CheckpointError: the weights were trained on data of another fingerprint.
+        """
+        if self.dataset_fingerprint not in (None, fingerprint):
+            raise CheckpointError(
+                f"{self.folder}: trained on other data ({self.dataset_fingerprint[:16]}, these are {fingerprint[:16]})"
+            )
 
     def read(self, kind: str, name: str, offset: int, numel: int) -> Tensor:
         """Elements [offset, offset + numel) of a flattened parameter, from whichever shards hold them.

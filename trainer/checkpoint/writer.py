@@ -26,6 +26,7 @@ def manifest_fields(
     step: int,
     skipped: int = 0,
     loss: float | None = None,
+    dataset_fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """The manifest's fields that do not depend on files.
 
@@ -38,12 +39,13 @@ def manifest_fields(
         step: training steps taken, skipped ones included.
         skipped: steps that did not change the weights.
         loss: mean training loss since the previous checkpoint, by which the best one is kept; None if there is none.
+        dataset_fingerprint: of the data that the weights were trained on.
     """
     return {
         "step": step,
         "skipped": skipped,
         "loss": loss,
-        "data": {"images_seen": step * config.training.global_batch_size},
+        "data": {"images_seen": step * config.training.global_batch_size, "fingerprint": dataset_fingerprint},
         "rng": {"kind": "keyed", "seed": config.seed, "next_step": step + 1},
         "zero_stage": config.parallel.zero_stage,
         "method_sha256": config.method_sha256,

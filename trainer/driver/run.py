@@ -87,12 +87,15 @@ def complete(
         if resolved.state == "done" and (summary := identity.read_summary(paths)):
             return summary
         dataset = stop.call(lambda: _prepare_data(config))
-        identity.register_name(config, paths)
+        warning = identity.check_dataset(config, paths, dataset.info.fingerprint)
+        identity.register_name(config, paths, dataset.info.fingerprint)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
             view.print_line(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")
             for note in resolved.notes:
                 view.print_line(f"  note: {note}")
+            if warning:
+                view.print_line(f"  warning: {warning}")
             info = dataset.info
             view.print_line(
                 f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})"

@@ -137,7 +137,8 @@ def make(config: RunConfig, sources: "EmaSources", widths: list[float], out: Pat
     folders = [out] if len(widths) == 1 else [out / f"sigma-{width}" for width in widths]
     make_empty(out)
     for width, folder in zip(widths, folders, strict=True):
-        digest = write_package(folder, config, sources.checkpoints[-1].image_shape, sources.tensors(width))
+        last = sources.checkpoints[-1]
+        digest = write_package(folder, config, last.image_shape, sources.tensors(width), last.dataset_fingerprint)
         quality = f"{len(sources.checkpoints)} snapshots, error {sources.error(width):.2%}"
         print(f"{folder}: step {sources.step}, sigma_rel {width:g}, {quality}, package {digest[:12]}")
         print(f"  python -m sampler generate {folder} -n 64 --out grid.png")

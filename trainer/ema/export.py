@@ -38,13 +38,18 @@ def package_checkpoint(
 ) -> str:
     """Write the package of a checkpoint's EMA weights into a folder; returns its SHA-256."""
     sources = ema_sources(paths.ema, config.ema, checkpoint)
-    return write_package(folder, config, info.image_shape, sources.tensors(config.ema.sigma_rel))
+    average = sources.tensors(config.ema.sigma_rel)
+    return write_package(folder, config, info.image_shape, average, info.fingerprint)
 
 
 def write_package(
-    folder: Path, config: RunConfig, image_shape: tuple[int, int, int], trained: dict[str, Tensor]
+    folder: Path,
+    config: RunConfig,
+    image_shape: tuple[int, int, int],
+    trained: dict[str, Tensor],
+    dataset_fingerprint: str | None,
 ) -> str:
-    """Write the package of averaged weights; returns its SHA-256."""
+    """Write the package of averaged weights, trained on the data of this fingerprint; returns its SHA-256."""
     package = PackageConfig(
         process=config.process,
         prediction=config.objective.prediction,
@@ -53,7 +58,7 @@ def write_package(
         image_shape=image_shape,
         solver=config.evaluation.solver,
     )
-    return save_package(folder, package, package_weights(trained))
+    return save_package(folder, package, package_weights(trained), dataset_fingerprint)
 
 
 def package_weights(trained: dict[str, Tensor]) -> dict[str, Tensor]:

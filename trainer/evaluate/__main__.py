@@ -146,6 +146,8 @@ def evaluate(
     check_ray_address()
     data = prepare(target.data, target.storage)
     target.check(data.info)
+    if difference := target.data_difference(data.info):
+        print(f"note: {difference}", file=sys.stderr)
     connect_ray()
     import ray
 

@@ -18,7 +18,8 @@ from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.extractors.dimensions import check_sizes
 from trainer.evaluate.extractors.requirements import check_extractors
-from trainer.run.identity import read_run, read_summary
+from trainer.run.identity import read_run, read_summary, trained_on as run_trained_on
+from trainer.run.paths import RunPaths
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class EvaluationTarget:
         out: output folder.
         storage: folder of prepared data sets.
         mlflow_run: the MLflow run that trained it; None if there is none.
+        any_data: whether the data were named for this evaluation, and need not be those that it was trained on.
     """
 
     name: str
@@ -50,6 +52,7 @@ class EvaluationTarget:
     out: Path
     storage: Path
     mlflow_run: MlflowRef | None = None
+    any_data: bool = False
 
     @property
     def network(self) -> str:
@@ -65,6 +68,18 @@ class EvaluationTarget:
     def _config(self) -> dict[str, Any]:
         return json.loads((self.package / "config.json").read_text())
 
+    def data_difference(self, info: DatasetInfo) -> str | None:
+        """In what the data differ from those that the model was trained on; None if they are the same, or unknown."""
+        from diffusion.package import trained_on
+
+        known = trained_on(self.package) or run_trained_on(RunPaths(self.package.parent))
+        if known in (None, info.fingerprint):
+            return None
+        return (
+            f"data.source = {self.data.source!r}: not the data that the model was trained on: their fingerprint was "
+            f"{known[:16]} and is {info.fingerprint[:16]}"
+        )
+
     def check(self, info: DatasetInfo) -> None:
         """Refuse an incomplete package, and data or settings that do not fit the model.
 
@@ -77,6 +92,8 @@ class EvaluationTarget:
             verify_package(self.package)
         except ValueError as error:
             raise InputError(f"MODEL: {error}") from None
+        if not self.any_data and (difference := self.data_difference(info)):
+            raise InputError(f"{difference}; allowed: those, or other data named with --data")
         check_sizes(self.evaluation, info)
         check_extractors(self.evaluation)
         shape, classes = tuple(self._config["image_shape"]), self._config["network"]["classes"]
@@ -164,7 +181,8 @@ def with_options(target: EvaluationTarget, options: argparse.Namespace) -> Evalu
         raise InputError("--data: the package does not say what it was trained on; allowed: a data source")
     if options.out is None and target.out == Path():
         raise InputError("--out: missing; allowed: an output folder, required unless MODEL is the folder of a run")
-    return replace(target, evaluation=evaluation, data=data, out=(options.out or target.out).absolute())
+    out = (options.out or target.out).absolute()
+    return replace(target, evaluation=evaluation, data=data, out=out, any_data=options.data is not None)
 
 
 def _changes(target: EvaluationTarget, options: argparse.Namespace) -> dict[str, Any]:

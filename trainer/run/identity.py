@@ -228,19 +228,61 @@ def read_summary(paths: RunPaths) -> RunSummary | None:
         ) from None
 
 
-def register_name(config: RunConfig, paths: RunPaths) -> None:
-    """Tie the run's name to this method, and store the configuration that the run goes on with."""
+def register_name(config: RunConfig, paths: RunPaths, dataset_fingerprint: str) -> None:
+    """Tie the run's name to this method and these data, and store the configuration that the run goes on with."""
     paths.root.mkdir(parents=True, exist_ok=True)
     values = config.model_dump(mode="json")
+    data = {"dataset_fingerprint": dataset_fingerprint}
     if not paths.identity.exists():
-        write_json(paths.identity, {"method_sha256": config.method_sha256, "config": values})
+        write_json(paths.identity, {"method_sha256": config.method_sha256, "config": values, **data})
         return
     record = read_json(paths.identity)
     noted = record.get("told", [])
     noted += [change.path for change in history.CHANGED_DEFAULTS if change.path not in noted]
-    updated = {**record, "config": values, **({"told": noted} if noted else {})}
+    updated = {**record, "config": values, **data, **({"told": noted} if noted else {})}
     if updated != record:
         write_json(paths.identity, updated)
+
+
+def check_dataset(config: RunConfig, paths: RunPaths, dataset_fingerprint: str) -> str | None:
+    """Refuse to go on with other data than the run was begun with.
+
+    Args:
+        config: the run's configuration.
+        paths: the run's files.
+        dataset_fingerprint: of the data as they are now.
+
+    Returns:
+        A note for the user where the run, made by an earlier version, does not say which data it was begun with.
+
+    Raises:
+        InputError: the data changed since.
+    """
+    if not paths.identity.is_file():
+        return None
+    begun = trained_on(paths)
+    if begun is None:
+        return (
+            f"it does not say which data it was begun with, and goes on with those of now ({dataset_fingerprint[:8]}); "
+            "from now on it refuses others"
+        )
+    if begun != dataset_fingerprint:
+        raise InputError(
+            f"data.source = {config.data.source!r}: not the data that {paths.root.name!r} was begun with: their "
+            f"fingerprint was {begun[:16]} and is {dataset_fingerprint[:16]}; allowed: the data as they were, or "
+            "another run for these (--set run.name=…)"
+        )
+    return None
+
+
+def trained_on(paths: RunPaths) -> str | None:
+    """Fingerprint of the data that a run was begun with; None if it has not begun or does not say."""
+    if not paths.identity.is_file():
+        return None
+    if fingerprint := read_json(paths.identity).get("dataset_fingerprint"):
+        return str(fingerprint)
+    summary = read_summary(paths)
+    return summary.dataset_fingerprint if summary else None
 
 
 def lock_timeout() -> float:

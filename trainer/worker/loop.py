@@ -46,6 +46,7 @@ def start_worker(context: WorkerContext) -> Worker:
     process = objective.denoiser.process
     resumed = _agree_on_checkpoint(paths, journal)
     if resumed:
+        resumed.check_dataset(dataset.info.fingerprint)
         objective.load_state_dict(resumed.tensors("param"))
     full_precision()
     if config.parallel.compile:
@@ -75,6 +76,7 @@ def start_worker(context: WorkerContext) -> Worker:
         ema=ema,
         loader=BatchLoader(plan, dataset.images("train"), labels, config.network.classes, context.device),
         writer=AsyncCheckpointWriter(),
+        dataset_fingerprint=dataset.info.fingerprint,
         journal=journal,
         fence=Fence(paths.attempt, context.attempt),
         stop_request=_watch_requests(context, journal) if journal else None,

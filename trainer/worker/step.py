@@ -78,6 +78,7 @@ class Worker:
         ema: exponential moving averages of the masters.
         loader: loads this rank's batches.
         writer: writes checkpoints and snapshots in the background.
+        dataset_fingerprint: of the data that is trained on.
         journal: the run's journal on rank 0; None on other ranks.
         fence: tells whether this attempt is still in charge.
         stop_request: watches for stop requests on rank 0; None on other ranks.
@@ -94,6 +95,7 @@ class Worker:
     ema: ShardedEma
     loader: BatchLoader
     writer: AsyncCheckpointWriter
+    dataset_fingerprint: str
     journal: Journal | None
     fence: Fence
     stop_request: StopRequest | None
@@ -256,8 +258,7 @@ class Worker:
         losses = self.losses_since_checkpoint
         loss = sum(losses) / len(losses) if losses else None
         losses.clear()
-        shape = self.loader.plan.image_shape
-        manifest = manifest_fields(self.config, self.masters.shapes(), shape, at, self.skipped, loss) | {
+        manifest = self._manifest(loss) | {
             "loss_moments": {"sums": moments.sums.tolist(), "counts": moments.counts.tolist()} if moments else None
         }
         fragments = fragments_of(self.masters.fragments, aligned)
@@ -283,8 +284,13 @@ class Worker:
                 snapshots.prune(folder, at, every)
 
         fragments = fragments_of(self.masters.fragments, self.ema.tracks)
-        manifest = manifest_fields(self.config, self.masters.shapes(), self.loader.plan.image_shape, at, self.skipped)
-        self.writer.save(folder, fragments, manifest, self.fence, done)
+        self.writer.save(folder, fragments, self._manifest(), self.fence, done)
+
+    def _manifest(self, loss: float | None = None) -> dict[str, Any]:
+        shapes, image_shape = self.masters.shapes(), self.loader.plan.image_shape
+        return manifest_fields(
+            self.config, shapes, image_shape, self.step, self.skipped, loss, self.dataset_fingerprint
+        )
 
     def close(self) -> None:
         """Wait for unfinished checkpoints, and end the threads."""

@@ -84,7 +84,7 @@ def test_an_overlap_does_not_hide_a_gap(tmp_path):
 def test_the_manifest_states_position_identity_and_every_file(tmp_path):
     folder = write(tmp_path, 7, 2)
     manifest = json.loads((folder / MANIFEST).read_text())
-    assert manifest["data"] == {"images_seen": 7 * 128}
+    assert manifest["data"] == {"images_seen": 7 * 128, "fingerprint": None}
     assert manifest["rng"] == {"kind": "keyed", "seed": 0, "next_step": 8}
     assert (manifest["world_size"], manifest["zero_stage"], manifest["method_sha256"]) == (2, 2, CONFIG.method_sha256)
     assert RunConfig.model_validate_json(json.dumps(manifest["config"])) == CONFIG

@@ -73,7 +73,7 @@ def write(folder, step, tensors: Mapping[str, dict[str, torch.Tensor]], world=2)
 def run(tmp_path_factory):
     """A run whose weights are, after step k, 1 in place k and 0 elsewhere: an average shows its profile's weights."""
     paths = RunPaths(tmp_path_factory.mktemp("run"))
-    register_name(CONFIG, paths)
+    register_name(CONFIG, paths, "d" * 64)
     masters = [torch.zeros(STEPS)]
     ema = ShardedEma(masters, CONFIG.ema.tracks)
     for step in range(1, STEPS + 1):
@@ -142,7 +142,7 @@ def test_a_snapshot_that_was_altered_is_left_out_and_named(tmp_path):
 def packageable(tmp_path):
     """A short run of a real network, with one snapshot before its checkpoint."""
     paths = RunPaths(tmp_path / "run")
-    register_name(CONFIG, paths)
+    register_name(CONFIG, paths, "d" * 64)
     network = build_network(CONFIG.network, (1, 2, 2))
     weights = {f"network.{name}": p.detach() for name, p in network.named_parameters()}
     tracks = dict.fromkeys(EMA_KINDS, weights)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,11 +13,14 @@ import torch
 
 from diffusion.config import Ddim, DdpmProcess, MLPConfig
 from diffusion.network import build_network
-from diffusion.package import PackageConfig, save_package
+from diffusion.package import PackageConfig, save_package, verify_package
 from trainer.config.data import DataConfig
 from trainer.config.evaluation import EvaluationConfig, Metric
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
+from trainer.data.manifest import DatasetInfo
+from trainer.data.prepare import prepare
+from trainer.errors import InputError
 from trainer.evaluate.__main__ import main, parser
 from trainer.evaluate.target import EvaluationTarget, find_target, with_options
 from trainer.run.identity import register_name
@@ -32,7 +36,7 @@ def run(tmp_path: Path) -> Path:
     evaluation = EvaluationConfig(samples=70, solver=Ddim(num_steps=7))
     config = RunConfig(network=MLPConfig(width=16, depth=1), evaluation=evaluation, run=settings)
     paths = RunPaths.of(config)
-    register_name(config, paths)
+    register_name(config, paths, prepare(config.data, tmp_path).info.fingerprint)
     package = PackageConfig(
         process=DdpmProcess(num_train_timesteps=40),
         prediction="epsilon",
@@ -178,3 +182,28 @@ def test_help_answers_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_model_is_not_scored_on_other_data_without_a_word(run):
+    """Its data are those of its run; others have to be named."""
+    own = json.loads((run / "run.json").read_text())["dataset_fingerprint"]
+    here = asked(run)
+    info = DatasetInfo("digits", "e" * 64, SHAPE, 1437, 360, 10)
+    difference = f"not the data that the model was trained on: their fingerprint was {own[:16]} and is eeeeeeeeeeeeeeee"
+    with pytest.raises(InputError, match=f"{difference}; allowed: those, or other data named with --data"):
+        here.check(info)
+    there = asked(run, "--data", "digits")
+    there.check(info)
+    assert difference in str(there.data_difference(info))
+    here.check(replace(info, fingerprint=own))
+
+
+def test_a_package_says_what_it_was_trained_on(run, tmp_path):
+    manifest = run / "package" / "manifest.json"
+    before = verify_package(run / "package")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "dataset_fingerprint": "f" * 64}))
+    assert verify_package(run / "package") == before
+    shutil.copytree(run / "package", tmp_path / "elsewhere")
+    target = asked(tmp_path / "elsewhere", "--data", "digits", "--out", str(tmp_path / "out"))
+    info = DatasetInfo("digits", "e" * 64, SHAPE, 1437, 360, 10)
+    assert "was ffffffffffffffff and is eeeeeeeeeeeeeeee" in str(target.data_difference(info))

@@ -117,8 +117,8 @@ def test_each_version_of_a_lengthened_run_has_its_own_scores(store, tmp_path):  
     decision = promote("lengthened", "2", "champion", uri, tmp_path, False, "")
     assert decision.promoted
     assert "vlb_bpd 4.1 +- 0.02 beside version 1's 4.5 +- 0.02: better" in decision.reason
-    assert scores_of("lengthened", "1", uri).score("vlb_bpd").value == 4.5
-    assert scores_of("lengthened", "champion", uri).score("vlb_bpd").value == 4.1
+    assert scores_of("lengthened", "1", uri).evaluated.numbers()["vlb_bpd"] == 4.5
+    assert scores_of("lengthened", "champion", uri).evaluated.numbers()["vlb_bpd"] == 4.1
 
 
 def test_a_version_whose_run_was_deleted_is_promoted_fetched_and_compared(store, tmp_path):  # noqa: F811 - the fixture

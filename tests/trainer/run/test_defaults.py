@@ -61,7 +61,7 @@ def started_when(monkeypatch, changes, **values):
     earlier = resolve(next(under_earlier_defaults(validate(values))).model_copy(update={"run": validate(values).run}))
     resolved = resolve_run(earlier)
     monkeypatch.setattr(history, "CHANGED_DEFAULTS", ())
-    register_name(resolved.config, resolved.paths)
+    register_name(resolved.config, resolved.paths, "d" * 64)
     return resolved
 
 
@@ -93,7 +93,7 @@ def test_a_changed_default_is_said_once_and_the_run_keeps_its_own(storage, monke
     resolved = resolve_run(command())
     assert resolved.notes == ("evaluation.vlb_draws is 32 by default since 0.2.0; this run goes on with its 128",)
     assert resolved.config.evaluation.vlb_draws == 128
-    register_name(resolved.config, resolved.paths)
+    register_name(resolved.config, resolved.paths, "d" * 64)
     assert read_json(resolved.paths.identity)["told"] == ["evaluation.vlb_draws"]
     again = resolve_run(command())
     assert (again.notes, again.config) == ((), resolved.config)

@@ -46,15 +46,15 @@ def test_a_name_nobody_took_is_new(config, paths):
 
 
 def test_a_claimed_name_is_resumable_and_says_whose_it_is(config, paths):
-    register_name(config, paths)
+    register_name(config, paths, "d" * 64)
     assert state(config) == "resumable"
     assert RunConfig.model_validate_json(json.dumps(read_json(paths.identity)["config"])) == config
 
 
 def test_a_claim_keeps_the_method_it_was_made_with(config, paths):
-    register_name(config, paths)
+    register_name(config, paths, "d" * 64)
     before = read_json(paths.identity)["method_sha256"]
-    register_name(config.model_copy(update={"training": TrainingConfig(steps=999)}), paths)
+    register_name(config.model_copy(update={"training": TrainingConfig(steps=999)}), paths, "d" * 64)
     assert read_json(paths.identity)["method_sha256"] == before
     assert read_json(paths.identity)["config"]["training"]["steps"] == 999
 
@@ -63,7 +63,7 @@ def test_a_claim_keeps_the_method_it_was_made_with(config, paths):
     "change", [{"parallel": ParallelConfig(workers=1, zero_stage=3)}, {"training": TrainingConfig(steps=999)}]
 )
 def test_the_same_method_resumes_whatever_the_workers_and_the_length(config, paths, change):
-    register_name(config, paths)
+    register_name(config, paths, "d" * 64)
     wanted = config.model_copy(update=change)
     resolved = resolve_run(wanted)
     assert resolved.state == "resumable"
@@ -72,7 +72,9 @@ def test_the_same_method_resumes_whatever_the_workers_and_the_length(config, pat
 
 def test_what_the_command_does_not_name_is_as_it_was_stored(config, paths):
     register_name(
-        config.model_copy(update={"optim": OptimConfig(lr=5e-4), "parallel": ParallelConfig(workers=3)}), paths
+        config.model_copy(update={"optim": OptimConfig(lr=5e-4), "parallel": ParallelConfig(workers=3)}),
+        paths,
+        "d" * 64,
     )
     resolved = resolve_run(config.model_copy(update={"training": TrainingConfig(steps=7)}))
     assert resolved.config.optim.lr == 5e-4
@@ -82,14 +84,14 @@ def test_what_the_command_does_not_name_is_as_it_was_stored(config, paths):
 
 
 def test_what_does_not_fit_what_is_stored_is_bad_input(config, paths):
-    register_name(config.model_copy(update={"training": TrainingConfig(steps=9, global_batch_size=2)}), paths)
+    register_name(config.model_copy(update={"training": TrainingConfig(steps=9, global_batch_size=2)}), paths, "d" * 64)
     more = config.model_copy(update={"parallel": ParallelConfig(workers=4), "training": TrainingConfig(steps=9)})
     with pytest.raises(InputError, match=r"run\.name = 'mine': parallel\.workers = 4; allowed: at most"):
         resolve_run(more)
 
 
 def test_a_name_of_another_method_is_bad_input(config, paths):
-    register_name(config, paths)
+    register_name(config, paths, "d" * 64)
     other = config.model_copy(update={"optim": OptimConfig(lr=5e-4), "seed": 3})
     with pytest.raises(InputError) as caught:
         resolve_run(other)
@@ -104,7 +106,7 @@ def test_a_name_of_another_method_is_bad_input(config, paths):
 @pytest.mark.parametrize("claimed", [False, True])
 def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(config, paths, claimed):
     if claimed:
-        register_name(config, paths)
+        register_name(config, paths, "d" * 64)
     texts = ["", "[]", "{}", json.dumps({"method_sha256": config.method_sha256})]
     manifests = [paths.checkpoints / f"step-{step:08d}" / "manifest.json" for step in range(len(texts))]
     for manifest, text in zip(manifests, texts, strict=True):
@@ -119,7 +121,7 @@ def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(conf
 @pytest.mark.parametrize("evaluated", [False, True])
 def test_fewer_steps_than_are_done_are_refused(config, paths, evaluated):
     """Their weights are not kept: what would be delivered is of another step."""
-    register_name(config, paths)
+    register_name(config, paths, "d" * 64)
     if evaluated:
         finish(paths, 100, None)
     else:
@@ -145,7 +147,7 @@ def test_fewer_steps_than_are_done_are_refused(config, paths, evaluated):
     ],
 )
 def test_done_is_enough_steps_and_registered_where_asked(config, paths, step, steps, registered, register_as, done):
-    register_name(config, paths)
+    register_name(config, paths, "d" * 64)
     finish(paths, step, registered)
     wanted = config.model_copy(
         update={
