@@ -139,7 +139,7 @@ def _mlflow_command(stack: Stack, var: Path) -> list[str]:
     server = [_script("mlflow"), "server", *(f"--{name}={value}" for name, value in options.items())]
     # A server that is killed while it makes its database leaves one that no server can use, so that is made first.
     make = shlex.join([sys.executable, "-m", "trainer.tracking.database", database])
-    return ["bash", "-c", f"{make} && exec {shlex.join(server)}"]
+    return ["/bin/sh", "-c", f"{make} && exec {shlex.join(server)}"]
 
 
 def _wait(stack: Stack, var: Path) -> None:

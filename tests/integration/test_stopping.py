@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,17 +77,16 @@ STAGES = {
 }
 
 
-def at_work(cluster: Cluster) -> set[int]:
-    """Ray's processes in the stack that are somebody's: actors, and workers with a task."""
-    pids = set[int]()
+def at_work(cluster: Cluster) -> dict[int, str]:
+    """Pid and title of the stack's processes that are at work for somebody: actors, and workers with a task.
+
+    Ray's coordinator of autoscaling is one for the whole cluster, and stays with it.
+    """
+    titles = dict[int, str]()
     for pid in processes.stack_pids(cluster.stack.id):
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::") and not title.startswith(b"ray::IDLE"):
-            pids.add(pid)
-    return pids
+        with suppress(OSError):
+            titles[pid] = Path(f"/proc/{pid}/cmdline").read_text().strip("\0")
+    return {pid: title for pid, title in titles.items() if re.match(r"ray::(?!IDLE|_AutoscalingCoordinatorActor)", title)}
 
 
 def until(true: Callable[[], bool], seconds: float) -> bool:
@@ -115,7 +115,7 @@ def stopped_at(
     code = process.wait(STOP_S + CHECKPOINT_S)
     seconds = time.monotonic() - began
     assert code == 75 or (code == 0 and paths.summary.exists()), output.read_text()
-    assert until(lambda: at_work(cluster) <= before, 60), at_work(cluster) - before
+    assert until(lambda: at_work(cluster).keys() <= before.keys(), 60), (at_work(cluster), before)
     return seconds
 
 
