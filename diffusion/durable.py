@@ -22,6 +22,22 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, so that their names are on the disk."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync(each.parent)
+
+
+def sync_all(folder: Path) -> None:
+    """Have all files of a folder reach the disk, and their names."""
+    for path in folder.iterdir():
+        if path.is_file():
+            sync(path)
+    sync(folder)
+
+
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """A path beside `path` to write to, which takes its place once the block ends; after an error nothing changes."""

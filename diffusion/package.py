@@ -88,7 +88,7 @@ def save_package(
     Returns:
         The package's SHA-256.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")

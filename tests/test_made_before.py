@@ -19,7 +19,6 @@ from diffusion.config import Later
 from diffusion.config.errors import models_of
 from diffusion.package import load_package, verify_package
 from tests.conftest import ROOT
-from trainer.checkpoint.manifest import complete_steps
 from trainer.checkpoint.reader import Checkpoint, find_latest
 from trainer.config import history
 from trainer.config.data import DataConfig
@@ -33,6 +32,7 @@ from trainer.evaluate.comparison import compare, read
 from trainer.evaluate.evaluation import Evaluation
 from trainer.run.identity import read_run, read_summary, resolve_run
 from trainer.run.journal import decode, encode
+from trainer.run.manifest import complete_steps
 from trainer.run.summary import evaluated_from_json, summary_from_json
 from tuning.space import read_sweep
 from tuning.sweep import Sweep

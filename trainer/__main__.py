@@ -52,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
         help="change a setting, e.g. optim.lr=5e-4; repeatable; a new *.kind resets its group to that kind's defaults",
     )  # fmt: skip
     result.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    result.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="train from step 0 again where the run's checkpoints are all damaged; they are kept aside",
+    )
     result.add_argument("--json", action="store_true", help="with --dry-run: as JSON")
     return result
 
@@ -80,7 +85,7 @@ def _run(options: argparse.Namespace, stop: Stop) -> int:
         described = plan(resolved)
         print(json.dumps(described, indent=2) if options.json else render(described))
         return 0
-    return stop.call(_import_driver)(config, stop)
+    return stop.call(_import_driver)(config, stop, options.from_scratch)
 
 
 def _resolve(options: argparse.Namespace) -> "tuple[RunConfig, Resolved]":
@@ -92,7 +97,7 @@ def _resolve(options: argparse.Namespace) -> "tuple[RunConfig, Resolved]":
     return config, check(config)
 
 
-def _import_driver() -> "Callable[[RunConfig, Stop], int]":
+def _import_driver() -> "Callable[[RunConfig, Stop, bool], int]":
     from trainer.driver.run import execute
 
     return execute

@@ -32,7 +32,7 @@ def file_lock(
     """
     deadline = time.monotonic() + timeout_s
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(lock.parent)
         file = lock.open("a+")
     except OSError as error:
         raise InputError(f"run.storage: {lock.parent}: {error.strerror}; allowed: a folder to write to") from None

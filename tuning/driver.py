@@ -36,10 +36,13 @@ def execute(sweep: Sweep) -> int:
             sweep.check_dataset(fingerprint)
             for trial in pending:
                 check_data(trial.config, dataset)
+        damaged = sweep.is_damaged
         sweep.register_name(fingerprint)
         progress = SweepProgress(sweep, console)
         progress.print_line(f"sweep {sweep.name}  ({sweep.digest[:8]})  in {sweep.root}")
         progress.print_line(f"{len(states) - len(pending)} of {len(states)} trials are done")
+        if damaged:
+            progress.print_line(f"warning: {sweep.root}/sweep.json could not be read, and is made again")
         try:
             _run(sweep, pending, progress)
         except RunFailedError as error:

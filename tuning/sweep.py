@@ -101,9 +101,13 @@ class Sweep:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Content of `sweep.json`; empty for a new sweep."""
-        path = self.root / "sweep.json"
-        return files.read_json(path) if path.is_file() else {}
+        """Content of `sweep.json`; empty for a new sweep, and where it cannot be read: the command makes it again."""
+        return _read(self.root / "sweep.json")
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether there is a `sweep.json` that cannot be read."""
+        return (self.root / "sweep.json").is_file() and not self.record
 
     def paths(self) -> Iterator[tuple[Trial, RunPaths]]:
         """Each trial with the paths of its run."""
@@ -169,13 +173,21 @@ class Sweep:
 
     def failures(self) -> dict[str, str]:
         """By trial name, why a trial failed when it last ran."""
-        path = self.root / "failures.json"
-        return files.read_json(path) if path.is_file() else {}
+        return _read(self.root / "failures.json")
 
     def record_failure(self, name: str, reason: str | None) -> None:
         """Record why a trial failed; None clears it."""
         others = {other: text for other, text in self.failures().items() if other != name}
         files.write_json(self.root / "failures.json", {**others, **({name: reason} if reason else {})})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none, or one that cannot be read."""
+    try:
+        values: object = files.read_json(file)
+    except (OSError, ValueError):
+        return {}
+    return values if files.is_mapping(values) else {}
 
 
 def sweep_names(storage: Path) -> list[str]:

@@ -8,11 +8,11 @@ import yaml
 
 from diffusion.ema import decay, gamma_from_sigma_rel
 from tests.integration.conftest import TINY, Train
-from trainer.checkpoint.manifest import complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint
 from trainer.config.training import EmaConfig
 from trainer.ema.sharded import EMA_KINDS
 from trainer.run.journal import Journal, Metrics, NonFinite, Warned
+from trainer.run.manifest import complete_steps, step_folder
 from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration

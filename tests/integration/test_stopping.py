@@ -86,7 +86,9 @@ def at_work(cluster: Cluster) -> dict[int, str]:
     for pid in processes.stack_pids(cluster.stack.id):
         with suppress(OSError):
             titles[pid] = Path(f"/proc/{pid}/cmdline").read_text().strip("\0")
-    return {pid: title for pid, title in titles.items() if re.match(r"ray::(?!IDLE|_AutoscalingCoordinatorActor)", title)}
+    return {
+        pid: title for pid, title in titles.items() if re.match(r"ray::(?!IDLE|_AutoscalingCoordinatorActor)", title)
+    }
 
 
 def until(true: Callable[[], bool], seconds: float) -> bool:

@@ -11,9 +11,9 @@ import torch
 from diffusion.package import load_package, verify_package
 from tests.conftest import ROOT, Cluster
 from tests.integration.conftest import FinishedRun, Train, configured, losses
-from trainer.checkpoint.manifest import complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint, find_latest
 from trainer.run.journal import Journal, Metrics, NonFinite
+from trainer.run.manifest import complete_steps, step_folder
 from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration

@@ -10,11 +10,11 @@ from diffusion.config import MLPConfig
 from diffusion.package import file_sha256
 from tests.oracles.world import FlatMasters, ThreadWorld
 from trainer.checkpoint.fragments import fragments_of
-from trainer.checkpoint.manifest import MANIFEST, step_folder, with_digest
 from trainer.checkpoint.reader import Checkpoint
 from trainer.checkpoint.writer import manifest_fields, save
 from trainer.config.run_config import RunConfig
 from trainer.run.attempt import Fence, begin_attempt
+from trainer.run.manifest import MANIFEST, step_folder, with_digest
 from trainer.worker.engine import MOMENTS
 
 CONFIG = RunConfig(network=MLPConfig(width=8, depth=1))
@@ -27,7 +27,7 @@ PARAMETERS = {
 KINDS = {"param": 1.0, "ema_0": 0.25, "ema_1": 0.5, "exp_avg": 10.0, "exp_avg_sq": -3.0}
 
 
-def write(folder, step, world, parameters=PARAMETERS, attempt="mine", skipped=0, loss=None):
+def write(folder, step, world, parameters=PARAMETERS, attempt="mine", skipped=0, loss=None, journal=None):
     """A checkpoint as `world` ranks write it, through the real `save`; attempt "mine" is in charge."""
     ranks, charge = ThreadWorld(world), folder / "attempt"
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,8 @@ def write(folder, step, world, parameters=PARAMETERS, attempt="mine", skipped=0,
             aligned = {kind: [flat * KINDS[kind] for flat in masters.flats] for kind in ("param", "ema_0", "ema_1")}
             aligned |= {kind: masters.moments(kind) for kind in MOMENTS}
             manifest = manifest_fields(CONFIG, masters.shapes(), (1, 4, 4), step, skipped, loss)
-            return save(folder, fragments_of(masters.fragments, aligned), manifest, Fence(charge, attempt))
+            fence, own = Fence(charge, attempt), journal if rank == 0 else None
+            return save(folder, fragments_of(masters.fragments, aligned), manifest, fence, journal=own)
 
         return ranks.run(rank_main)[0]
 
@@ -51,7 +52,7 @@ def handwritten(folder, files: dict[str, dict[str, torch.Tensor]], shapes, step=
     folder.mkdir(parents=True)
     for name, fragments in files.items():
         save_file(fragments, folder / name)
-    digests = {name: {"sha256": file_sha256(folder / name)} for name in files}
+    digests = {name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in files}
     manifest = with_digest(
         {"format_version": 3, "step": step, "skipped": 0, "shapes": shapes, "image_shape": [1, 4, 4], "files": digests}
     )

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -65,7 +65,9 @@ class Disk:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record what this process does to files; threads may do it."""
-        real = {name: getattr(os, name) for name in ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir")}
+        real = {
+            name: getattr(os, name) for name in ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir")
+        }
 
         def fsync(descriptor: int) -> None:
             with self._lock:
@@ -107,16 +109,12 @@ class Disk:
         return self._ids.setdefault(inode, next(self._fresh))
 
     def _forget(self, path: Any, dir_fd: int | None) -> None:
-        try:
+        with suppress(FileNotFoundError):
             self._ids.pop(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_ino, None)
-        except FileNotFoundError:
-            pass
 
     def _sync_names(self, folder: Path) -> None:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        self._names[self._id(folder)] = {
-            entry.name: (self._id(Path(entry.path)), entry.is_dir()) for entry in entries
-        }
+        self._names[self._id(folder)] = {entry.name: (self._id(Path(entry.path)), entry.is_dir()) for entry in entries}
 
     def _on_fsync(self, path: Path) -> None:
         if not path.is_relative_to(self.root):

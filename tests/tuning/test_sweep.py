@@ -194,3 +194,20 @@ def test_trials_on_other_data_are_not_ranked(tmp_path):
     assert table[3]["vlb_bpd"] is None
     assert table[3]["reason"].startswith("scored on other data (eeeeeeee) than the sweep's (")
     assert table[2]["best"] == ["vlb_bpd"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\x00" * 40, b"\xff\xfe"])
+def test_a_damaged_record_is_made_again_from_the_command_and_the_trials(tmp_path, content):
+    sweep = made(tmp_path)
+    with sweep.locked():
+        sweep.register_name("d" * 64)
+    finish(sweep.trials[0], 3.0, 0.01)
+    before = sweep.record
+    for name in ("sweep.json", "failures.json"):
+        (sweep.root / name).write_bytes(content)
+    again = made(tmp_path)
+    assert again.is_damaged
+    assert again.failures() == {}
+    assert again.states() == ["done", "new", "new", "new"]
+    again.register_name(again.dataset_fingerprint)
+    assert (again.record, again.is_damaged) == (before, False)

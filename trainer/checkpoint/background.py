@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trainer.checkpoint.writer import save
 from trainer.run.attempt import Fence
+from trainer.run.journal import Journal
 
 
 class AsyncCheckpointWriter:
@@ -32,6 +33,7 @@ class AsyncCheckpointWriter:
         manifest: dict[str, Any],
         fence: Fence,
         done: Callable[[], None],
+        journal: Journal | None = None,
     ) -> None:
         """Start writing a checkpoint; waits while two earlier ones are unfinished.
 
@@ -41,6 +43,7 @@ class AsyncCheckpointWriter:
             manifest: fields of the manifest, from `manifest_fields`.
             fence: tells whether this attempt is still in charge.
             done: called in the thread once the checkpoint is complete.
+            journal: on rank 0, the run's journal.
 
         Raises:
             Exception: the error of an earlier checkpoint that failed.
@@ -48,7 +51,7 @@ class AsyncCheckpointWriter:
         self.make_room()
 
         def work() -> None:
-            save(checkpoints, fragments, manifest, fence, self._group)
+            save(checkpoints, fragments, manifest, fence, self._group, journal)
             done()
 
         self._pending.append(self._thread.submit(work))

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from diffusion.package import file_sha256
-from trainer.checkpoint.manifest import CheckpointError, complete_steps, read_manifest, step_folder
+from trainer.run.manifest import CheckpointError, complete_steps, read_manifest, step_folder
 
 
 def best_step(checkpoints: Path) -> int | None:
@@ -38,22 +38,27 @@ class LatestCheckpoint:
 
     Attributes:
         folder: its folder; None if no checkpoint verifies.
-        refused: one message for each newer checkpoint that failed to verify.
+        refused: folder of each newer checkpoint that failed to verify -> the reason.
     """
 
     folder: Path | None
-    refused: list[str]
+    refused: dict[Path, CheckpointError]
+
+    @property
+    def step(self) -> int:
+        """Its training step; 0 if there is none."""
+        return Checkpoint(self.folder).step if self.folder else 0
 
 
 def find_latest(checkpoints: Path) -> LatestCheckpoint:
     """Find the newest checkpoint that verifies, trying older ones in turn."""
-    refused = []
+    refused = dict[Path, CheckpointError]()
     for step in reversed(complete_steps(checkpoints)):
         folder = step_folder(checkpoints, step)
         try:
             Checkpoint(folder).verify()
         except CheckpointError as error:
-            refused.append(str(error))
+            refused[folder] = error
             continue
         return LatestCheckpoint(folder, refused)
     return LatestCheckpoint(None, refused)

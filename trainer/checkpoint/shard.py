@@ -1,4 +1,4 @@
-"""One rank's file of a checkpoint: safetensors, hashed while it is written, and on the disk before anyone counts on it."""
+"""One rank's file of a checkpoint: safetensors, hashed while it is written, and synced before anyone counts on it."""
 
 import hashlib
 import json

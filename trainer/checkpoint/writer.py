@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion import durable
-from diffusion.package import file_sha256
-from trainer.checkpoint.manifest import FORMAT_VERSION, MANIFEST, complete_steps, step_folder, with_digest
 from trainer.checkpoint.reader import best_step
+from trainer.checkpoint.shard import write_shard
 from trainer.config.run_config import RunConfig
 from trainer.run.attempt import Fence, SupersededError
+from trainer.run.journal import Journal
+from trainer.run.manifest import FORMAT_VERSION, MANIFEST, complete_steps, is_whole, step_folder, with_digest
 
 
 def manifest_fields(
@@ -61,8 +61,11 @@ def save(
     manifest: dict[str, Any],
     fence: Fence,
     group: dist.ProcessGroup | None = None,
+    journal: Journal | None = None,
 ) -> Path:
-    """Write a checkpoint; collective, returns once it is complete.
+    """Write a checkpoint; collective, returns once it is complete and on the disk of every rank.
+
+    Shards reach the disk before the manifest does, so that a power cut leaves the checkpoint whole or not at all.
 
     Args:
         checkpoints: folder that holds one folder per step.
@@ -70,6 +73,7 @@ def save(
         manifest: fields of the manifest, from `manifest_fields`; rank 0's are written.
         fence: tells whether this attempt is still in charge.
         group: process group of the ranks that write; None for all ranks.
+        journal: on rank 0, the run's journal, whose records reach the disk before the manifest.
 
     Returns:
         The checkpoint's folder.
@@ -80,23 +84,34 @@ def save(
     folder, rank = step_folder(checkpoints, manifest["step"]), dist.get_rank()
     _require_in_charge(fence, group)
     if rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        durable.make_folder(checkpoints)
+        remove(folder)
+        folder.mkdir()
     dist.barrier(group=group)
     name = f"rank-{rank:05d}.safetensors"
-    save_file(fragments, folder / name)
-    durable.sync(folder / name)
+    entry = write_shard(folder / name, fragments)
     entries: list[Any] = [None] * dist.get_world_size()
-    entry = {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
     dist.all_gather_object(entries, (name, entry), group=group)
     if rank == 0:
         if not fence.holds():
             raise SupersededError(f"attempt {fence.attempt} was superseded while it wrote {folder}")
+        if journal:
+            journal.sync()
         manifest = {**manifest, "format_version": FORMAT_VERSION, "world_size": len(entries), "files": dict(entries)}
-        _write_json(folder / MANIFEST, with_digest(manifest))
+        durable.sync(folder)
         durable.sync(checkpoints)
+        _write_json(folder / MANIFEST, with_digest(manifest))
     dist.barrier(group=group)
     return folder
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint, if there is one; its manifest first, so that what a power cut leaves is none."""
+    if not folder.exists():
+        return
+    (folder / MANIFEST).unlink(missing_ok=True)
+    durable.sync(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_in_charge(fence: Fence, group: dist.ProcessGroup | None) -> None:
@@ -112,12 +127,12 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all complete checkpoints but the newest `keep` and the best one; each manifest goes first."""
-    steps = complete_steps(checkpoints)
+    """Remove the checkpoints before the newest `keep` that are whole, except the best one.
+
+    Those that are not whole are left alone, and are none of the `keep`.
+    """
+    steps = [step for step in complete_steps(checkpoints) if is_whole(step_folder(checkpoints, step))]
     best = best_step(checkpoints)
     for step in steps[:-keep]:
-        if step == best:
-            continue
-        folder = step_folder(checkpoints, step)
-        (folder / MANIFEST).unlink()
-        shutil.rmtree(folder, ignore_errors=True)
+        if step != best:
+            remove(step_folder(checkpoints, step))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion import durable
 from trainer.config.data import DataConfig
 from trainer.config.run_config import canonical
 from trainer.data.arrays import load_array
@@ -147,7 +148,7 @@ def _held(store: Store) -> Iterator[None]:
     lock = f"{PARTS_FOLDER}/lock"
     try:
         if store.local:
-            Path(store.path(PARTS_FOLDER)).mkdir(parents=True, exist_ok=True)
+            durable.make_folder(Path(store.path(PARTS_FOLDER)))
         else:
             store.write(lock, b"")  # fails early where the prefix is not writable
     except OSError as error:

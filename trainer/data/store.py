@@ -96,7 +96,7 @@ class Store:
         """A local path to write to; when the context ends, the complete file appears under its name."""
         if self.local:
             target = Path(self.path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(target.parent)
             with durable.replacing(target) as path:
                 yield path
             return

@@ -11,7 +11,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.manifest import CheckpointError, complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint
 from trainer.config.evaluation import EvaluationConfig
 from trainer.config.run_config import RunConfig
@@ -19,6 +18,7 @@ from trainer.data.dataset import Dataset
 from trainer.ema.export import package_checkpoint
 from trainer.errors import last_line
 from trainer.run.journal import CheckpointEvaluated, Journal, Warned
+from trainer.run.manifest import CheckpointError, complete_steps, step_folder
 from trainer.run.paths import RunPaths
 
 POLL_SECONDS = 1.0
@@ -83,9 +83,10 @@ class BackgroundEvaluation(threading.Thread):
         package = folder / "package"
         try:
             checkpoint = Checkpoint(step_folder(self._paths.checkpoints, step))
+            checkpoint.verify()
             digest = package_checkpoint(self._config, self._paths, self._dataset.info, checkpoint, package)
         except (CheckpointError, OSError) as error:
-            raise RuntimeError(f"its checkpoint was removed before it could be read ({error})") from None
+            raise RuntimeError(f"its checkpoint cannot be read: {error}") from None
         parallel, available = self._config.parallel, ray.available_resources()
         gpus = int(available.get("GPU", 0))
         free = int(available.get("CPU", 0) // parallel.cpus_per_worker)

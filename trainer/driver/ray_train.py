@@ -11,7 +11,6 @@ from typing import Any
 
 from ray.train import ControllerError, FailureConfig, RunConfig as RayRunConfig, ScalingConfig, TrainingFailedError
 
-from trainer.checkpoint.manifest import complete_steps
 from trainer.config.run_config import RunConfig
 from trainer.driver.cleaner import Trainer
 from trainer.driver.elastic import CheckpointBeforeResize
@@ -19,6 +18,7 @@ from trainer.driver.plan import bundles
 from trainer.errors import last_line
 from trainer.run.attempt import begin_attempt
 from trainer.run.journal import Journal, Warned
+from trainer.run.manifest import newest_whole
 from trainer.run.paths import RunPaths
 from trainer.runtime.nic import NodeTorchConfig
 from trainer.worker.entry import train_worker
@@ -39,21 +39,19 @@ def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -
     """
     failures_without_progress = 0
     while True:
-        reached = _newest_step(paths)
+        reached = newest_whole(paths.checkpoints)
         try:
             _attempt(config, paths, dataset_folder, device)
             return
         except TrainingFailedError as error:
-            failures_without_progress = 0 if _newest_step(paths) > reached else failures_without_progress + 1
+            failures_without_progress = (
+                0 if newest_whole(paths.checkpoints) > reached else failures_without_progress + 1
+            )
             # Ray Train has tried again where a worker failed, and not where its controller did, as it does with a node
             if failures_without_progress > (MAX_FAILURES if isinstance(error, ControllerError) else 0):
                 raise
             cause = last_line(error)
             Journal(paths.journal).append(Warned(text=f"training goes on from its checkpoint after: {cause}"))
-
-
-def _newest_step(paths: RunPaths) -> int:
-    return max(complete_steps(paths.checkpoints), default=0)
 
 
 def _attempt(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import files
+from trainer.checkpoint.damaged import discard, find_usable
+from trainer.checkpoint.reader import find_latest
 from trainer.config.run_config import RunConfig
 from trainer.data.dataset import Dataset
 from trainer.data.prepare import prepare
@@ -20,9 +22,11 @@ from trainer.driver.data_checks import check_data
 from trainer.driver.heartbeat import Heartbeat, queue_url
 from trainer.driver.preemption import CheckpointFirst
 from trainer.driver.progress import ProgressView
+from trainer.ema import snapshots
 from trainer.errors import RunFailedError, last_line
 from trainer.run import identity
 from trainer.run.journal import Journal, Metrics, NonFinite, Started
+from trainer.run.manifest import newest_whole
 from trainer.run.paths import RunPaths
 from trainer.run.summary import Evaluated, RunSummary
 from trainer.runtime.ray_cluster import check_ray_address, connect_ray, resolve_device
@@ -34,10 +38,16 @@ if TYPE_CHECKING:
 TRACKING_DEADLINE_S = 30.0
 PREEMPTED_DEADLINE_S = 4.0
 WAITING_NOTICE_S = 60.0
+VERIFY_DEADLINE_S = 2.0
 
 
-def execute(config: RunConfig, stop: Stop) -> int:
+def execute(config: RunConfig, stop: Stop, from_scratch: bool = False) -> int:
     """Run the command: carry the run to its end and print the outcome; returns the exit code.
+
+    Args:
+        config: the command's configuration.
+        stop: requests to stop.
+        from_scratch: whether to begin at step 0 where there are damaged checkpoints only.
 
     Raises:
         InputError: bad input that only now shows, such as an unreadable data file; nothing has been started.
@@ -49,22 +59,32 @@ def execute(config: RunConfig, stop: Stop) -> int:
         print("to start another: change the configuration, e.g. --set seed=1, or name it with --set run.name=…")
         return 0
     try:
-        complete(config, identity.lock_timeout(), stop, queue_url())
+        complete(config, identity.lock_timeout(), stop, queue_url(), from_scratch)
     except RunFailedError as error:
         print(f"failed: {error}")
         return 1
     except Preempted as reason:
-        from trainer.checkpoint.manifest import complete_steps
-
-        steps = complete_steps(paths.checkpoints)
-        kept = f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
-        print(f"preempted ({reason}): {kept}; the same command goes on")
+        print(f"preempted ({reason}): {_kept(paths)}; the same command goes on")
         return EXIT_CODE
     return 0
 
 
+def _kept(paths: RunPaths) -> str:
+    """Which step the same command would go on from; a large checkpoint is not read in full for that."""
+    steps = list[int]()
+    verifying = threading.Thread(target=lambda: steps.append(find_latest(paths.checkpoints).step), daemon=True)
+    verifying.start()
+    verifying.join(VERIFY_DEADLINE_S)
+    step = steps[0] if steps else newest_whole(paths.checkpoints)
+    return f"the last checkpoint is of step {step}" if step else "there is no checkpoint yet"
+
+
 def complete(
-    config: RunConfig, lock_timeout_s: float = 0.0, stop: Stop | None = None, queue: str | None = None
+    config: RunConfig,
+    lock_timeout_s: float = 0.0,
+    stop: Stop | None = None,
+    queue: str | None = None,
+    from_scratch: bool = False,
 ) -> RunSummary:
     """Carry the run to its end from its current state; returns its summary.
 
@@ -73,6 +93,7 @@ def complete(
         lock_timeout_s: seconds to wait for another process that is working on the run.
         stop: requests to stop; None if there can be none.
         queue: URL that heartbeats are sent to; None sends none.
+        from_scratch: whether to begin at step 0 where there are damaged checkpoints only.
 
     Raises:
         Preempted: the driver was asked to stop.
@@ -88,6 +109,7 @@ def complete(
             return summary
         dataset = stop.call(lambda: _prepare_data(config))
         warning = identity.check_dataset(config, paths, dataset.info.fingerprint)
+        reached = stop.call(lambda: _reached(paths, from_scratch))
         identity.register_name(config, paths, dataset.info.fingerprint)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
@@ -102,13 +124,25 @@ def complete(
             )
             try:
                 with heartbeats(queue, config, journal, view, stop):
-                    return Driver(config, paths, dataset, journal, view, stop).run()
+                    return Driver(config, paths, dataset, journal, view, stop, reached).run()
             except RunFailedError:
                 raise
             except Exception as error:
                 paths.error.write_text(traceback.format_exc())
                 reason = f"{type(error).__name__}: {last_line(error)}  (all of it: {paths.error})"
                 raise RunFailedError(reason) from error
+
+
+def _reached(paths: RunPaths, from_scratch: bool) -> int:
+    """The step that the run goes on from.
+
+    Raises:
+        InputError: no checkpoint is good, or one is and the run is to begin from scratch.
+    """
+    if from_scratch:
+        discard(paths.checkpoints)
+        snapshots.forget(paths.ema, 0)
+    return find_usable(paths.checkpoints).step
 
 
 def _prepare_data(config: RunConfig) -> Dataset:
@@ -138,6 +172,7 @@ class Driver:
     """The parts of a run, in order.
 
     Attributes:
+        reached: step of the checkpoint that the run goes on from; 0 for none.
         seconds: how long each part took, of those that this process did.
     """
 
@@ -147,6 +182,7 @@ class Driver:
     journal: Journal
     view: ProgressView
     stop: Stop
+    reached: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> RunSummary:
@@ -206,7 +242,7 @@ class Driver:
             raise
 
     def _train(self) -> None:
-        if self.stop.call(self._is_trained):
+        if self.reached >= self.config.training.steps:
             return
         device = self.stop.call(lambda: resolve_device(self.config))
         low, high = self.config.parallel.min_workers, self.config.parallel.max_workers
@@ -237,12 +273,6 @@ class Driver:
         if started is not None:  # by the worker's clock, which need not be this one's
             ended = records[-1].time_ms / 1000
             self.seconds |= {"startup": max(0.0, started - asked), "training": ended - started}
-
-    def _is_trained(self) -> bool:
-        from trainer.checkpoint.reader import Checkpoint, find_latest
-
-        latest = find_latest(self.paths.checkpoints).folder
-        return latest is not None and Checkpoint(latest).step >= self.config.training.steps
 
     def _fit(self, device: str) -> None:
         from trainer.driver.ray_train import fit
@@ -355,6 +385,6 @@ class Driver:
 
 
 def throughput(journal: Journal) -> float:
-    """Mean training images per second over all logged windows, whatever attempt they belong to."""
+    """Mean training images per second over all logged windows, whatever attempt they belong to; 0 if none is left."""
     rates = [record.values["images_per_second"] for record in journal.records(Metrics)]
-    return len(rates) / sum(1 / rate for rate in rates)
+    return len(rates) / sum(1 / rate for rate in rates) if rates else 0.0

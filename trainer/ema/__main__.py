@@ -86,17 +86,17 @@ def find(config: RunConfig, paths: RunPaths, step: int | None) -> "EmaSources":
     Raises:
         InputError: there is no good checkpoint or snapshot at that step.
     """
-    from trainer.checkpoint.manifest import CheckpointError, complete_steps, step_folder
     from trainer.checkpoint.reader import Checkpoint, find_latest
     from trainer.ema.snapshots import ema_sources
+    from trainer.run.manifest import CheckpointError, complete_steps, step_folder
 
     if step is None:
         latest = find_latest(paths.checkpoints)
         if latest.folder is None:
-            why = "; ".join(latest.refused) or "none was written"
+            why = "; ".join(map(str, latest.refused.values())) or "none was written"
             raise InputError(f"RUN = {paths.root}: no good checkpoint: {why}; allowed: a run with a checkpoint")
         sources = ema_sources(paths.ema, config.ema, Checkpoint(latest.folder))
-        return replace(sources, refused=[*latest.refused, *sources.refused])
+        return replace(sources, refused=[*map(str, latest.refused.values()), *sources.refused])
     folders = {step: folder for folder in (paths.ema, paths.checkpoints) for step in complete_steps(folder)}
     if step not in folders:
         known = ", ".join(map(str, sorted(folders))) or "none"

@@ -5,11 +5,11 @@ from pathlib import Path
 from torch import Tensor
 
 from diffusion.package import SCHEDULE_PREFIX, PackageConfig, save_package
-from trainer.checkpoint.manifest import CheckpointError
 from trainer.checkpoint.reader import Checkpoint, find_latest
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.ema.snapshots import ema_sources
+from trainer.run.manifest import CheckpointError
 from trainer.run.paths import RunPaths
 
 NETWORK_PREFIX = "network."
@@ -26,9 +26,8 @@ def package_latest(config: RunConfig, paths: RunPaths, info: DatasetInfo) -> tup
     """
     latest = find_latest(paths.checkpoints)
     if latest.folder is None:
-        raise CheckpointError(
-            f"{paths.checkpoints}: no complete checkpoint; {'; '.join(latest.refused) or 'none was written'}"
-        )
+        reasons = "; ".join(map(str, latest.refused.values())) or "none was written"
+        raise CheckpointError(f"{paths.checkpoints}: no complete checkpoint; {reasons}")
     checkpoint = Checkpoint(latest.folder)
     return checkpoint.step, package_checkpoint(config, paths, info, checkpoint, paths.package)
 

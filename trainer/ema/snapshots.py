@@ -5,7 +5,6 @@ the step (16 to 31 of them, evenly spaced), so an interrupted run keeps the same
 mathematics is that of diffusion/ema.py (Karras et al. 2024, section 3.2).
 """
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.ema import gamma_from_sigma_rel, posthoc_weights, reconstruction_error
-from trainer.checkpoint.manifest import MANIFEST, CheckpointError, complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint
+from trainer.checkpoint.writer import remove
 from trainer.config.training import EmaConfig
 from trainer.ema.sharded import EMA_KINDS
+from trainer.run.manifest import CheckpointError, complete_steps, step_folder
 
 MAX_SNAPSHOTS = 32
 
@@ -45,9 +45,7 @@ def forget(folder: Path, step: int) -> None:
 
 def _remove(folder: Path, steps: list[int]) -> None:
     for step in steps:
-        snapshot = step_folder(folder, step)
-        (snapshot / MANIFEST).unlink()
-        shutil.rmtree(snapshot, ignore_errors=True)
+        remove(step_folder(folder, step))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from diffusion import durable
 from diffusion.config import Autoguidance
 from diffusion.package import verify_package
 from trainer.config.evaluation import EvaluationConfig, ExtractorName
@@ -104,7 +105,7 @@ class Evaluation:
 
     def run(self) -> Evaluated:
         """Compute the missing blocks, then the scores; writes pictures and the likelihoods of each image."""
-        self.blocks.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(self.blocks)
         blocks = blocks_of(self.config, self.data.info.heldout)
         self._compute(blocks)
         if self.config.samples_images:
@@ -189,7 +190,7 @@ def evaluate_package(
 
     Args:
         evaluation: what is evaluated, and with which resources.
-        file: path of the JSON file of results, written after all other results.
+        file: path of the JSON file of results, written once all other results are on the disk.
         to_json: the content of that file: the scores, and what identifies the model.
         with_report: whether to write report.html and report.png to the results folder.
         keep_blocks: whether to keep the blocks, so that the same evaluation can be extended by samples or seeds.
@@ -198,9 +199,10 @@ def evaluate_package(
 
     evaluated = evaluation.run()
     values = to_json(evaluated)
-    write_json(file, values)
     if with_report:
         write_report(evaluation.results, {**values, "evaluation": evaluation.config.model_dump(mode="json")})
+    durable.sync_all(evaluation.results)
+    write_json(file, values)
     if not keep_blocks:
         shutil.rmtree(evaluation.blocks.parent)
     return evaluated

@@ -10,18 +10,21 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from diffusion import durable
 from diffusion.config.errors import describe
 from trainer.config import history
 from trainer.config.load import name_by_digest
 from trainer.config.run_config import NOT_METHOD, RunConfig, canonical
-from trainer.errors import InputError
+from trainer.errors import InputError, one_line
 from trainer.files import file_lock, is_mapping, read_json, write_json
+from trainer.run.manifest import CheckpointError, complete_steps, read_manifest, step_folder
 from trainer.run.paths import RunPaths
 from trainer.run.summary import RunSummary, summary_from_json
 
 JOB_LOCK_TIMEOUT_S = 60.0
 MAX_LISTED = 5  # settings in one line
 State = Literal["new", "resumable", "done"]
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,54 @@ def resolve_run(config: RunConfig) -> Resolved:
         InputError: the name belongs to a run of another method, or a checkpoint there does.
     """
     paths = _existing(config) or RunPaths.of(config)
-    if not paths.identity.is_file():
+    record, problem = _record(paths)
+    if record is None:
         _check_checkpoints({config.method_sha256}, paths)
-        return Resolved(config, paths, "new")
-    stored, _ = read_run(paths.root)
-    owner = str(read_json(paths.identity)["method_sha256"])
+        return Resolved(config, paths, "new", problem)
+    stored, owner = _configuration(record, paths), str(record["method_sha256"])
     merged = go_on_with(stored, config, f"({owner[:8]}, this is {config.method_sha256[:8]}) in {paths.root}")
     run = merged.run.model_copy(update={"name": paths.root.name})
     merged = merged.model_copy(update={"run": run})
     _check_steps(merged, paths, _check_checkpoints({owner, merged.method_sha256}, paths))
     state: State = "done" if is_done(merged, paths) else "resumable"
-    return Resolved(merged, paths, state, tuple(_notes(config, stored, paths)))
+    return Resolved(merged, paths, state, (*problem, *_notes(config, stored, paths)))
+
+
+def _record(paths: RunPaths) -> tuple[Json | None, tuple[str, ...]]:
+    """What `run.json` holds: the method's digest, the configuration, the data's fingerprint, and defaults once told.
+
+    One that is damaged or missing is made again from the newest checkpoint.
+
+    Returns:
+        The record, None for a run that has not begun; and a note if the file is not as it should be.
+    """
+    try:
+        record = read_json(paths.identity)
+        if is_mapping(record) and is_mapping(record.get("config")) and "method_sha256" in record:
+            return record, ()
+        problem = "is damaged"
+    except FileNotFoundError:
+        problem = "is missing"
+    except (OSError, ValueError):
+        problem = "is damaged"
+    for step in reversed(complete_steps(paths.checkpoints)):
+        try:
+            manifest = read_manifest(step_folder(paths.checkpoints, step))
+            record = {"method_sha256": manifest["method_sha256"], "config": manifest["config"]}
+        except (CheckpointError, KeyError):
+            continue
+        if fingerprint := manifest.get("data", {}).get("fingerprint"):
+            record["dataset_fingerprint"] = fingerprint
+        return record, (f"{paths.identity} {problem}; it is made again from the checkpoint of step {step}",)
+    note = f"{paths.identity} {problem}, and there is no checkpoint to make it from; it is made from this command"
+    return None, (note,) if problem == "is damaged" else ()
+
+
+def _configuration(record: Json, paths: RunPaths) -> RunConfig:
+    try:
+        return RunConfig.model_validate_json(json.dumps(record["config"]))
+    except ValueError as error:
+        raise InputError(f"{paths.root}: not the folder of a run of this version: {one_line(error)}") from None
 
 
 def _existing(config: RunConfig) -> RunPaths | None:
@@ -123,6 +163,8 @@ def _notes(config: RunConfig, stored: RunConfig, paths: RunPaths) -> Iterator[st
     """What to say of a run that goes on with values that the command does not name."""
     changed = _changed_defaults(config, stored, paths)
     yield from changed.values()
+    if paths.summary.is_file() and read_summary(paths) is None:
+        yield f"{paths.summary} is damaged; the model is evaluated again"
     own = _differences(stored.model_dump(mode="json"), config.model_dump(mode="json"))
     history_paths = {change.path for change in history.CHANGED_DEFAULTS}
     kept = [f"{path} = {json.dumps(there)}" for path, there, _ in own if path not in history_paths]
@@ -133,7 +175,7 @@ def _notes(config: RunConfig, stored: RunConfig, paths: RunPaths) -> Iterator[st
 
 def _changed_defaults(config: RunConfig, stored: RunConfig, paths: RunPaths) -> dict[str, str]:
     """Notes, by the setting's path, on defaults that changed since the run began; each note is given once."""
-    already_noted: list[str] = read_json(paths.identity).get("told", [])
+    already_noted: list[str] = (_record(paths)[0] or {}).get("told", [])
     values, today = stored.model_dump(mode="json"), config.model_dump(mode="json")
     notes: dict[str, str] = {}
     for change in history.CHANGED_DEFAULTS:
@@ -170,19 +212,19 @@ def _check_steps(config: RunConfig, paths: RunPaths, newest: int) -> None:
 def _check_checkpoints(digests: set[str], paths: RunPaths) -> int:
     """Refuse checkpoints of another method in the run's folder; returns the newest step, damaged ones left out."""
     newest = 0
-    for manifest in sorted(paths.checkpoints.glob("step-*/manifest.json")):
+    for step in complete_steps(paths.checkpoints):
+        folder = step_folder(paths.checkpoints, step)
         try:
-            values = read_json(manifest)
-            owner, step = values["method_sha256"], int(values["step"])
-        except (OSError, ValueError, KeyError, TypeError):
+            owner = read_manifest(folder)["method_sha256"]
+        except CheckpointError:
             continue
         if owner not in digests:
             own = " or ".join(digest[:8] for digest in sorted(digests))
             raise InputError(
-                f"{manifest.parent}: a checkpoint of another method ({str(owner)[:8]}, this is {own}); allowed: the "
-                "run's own, so move it away"
+                f"{folder}: a checkpoint of another method ({str(owner)[:8]}, this is {own}); allowed: the run's own, "
+                "so move it away"
             )
-        newest = max(newest, step)
+        newest = step
     return newest
 
 
@@ -193,11 +235,10 @@ def read_run(folder: Path) -> tuple[RunConfig, RunPaths]:
         InputError: the folder is not a run's folder.
     """
     paths = RunPaths(folder)
-    try:
-        return RunConfig.model_validate_json(json.dumps(read_json(paths.identity)["config"])), paths
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{folder}: not the folder of a run of this version: {reason}") from None
+    record, _ = _record(paths)
+    if record is None:
+        raise InputError(f"{folder}: not the folder of a run of this version: {paths.identity.name} cannot be read")
+    return _configuration(record, paths), paths
 
 
 def is_done(config: RunConfig, paths: RunPaths) -> bool:
@@ -212,35 +253,24 @@ def is_done(config: RunConfig, paths: RunPaths) -> bool:
 
 
 def read_summary(paths: RunPaths) -> RunSummary | None:
-    """The summary of a finished run; None while it has none.
-
-    Raises:
-        InputError: the file is not a run's summary.
-    """
-    if not paths.summary.is_file():
-        return None
+    """The summary of a finished run; None while it has none, or where it cannot be read: it is evaluated again."""
     try:
         return summary_from_json(read_json(paths.summary))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{paths.summary}: not a run's summary ({type(error).__name__}: {error}); allowed: the file that the run "
-            "wrote, or no file to have the model evaluated again"
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def register_name(config: RunConfig, paths: RunPaths, dataset_fingerprint: str) -> None:
     """Tie the run's name to this method and these data, and store the configuration that the run goes on with."""
-    paths.root.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(paths.root)
     values = config.model_dump(mode="json")
     data = {"dataset_fingerprint": dataset_fingerprint}
-    if not paths.identity.exists():
-        write_json(paths.identity, {"method_sha256": config.method_sha256, "config": values, **data})
-        return
-    record = read_json(paths.identity)
+    record, problem = _record(paths)
+    record = record or {"method_sha256": config.method_sha256}
     noted = record.get("told", [])
     noted += [change.path for change in history.CHANGED_DEFAULTS if change.path not in noted]
     updated = {**record, "config": values, **data, **({"told": noted} if noted else {})}
-    if updated != record:
+    if updated != record or problem or not paths.identity.is_file():
         write_json(paths.identity, updated)
 
 
@@ -258,7 +288,7 @@ def check_dataset(config: RunConfig, paths: RunPaths, dataset_fingerprint: str) 
     Raises:
         InputError: the data changed since.
     """
-    if not paths.identity.is_file():
+    if _record(paths)[0] is None:
         return None
     begun = trained_on(paths)
     if begun is None:
@@ -277,9 +307,7 @@ def check_dataset(config: RunConfig, paths: RunPaths, dataset_fingerprint: str) 
 
 def trained_on(paths: RunPaths) -> str | None:
     """Fingerprint of the data that a run was begun with; None if it has not begun or does not say."""
-    if not paths.identity.is_file():
-        return None
-    if fingerprint := read_json(paths.identity).get("dataset_fingerprint"):
+    if fingerprint := (_record(paths)[0] or {}).get("dataset_fingerprint"):
         return str(fingerprint)
     summary = read_summary(paths)
     return summary.dataset_fingerprint if summary else None

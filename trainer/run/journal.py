@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
+from diffusion import durable
 from trainer.files import is_mapping
 
 
@@ -198,6 +199,12 @@ class Journal:
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else b"\n" + line
             file.write(line)
+
+    def sync(self) -> None:
+        """Have what was appended reach the disk."""
+        if self.path.exists():
+            durable.sync(self.path)
+            durable.sync(self.path.parent)
 
     def size(self) -> int:
         """The offset behind the last record, in bytes."""

@@ -8,7 +8,7 @@ time stamp, and MLflow keeps one metric per (name, time, step, value).
 import threading
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer import files
 from trainer.config.run_config import RunConfig
@@ -39,17 +39,32 @@ class Tracker(threading.Thread):
         """Go on from `tracking.json` where there is one; nothing is contacted before `start()`."""
         super().__init__(name="tracker", daemon=True)
         self._config, self._paths, self._dataset, self._journal = config, paths, dataset, journal
-        saved = files.read_json(paths.tracking) if paths.tracking.is_file() else {}
+        saved = self._saved()
         self.run_id: str | None = saved.get("run_id")
         self._key: str = saved.get("key") or uuid.uuid4().hex
         self._described: bool = saved.get("described", False)
-        self._offset: int = saved.get("offset", 0)
+        offset: int = saved.get("offset", 0)
+        self._offset = offset if offset <= journal.size() else 0  # a journal that was cut is read again from its start
         self._step: int = saved.get("step", 0)
         self.error: Exception | None = None
         self._refusals = 0  # in a row
         self._client: MlflowClient | None = None
         self._stop_event, self._round = threading.Event(), threading.Condition()
         self._answered = False
+
+    def _saved(self) -> dict[str, Any]:
+        """What `tracking.json` holds; if it cannot be read, the run is recorded anew from the journal."""
+        if not self._paths.tracking.is_file():
+            return {}
+        try:
+            saved: object = files.read_json(self._paths.tracking)
+        except (OSError, ValueError):
+            saved = None
+        if files.is_mapping(saved):
+            return saved
+        text = f"{self._paths.tracking} is damaged; the run is recorded in MLflow anew, from its journal"
+        self._journal.append(Warned(text=text))
+        return {}
 
     def run(self) -> None:
         """The thread: upload new records, wait, repeat; failures are kept in `error` and retried."""

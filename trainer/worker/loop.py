@@ -19,7 +19,8 @@ from diffusion.objective import Objective
 from diffusion.process.sde import make_process
 from diffusion.time_sampling import LossMoments
 from trainer.checkpoint.background import AsyncCheckpointWriter
-from trainer.checkpoint.reader import Checkpoint, find_latest
+from trainer.checkpoint.damaged import NoGoodCheckpointError, find_usable
+from trainer.checkpoint.reader import Checkpoint
 from trainer.config.run_config import RunConfig
 from trainer.data.dataset import open_dataset
 from trainer.ema import snapshots
@@ -111,15 +112,25 @@ def restored_moments(config: RunConfig, resumed: Checkpoint | None) -> LossMomen
 
 
 def _agree_on_checkpoint(paths: RunPaths, journal: Journal | None) -> Checkpoint | None:
-    """Rank 0 finds the newest good checkpoint and tells the other ranks."""
-    choice: list[Path | None] = [None]
+    """Rank 0 finds the newest good checkpoint and tells the other ranks.
+
+    Raises:
+        NoGoodCheckpointError: on every rank, where there are damaged ones only.
+    """
+    choice: list[Path | NoGoodCheckpointError | None] = [None]
     if journal:
-        latest = find_latest(paths.checkpoints)
-        for reason in latest.refused:
-            journal.append(Warned(text=f"checkpoint skipped: {reason}"))
-        choice = [latest.folder]
+        try:
+            latest = find_usable(paths.checkpoints)
+            for reason in latest.refused.values():
+                journal.append(Warned(text=f"checkpoint skipped: {reason}"))
+            choice = [latest.folder]
+        except NoGoodCheckpointError as error:
+            choice = [error]
     dist.broadcast_object_list(choice, src=0)
-    return Checkpoint(choice[0]) if choice[0] else None
+    [chosen] = choice
+    if isinstance(chosen, NoGoodCheckpointError):
+        raise chosen
+    return Checkpoint(chosen) if chosen else None
 
 
 def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> None:

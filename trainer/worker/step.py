@@ -271,7 +271,7 @@ class Worker:
 
         self.writer.make_room()
         stalled = round(time.monotonic() - began, 3)
-        self.writer.save(folder, fragments, manifest, self.fence, done)
+        self.writer.save(folder, fragments, manifest, self.fence, done, self.journal)
 
     def save_snapshot(self) -> None:
         """Start a snapshot of the EMA tracks on all ranks, if one is due at this step."""

@@ -4,16 +4,16 @@ import threading
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tests.oracles.checkpoints import CONFIG, PARAMETERS
 from tests.oracles.world import FlatMasters, ThreadWorld
 from trainer.checkpoint.background import AsyncCheckpointWriter
 from trainer.checkpoint.fragments import fragments_of
-from trainer.checkpoint.manifest import complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint
+from trainer.checkpoint.shard import write_shard
 from trainer.checkpoint.writer import manifest_fields
 from trainer.run.attempt import Fence, SupersededError, begin_attempt
+from trainer.run.manifest import complete_steps, step_folder
 
 
 def writer_of(folder, monkeypatch):
@@ -42,13 +42,13 @@ def writer_of(folder, monkeypatch):
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_leak_into_it(tmp_path, monkeypatch):
     masters, writer, begin, done = writer_of(tmp_path, monkeypatch)
-    released, real = threading.Event(), save_file
+    released, real = threading.Event(), write_shard
 
-    def slowly(fragments, path):
+    def slowly(path, fragments):
         assert released.wait(20)
-        real(fragments, path)
+        return real(path, fragments)
 
-    monkeypatch.setattr("trainer.checkpoint.writer.save_file", slowly)
+    monkeypatch.setattr("trainer.checkpoint.writer.write_shard", slowly)
     begin(1)
     masters.flats[0].add_(100)  # the optimizer's next step, in place
     assert complete_steps(tmp_path) == done == []

@@ -6,14 +6,15 @@ from itertools import pairwise
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from diffusion.package import file_sha256
 from tests.oracles.checkpoints import CONFIG, KINDS, PARAMETERS, handwritten, write
-from trainer.checkpoint.manifest import MANIFEST, CheckpointError, complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint, find_latest
+from trainer.checkpoint.shard import write_shard
 from trainer.config.run_config import RunConfig
 from trainer.run.attempt import SupersededError, begin_attempt
+from trainer.run.manifest import MANIFEST, CheckpointError, complete_steps, step_folder
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
@@ -137,12 +138,13 @@ def test_an_attempt_that_was_superseded_writes_nothing(tmp_path, world):
 
 
 def test_an_attempt_that_is_superseded_while_it_writes_leaves_no_manifest(tmp_path, monkeypatch):
-    def supersede(fragments, path):
-        save_file(fragments, path)
+    def supersede(path, fragments):
+        entry = write_shard(path, fragments)
         if path.name == "rank-00000.safetensors":
             begin_attempt(tmp_path / "attempt", "newer")
+        return entry
 
-    monkeypatch.setattr("trainer.checkpoint.writer.save_file", supersede)
+    monkeypatch.setattr("trainer.checkpoint.writer.write_shard", supersede)
     with pytest.raises(SupersededError, match="superseded while it wrote"):
         write(tmp_path, 6, 2)
     assert complete_steps(tmp_path) == []
@@ -150,3 +152,19 @@ def test_an_attempt_that_is_superseded_while_it_writes_leaves_no_manifest(tmp_pa
 
 def test_skipped_steps_are_no_steps_of_the_optimizer(tmp_path):
     assert Checkpoint(write(tmp_path, 9, 2, skipped=4)).optimizer_steps == 5
+
+
+@pytest.mark.parametrize("fragments", [{}, {"param|w|0": torch.zeros(0)}, {"b": torch.randn(3, 5), "a": torch.ones(7)}])
+def test_a_shard_is_safetensors_with_the_digest_of_its_bytes(tmp_path, fragments):
+    entry = write_shard(tmp_path / "shard", fragments)
+    assert entry == {"sha256": file_sha256(tmp_path / "shard"), "bytes": (tmp_path / "shard").stat().st_size}
+    loaded = load_file(tmp_path / "shard")
+    assert loaded.keys() == fragments.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in fragments.items())
+    assert len(save(fragments)) == entry["bytes"]
+
+
+def test_a_slice_that_is_not_contiguous_is_written_as_it_reads(tmp_path):
+    whole = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    write_shard(tmp_path / "shard", {"column": whole[:, 1]})
+    assert load_file(tmp_path / "shard")["column"].tolist() == [1, 5, 9]

@@ -6,7 +6,6 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from trainer.checkpoint.manifest import MANIFEST, step_folder
 from trainer.config.evaluation import EvaluationConfig
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
@@ -18,6 +17,7 @@ from trainer.driver.run import Driver
 from trainer.errors import RunFailedError
 from trainer.evaluate.evaluation import EvaluationStoppedError
 from trainer.run.journal import Journal, Warned
+from trainer.run.manifest import MANIFEST, step_folder
 from trainer.run.paths import RunPaths
 from trainer.runtime.stop import Stop
 
@@ -60,7 +60,7 @@ def test_a_checkpoint_that_cannot_be_read_is_a_warning_and_is_not_tried_again(ba
     assert not background.is_alive()
     (record,) = background._journal.records(Warned)
     assert record.step == 100
-    assert "no evaluation of step 100: its checkpoint was removed before it could be read" in record.text
+    assert "no evaluation of step 100: its checkpoint cannot be read" in record.text
 
 
 def test_one_that_is_abandoned_ends_at_once_and_says_nothing(background, monkeypatch):

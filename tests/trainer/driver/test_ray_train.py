@@ -1,5 +1,7 @@
 """How often training is tried again: as long as it gets further."""
 
+import json
+
 import pytest
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
@@ -7,6 +9,7 @@ from trainer.config.run_config import RunConfig
 from trainer.driver import ray_train as module
 from trainer.driver.ray_train import MAX_FAILURES, fit
 from trainer.run.journal import Journal, Warned
+from trainer.run.manifest import FORMAT_VERSION, MANIFEST, with_digest
 from trainer.run.paths import RunPaths
 
 
@@ -22,7 +25,8 @@ class Attempts:
         if step:
             folder = self.paths.checkpoints / f"step-{step:08d}"
             folder.mkdir(parents=True)
-            (folder / "manifest.json").touch()
+            manifest = {"format_version": FORMAT_VERSION, "step": step, "files": {}}
+            (folder / MANIFEST).write_text(json.dumps(with_digest(manifest)))
         if error:
             raise error
 

@@ -6,9 +6,9 @@ import torch
 from diffusion.network import build_network
 from diffusion.package import load_package, verify_package
 from tests.oracles.checkpoints import CONFIG, flip, write
-from trainer.checkpoint.manifest import CheckpointError
 from trainer.data.manifest import DatasetInfo
 from trainer.ema.export import package_latest
+from trainer.run.manifest import CheckpointError
 from trainer.run.paths import RunPaths
 
 INFO = DatasetInfo("digits", "0" * 64, (1, 4, 4), 100, 70, 10)

@@ -16,7 +16,6 @@ from diffusion.package import load_package, verify_package
 from tests.conftest import ROOT
 from tests.oracles.world import FlatMasters, ThreadWorld
 from trainer.checkpoint.fragments import fragments_of
-from trainer.checkpoint.manifest import complete_steps, step_folder
 from trainer.checkpoint.reader import Checkpoint
 from trainer.checkpoint.writer import manifest_fields, save
 from trainer.config.run_config import RunConfig
@@ -28,6 +27,7 @@ from trainer.ema.sharded import EMA_KINDS, ShardedEma
 from trainer.ema.snapshots import ema_sources, forget, interval, prune
 from trainer.run.attempt import Fence, begin_attempt
 from trainer.run.identity import register_name
+from trainer.run.manifest import complete_steps, step_folder
 from trainer.run.paths import RunPaths
 
 CONFIG = RunConfig(network=MLPConfig(width=4, depth=1))

@@ -7,7 +7,6 @@ import pytest
 
 from diffusion.config import MLPConfig
 from trainer.__main__ import main
-from trainer.checkpoint.manifest import CheckpointError
 from trainer.checkpoint.reader import Checkpoint
 from trainer.config.data import DataConfig
 from trainer.config.run import RunSettings
@@ -16,6 +15,7 @@ from trainer.config.training import TrainingConfig
 from trainer.data.prepare import prepare
 from trainer.errors import InputError
 from trainer.run import identity
+from trainer.run.manifest import CheckpointError
 from trainer.run.paths import RunPaths
 
 

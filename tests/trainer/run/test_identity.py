@@ -16,6 +16,7 @@ from trainer.config.training import OptimConfig, TrainingConfig
 from trainer.errors import InputError
 from trainer.files import read_json, write_json
 from trainer.run.identity import is_done, lock_timeout, locked, register_name, resolve_run
+from trainer.run.manifest import with_digest
 from trainer.run.paths import RunPaths
 from trainer.run.summary import GateDecision, Registration
 
@@ -103,17 +104,21 @@ def test_a_name_of_another_method_is_bad_input(config, paths):
     assert "allowed: another name" in line
 
 
+def manifest_of(method_sha256: str, step: int) -> str:
+    return json.dumps(with_digest({"format_version": 3, "method_sha256": method_sha256, "step": step, "files": {}}))
+
+
 @pytest.mark.parametrize("claimed", [False, True])
 def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(config, paths, claimed):
     if claimed:
         register_name(config, paths, "d" * 64)
-    texts = ["", "[]", "{}", json.dumps({"method_sha256": config.method_sha256})]
+    texts = ["", "[]", "{}", manifest_of(config.method_sha256, 3).replace("3", "4")]
     manifests = [paths.checkpoints / f"step-{step:08d}" / "manifest.json" for step in range(len(texts))]
     for manifest, text in zip(manifests, texts, strict=True):
         manifest.parent.mkdir(parents=True)
         manifest.write_text(text)
     assert state(config) == ("resumable" if claimed else "new")
-    manifests[-1].write_text(json.dumps({"method_sha256": "f" * 64, "step": 3}))
+    manifests[-1].write_text(manifest_of("f" * 64, 3))
     with pytest.raises(InputError, match=r"step-00000003: a checkpoint of another method \(ffffffff, this is "):
         resolve_run(config)
 
@@ -127,7 +132,7 @@ def test_fewer_steps_than_are_done_are_refused(config, paths, evaluated):
     else:
         manifest = paths.checkpoints / "step-00000100" / "manifest.json"
         manifest.parent.mkdir(parents=True)
-        manifest.write_text(json.dumps({"method_sha256": config.method_sha256, "step": 100}))
+        manifest.write_text(manifest_of(config.method_sha256, 100))
     fewer = config.model_copy(update={"training": TrainingConfig(steps=50)})
     with pytest.raises(InputError, match=r"training.steps = 50: mine has trained 100 steps already; allowed: 100 or"):
         resolve_run(fewer)
@@ -162,6 +167,7 @@ def test_done_is_enough_steps_and_registered_where_asked(config, paths, step, st
 HOLD = """
 import sys, time
 from pathlib import Path
+from trainer.run.manifest import with_digest
 from trainer.run.paths import RunPaths
 from trainer.run.identity import locked
 with locked(RunPaths(Path(sys.argv[1]))):

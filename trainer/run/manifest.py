@@ -21,6 +21,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is incomplete or was altered; the message names the file and the problem."""
 
 
+class OtherVersionError(CheckpointError):
+    """A checkpoint that another version of this code wrote; it is not damaged."""
+
+
 def step_folder(checkpoints: Path, step: int) -> Path:
     """The folder of the checkpoint written after `step` training steps."""
     return checkpoints / f"step-{step:08d}"
@@ -46,12 +50,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not is_mapping(manifest):
         raise CheckpointError(f"{path}: not a manifest")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format version {version}; this code reads {FORMAT_VERSION}")
+        kind = OtherVersionError if isinstance(version, int) else CheckpointError
+        raise kind(f"{path}: format version {version}; this code reads {FORMAT_VERSION}")
     if manifest != with_digest(manifest):
         raise CheckpointError(f"{path}: altered since it was written (its own SHA-256 differs)")
     if step_folder(folder.parent, manifest["step"]).name != folder.name:
         raise CheckpointError(f"{path}: belongs to step {manifest['step']}, not to this folder")
     return manifest
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the manifest verifies and every file is there with its size; contents are not read."""
+    try:
+        files: dict[str, dict[str, Any]] = read_manifest(folder)["files"]
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    except (CheckpointError, OSError, KeyError):
+        return False
+
+
+def newest_whole(checkpoints: Path) -> int:
+    """The newest step whose checkpoint is whole, see `is_whole`; 0 if there is none."""
+    whole = (step for step in reversed(complete_steps(checkpoints)) if is_whole(step_folder(checkpoints, step)))
+    return next(whole, 0)
 
 
 def complete_steps(checkpoints: Path) -> list[int]:
