@@ -55,4 +55,4 @@ def _pieces(fragments: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     yield text
     for _, tensor in sorted(fragments.items()):
         if tensor.numel():
-            yield memoryview(tensor.contiguous().numpy()).cast("B")
+            yield tensor.contiguous().numpy().data.cast("B")

@@ -175,6 +175,7 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
     if info is None:
         scan = scan_source(data)
         folder = storage / "datasets" / scan[1][:16]
+        _forget_damaged(folder)
         info = prepare_into(data, Store(str(folder)), scan)
     elif is_s3(data.source):
         folder = storage / "datasets" / f"s3-{info.fingerprint[:16]}"
@@ -184,6 +185,17 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
         folder = Path(data.source).absolute()
         _check_complete(folder, info)
     return Dataset(folder, replace(info, source=data.source))
+
+
+def _forget_damaged(folder: Path) -> None:
+    """Remove a manifest that cannot be read from a folder of ours, whose data are then prepared again."""
+    file = folder / FILE
+    try:
+        if file.is_file():
+            parse(file.read_bytes(), str(folder))
+    except InputError:
+        print(f"warning: {file} is damaged; the data are prepared again", flush=True)
+        file.unlink()
 
 
 def _check_complete(folder: Path, info: DatasetInfo) -> None:

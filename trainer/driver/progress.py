@@ -1,6 +1,7 @@
 """The progress of a run, drawn from the journal: a bar on a terminal, occasional lines elsewhere."""
 
 import threading
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -22,6 +23,10 @@ class ProgressView:
     """Follows a journal while used as a context manager; `print_line` prints a line of its own.
 
     On a terminal it draws a bar; elsewhere (a file, a job's log) it prints a line at most every 15 s.
+
+    Attributes:
+        training_since: when the first group of workers was seen to begin, by this process's monotonic clock, in
+            seconds; None before. The clocks of the records may jump, or be other machines'.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -29,6 +34,7 @@ class ProgressView:
         self._console = Console(highlight=False, soft_wrap=True)
         self._journal = journal
         self._offset = journal.size()
+        self.training_since: float | None = None
         self._stop, self._lock = threading.Event(), threading.RLock()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
         self._bar = ProgressBar(self._console, "preparing")
@@ -83,6 +89,7 @@ class ProgressView:
                 pass
 
     def _started(self, record: Started) -> None:
+        self.training_since = self.training_since or time.monotonic()
         after = f"resuming after step {record.step} of" if record.step else "training"
         self.print_line(f"  {after} {record.steps} steps on {record.world_size} workers")
         self._bar.begin("training", record.step, record.steps)

@@ -252,7 +252,7 @@ class Driver:
             f"{' + 1 GPU' if device == 'cuda' else ''}"
         )
         self.view.stage("starting workers")
-        before, asked = self.journal.size(), time.time()
+        before, asked = self.journal.size(), time.monotonic()
         reminder = threading.Timer(WAITING_NOTICE_S, self._print_if_waiting, (before,))
         reminder.daemon = True
         reminder.start()
@@ -269,10 +269,8 @@ class Driver:
         for record in records:
             if isinstance(record, NonFinite):
                 raise RunFailedError(f"{record.text}. The last checkpoint is good: {self.paths.checkpoints}")
-        started = next((record.time_ms / 1000 for record in records if isinstance(record, Started)), None)
-        if started is not None:  # by the worker's clock, which need not be this one's
-            ended = records[-1].time_ms / 1000
-            self.seconds |= {"startup": max(0.0, started - asked), "training": ended - started}
+        if (began := self.view.training_since) is not None:
+            self.seconds |= {"startup": began - asked, "training": time.monotonic() - began}
 
     def _fit(self, device: str) -> None:
         from trainer.driver.ray_train import fit

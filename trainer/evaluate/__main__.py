@@ -194,7 +194,6 @@ def log_to_mlflow(
     Raises:
         RunFailedError: MLflow refuses it.
     """
-    from trainer.tracking.client import is_outage
     from trainer.tracking.standalone import log_standalone
 
     config = target.evaluation
@@ -211,13 +210,13 @@ def log_to_mlflow(
         )
         if logged is None:
             print(f"note: not recorded: the MLflow run {mlflow_run.run_id} was deleted", file=sys.stderr)
-    except Exception as error:
+    except RunFailedError as error:
         where = f"MLflow at {mlflow_run.tracking_uri}"
-        if not is_outage(error):
-            raise RunFailedError(
-                f"{where} does not record the evaluation: {last_line(error)}; the results are in {target.out}"
-            ) from error
-        print(f"warning: {where} did not answer: {last_line(error)}", file=sys.stderr)
+        raise RunFailedError(
+            f"{where} does not record the evaluation: {error}; the results are in {target.out}"
+        ) from error
+    except ConnectionError as error:
+        print(f"warning: MLflow at {mlflow_run.tracking_uri} did not answer: {error}", file=sys.stderr)
         print("  the results are kept locally; run the same command again to log them", file=sys.stderr)
 
 

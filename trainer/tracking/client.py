@@ -4,9 +4,12 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion import durable
 from trainer.errors import InputError, one_line
+from trainer.files import file_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +25,7 @@ DEFAULTS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 KEY_TAG = "dualview.key"
+DATABASE_TIMEOUT_S = 120.0
 OUTAGES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED"}
 """Error codes of MLflow that stand for a lost connection, a 5xx answer or a request to come back later."""
 TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
@@ -96,8 +100,6 @@ def mlflow_client(tracking_uri: str) -> "MlflowClient":
 
     if not tracking_uri.startswith("sqlite:"):
         return MlflowClient(tracking_uri, tracking_uri)
-    from trainer.tracking.database import make_database
-
     make_database(tracking_uri)
     try:
         return MlflowClient(tracking_uri, tracking_uri)
@@ -108,3 +110,25 @@ def mlflow_client(tracking_uri: str) -> "MlflowClient":
             f"tracking URI = {tracking_uri}: not a database that this version of MLflow can use, perhaps half made by "
             f"a process that was killed: {one_line(error)}; allowed: to move it away and start with a new one"
         ) from None
+
+
+def make_database(tracking_uri: str) -> None:
+    """Make MLflow's database at `sqlite:///FILE`, unless there is one.
+
+    MLflow migrates a new database step by step, and one whose first migration was killed is of no use to it, ever. So
+    it is made under another name, and gets its own once it is complete.
+    """
+    from sqlalchemy import make_url
+
+    file = Path(make_url(tracking_uri).database or "").absolute()
+    if file.exists():
+        return
+    with file_lock(file.with_name(f"{file.name}.lock"), f"{file}: another process is making it", DATABASE_TIMEOUT_S):
+        if file.exists():
+            return
+        mlflow_environment()
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        with durable.replacing(file) as temporary:
+            store = SqlAlchemyStore(f"sqlite:///{temporary}", f"file://{file.parent}/mlflow-artifacts")
+            store.engine.dispose()

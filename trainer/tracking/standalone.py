@@ -5,17 +5,20 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config.run_config import canonical
 from trainer.data.manifest import DatasetInfo
-from trainer.errors import InputError, one_line
+from trainer.errors import InputError, RunFailedError, one_line
 from trainer.evaluate.comparison import FILES
 from trainer.evaluate.results import PER_IMAGE
 from trainer.run.provenance import git_commit
 from trainer.run.summary import Evaluated
-from trainer.tracking.client import create_once, mlflow_client, run_exists
+from trainer.tracking.client import create_once, is_outage, mlflow_client, run_exists
 from trainer.tracking.runs import flatten, log_evaluation, mlflow_dataset
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 RESULT_FILES = (
     "evaluation.json", "report.html", "report.png", "samples.png", "neighbours.png", "denoising.json", PER_IMAGE,
@@ -69,8 +72,27 @@ def log_standalone(
 
     Returns:
         The new run's id; None where the run that trained the model was deleted, so that there is no place for it.
+
+    Raises:
+        ConnectionError: MLflow does not answer.
+        RunFailedError: MLflow refuses it.
     """
-    client = mlflow_client(tracking_uri)
+    try:
+        return _log(mlflow_client(tracking_uri), trained, name, dataset, model, evaluated, folder)
+    except Exception as error:
+        kind = ConnectionError if is_outage(error) else RunFailedError
+        raise kind(one_line(error)) from error
+
+
+def _log(
+    client: "MlflowClient",
+    trained: str,
+    name: str,
+    dataset: DatasetInfo,
+    model: dict[str, Any],
+    evaluated: Evaluated,
+    folder: Path,
+) -> str | None:
     from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Param
 
     if not run_exists(client, trained):
