@@ -5,6 +5,10 @@ class RunFailedError(Exception):
     """The run cannot go on; the message is one line for the user, and the exit code is 1."""
 
 
+class ClusterLostError(RunFailedError):
+    """The cluster, or a part of it that the run needs, is gone: the exit code is 75, and the same command goes on."""
+
+
 def last_line(error: BaseException) -> str:
     """The last line of an error's text, where Ray puts the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -23,16 +23,17 @@ from trainer.driver.heartbeat import Heartbeat, queue_url
 from trainer.driver.preemption import CheckpointFirst
 from trainer.driver.progress import ProgressView
 from trainer.ema import snapshots
-from trainer.errors import RunFailedError, last_line
+from trainer.errors import ClusterLostError, RunFailedError, last_line
 from trainer.run import identity
 from trainer.run.journal import Journal, Metrics, NonFinite, Started
 from trainer.run.manifest import newest_whole
 from trainer.run.paths import RunPaths
 from trainer.run.summary import Evaluated, RunSummary
 from trainer.runtime.ray_cluster import check_ray_address, connect_ray, resolve_device
-from trainer.runtime.stop import EXIT_CODE, Preempted, Stop
+from trainer.runtime.stop import EXIT_CODE, POLL_S, Preempted, Stop
 
 if TYPE_CHECKING:
+    from trainer.runtime.cluster_watch import ClusterWatch
     from trainer.tracking.tracker import Tracker
 
 TRACKING_DEADLINE_S = 30.0
@@ -60,6 +61,9 @@ def execute(config: RunConfig, stop: Stop, from_scratch: bool = False) -> int:
         return 0
     try:
         complete(config, identity.lock_timeout(), stop, queue_url(), from_scratch)
+    except ClusterLostError as error:
+        print(f"failed: {error}; {_kept(paths)}; the same command goes on")
+        return EXIT_CODE
     except RunFailedError as error:
         print(f"failed: {error}")
         return 1
@@ -98,6 +102,7 @@ def complete(
     Raises:
         Preempted: the driver was asked to stop.
         InputError: bad input that only now shows, such as an unreadable data file; nothing has been started.
+        ClusterLostError: the cluster is gone.
         RunFailedError: the run cannot go on; the traceback of an unexpected error is kept in `RunPaths.error`.
     """
     stop = stop or Stop()
@@ -128,6 +133,10 @@ def complete(
             except RunFailedError:
                 raise
             except Exception as error:
+                from trainer.runtime.cluster_watch import is_loss
+
+                if is_loss(error):
+                    raise ClusterLostError(last_line(error)) from error
                 paths.error.write_text(traceback.format_exc())
                 reason = f"{type(error).__name__}: {last_line(error)}  (all of it: {paths.error})"
                 raise RunFailedError(reason) from error
@@ -192,32 +201,37 @@ class Driver:
             RunFailedError: training stopped.
             Preempted: the driver was asked to stop.
         """
-        tracker = self.stop.call(self._connect)
+        tracker, watch = self.stop.call(self._connect)
         tracker.start()
+        watch.start()
         try:
             with self._background_evaluation():
                 self._train()
             summary = self.stop.call(self._evaluate)
             return self.stop.call(lambda: self._record(tracker, summary))
-        except Preempted:
+        except (Preempted, ClusterLostError):
             self._finish(tracker, "KILLED", PREEMPTED_DEADLINE_S)
             raise
         except BaseException:
             self._finish(tracker, "FAILED", TRACKING_DEADLINE_S)
             raise
+        finally:
+            watch.close()
 
-    def _connect(self) -> "Tracker":
+    def _connect(self) -> "tuple[Tracker, ClusterWatch]":
+        from trainer.runtime.cluster_watch import ClusterWatch
         from trainer.tracking.tracker import Tracker
 
         connect_ray()
-        return Tracker(self.config, self.paths, self.dataset.info, self.journal)
+        return Tracker(self.config, self.paths, self.dataset.info, self.journal), ClusterWatch(self.stop.fail)
 
     def _finish(self, tracker: "Tracker", status: str, deadline_s: float) -> None:
         """Set the MLflow run's status, unless that takes too long or somebody asks to stop at once."""
         finishing = threading.Thread(target=tracker.finish, args=(status, deadline_s), daemon=True)
         finishing.start()
         deadline = time.monotonic() + deadline_s
-        self.stop.wait(lambda: not finishing.is_alive() or time.monotonic() >= deadline, lambda: False, finishing.join)
+        while finishing.is_alive() and time.monotonic() < deadline and not self.stop.at_once:
+            finishing.join(POLL_S)
 
     @contextmanager
     def _background_evaluation(self) -> Iterator[None]:
@@ -233,7 +247,7 @@ class Driver:
             yield
             self.view.stage("finishing the evaluation of a checkpoint")
             self.stop.call(background.close)
-        except Preempted:
+        except (Preempted, ClusterLostError):
             background.abandon()
             raise
         except BaseException:
@@ -259,10 +273,13 @@ class Driver:
         try:
             checkpoint_first = CheckpointFirst(self.paths, self.journal, self.stop, self.view.print_line)
             self.stop.call(lambda: self._fit(device), checkpoint_first)
+        except ClusterLostError:
+            raise
         except Exception as error:  # whatever Ray raises, the user gets one line and the place of the rest
-            raise RunFailedError(
-                f"training: {last_line(error)}; the workers' logs are in Ray's session folder"
-            ) from error
+            from trainer.runtime.cluster_watch import is_loss
+
+            kind = ClusterLostError if is_loss(error) else RunFailedError
+            raise kind(f"training: {last_line(error)}; the workers' logs are in Ray's session folder") from error
         finally:
             reminder.cancel()
         records = [record for record, _ in self.journal.read(before)]

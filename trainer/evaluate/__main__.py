@@ -18,7 +18,7 @@ from trainer.config.evaluation import EvaluationConfig, ExtractorName, Metric
 from trainer.config.load import default_storage, tracking_uri
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
-from trainer.errors import InputError, RunFailedError, last_line
+from trainer.errors import ClusterLostError, InputError, RunFailedError, last_line
 from trainer.evaluate.extractors.dimensions import FEATURES
 from trainer.evaluate.target import EvaluationTarget, MlflowRef, find_target, with_options
 from trainer.run.summary import Evaluated
@@ -107,6 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
         except Preempted as reason:
             print(f"preempted ({reason}); run the same command again to resume", file=sys.stderr)
             return EXIT_CODE
+        except ClusterLostError as error:
+            print(f"failed: {error}; run the same command again to resume", file=sys.stderr)
+            return EXIT_CODE
         except RunFailedError as error:
             print(f"failed: {error}", file=sys.stderr)
             return 1
@@ -122,7 +125,7 @@ def _run(options: argparse.Namespace, stop: Stop) -> int:
 
     target = stop.call(lambda: with_options(find_target(options.model, options.tracking_uri, _from_registry), options))
     with ProgressBar(Console(stderr=True, highlight=False), "starting") as bar:
-        model, evaluated = stop.call(lambda: evaluate(target, options.tasks, options.device, bar.blocks))
+        model, evaluated = stop.call(lambda: evaluate(target, options.tasks, options.device, bar.blocks, stop))
     if options.json:
         print(json.dumps({**model, **evaluated.to_json()}, indent=2))
     else:
@@ -132,7 +135,7 @@ def _run(options: argparse.Namespace, stop: Stop) -> int:
 
 
 def evaluate(
-    target: EvaluationTarget, tasks: int | None, device: str, progress: "Progress"
+    target: EvaluationTarget, tasks: int | None, device: str, progress: "Progress", stop: Stop
 ) -> tuple[dict[str, Any], Evaluated]:
     """Evaluate the target: the fields that identify it, and its scores, which are also written to evaluation.json.
 
@@ -151,6 +154,9 @@ def evaluate(
     connect_ray()
     import ray
 
+    from trainer.runtime.cluster_watch import ClusterWatch
+
+    ClusterWatch(stop.fail).start()
     from trainer.evaluate.evaluation import Evaluation, evaluate_package
 
     resources = ray.cluster_resources()
@@ -211,9 +217,9 @@ def log_to_mlflow(
         if logged is None:
             print(f"note: not recorded: the MLflow run {mlflow_run.run_id} was deleted", file=sys.stderr)
     except RunFailedError as error:
-        where = f"MLflow at {mlflow_run.tracking_uri}"
         raise RunFailedError(
-            f"{where} does not record the evaluation: {error}; the results are in {target.out}"
+            f"MLflow at {mlflow_run.tracking_uri} does not record the evaluation: {error}; the results are in "
+            f"{target.out}"
         ) from error
     except ConnectionError as error:
         print(f"warning: MLflow at {mlflow_run.tracking_uri} did not answer: {error}", file=sys.stderr)

@@ -33,24 +33,33 @@ class Stop:
     Attributes:
         reason: the first request's reason; None while nobody asked.
         at_once: whether there was a second request: nothing is waited for any more.
+        failure: an error that makes waiting useless, such as the loss of the cluster.
     """
 
     def __init__(self) -> None:
         """Nobody has asked yet."""
         self.reason: str | None = None
         self.at_once = False
+        self.failure: Exception | None = None
 
     def ask(self, reason: str) -> None:
         """Ask to stop, from any thread or from a signal handler; the second time, at once."""
         self.at_once = self.reason is not None
         self.reason = self.reason or reason
 
+    def fail(self, failure: Exception) -> None:
+        """Have whoever waits raise an error instead, from any thread."""
+        self.failure = failure
+
     def check(self) -> None:
         """Go on unless there was a request.
 
         Raises:
             Preempted: there was one.
+            Exception: waiting is useless.
         """
+        if self.failure is not None:
+            raise self.failure
         if self.reason is not None:
             raise Preempted(self.reason)
 
@@ -68,27 +77,20 @@ class Stop:
 
         Raises:
             Preempted: there was a request before the function began, while it ran, or before it failed.
-            Exception: the function's own.
+            Exception: the function's own, or that waiting is useless.
         """
         self.check()
         outcome = Future[T]()
         thread = threading.Thread(target=_settle, args=(outcome, function), name="stoppable", daemon=True)
         thread.start()
-        self.wait(lambda: not thread.is_alive(), may_leave, thread.join)
+        while thread.is_alive() and not self._may_leave(may_leave):
+            thread.join(POLL_S)
         if not outcome.done() or outcome.exception() is not None:
             self.check()
         return outcome.result()
 
-    def wait(
-        self,
-        over: Callable[[], bool],
-        may_leave: Callable[[], bool] = lambda: True,
-        turn: Callable[[float], object] | None = None,
-    ) -> None:
-        """Wait until something is over, or until there is a request and `may_leave` or a second one allows to go."""
-        turn = turn or threading.Event().wait
-        while not over() and not (self.at_once or (self.reason is not None and may_leave())):
-            turn(POLL_S)
+    def _may_leave(self, may_leave: Callable[[], bool]) -> bool:
+        return self.at_once or self.failure is not None or (self.reason is not None and may_leave())
 
 
 def _settle(outcome: "Future[T]", function: Callable[[], T]) -> None:

@@ -1,5 +1,6 @@
 """What a run's progress looks like in a file: every line once, however many records arrive together."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,15 @@ def test_records_that_arrive_together_are_shown_once(tmp_path: Path, capsys: pyt
         "  step 1/2 (50%)  loss 1.0000  10 images/s",
         "  step 2/2 (100%)  loss 0.5000  10 images/s",
     ]
+
+
+def test_durations_are_by_the_monotonic_clock(tmp_path: Path):
+    """The workers' clocks may be days off, or be set back during the run."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    began = time.monotonic()
+    with ProgressView(journal) as view:
+        assert view.training_since is None
+        journal.append(Started(step=0, steps=2, world_size=1, time_ms=172_761_000))
+    first = view.training_since
+    assert first is not None
+    assert began <= first <= time.monotonic()

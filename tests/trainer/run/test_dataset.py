@@ -110,3 +110,13 @@ def test_a_checkpoint_is_refused_with_other_data(tmp_path, monkeypatch):
         Checkpoint(tmp_path).check_dataset("e" * 64)
     values["data"] = {"images_seen": 6}  # of before
     Checkpoint(tmp_path).check_dataset("e" * 64)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\x00" * 50])
+def test_prepared_data_whose_manifest_is_damaged_are_prepared_again(config, capsys, content):
+    """The copy that a run keeps for itself; what someone prepared elsewhere is refused by name."""
+    begun = prepare(config.data, config_storage(config))
+    (begun.folder / "dataset.json").write_bytes(content)
+    again = prepare(config.data, config_storage(config))
+    assert again == begun
+    assert "is damaged; the data are prepared again" in capsys.readouterr().out

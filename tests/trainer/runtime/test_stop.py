@@ -72,6 +72,14 @@ def test_a_second_request_leaves_it_all_the_same(blocked):
     assert stop.at_once
 
 
+def test_what_makes_waiting_useless_is_raised_at_once(blocked):
+    stop = Stop()
+    after(0.1, stop.fail, ConnectionError("the cluster is gone"))
+    for _ in range(2):
+        with pytest.raises(ConnectionError, match="the cluster is gone"):
+            stop.call(blocked, may_leave=lambda: False)
+
+
 def test_what_fails_after_a_request_was_ended_by_it():
     stop = Stop()
 
