@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import ray
 from ray._private import worker
@@ -62,7 +63,8 @@ class ClusterWatch(threading.Thread):
         super().__init__(name="cluster-watch", daemon=True)
         self._lost, self._clock = lost, clock
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        raylet: str = worker.global_worker.node.raylet_socket_name
+        node: Any = worker.global_worker.node
+        raylet: str = node.raylet_socket_name
         self._doors: dict[str, tuple[Callable[[], socket.socket], float]] = {
             "the raylet of this machine": (lambda: _local(raylet), RAYLET_S),
             f"the cluster's GCS at {host}:{port}": (
