@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.core.generated.common_pb2 import ActorDiedErrorContext  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RpcError
 from ray.train import ControllerError, WorkerGroupError
 
@@ -51,52 +51,79 @@ class Clock:
         return self.now
 
 
+class Server:
+    """Somebody who listens and accepts, and can die."""
+
+    def __init__(self, family, address):
+        self.listening = socket.socket(family)
+        self.listening.bind(address)
+        self.listening.listen(10)
+        self.address = self.listening.getsockname()
+
+    def accept(self):
+        self.accepted = self.listening.accept()[0]
+
+    def die(self):
+        self.listening.close()
+        self.accepted.close()
+
+
 @pytest.fixture
-def doors(tmp_path, monkeypatch):
-    """A raylet and a GCS that listen; (raylet, gcs, watch, clock)."""
-    raylet = socket.socket(socket.AF_UNIX)
-    raylet.bind(str(tmp_path / "raylet"))
-    gcs = socket.socket()
-    gcs.bind(("127.0.0.1", 0))
-    for door in (raylet, gcs):
-        door.listen(100)
-    address = f"127.0.0.1:{gcs.getsockname()[1]}"
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
-    node = SimpleNamespace(node=SimpleNamespace(raylet_socket_name=str(tmp_path / "raylet")))
+def cluster(tmp_path, monkeypatch):
+    """(raylet, gcs, watch, clock): both listen, and are connected to."""
+    raylet, gcs = Server(socket.AF_UNIX, str(tmp_path / "raylet")), Server(socket.AF_INET, ("127.0.0.1", 0))
+    context = SimpleNamespace(gcs_address=f"127.0.0.1:{gcs.address[1]}")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    node = SimpleNamespace(node=SimpleNamespace(raylet_socket_name=raylet.address))
     monkeypatch.setattr("trainer.runtime.cluster_watch.worker.global_worker", node)
-    clock, losses = Clock(), list[Exception]()
-    yield raylet, gcs, ClusterWatch(losses.append, clock), clock
-    raylet.close()
-    gcs.close()
+    clock = Clock()
+    watch = ClusterWatch(lambda _: None, clock)
+    assert watch.loss() is None
+    raylet.accept()
+    gcs.accept()
+    yield raylet, gcs, watch, clock
+    raylet.die()
+    gcs.die()
 
 
-def test_while_both_answer_nothing_is_lost(doors):
-    _, _, watch, clock = doors
+def test_while_both_live_nothing_is_lost_and_nothing_is_sent(cluster):
+    raylet, gcs, watch, clock = cluster
     for clock.now in range(0, 100, 10):
-        assert watch.knock() is None
+        assert watch.loss() is None
+    for server in (raylet, gcs):
+        server.accepted.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accepted.recv(1)
 
 
 @pytest.mark.parametrize(("which", "patience", "name"), [(0, RAYLET_S, "the raylet"), (1, GCS_S, "GCS at 127.0.0.1:")])
-def test_one_that_is_silent_for_too_long_is_lost(doors, which, patience, name):
-    watch, clock = doors[2:]
-    assert watch.knock() is None
-    doors[which].close()
+def test_one_that_died_is_lost_after_its_time(cluster, which, patience, name):
+    watch, clock = cluster[2:]
+    cluster[which].die()
+    assert watch.loss() is None
     clock.now += patience - 0.1
-    assert watch.knock() is None
+    assert watch.loss() is None
     clock.now += 0.2
-    loss = watch.knock()
+    loss = watch.loss()
     assert isinstance(loss, ClusterLostError)
     assert name in str(loss)
+    assert "Connection refused" in str(loss)
 
 
-def test_one_that_comes_back_in_time_is_not(doors, tmp_path):
-    raylet, _, watch, clock = doors
-    raylet.close()
-    clock.now += RAYLET_S - 0.1
-    assert watch.knock() is None
-    (tmp_path / "raylet").unlink()
-    with socket.socket(socket.AF_UNIX) as again:
-        again.bind(str(tmp_path / "raylet"))
-        again.listen(1)
-        clock.now += 0.2
-        assert watch.knock() is None
+def test_one_that_comes_back_in_time_is_not(cluster, tmp_path):
+    gcs, watch, clock = cluster[1:]
+    gcs.die()
+    clock.now += GCS_S - 1
+    assert watch.loss() is None
+    again = Server(socket.AF_INET, gcs.address)
+    clock.now += 2
+    assert watch.loss() is None
+    again.accept()
+    again.die()
+
+
+def test_one_that_closes_an_idle_connection_is_connected_to_again(cluster):
+    gcs, watch, clock = cluster[1:]
+    gcs.accepted.close()
+    clock.now += GCS_S + 1
+    assert watch.loss() is None
