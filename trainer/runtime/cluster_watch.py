@@ -73,6 +73,7 @@ class Connection:
         if self._socket is None:
             try:
                 self._socket = self._connect()
+                self._socket.setblocking(False)
             except OSError as error:
                 self._problem = str(error)
                 return now - self._lived >= self._patience_s
@@ -81,7 +82,7 @@ class Connection:
 
     def _is_closed(self, held: socket.socket) -> bool:
         try:
-            if held.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK):
+            if held.recv(1, socket.MSG_PEEK):
                 return False
         except BlockingIOError:
             return False
@@ -90,8 +91,8 @@ class Connection:
         held.close()
         return True
 
-    def close(self) -> None:
-        """Let go."""
+    def let_go(self) -> None:
+        """Close it."""
         if self._socket is not None:
             self._socket.close()
 
@@ -135,7 +136,7 @@ class ClusterWatch(threading.Thread):
                 self._lost(loss)
                 break
         for connection in self._connections:
-            connection.close()
+            connection.let_go()
 
     def loss(self) -> ClusterLostError | None:
         """Look once; the loss, where one of them is gone."""

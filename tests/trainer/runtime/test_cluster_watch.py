@@ -84,6 +84,8 @@ def cluster(tmp_path, monkeypatch):
     yield raylet, gcs, watch, clock
     raylet.die()
     gcs.die()
+    watch.close()
+    watch.run()
 
 
 def test_while_both_live_nothing_is_lost_and_nothing_is_sent(cluster):
