@@ -67,6 +67,11 @@ class Ranks:
         self._answers: queue.Queue[tuple[int, str]] = queue.Queue()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
+    @property
+    def pids(self) -> list[int]:
+        """The ranks' processes."""
+        return [process.pid for process in self._processes]
+
     def run(self, job: Job) -> RunPaths:
         """Do a job on all ranks; the run's files."""
         config = load_config(Path(job.file), job.sets)

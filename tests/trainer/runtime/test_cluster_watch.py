@@ -56,6 +56,7 @@ class Server:
 
     def __init__(self, family, address):
         self.listening = socket.socket(family)
+        self.listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.listening.bind(address)
         self.listening.listen(10)
         self.address = self.listening.getsockname()
