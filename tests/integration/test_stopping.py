@@ -35,6 +35,8 @@ class Running:
     process: "subprocess.Popen[str]"
     output: Path
     paths: RunPaths
+    journal_before: int
+    attempt_before: str | None
 
     def prints(self, text: str) -> bool:
         return text in self.output.read_text()
@@ -45,8 +47,21 @@ class Running:
         caught = int(re.findall(r"SigCgt:\s*(\w+)", status)[0], 16)
         return bool(caught >> (signal.SIGTERM - 1) & 1)
 
+    def has_asked(self) -> bool:
+        """Whether workers were asked for."""
+        return attempt(self.paths) != self.attempt_before
+
     def last_step(self) -> int:
-        return max((record.step for record in Journal(self.paths.journal).records(Metrics)), default=0)
+        """The last step that this command has trained."""
+        records = Journal(self.paths.journal).records(Metrics, self.journal_before)
+        return max((record.step for record in records), default=0)
+
+    def saves(self) -> bool:
+        return any(Journal(self.paths.journal).records(CheckpointSaved, self.journal_before))
+
+
+def attempt(paths: RunPaths) -> str | None:
+    return paths.attempt.read_text() if paths.attempt.exists() else None
 
 
 @dataclass(frozen=True)
@@ -58,19 +73,26 @@ class Stage:
     sets: tuple[str, ...] = ()
 
 
+def holds_lock(pid: int, lock: Path) -> bool:
+    """Whether a process has the run's lock file open, in which case it holds the lock or waits for it."""
+    links = list[str]()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            links.append(os.readlink(link))
+    return str(lock) in links
+
+
 LONG = ("training.steps=100000",)
 MUCH = ("training.steps=5", "evaluation.samples=100000", "evaluation.metrics=[frechet]")
 BRIEF = ("training.steps=5", "evaluation.samples=130", "evaluation.metrics=[vlb]")
 STAGES = {
     "imports": Stage(Running.listens, 2),
-    "preparing": Stage(lambda run: run.paths.lock.exists(), 2),
+    "preparing": Stage(lambda run: holds_lock(run.process.pid, run.paths.lock), 2),
     "connecting": Stage(lambda run: run.prints("to train on"), 2),
-    "waiting for room": Stage(lambda run: run.paths.attempt.exists(), 10, ("parallel.cpus_per_worker=64",)),
-    "group start": Stage(lambda run: run.paths.attempt.exists(), 8, LONG),
-    "training": Stage(lambda run: run.last_step() >= 3, 3, LONG),
-    "writing a checkpoint": Stage(
-        lambda run: any(Journal(run.paths.journal).records(CheckpointSaved)), 0.5, (*LONG, "run.checkpoint_every=2")
-    ),
+    "waiting for room": Stage(Running.has_asked, 10, ("parallel.cpus_per_worker=64",)),
+    "group start": Stage(Running.has_asked, 8, LONG),
+    "training": Stage(lambda run: run.last_step() > 0, 3, LONG),
+    "writing a checkpoint": Stage(Running.saves, 0.5, (*LONG, "run.checkpoint_every=2")),
     "evaluating": Stage(lambda run: run.prints("evaluating step"), 10, MUCH),
     "packaging": Stage(lambda run: run.last_step() == 5, 2, BRIEF),
     "registering": Stage(lambda run: run.prints("evaluated in"), 1, (*BRIEF, "run.register_as=stopped")),
@@ -105,11 +127,12 @@ def stopped_at(
     sets = (f"run.name={name}", "run.register_as=null", *stage.sets)
     _, paths = configured(cluster, tiny, *sets)
     before, output = at_work(cluster), tmp_path / "output"
+    journal, begun = Journal(paths.journal).size(), attempt(paths)
     words = (word for item in sets for word in ("--set", item))
     with output.open("w") as file:
         command = [sys.executable, "-m", "trainer", "--config", str(tiny), *words]
         process = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=file, stderr=file, text=True)
-    run = Running(process, output, paths)
+    run = Running(process, output, paths, journal, begun)
     assert until(lambda: process.poll() is not None or stage.begun(run), DEADLINE_S), output.read_text()
     time.sleep(delay_s)
     began = time.monotonic()
