@@ -22,7 +22,7 @@ def client(cluster: Cluster) -> MlflowClient:
     return MlflowClient(cluster.stack.tracking_uri)
 
 
-METRICS = ("--metrics", "vlb,nll,frechet", "--samples", "300", "--seeds", "2")
+METRICS = ("--metrics", "vlb,frechet", "--samples", "300", "--seeds", "2")
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_result(

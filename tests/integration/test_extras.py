@@ -71,7 +71,7 @@ def plain(
         pytest.param(2, BUCKETS_2, id="2-buckets"),
         pytest.param(3, BUCKETS_3, id="3-buckets"),
         pytest.param(2, RECOMPUTED, id="2-recomputed"),
-        pytest.param(3, RECOMPUTED, id="3-recomputed"),
+        pytest.param(3, RECOMPUTED, id="3-recomputed", marks=pytest.mark.slow),
     ],
 )
 def test_extras_change_no_result_and_survive_a_break(
@@ -82,7 +82,7 @@ def test_extras_change_no_result_and_survive_a_break(
     same(trained("extras", 12, *sets), plain[stage], device)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_offloading_rounds_the_clipping_otherwise_and_survives_a_break(trained: Train, device: str, stage: int) -> None:
     """The gradient's norm is summed in another order there; nothing else differs."""
     sets = [f"parallel.zero_stage={stage}"]

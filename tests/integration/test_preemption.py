@@ -25,7 +25,7 @@ DEADLINE_S = 120.0
 
 def sets(name: str) -> list[str]:
     """No checkpoint but those that are asked for, and the last."""
-    return [f"run.name={name}", "run.register_as=null", "run.checkpoint_every=1000"]
+    return [f"run.name={name}", "run.register_as=null", "run.checkpoint_every=1000", "evaluation.metrics=[vlb]"]
 
 
 def command(tiny: Path, name: str) -> list[str]:

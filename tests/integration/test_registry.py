@@ -14,47 +14,38 @@ pytestmark = pytest.mark.integration
 def test_a_version_that_is_not_better_is_challenger_until_it_is_promoted_by_hand(
     cluster: Cluster, tiny: Path, finished: FinishedRun
 ) -> None:
-    """A run of a third of the steps is worse; a champion of another registered name, so that others keep theirs."""
-    sets = ["run.register_as=gated", "run.gate.likelihood_gap=100"]
-    words = {
-        name: [word for item in (*sets, f"run.name={name}", *more) for word in ("--set", item)]
-        for name, more in {"good": ["training.steps=60"], "worse": ["training.steps=20"]}.items()
-    }
-    first = cluster.run("trainer", "--config", str(tiny), *words["good"])
-    assert "registered gated version 1 as champion: vlb_bpd" in first
-    assert "there was no champion" in first
-    second = cluster.run("trainer", "--config", str(tiny), *words["worse"])
-    assert "registered gated version 2 as challenger: vlb_bpd" in second
+    """A run of a few steps beside the one that was registered first; then it is lengthened, and at last taken back."""
+    sets = ["run.name=worse", "evaluation.metrics=[vlb, continuous_vlb, nll]"]
+    words = [word for item in sets for word in ("--set", item)]
+    assert "registered tiny version 1 as champion: vlb_bpd" in finished.output
+    assert "there was no champion" in finished.output
+    second = cluster.run("trainer", "--config", str(tiny), *words, "--set", "training.steps=20")
+    assert "registered tiny version 2 as challenger: vlb_bpd" in second
     assert "beside version 1's" in second
     assert ": worse, " in second
     assert "paired" in second
-    assert "is done" in cluster.run("trainer", "--config", str(tiny), *words["worse"])
+    assert "is done" in cluster.run("trainer", "--config", str(tiny), *words, "--set", "training.steps=20")
 
-    runs = [str(configured(cluster, tiny, *sets, f"run.name={name}")[1].root) for name in words]
-    verdicts = json.loads(cluster.run("trainer.compare", *runs, "--json"))
+    worse = str(configured(cluster, tiny, *sets)[1].root)
+    verdicts = json.loads(cluster.run("trainer.compare", str(finished.paths.root), worse, "--json"))
     assert verdicts["others"][0]["metrics"]["vlb_bpd"]["word"] == "worse"
-    run_id = json.loads((Path(runs[0]) / "results" / "summary.json").read_text())["run_id"]
-    told = cluster.run("trainer.compare", run_id, runs[1], "--metrics", "vlb_bpd")
+    told = cluster.run("trainer.compare", str(finished.summary["run_id"]), "tiny@2", "--metrics", "vlb_bpd")
     assert "likelihood view: worse" in told
     assert "paired" in told
 
-    refused = cluster.run("trainer.registry", "promote", "gated", "2", expect=1)
-    assert "gated version 2: not promoted: vlb_bpd" in refused
-    forced = cluster.run("trainer.registry", "promote", "gated", "2", "--force", "--reason", "a test")
-    assert "gated version 2: champion: by hand: a test; the gate: vlb_bpd" in forced
-    assert "it is champion already" in cluster.run("trainer.registry", "promote", "gated", "2")
-    back = cluster.run("trainer.registry", "rollback", "gated")
-    assert "gated version 1 is champion again, instead of version 2" in back
-    listed = json.loads(cluster.run("trainer.registry", "list", "gated", "--json"))
-    assert [(each["number"], each["aliases"], each["decision"]) for each in listed] == [
-        ("2", [], "rolled back"),
-        ("1", ["champion"], "champion"),
-    ]
-    assert "vlb_bpd" in listed[0]["metrics"]
+    refused = cluster.run("trainer.registry", "promote", "tiny", "2", expect=1)
+    assert "tiny version 2: not promoted: vlb_bpd" in refused
+    forced = cluster.run("trainer.registry", "promote", "tiny", "2", "--force", "--reason", "a test")
+    assert "tiny version 2: champion: by hand: a test; the gate: vlb_bpd" in forced
 
-    lengthened = cluster.run("trainer", "--config", str(tiny), *words["good"], "--set", "training.steps=70")
-    assert "registered gated version 3 as" in lengthened
-    assert "beside version 1's" in lengthened
-    again = json.loads(cluster.run("trainer.registry", "list", "gated", "--json"))
-    assert again[2]["metrics"] == listed[1]["metrics"]  # version 1's, though its run has other results by now
-    assert again[0]["metrics"] != again[2]["metrics"]
+    lengthened = cluster.run("trainer", "--config", str(tiny), *words, "--set", "training.steps=30")
+    assert "registered tiny version 3 as" in lengthened
+    assert "beside version 2's" in lengthened  # whose run has other results by now
+    back = cluster.run("trainer.registry", "rollback", "tiny")
+    again = back if "version 1 is champion again" in back else cluster.run("trainer.registry", "rollback", "tiny")
+    assert "tiny version 1 is champion again" in again
+    listed = {each["number"]: each for each in json.loads(cluster.run("trainer.registry", "list", "tiny", "--json"))}
+    assert listed["1"]["aliases"] == ["champion"]
+    assert listed["2"]["decision"] == "rolled back"
+    assert listed["1"]["metrics"]["vlb_bpd"] == finished.summary["vlb_bpd"]
+    assert len({each["metrics"]["vlb_bpd"] for each in listed.values()}) == 3

@@ -38,6 +38,7 @@ def test_stage_3_loses_what_stage_2_loses(stage3: RunPaths, finished: FinishedRu
     torch.testing.assert_close(torch.tensor(losses(stage3)), torch.tensor(finished.losses()[:50]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow  # `make test` breaks a run at stage 3 with a learned schedule, below
 def test_stage_3_broken_and_resumed_equals_unbroken(on_ranks: Train, tiny: Path, stage3: RunPaths) -> None:
     sets, whole = ["run.name=stage3-broken", "parallel.zero_stage=3"], stage3
     broken = on_ranks(tiny, *sets, "training.steps=25")
