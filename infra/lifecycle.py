@@ -101,6 +101,7 @@ def _start(stack: Stack, root: Path, var: Path) -> Stack:
     commands = {"ray": _ray_command(stack), "mlflow": _mlflow_command(stack, var)}
     # Without its job runner, which nothing here uses, MLflow starts in half the time and with 8 processes fewer.
     env |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env |= {"TMPDIR": stack.scratch}  # Ray's dashboard leaves sockets behind, and what is killed its temporary files
     try:
         started = {name: processes.spawn(command, env, _log(var, name)) for name, command in commands.items()}
     except OSError as error:

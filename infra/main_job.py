@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from infra.stack import Stack, StackError, environment, load, save
 
 DELIVERED_FILES = ("report.html", "samples.npy", "summary.json")  # of a run's results; the summary is copied last
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-TRAINER_STOP_TIMEOUT_S = 75.0  # it may write a checkpoint first
+TRAINER_STOP_TIMEOUT_S = 90.0  # it may write a checkpoint first
+TRAINER_END_TIMEOUT_S = 10.0
 RESPONSE_TIMEOUT_S = 120.0
 
 
@@ -196,8 +197,7 @@ def _train(job: MainJob, env: Mapping[str, str]) -> None:
     try:
         returncode = trainer.wait()
     except BaseException:
-        with signals.uninterrupted():
-            _interrupt(trainer)
+        _interrupt(trainer)
         print("interrupted; the same command resumes from the last checkpoint", flush=True)
         raise
     if returncode:
@@ -205,12 +205,14 @@ def _train(job: MainJob, env: Mapping[str, str]) -> None:
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(TRAINER_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Asks the trainer to stop; a further signal, or a long wait, asks it to end at once, and ends it after that."""
+    for timeout_s in (TRAINER_STOP_TIMEOUT_S, TRAINER_END_TIMEOUT_S):
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt, SystemExit):
+            process.wait(timeout_s)
+            return
+    process.kill()
+    process.wait()
 
 
 def _sample_over_http(job: MainJob, stack: Stack, env: Mapping[str, str], summary: Mapping[str, Any]) -> bytes | None:

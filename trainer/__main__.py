@@ -67,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = parser().parse_args(arguments)
         if options.json and not options.dry_run:
             parser().error("--json goes with --dry-run")
+        if options.from_scratch and options.dry_run:
+            parser().error("--from-scratch does not go with --dry-run")
         try:
             return _run(options, stop)
         except InputError as error:

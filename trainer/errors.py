@@ -2,7 +2,7 @@
 
 
 class RunFailedError(Exception):
-    """The run cannot go on; the message is one line for the user, and the exit code is 1."""
+    """The run cannot go on; the message is one line for the user, and the exit code is 1 unless a subclass says so."""
 
 
 class ClusterLostError(RunFailedError):

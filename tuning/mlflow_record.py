@@ -14,6 +14,8 @@ from typing import Any
 
 from trainer import files
 from trainer.config.run_config import canonical
+from trainer.run.identity import read_summary
+from trainer.run.paths import RunPaths
 from tuning import report, scores as report_scores
 from tuning.space import label
 from tuning.sweep import Sweep
@@ -95,7 +97,7 @@ class Recorder(threading.Thread):
             self._sweep.update_record(parent_run_id=self._parent)
             tracking.log_sweep(self._config, self._parent, {"sweep.json": _text(self._sweep.record)})
         for _, paths in self._sweep.paths():
-            child = files.read_json(paths.tracking).get("run_id") if paths.tracking.is_file() else None
+            child = _mlflow_run(paths)
             if child and child not in self._attached:
                 tracking.adopt(self._config, self._parent, child)
                 self._attached.add(child)
@@ -111,6 +113,15 @@ class Recorder(threading.Thread):
         tracking.log_sweep(self._config, str(self._parent), texts, metrics(described["rows"]), self._sweep.heatmap)
         tracking.end_run(self._config, str(self._parent), "FAILED" if failed else "FINISHED")
         self._sweep.update_record(recorded=_results_digest(self._sweep))
+
+
+def _mlflow_run(paths: RunPaths) -> str | None:
+    """Id of a trial's MLflow run; None while it has none."""
+    try:
+        return files.read_json(paths.tracking).get("run_id")
+    except (OSError, ValueError, AttributeError):
+        summary = read_summary(paths)
+        return summary.registration.run_id if summary else None
 
 
 def is_recorded(sweep: Sweep) -> bool:

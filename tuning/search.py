@@ -37,7 +37,7 @@ RAY_ENVIRONMENT = {
 def search(sweep: Sweep, pending: list[Trial], progress: SweepProgress) -> None:
     """Run the pending trials in order; a failure is recorded, and the other trials continue."""
     os.environ |= RAY_ENVIRONMENT
-    connect_ray()
+    connect_ray(dashboard=True)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(sweep.tune, ignore_errors=True)
     configs = {trial.name: trial.config.canonical_json() for trial in pending}

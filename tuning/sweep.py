@@ -64,7 +64,7 @@ class Sweep:
             record = files.read_json(root / "sweep.json")
             space = {path: grid["values"] for path, grid in record["space"].items()}
             trials = [Trial(trial["settings"], _moved(trial["config"], storage)) for trial in record["trials"]]
-        except (ValidationError, ValueError, LookupError) as error:
+        except (ValidationError, ValueError, LookupError, TypeError) as error:
             raise InputError(f"{root}/sweep.json: not readable by this version ({type(error).__name__})") from None
         return cls(root, space, tuple(trials))
 

@@ -155,4 +155,6 @@ def make_checkout(root: Path, package: str = PACKAGE, body: bytes = PNG) -> Chec
     for name, text in {"trainer": f"SUMMARY = {SUMMARY!r}\n{TRAINER}", "sampler": SAMPLER}.items():
         (root / name).mkdir()
         (root / name / "__main__.py").write_text(text)
+    (root / "trainer" / "tracking").mkdir()
+    (root / "trainer" / "tracking" / "database.py").touch()  # makes MLflow's database before its server starts
     return Checkout(root)

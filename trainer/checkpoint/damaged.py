@@ -1,6 +1,6 @@
 """Damaged checkpoints: set aside, so that they are never taken for the newest, and never passed over in silence."""
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from diffusion import durable
@@ -45,8 +45,9 @@ def discard(checkpoints: Path) -> None:
     try:
         latest = find_usable(checkpoints)
     except NoGoodCheckpointError:
-        for name in _names(checkpoints / REFUSED):
-            _move(checkpoints / REFUSED / name, checkpoints / DISCARDED)
+        others = find_latest(checkpoints).refused  # of another version, which stay in their place otherwise
+        for folder in [*(checkpoints / REFUSED / name for name in _names(checkpoints / REFUSED)), *others]:
+            _move(folder, checkpoints / DISCARDED)
         return
     if latest.folder is not None:
         raise InputError(
@@ -61,8 +62,10 @@ def _names(folder: Path) -> list[str]:
 
 def _move(folder: Path, into: Path) -> None:
     durable.make_folder(into)
-    target = into / folder.name
-    shutil.rmtree(target, ignore_errors=True)  # of the same step, from an earlier time
-    folder.rename(target)
+    target, number = into / folder.name, 1
+    while target.exists():  # of the same step, from an earlier time
+        target, number = into / f"{folder.name}-{number}", number + 1
+    with suppress(FileNotFoundError):  # another process has just removed or moved it
+        folder.rename(target)
     durable.sync(into)
     durable.sync(folder.parent)

@@ -6,7 +6,7 @@ at any ZeRO stage. Nothing is ever unpickled.
 # safetensors has few type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from diffusion.package import file_sha256
-from trainer.run.manifest import CheckpointError, complete_steps, read_manifest, step_folder
+from trainer.run.manifest import CheckpointError, complete_steps, damage, read_manifest, step_folder
 
 
-def best_step(checkpoints: Path) -> int | None:
-    """The step with the lowest mean training loss since the previous checkpoint; unreadable checkpoints are skipped."""
+def best_step(checkpoints: Path, steps: Sequence[int]) -> int | None:
+    """Of these steps, the one with the lowest mean training loss since the checkpoint before; None if none has one."""
     losses: dict[int, float] = {}
-    for step in complete_steps(checkpoints):
+    for step in steps:
         try:
             loss = read_manifest(step_folder(checkpoints, step)).get("loss")
         except CheckpointError:
@@ -73,7 +73,7 @@ class Checkpoint:
         shapes: parameter name -> full shape.
         image_shape: (C, H, W).
         loss_moments: statistics of the loss for importance sampling of t; empty where t is not sampled that way.
-        dataset_fingerprint: of the data that was trained on; None in checkpoints of before 2026-11-28.
+        dataset_fingerprint: of the data that was trained on; None in checkpoints from before 2026-11-28.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,12 +99,15 @@ class Checkpoint:
 
         Raises:
             CheckpointError: a file is missing or altered; names the first one.
+            OSError: the storage does not answer, or forbids it.
         """
         for name, expected in self.manifest["files"].items():
             path = self.folder / name
-            if not path.is_file():
-                raise CheckpointError(f"{path}: missing")
-            if file_sha256(path) != expected["sha256"]:
+            try:
+                digest = file_sha256(path)
+            except OSError as error:
+                raise damage(error, path) from error
+            if digest != expected["sha256"]:
                 raise CheckpointError(f"{path}: altered since it was written (SHA-256 differs from the manifest)")
 
     def check_dataset(self, fingerprint: str) -> None:

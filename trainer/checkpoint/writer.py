@@ -129,10 +129,10 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 def prune(checkpoints: Path, keep: int) -> None:
     """Remove the checkpoints before the newest `keep` that are whole, except the best one.
 
-    Those that are not whole are left alone, and are none of the `keep`.
+    Those that are not whole are left alone, and do not count towards `keep`.
     """
     steps = [step for step in complete_steps(checkpoints) if is_whole(step_folder(checkpoints, step))]
-    best = best_step(checkpoints)
+    best = best_step(checkpoints, steps)
     for step in steps[:-keep]:
         if step != best:
             remove(step_folder(checkpoints, step))

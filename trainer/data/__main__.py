@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from diffusion.config.errors import describe, spelled_as_option
 from trainer.config.data import DataConfig
 from trainer.data.manifest import MAX_REJECTED, SPLITS, DatasetInfo
-from trainer.errors import InputError
+from trainer.errors import InputError, last_line
 from trainer.runtime.stop import EXIT_CODE, Preempted, exit_process, listening
 
 DESCRIPTION = """\
@@ -100,6 +100,11 @@ def main(arguments: list[str] | None = None) -> int:
         except Preempted as reason:
             print(f"preempted ({reason}); run the same command again to resume", file=sys.stderr)
             return EXIT_CODE
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
+            from trainer.runtime.cluster_watch import is_loss
+
+            print(f"failed: {last_line(error)}; run the same command again to resume", file=sys.stderr)
+            return EXIT_CODE if is_loss(error) else 1
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -119,13 +124,7 @@ def _prepare(options: argparse.Namespace) -> int:
     source, dest = Store(data.source), Store(options.dest)
     if data.source != "digits" and f"{dest.url}/".startswith(f"{source.url}/"):
         raise InputError(f"DEST = {options.dest!r}: lies inside SOURCE; allowed: a folder outside it")
-    from trainer.errors import RunFailedError
-
-    try:
-        info = prepare_into(data, dest, scan_source(data), options.max_rejected, lambda line: print(line, flush=True))
-    except (RunFailedError, OSError) as error:
-        print(f"failed: {' '.join(str(error).split())}; run the same command again to resume", file=sys.stderr)
-        return 1
+    info = prepare_into(data, dest, scan_source(data), options.max_rejected, lambda line: print(line, flush=True))
     print("\n".join(described(info, dest.url)))
     return 0
 

@@ -43,13 +43,15 @@ def _local_copy(store: Store, folder: Path, shard: Shard) -> Path:
     with file_lock(folder / f"{shard.sha256}.lock", f"{path}: another process is copying it", LOCK_TIMEOUT_S):
         if _is_complete(path, shard):
             return path
-        with durable.replacing(path) as copy:
-            store.download(shard.name, copy)
-            digest = file_sha256(copy)
-            if digest != shard.sha256:
-                raise ValueError(
-                    f"{store.url}/{shard.name}: SHA-256 {digest[:16]}…, but dataset.json says {shard.sha256}"
-                )
+        copy = path.with_suffix(".part")
+        store.download(shard.name, copy)
+        digest = file_sha256(copy)
+        if digest != shard.sha256:
+            copy.unlink()
+            raise ValueError(f"{store.url}/{shard.name}: SHA-256 {digest[:16]}…, but dataset.json says {shard.sha256}")
+        durable.sync(copy)
+        copy.replace(path)
+        durable.sync(folder)
     return path
 
 

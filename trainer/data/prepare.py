@@ -195,7 +195,7 @@ def _forget_damaged(folder: Path) -> None:
             parse(file.read_bytes(), str(folder))
     except InputError:
         print(f"warning: {file} is damaged; the data are prepared again", flush=True)
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 def _check_complete(folder: Path, info: DatasetInfo) -> None:

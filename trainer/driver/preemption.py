@@ -1,7 +1,8 @@
 """What happens to workers when the driver is asked to stop: those that train write a checkpoint first.
 
-At any other time there is nothing to save, and training is left at once: while it waits for room, while the workers
-start, after one of them was lost. Rank 0 acknowledges a request, by which the driver knows the one from the other.
+At any other time there is nothing to save, and training is left: at once while it waits for room or its first workers
+start, and after a few seconds if they were lost. Rank 0 acknowledges a request, which is how the driver tells the two
+apart.
 """
 
 import time
@@ -12,7 +13,7 @@ from trainer.run.paths import RunPaths
 from trainer.run.stop_request import request_stop
 from trainer.runtime.stop import Stop
 
-ACKNOWLEDGE_S = 6.0
+ACKNOWLEDGE_S = 4.0
 GRACE_S = 60.0
 SHUTDOWN_S = 3.0
 
@@ -47,15 +48,18 @@ class CheckpointFirst:
     def __call__(self) -> bool:
         """Whether training may be left now; the first call passes the driver's request on to the workers."""
         new = [record for record, self._offset in self._journal.read(self._offset)]
+        last = next((each for each in reversed(new) if isinstance(each, (Started, Acknowledged, Stopped))), None)
         if self._deadline is None:
-            if not any(isinstance(record, Started) for record in new):
+            if last is None or isinstance(last, Stopped):
                 return True
-            request_stop(self._paths.preempt, self._paths.attempt.read_text(), self._stop.reason or "")
+            try:
+                request_stop(self._paths.preempt, self._paths.attempt.read_text(), self._stop.reason or "")
+            except OSError:  # a full disk, say, which would take no checkpoint either
+                return True
             self._print_line(f"stopping ({self._stop.reason}): the workers write a checkpoint")
             self._deadline = self._clock() + ACKNOWLEDGE_S
-            return False
-        if any(isinstance(record, Acknowledged) for record in new):
+        if isinstance(last, Acknowledged):  # perhaps of an earlier request, such as that before a resize
             self._deadline = self._clock() + self._grace_s
-        if any(isinstance(record, Stopped) for record in new):
+        if isinstance(last, Stopped):
             self._deadline = self._clock() + SHUTDOWN_S
         return self._clock() >= self._deadline

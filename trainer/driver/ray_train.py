@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ray.train import ControllerError, FailureConfig, RunConfig as RayRunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from trainer.config.run_config import RunConfig
-from trainer.driver.cleaner import Trainer
+from trainer.driver.cleaner import EndingCleanerCallback
 from trainer.driver.elastic import CheckpointBeforeResize
 from trainer.driver.plan import bundles
 from trainer.errors import last_line
@@ -26,6 +28,17 @@ from trainer.worker.entry import train_worker
 MAX_FAILURES = 3
 RESIZE_INTERVAL_S = 30.0
 PROCESS_GROUP_TIMEOUT_S = 600  # of a rank, after which the others take it for lost
+
+
+class Trainer(TorchTrainer):
+    """A TorchTrainer that leaves no cleaner of placement groups behind."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Ray's callbacks, with another cleaner."""
+        return [
+            EndingCleanerCallback() if isinstance(callback, PlacementGroupCleanerCallback) else callback
+            for callback in super()._create_default_callbacks()
+        ]
 
 
 def fit(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: str) -> None:

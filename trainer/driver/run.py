@@ -7,14 +7,14 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import files
 from trainer.checkpoint.damaged import discard, find_usable
-from trainer.checkpoint.reader import find_latest
+from trainer.checkpoint.reader import LatestCheckpoint, find_latest
 from trainer.config.run_config import RunConfig
 from trainer.data.dataset import Dataset
 from trainer.data.prepare import prepare
@@ -23,10 +23,10 @@ from trainer.driver.heartbeat import Heartbeat, queue_url
 from trainer.driver.preemption import CheckpointFirst
 from trainer.driver.progress import ProgressView
 from trainer.ema import snapshots
-from trainer.errors import ClusterLostError, RunFailedError, last_line
+from trainer.errors import ClusterLostError, InputError, RunFailedError, last_line
 from trainer.run import identity
-from trainer.run.journal import Journal, Metrics, NonFinite, Started
-from trainer.run.manifest import newest_whole
+from trainer.run.journal import Journal, Metrics, NonFinite, Started, Warned
+from trainer.run.manifest import CheckpointError, newest_whole
 from trainer.run.paths import RunPaths
 from trainer.run.summary import Evaluated, RunSummary
 from trainer.runtime.ray_cluster import check_ray_address, connect_ray, resolve_device
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from trainer.tracking.tracker import Tracker
 
 TRACKING_DEADLINE_S = 30.0
-PREEMPTED_DEADLINE_S = 4.0
+PREEMPTED_DEADLINE_S = 3.0
 WAITING_NOTICE_S = 60.0
-VERIFY_DEADLINE_S = 2.0
+VERIFY_DEADLINE_S = 1.0
 
 
 def execute(config: RunConfig, stop: Stop, from_scratch: bool = False) -> int:
@@ -62,23 +62,29 @@ def execute(config: RunConfig, stop: Stop, from_scratch: bool = False) -> int:
     try:
         complete(config, identity.lock_timeout(), stop, queue_url(), from_scratch)
     except ClusterLostError as error:
-        print(f"failed: {error}; {_kept(paths)}; the same command goes on")
+        print(f"failed: {error}; {_kept(paths, stop.at_once)}; the same command goes on")
         return EXIT_CODE
     except RunFailedError as error:
         print(f"failed: {error}")
         return 1
     except Preempted as reason:
-        print(f"preempted ({reason}): {_kept(paths)}; the same command goes on")
+        print(f"preempted ({reason}): {_kept(paths, stop.at_once)}; the same command goes on")
         return EXIT_CODE
     return 0
 
 
-def _kept(paths: RunPaths) -> str:
+def _kept(paths: RunPaths, at_once: bool) -> str:
     """Which step the same command would go on from; a large checkpoint is not read in full for that."""
     steps = list[int]()
-    verifying = threading.Thread(target=lambda: steps.append(find_latest(paths.checkpoints).step), daemon=True)
-    verifying.start()
-    verifying.join(VERIFY_DEADLINE_S)
+
+    def verify() -> None:
+        with suppress(OSError, CheckpointError):
+            steps.append(find_latest(paths.checkpoints).step)
+
+    if not at_once:
+        verifying = threading.Thread(target=verify, daemon=True)
+        verifying.start()
+        verifying.join(VERIFY_DEADLINE_S)
     step = steps[0] if steps else newest_whole(paths.checkpoints)
     return f"the last checkpoint is of step {step}" if step else "there is no checkpoint yet"
 
@@ -113,37 +119,34 @@ def complete(
         if resolved.state == "done" and (summary := identity.read_summary(paths)):
             return summary
         dataset = stop.call(lambda: _prepare_data(config))
-        warning = identity.check_dataset(config, paths, dataset.info.fingerprint)
-        reached = stop.call(lambda: _reached(paths, from_scratch))
+        undated = identity.check_dataset(config, paths, dataset.info.fingerprint)
+        latest = stop.call(lambda: _find_usable(paths, from_scratch))
         identity.register_name(config, paths, dataset.info.fingerprint)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
             view.print_line(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")
             for note in resolved.notes:
                 view.print_line(f"  note: {note}")
-            if warning:
-                view.print_line(f"  warning: {warning}")
+            warnings = [f"checkpoint set aside: {reason}" for reason in latest.refused.values()]
+            for text in [*([undated] if undated else []), *warnings]:
+                journal.append(Warned(text=text))
             info = dataset.info
             view.print_line(
                 f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})"
             )
             try:
                 with heartbeats(queue, config, journal, view, stop):
-                    return Driver(config, paths, dataset, journal, view, stop, reached).run()
+                    return Driver(config, paths, dataset, journal, view, stop, latest.step).run()
             except RunFailedError:
                 raise
             except Exception as error:
-                from trainer.runtime.cluster_watch import is_loss
-
-                if is_loss(error):
-                    raise ClusterLostError(last_line(error)) from error
                 paths.error.write_text(traceback.format_exc())
                 reason = f"{type(error).__name__}: {last_line(error)}  (all of it: {paths.error})"
                 raise RunFailedError(reason) from error
 
 
-def _reached(paths: RunPaths, from_scratch: bool) -> int:
-    """The step that the run goes on from.
+def _find_usable(paths: RunPaths, from_scratch: bool) -> LatestCheckpoint:
+    """The checkpoint that the run goes on from.
 
     Raises:
         InputError: no checkpoint is good, or one is and the run is to begin from scratch.
@@ -151,12 +154,20 @@ def _reached(paths: RunPaths, from_scratch: bool) -> int:
     if from_scratch:
         discard(paths.checkpoints)
         snapshots.forget(paths.ema, 0)
-    return find_usable(paths.checkpoints).step
+    return find_usable(paths.checkpoints)
 
 
 def _prepare_data(config: RunConfig) -> Dataset:
     check_ray_address()
-    dataset = prepare(config.data, Path(config.run.storage or ""))
+    try:
+        dataset = prepare(config.data, Path(config.run.storage or ""))
+    except (InputError, RunFailedError):
+        raise
+    except Exception as error:
+        from trainer.runtime.cluster_watch import is_loss
+
+        kind = ClusterLostError if is_loss(error) else RunFailedError
+        raise kind(f"preparing the data: {last_line(error)}") from error
     check_data(config, dataset)
     return dataset
 
@@ -191,7 +202,7 @@ class Driver:
     journal: Journal
     view: ProgressView
     stop: Stop
-    reached: int = 0
+    reached: int
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> RunSummary:
@@ -199,20 +210,29 @@ class Driver:
 
         Raises:
             RunFailedError: training stopped.
+            ClusterLostError: the cluster, or a part of it that the run needs, is gone.
             Preempted: the driver was asked to stop.
         """
         tracker, watch = self.stop.call(self._connect)
         tracker.start()
         watch.start()
+        recording = False
         try:
             with self._background_evaluation():
                 self._train()
             summary = self.stop.call(self._evaluate)
+            recording = True
             return self.stop.call(lambda: self._record(tracker, summary))
         except (Preempted, ClusterLostError):
-            self._finish(tracker, "KILLED", PREEMPTED_DEADLINE_S)
+            if not recording:  # what was left behind may still finish it
+                self._finish(tracker, "KILLED", PREEMPTED_DEADLINE_S)
             raise
-        except BaseException:
+        except Exception as error:
+            from trainer.runtime.cluster_watch import is_loss
+
+            if is_loss(error):
+                self._finish(tracker, "KILLED", PREEMPTED_DEADLINE_S)
+                raise ClusterLostError(last_line(error)) from error
             self._finish(tracker, "FAILED", TRACKING_DEADLINE_S)
             raise
         finally:
@@ -226,11 +246,14 @@ class Driver:
         return Tracker(self.config, self.paths, self.dataset.info, self.journal), ClusterWatch(self.stop.fail)
 
     def _finish(self, tracker: "Tracker", status: str, deadline_s: float) -> None:
-        """Set the MLflow run's status, unless that takes too long or somebody asks to stop at once."""
+        """Set the MLflow run's status, unless that takes too long; a request to stop leaves it less time."""
         finishing = threading.Thread(target=tracker.finish, args=(status, deadline_s), daemon=True)
         finishing.start()
-        deadline = time.monotonic() + deadline_s
-        while finishing.is_alive() and time.monotonic() < deadline and not self.stop.at_once:
+        began = time.monotonic()
+        while finishing.is_alive() and not self.stop.at_once:
+            patience_s = min(deadline_s, PREEMPTED_DEADLINE_S) if self.stop.reason else deadline_s
+            if time.monotonic() - began >= patience_s:
+                return
             finishing.join(POLL_S)
 
     @contextmanager
@@ -252,7 +275,9 @@ class Driver:
             raise
         except BaseException:
             background.abandon()
-            background.join()  # the process may go on, with another trial of a sweep
+            # the process may go on, with another trial of a sweep
+            while background.is_alive() and not self.stop.reason:
+                background.join(POLL_S)
             raise
 
     def _train(self) -> None:
@@ -276,10 +301,9 @@ class Driver:
         except ClusterLostError:
             raise
         except Exception as error:  # whatever Ray raises, the user gets one line and the place of the rest
-            from trainer.runtime.cluster_watch import is_loss
-
-            kind = ClusterLostError if is_loss(error) else RunFailedError
-            raise kind(f"training: {last_line(error)}; the workers' logs are in Ray's session folder") from error
+            raise RunFailedError(
+                f"training: {last_line(error)}; the workers' logs are in Ray's session folder"
+            ) from error
         finally:
             reminder.cancel()
         records = [record for record, _ in self.journal.read(before)]

@@ -114,6 +114,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"failed: {error}", file=sys.stderr)
             return 1
         except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
+            from trainer.runtime.cluster_watch import is_loss
+
+            if is_loss(error):
+                print(f"failed: {last_line(error)}; run the same command again to resume", file=sys.stderr)
+                return EXIT_CODE
             print(f"failed: {type(error).__name__}: {last_line(error)}", file=sys.stderr)
             return 1
 
@@ -156,7 +161,8 @@ def evaluate(
 
     from trainer.runtime.cluster_watch import ClusterWatch
 
-    ClusterWatch(stop.fail).start()
+    watch = ClusterWatch(stop.fail)
+    watch.start()
     from trainer.evaluate.evaluation import Evaluation, evaluate_package
 
     resources = ray.cluster_resources()
@@ -174,6 +180,7 @@ def evaluate(
         cpus=1.0,
         device="cuda" if gpus else "cpu",
         progress=progress,
+        stopped=lambda: stop.reason is not None,
     )
     model = {
         "model": target.name,
@@ -187,6 +194,7 @@ def evaluate(
         lambda evaluated: {**model, **evaluated.to_json()},
         keep_blocks=True,
     )
+    watch.close()
     if target.mlflow_run:
         log_to_mlflow(target, target.mlflow_run, data.info, model, evaluated)
     return model, evaluated

@@ -178,7 +178,7 @@ def with_options(target: EvaluationTarget, options: argparse.Namespace) -> Evalu
     evaluation = EvaluationConfig.model_validate_json(json.dumps(values))
     data = target.data if options.data is None else DataConfig(source=options.data)
     if data.source == "?":
-        raise InputError("--data: the package does not say what it was trained on; allowed: a data source")
+        raise InputError("--data: the package does not name its data source; allowed: a data source")
     if options.out is None and target.out == Path():
         raise InputError("--out: missing; allowed: an output folder, required unless MODEL is the folder of a run")
     out = (options.out or target.out).absolute()

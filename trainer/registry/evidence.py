@@ -1,13 +1,12 @@
 """What a version was registered with: its evaluation and its run's configuration, kept beside its package.
 
 A run that is lengthened makes another version and overwrites its own results in MLflow, and it may be deleted there:
-evidence belongs to the version. A version of before 2026-11-28 has none of its own; the results of its run stand in
+evidence belongs to the version. A version from before 2026-11-28 has none of its own; the results of its run stand in
 while they are those of its package.
 """
 # MLflow's client has few type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, one_line
 from trainer.evaluate.comparison import FILES
 from trainer.evaluate.results import PER_IMAGE
+from trainer.files import read_json
 from trainer.run.paths import RunPaths
 from trainer.tracking.client import is_outage
 from trainer.tracking.standalone import fetch_results
@@ -77,7 +77,11 @@ def _of_run(version: "ModelVersion", tracking_uri: str, into: Path) -> Path:
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if file is None:
         raise InputError(f"version {version.version} has no scores of its own, and its run {version.run_id} has none")
-    measured, own = json.loads(file.read_text()).get("package_sha256"), version.tags.get("package_sha256")
+    try:
+        measured = str(read_json(file).get("package_sha256", ""))
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"version {version.version}: {file.name} of its run {version.run_id}: {error}") from None
+    own = version.tags.get("package_sha256")
     if measured and own and measured != own:
         raise InputError(
             f"version {version.version} has no scores of its own, and those of its run {version.run_id} are of a later "
@@ -93,9 +97,11 @@ def _names(client: "MlflowClient", version: "ModelVersion", tracking_uri: str) -
     try:
         files = list_artifacts(_uri(client, version, FOLDER), tracking_uri=tracking_uri)
     except Exception as error:
+        if isinstance(error, FileNotFoundError) or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return set()
         if is_outage(error):
             raise
-        return set()
+        raise InputError(f"version {version.version}: {one_line(error)}") from None
     return {Path(str(file.path)).name for file in files or []}
 
 

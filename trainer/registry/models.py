@@ -34,7 +34,7 @@ from trainer.registry.promotion import (
 from trainer.run.paths import RunPaths
 from trainer.run.provenance import ROOT
 from trainer.run.summary import GateDecision, Registration, RunSummary
-from trainer.tracking.client import mlflow_client, mlflow_environment
+from trainer.tracking.client import is_outage, mlflow_client, mlflow_environment
 from trainer.tracking.runs import log_evaluation, log_grid
 
 if TYPE_CHECKING:
@@ -133,22 +133,25 @@ def scores_of(name: str, which: str, tracking_uri: str) -> ComparedModel:
     Raises:
         InputError: there is no such version, it has no evaluation, or the registry does not answer.
     """
-    client = mlflow_client(tracking_uri)
-    with _asked(f"RUN = {name}@{which}", tracking_uri):
+    with _asked(f"RUN = {name}@{which}", tracking_uri) as client:
         by_number = which.isdecimal()
         version = client.get_model_version(name, which) if by_number else client.get_model_version_by_alias(name, which)
         return replace(version_scores(client, version, tracking_uri), name=f"{name}@{which}")
 
 
 @contextmanager
-def _asked(what: str, tracking_uri: str) -> Iterator[None]:
-    """Turn errors of the registry into an InputError that names `what` was asked for."""
-    from mlflow.exceptions import MlflowException
-
+def _asked(what: str, tracking_uri: str) -> "Iterator[MlflowClient]":
+    """A client of the registry; its errors become an InputError that names `what` was asked for."""
     try:
-        yield
-    except (MlflowException, OSError) as error:
-        raise InputError(f"{what}: {str(error).splitlines()[0]}; registry: {tracking_uri}") from None
+        yield mlflow_client(tracking_uri)
+    except InputError:
+        raise
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        if isinstance(error, (MlflowException, OSError)) or is_outage(error):
+            raise InputError(f"{what}: {str(error).splitlines()[0]}; registry: {tracking_uri}") from None
+        raise
 
 
 def open_versions(name: str, tracking_uri: str) -> list[Version]:
@@ -157,8 +160,7 @@ def open_versions(name: str, tracking_uri: str) -> list[Version]:
     Raises:
         InputError: there is no such model, or the registry does not answer.
     """
-    client = mlflow_client(tracking_uri)
-    with _asked(f"NAME = {name}", tracking_uri):
+    with _asked(f"NAME = {name}", tracking_uri) as client:
         return versions(client, name, lambda version: version_scores(client, version, tracking_uri).evaluated.metrics())
 
 
@@ -171,8 +173,7 @@ def rollback(name: str, alias: str, tracking_uri: str, reason: str) -> tuple[str
     Raises:
         InputError: there is no earlier version, or the registry does not answer.
     """
-    client = mlflow_client(tracking_uri)
-    with _asked(f"NAME = {name}", tracking_uri):
+    with _asked(f"NAME = {name}", tracking_uri) as client:
         return roll_back(client, name, alias, reason)
 
 
@@ -182,14 +183,15 @@ def promote(name: str, number: str, alias: str, tracking_uri: str, into: Path, f
     Raises:
         InputError: there is no such version, or the registry does not answer.
     """
-    client = mlflow_client(tracking_uri)
-    with _asked(f"NAME = {name}, VERSION = {number}", tracking_uri):
+    with _asked(f"NAME = {name}, VERSION = {number}", tracking_uri) as client:
         version = client.get_model_version(name, number)
         champion = version_of_alias(client, name, alias)
         if champion == number:
             return Decision(True, f"it is {alias} already")
+        folder = into / name / number
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            config = RunConfig.model_validate_json(evidence.fetch_config(client, version, tracking_uri, into))
+            config = RunConfig.model_validate_json(evidence.fetch_config(client, version, tracking_uri, folder))
             gate = Gate(client, name, tracking_uri, config.run.gate)
             candidate = gate.evaluated(number)
             decision = gate.decide(candidate, _download_package(client, version, into, tracking_uri), champion)
@@ -274,8 +276,7 @@ def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, s
     Raises:
         InputError: there is no such model, or the registry does not answer.
     """
-    client = mlflow_client(tracking_uri)
-    with _asked(f"MODEL = {name}@{alias}", tracking_uri):
+    with _asked(f"MODEL = {name}@{alias}", tracking_uri) as client:
         version = client.get_model_version_by_alias(name, alias)
         folder = into / name / str(version.version)
         folder.mkdir(parents=True, exist_ok=True)

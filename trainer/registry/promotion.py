@@ -103,7 +103,7 @@ def roll_back(client: "MlflowClient", name: str, alias: str, reason: str) -> tup
     earlier = [at for at, number in enumerate(past[:-1]) if number in left and number != past[-1]]
     if not earlier:
         gone = ", ".join(number for number in past[:-1] if number not in left)
-        before = f"none before is left, as {gone} were deleted" if gone else "none before"
+        before = f"none before is left (deleted: {gone})" if gone else "none before"
         raise InputError(
             f"NAME = {name}: {'version ' + past[-1] if past else 'no version'} has been {alias}, and {before}; "
             "allowed: a model that was promoted twice"

@@ -119,12 +119,12 @@ class Acknowledged(_Event):
 
     Attributes:
         text: the reason given.
-        step: not known to the thread that reads requests.
+        step: None: the thread that reads requests does not know it.
     """
 
     kind: ClassVar[str] = "stopping"
     text: str
-    step: int | None = None
+    step: None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ checkpoints/step-00000250/rank-00000.safetensors   "kind|parameter|offset"; kind
 manifest.json            step, data and RNG position, config, shapes, SHA-256 of each file
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -25,6 +26,13 @@ class OtherVersionError(CheckpointError):
     """A checkpoint that another version of this code wrote; it is not damaged."""
 
 
+def damage(error: OSError, path: Path) -> OSError | CheckpointError:
+    """What an error of reading means: a file that is gone or a bad sector is damage, anything else may pass."""
+    if isinstance(error, FileNotFoundError) or error.errno == errno.EIO:
+        return CheckpointError(f"{path}: not readable: {error}")
+    return error
+
+
 def step_folder(checkpoints: Path, step: int) -> Path:
     """The folder of the checkpoint written after `step` training steps."""
     return checkpoints / f"step-{step:08d}"
@@ -41,12 +49,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: not readable, written in another format version, altered, or moved from another step's folder.
+        OSError: the storage does not answer, or forbids it, which says nothing about the checkpoint.
     """
     path = folder / MANIFEST
     try:
         manifest: object = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: not readable: {error}") from error
+    except OSError as error:
+        raise damage(error, path) from error
     if not is_mapping(manifest):
         raise CheckpointError(f"{path}: not a manifest")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:

@@ -82,8 +82,8 @@ class Connection:
 
     def _is_closed(self, held: socket.socket) -> bool:
         try:
-            if held.recv(1, socket.MSG_PEEK):
-                return False
+            while held.recv(4096):  # a server of gRPC begins with its settings
+                pass
         except BlockingIOError:
             return False
         except OSError:

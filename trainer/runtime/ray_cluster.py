@@ -3,6 +3,8 @@
 import logging
 import os
 import socket
+import sys
+from typing import Any
 
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, RunFailedError, last_line
@@ -27,8 +29,11 @@ def check_ray_address() -> None:
             ) from None
 
 
-def connect_ray() -> None:
+def connect_ray(dashboard: bool = False) -> None:
     """Join the cluster at RAY_ADDRESS or start a local one, without Ray's log output.
+
+    Args:
+        dashboard: whether a local cluster gets one, which Ray Tune needs; it leaves files in the temporary folder.
 
     Raises:
         RunFailedError: there is no cluster at RAY_ADDRESS.
@@ -38,9 +43,25 @@ def connect_ray() -> None:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+        ray.init(
+            include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
+        )
     except ConnectionError as error:
         raise RunFailedError(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}: {last_line(error)}") from error
+
+
+def end_local_cluster() -> None:
+    """Tell the cluster that this process has started, if it has, to end; the process must then end at once.
+
+    An orderly `ray.shutdown` would wait for threads that are inside of Ray's calls, or take away what they use.
+    """
+    worker: Any = sys.modules.get("ray._private.worker")
+    node = worker and worker._global_node
+    if node is None or not node.head:
+        return
+    for started in node.all_processes.values():
+        for each in started:
+            each.process.terminate()
 
 
 def resolve_device(config: RunConfig) -> str:

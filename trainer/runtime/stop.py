@@ -9,11 +9,15 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from trainer.runtime.ray_cluster import end_local_cluster
 
 EXIT_CODE = 75
 POLL_S = 0.05
@@ -21,6 +25,7 @@ EXIT_TIMEOUT_S = 5.0
 REASONS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 T = TypeVar("T")
+Call = tuple["Future[Any]", Callable[[], Any]]
 
 
 class Preempted(BaseException):
@@ -36,11 +41,13 @@ class Stop:
         failure: an error that makes waiting useless, such as the loss of the cluster.
     """
 
-    def __init__(self) -> None:
-        """Nobody has asked yet."""
+    def __init__(self, listen: Callable[[], None] = lambda: None) -> None:
+        """Nobody has asked yet; `listen` is called in every turn of a wait."""
         self.reason: str | None = None
         self.at_once = False
         self.failure: Exception | None = None
+        self._calls: SimpleQueue[Call | None] | None = None
+        self._listen = listen
 
     def ask(self, reason: str) -> None:
         """Ask to stop, from any thread or from a signal handler; the second time, at once."""
@@ -66,10 +73,12 @@ class Stop:
     def call(self, function: Callable[[], T], may_leave: Callable[[], bool] = lambda: True) -> T:
         """Run a function that may block, and leave it behind when there is a request.
 
-        A function that is left behind goes on in its daemon thread, until the process ends.
+        All functions run in one daemon thread, one after the other; one that is left behind goes on there until the
+        process ends, and no other follows it. The thread stays: Linux ends a process's children, such as those of a
+        local Ray cluster, with the thread that started them, if they ask to die with their parent.
 
         Args:
-            function: what to run, in a thread of its own.
+            function: what to run.
             may_leave: asked in every turn after the first request: whether the function need not be waited for.
 
         Returns:
@@ -80,11 +89,15 @@ class Stop:
             Exception: the function's own, or that waiting is useless.
         """
         self.check()
+        if self._calls is None:
+            self._calls = SimpleQueue()
+            weakref.finalize(self, self._calls.put, None)  # ends the thread
+            threading.Thread(target=_run_all, args=(self._calls,), name="stoppable", daemon=True).start()
         outcome = Future[T]()
-        thread = threading.Thread(target=_settle, args=(outcome, function), name="stoppable", daemon=True)
-        thread.start()
-        while thread.is_alive() and not self._may_leave(may_leave):
-            thread.join(POLL_S)
+        self._calls.put((outcome, function))
+        while not outcome.done() and not self._may_leave(may_leave):
+            wait([outcome], POLL_S)
+            self._listen()
         if not outcome.done() or outcome.exception() is not None:
             self.check()
         return outcome.result()
@@ -93,22 +106,33 @@ class Stop:
         return self.at_once or self.failure is not None or (self.reason is not None and may_leave())
 
 
-def _settle(outcome: "Future[T]", function: Callable[[], T]) -> None:
-    try:
-        outcome.set_result(function())
-    except BaseException as error:  # noqa: BLE001 - raised again by whoever waits for the outcome
-        outcome.set_exception(error)
+def _run_all(calls: "SimpleQueue[Call | None]") -> None:
+    while (call := calls.get()) is not None:
+        outcome, function = call
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits for the outcome
+            outcome.set_exception(error)
+        del call, outcome, function  # with what they refer to, while the thread waits for the next
 
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """The requests that SIGTERM and Ctrl-C make, from the main thread; the handlers of before are restored."""
-    stop = Stop()
+    """The requests that SIGTERM and Ctrl-C make, from the main thread; the handlers of before are restored.
+
+    The handlers are installed again in every turn of a wait: joining a cluster puts Ray's own in their place, which
+    prints a stack trace.
+    """
 
     def handler(number: int, _frame: FrameType | None) -> None:
         stop.ask(REASONS[signal.Signals(number)])
 
-    before = {number: signal.signal(number, handler) for number in REASONS}
+    def listen() -> None:
+        for number in REASONS:
+            signal.signal(number, handler)
+
+    stop, before = Stop(listen), {number: signal.getsignal(number) for number in REASONS}
+    listen()
     try:
         yield stop
     finally:
@@ -127,6 +151,7 @@ def exit_process(code: int) -> NoReturn:
         with suppress(OSError, ValueError):  # nobody reads it any more
             stream.flush()
     if code == EXIT_CODE:
+        end_local_cluster()
         os._exit(code)
     deadline = threading.Timer(EXIT_TIMEOUT_S, os._exit, (code,))
     deadline.daemon = True

@@ -59,11 +59,16 @@ def is_outage(error: BaseException) -> bool:
 
 
 def _is_s3_outage(error: BaseException) -> bool:
-    reason = error.__cause__ or error.__context__ or error  # an upload's error has the store's behind it
-    response: Any = getattr(reason, "response", None)
-    if response is not None:
-        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= SERVER_ERROR
-    return bool({"ConnectionError", "HTTPClientError"} & {each.__name__ for each in type(reason).__mro__})
+    """An upload's error has the store's behind it, and that of a lost connection the connection's."""
+    each: BaseException | None = error
+    while each is not None:
+        response: Any = getattr(each, "response", None)
+        if response is not None:
+            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= SERVER_ERROR
+        if {"ConnectionError", "HTTPClientError"} & {kind.__name__ for kind in type(each).__mro__}:
+            return True
+        each = each.__cause__ or each.__context__
+    return False
 
 
 def run_exists(client: "MlflowClient", run_id: str) -> bool:
@@ -93,7 +98,7 @@ def mlflow_client(tracking_uri: str) -> "MlflowClient":
     A server is not contacted yet; a local database that is not there is made.
 
     Raises:
-        InputError: the local database is none that MLflow can use.
+        InputError: the local database is not one that MLflow can use.
     """
     mlflow_environment()
     from mlflow import MlflowClient

@@ -29,22 +29,20 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
     """The name of an MLflow run, and a folder with the files of its evaluation that models are compared by.
 
     Raises:
-        InputError: there is no such run.
-        OSError: the server does not answer.
+        InputError: there is no such run, or the server refuses it.
+        ConnectionError: the server does not answer.
     """
     folder = into / run_id
     folder.mkdir(parents=True, exist_ok=True)
     client = mlflow_client(tracking_uri)
-    from mlflow.exceptions import MlflowException
-
     try:
         name = client.get_run(run_id).info.run_name
         there = {Path(str(file.path)).name for file in client.list_artifacts(run_id, "results")}
         for file in {*FILES, PER_IMAGE} & there:  # whose folders there are not those here, with every store
             os.replace(client.download_artifacts(run_id, f"results/{file}", str(folder)), folder / file)
-    except MlflowException as error:
+    except Exception as error:  # noqa: BLE001 - told apart here
         message = f"MLflow run {run_id}: {one_line(error)}; at {tracking_uri}"
-        raise (InputError if error.error_code == "RESOURCE_DOES_NOT_EXIST" else ConnectionError)(message) from None
+        raise (ConnectionError if is_outage(error) else InputError)(message) from None
     return str(name), folder
 
 

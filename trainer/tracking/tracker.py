@@ -80,7 +80,7 @@ class Tracker(threading.Thread):
             self._stop_event.wait(RETRY_SECONDS if self.error else POLL_SECONDS)
 
     def _keep(self, error: Exception) -> None:
-        """Keep an error. One that is no outage may be a deleted run, which is looked for again; the next is told."""
+        """Keep an error. One that is no outage may be a deleted run, which is looked for again: the second is told."""
         self.error = error
         self._refusals = 0 if is_outage(error) else self._refusals + 1
         if self._refusals:

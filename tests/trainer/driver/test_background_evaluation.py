@@ -85,7 +85,7 @@ def test_one_that_is_abandoned_ends_at_once_and_says_nothing(background, monkeyp
 def test_a_run_that_fails_leaves_no_thread_behind(background, monkeypatch):
     monkeypatch.setattr("trainer.driver.background_evaluation.BackgroundEvaluation", lambda *_: background)
     driver = Driver(
-        background._config, background._paths, background._dataset, background._journal, MagicMock(), Stop()
+        background._config, background._paths, background._dataset, background._journal, MagicMock(), Stop(), 0
     )
 
     def train():

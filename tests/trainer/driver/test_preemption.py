@@ -15,7 +15,8 @@ from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
 from trainer.driver.heartbeat import QUEUE_URL_VARIABLE, Heartbeat, queue_url
 from trainer.driver.preemption import ACKNOWLEDGE_S, SHUTDOWN_S, CheckpointFirst
-from trainer.driver.run import PREEMPTED_DEADLINE_S
+from trainer.driver.progress import POLL_SECONDS
+from trainer.driver.run import PREEMPTED_DEADLINE_S, VERIFY_DEADLINE_S
 from trainer.errors import InputError
 from trainer.run.journal import Acknowledged, Journal, Metrics, Started, Stopped
 from trainer.run.paths import RunPaths
@@ -100,7 +101,7 @@ def test_workers_that_do_not_acknowledge_are_gone(training):
     begin(training)
     training.stop.ask("SIGTERM")
     assert training.leaves_after(ACKNOWLEDGE_S)
-    assert ACKNOWLEDGE_S + PREEMPTED_DEADLINE_S <= 10
+    assert ACKNOWLEDGE_S + PREEMPTED_DEADLINE_S + VERIFY_DEADLINE_S + POLL_SECONDS < 10
 
 
 def test_workers_that_have_acknowledged_get_their_grace(training):
@@ -110,6 +111,30 @@ def test_workers_that_have_acknowledged_get_their_grace(training):
     training.clock.now += ACKNOWLEDGE_S - 1
     training.journal.append(Acknowledged(text="SIGTERM"))
     assert training.leaves_after(60)
+
+
+def test_workers_that_already_write_a_checkpoint_for_a_resize_get_their_grace(training):
+    begin(training)
+    training.journal.append(Acknowledged(text="going on with 3 workers"))
+    training.stop.ask("SIGTERM")
+    assert training.leaves_after(60)
+
+
+def test_workers_that_have_just_stopped_for_a_resize_are_not_waited_for(training):
+    begin(training)
+    training.journal.append(Stopped(step=5, text="going on with 3 workers"))
+    training.stop.ask("SIGTERM")
+    assert training.may_leave()
+
+
+def test_a_full_disk_takes_no_request_and_no_checkpoint(training, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.driver.preemption.request_stop", full)
+    begin(training)
+    training.stop.ask("SIGTERM")
+    assert training.may_leave()
 
 
 def test_once_the_checkpoint_is_there_only_ray_is_waited_for(training):

@@ -63,6 +63,7 @@ class Server:
 
     def accept(self):
         self.accepted = self.listening.accept()[0]
+        self.accepted.sendall(b"settings")  # as a server of gRPC does
 
     def die(self):
         self.listening.close()

@@ -32,6 +32,20 @@ def test_a_call_returns_what_the_function_returns_from_another_thread():
     assert Stop().call(threading.get_ident) != threading.get_ident()
 
 
+def test_all_calls_run_in_one_thread_that_stays():
+    """Linux ends the children of a thread with it, if they ask to die with their parent: a local Ray cluster does."""
+    stop = Stop()
+    assert stop.call(threading.get_native_id) == stop.call(threading.get_native_id)
+
+
+def test_the_thread_ends_with_the_stop():
+    stop = Stop()
+    thread = stop.call(threading.current_thread)
+    del stop
+    thread.join(20)
+    assert not thread.is_alive()
+
+
 def test_a_call_raises_what_the_function_raises():
     with pytest.raises(ZeroDivisionError):
         Stop().call(lambda: 1 / 0)
