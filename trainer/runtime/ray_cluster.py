@@ -2,8 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from trainer.config.run_config import RunConfig
@@ -51,9 +54,10 @@ def connect_ray(dashboard: bool = False) -> None:
 
 
 def end_local_cluster() -> None:
-    """Tell the cluster that this process has started, if it has, to end; the process must then end at once.
+    """End the cluster that this process has started, if it has; the process must then end at once.
 
-    An orderly `ray.shutdown` would wait for threads that are inside of Ray's calls, or take away what they use.
+    An orderly `ray.shutdown` would wait for threads that are inside of Ray's calls, or take away what they use. What is
+    killed with its parent, as the raylet is, leaves processes of its own behind for minutes.
     """
     worker: Any = sys.modules.get("ray._private.worker")
     node = worker and worker._global_node
@@ -61,7 +65,18 @@ def end_local_cluster() -> None:
         return
     for started in node.all_processes.values():
         for each in started:
-            each.process.terminate()
+            for pid in [*_descendants(each.process.pid), each.process.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    children = list[int]()
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            children += map(int, file.read_text().split())
+    return [each for child in children for each in (*_descendants(child), child)]
 
 
 def resolve_device(config: RunConfig) -> str:
