@@ -34,6 +34,7 @@ def stage3(on_ranks: Train, tiny: Path) -> RunPaths:
     return on_ranks(tiny, "run.name=stage3", "parallel.zero_stage=3", "training.steps=50")
 
 
+@pytest.mark.slow  # `make test` has one worker at stage 3, in test_world.py
 def test_stage_3_loses_what_stage_2_loses(stage3: RunPaths, finished: FinishedRun) -> None:
     torch.testing.assert_close(torch.tensor(losses(stage3)), torch.tensor(finished.losses()[:50]), rtol=0, atol=1e-5)
 
