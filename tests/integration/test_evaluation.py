@@ -25,10 +25,15 @@ def client(cluster: Cluster) -> MlflowClient:
 METRICS = ("--metrics", "vlb,frechet", "--samples", "300", "--seeds", "2")
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_result(
-    cluster: Cluster, finished: FinishedRun, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 75), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)],
+    ids=["told", "killed"],
+)
+def test_an_evaluation_that_is_ended_goes_on_to_the_same_result(
+    cluster: Cluster, finished: FinishedRun, tmp_path: Path, number: int, code: int
 ) -> None:
-    """Two tasks that are killed once they have finished a block; then one task, which does what is left."""
+    """Two tasks that end once they have finished a block; then one task, which does what is left."""
     out, model = tmp_path / "killed", str(finished.paths.root)
     process = cluster.command("trainer.evaluate", model, *METRICS, "--tasks", "2", "--out", str(out))
     deadline = time.monotonic() + 120
@@ -36,8 +41,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == code, output
+    assert ("preempted (SIGTERM); run the same command again to resume" in output) == (code == 75)
     kept = {path: path.stat().st_mtime_ns for path in done}
 
     values = evaluated(cluster, model, out, "1")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,13 @@ def test_the_bytes_do_not_depend_on_the_number_of_cpus(tmp_path):
     assert two.info.rejected == 4 * len(bad)
 
 
-def test_a_killed_preparation_goes_on_from_its_parts(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 75), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)],
+    ids=["told", "killed"],
+)
+def test_a_preparation_that_is_ended_goes_on_from_its_parts(tmp_path, capsys, number, code):
+    """Told to stop, it ends within 10 s and leaves no process; killed, Ray's processes take longer."""
     source = parquet(tmp_path / "raw.parquet", many(160, (256, 256), "RGB"), rows=4)
     dest, mark = tmp_path / "dest", f"killed-{os.getpid()}"
     process = command(1, source, dest, "--size", 8, env={**os.environ, "DUALVIEW_TEST_MARK": mark})
@@ -201,8 +208,15 @@ def test_a_killed_preparation_goes_on_from_its_parts(tmp_path, capsys):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=10)
+        assert process.returncode == code, output
+        if code == 75:
+            assert "preempted (SIGTERM); run the same command again to resume" in output
+            deadline = time.monotonic() + 60
+            while left := marked(mark):
+                assert time.monotonic() < deadline, left
+                time.sleep(0.2)
     finally:
         end(mark)
     assert not (dest / "dataset.json").exists()
@@ -216,14 +230,21 @@ def test_a_killed_preparation_goes_on_from_its_parts(tmp_path, capsys):
     assert contents(dest) == contents(tmp_path / "fresh")
 
 
+def marked(mark):
+    """The live processes of a command, those of its Ray included."""
+    processes = list[psutil.Process]()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("DUALVIEW_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                processes.append(process)
+    return processes
+
+
 def end(mark):
     """End the processes that a killed driver's Ray may have left."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("DUALVIEW_TEST_MARK") == mark:
-                process.kill()
-        except psutil.Error:
-            continue
+    for process in marked(mark):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def test_a_part_that_was_kept_is_not_made_again(tmp_path, capsys):

@@ -160,7 +160,7 @@ def test_views_at_odds_are_said_to_be():
         (["{0}"], "one has nothing to be compared with"),
         (
             ["{0}", "/nowhere"],
-            "no such folder; allowed: a folder, NAME@champion, NAME@3 for version 3, or the id of an MLflow run",
+            "no such folder; allowed: a folder, NAME@champion, NAME@3 for version 3, or the id of an",
         ),
         (["{0}", "{1}", "--metrics", "nll_bpd"], "--metrics = nll_bpd: not measured; allowed: vlb_bpd, frechet"),
         (["{0}", "{1}", "--sigmas", "0"], "--sigmas = 0.0; allowed: above 0"),
