@@ -59,8 +59,8 @@ def end_local_cluster() -> None:
     An orderly `ray.shutdown` would wait for threads that are inside of Ray's calls, or take away what they use. What is
     killed with its parent, as the raylet is, leaves processes of its own behind for minutes.
     """
-    worker: Any = sys.modules.get("ray._private.worker")
-    node = worker and worker._global_node
+    worker = sys.modules.get("ray._private.worker")
+    node: Any = getattr(worker, "_global_node", None)  # which is not there while Ray is being imported
     if node is None or not node.head:
         return
     for started in node.all_processes.values():
