@@ -1,9 +1,11 @@
 """A cluster that dies under a run: one line, exit code 75, nothing left; and a local one that ends with its run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -85,8 +87,7 @@ def at_work(cluster: Cluster) -> list[str]:
 def test_a_local_cluster_ends_with_its_run(tiny: Path, tmp_path: Path, number: int) -> None:
     """Without RAY_ADDRESS the run has a cluster of its own, of which nothing is left 60 s later."""
     mark, storage = uuid.uuid4().hex, tmp_path / "storage"
-    temporary = tmp_path / "t"
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp(prefix="dv-", dir="/tmp"))  # the paths of Ray's sockets must be short
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     environment |= {MARK: mark, "DUALVIEW_STORAGE": str(storage), "DS_ACCELERATOR": "cpu", "TMPDIR": str(temporary)}
     process = subprocess.Popen(
@@ -101,6 +102,7 @@ def test_a_local_cluster_ends_with_its_run(tiny: Path, tmp_path: Path, number: i
     assert until(lambda: not marked(mark), 60), marked(mark)
     assert not list(temporary.glob("pymp-*"))
     assert not [path for path in Path("/dev/shm").iterdir() if "plasma" in path.name]
+    shutil.rmtree(temporary)
 
 
 def marked(mark: str) -> list[str]:
