@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch._C._distributed_c10d import HashStore
 
 from diffusion.config import UNetConfig
 from diffusion.network import build_network
@@ -36,7 +37,7 @@ def main() -> None:
     }
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     manifest = manifest_fields(RunConfig(), shapes, (1, 8, 8), 250)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     with tempfile.TemporaryDirectory(dir=where) as folder:
         begin_attempt(Path(folder) / "attempt", "mine")
         fence = Fence(Path(folder) / "attempt", "mine")
