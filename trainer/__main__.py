@@ -74,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except OSError as error:
+            print(f"failed: the run's files cannot be read or written: {error}")
+            return 1
         except Preempted as reason:
             print(f"preempted ({reason}) before the run began; the same command starts it")
             return EXIT_CODE

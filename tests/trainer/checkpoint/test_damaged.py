@@ -1,9 +1,13 @@
 """Damaged checkpoints: set aside and named, and training never begins at step 0 in silence."""
 
+import errno
 import json
+import os
+import re
 
 import pytest
 
+from diffusion.package import file_sha256
 from tests.oracles.checkpoints import CONFIG, flip, write
 from trainer.checkpoint.damaged import DISCARDED, REFUSED, NoGoodCheckpointError, discard, find_usable
 from trainer.checkpoint.reader import find_latest
@@ -84,3 +88,53 @@ def test_damaged_ones_do_not_have_good_ones_pruned(tmp_path):
     prune(tmp_path, 2)
     assert complete_steps(tmp_path) == [1, 2, 3, 4]
     assert find_latest(tmp_path).step == 2
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("what", ["manifest", "shard"])
+def test_an_error_of_reading_that_may_pass_moves_nothing(tmp_path, monkeypatch, number, what):
+    """The storage says nothing about the checkpoint; what it holds stays where it is."""
+    write(tmp_path, 5, 1)
+
+    def failing(*_):
+        raise OSError(number, os.strerror(number))
+
+    if what == "manifest":
+        monkeypatch.setattr("pathlib.Path.read_text", failing)
+    else:
+        monkeypatch.setattr("trainer.checkpoint.reader.file_sha256", failing)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        find_usable(tmp_path)
+    assert complete_steps(tmp_path) == [5]
+
+
+def test_a_bad_sector_is_damage(tmp_path, monkeypatch):
+    older, newer = write(tmp_path, 5, 1), write(tmp_path, 10, 1)
+    real = file_sha256
+
+    def read(path):
+        if path.parent == newer:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr("trainer.checkpoint.reader.file_sha256", read)
+    assert find_usable(tmp_path).folder == older
+    assert complete_steps(tmp_path) == [5]
+
+
+def test_from_scratch_discards_those_of_another_version_too(tmp_path):
+    folder = write(tmp_path, 5, 1)
+    values = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**values, "format_version": 2}))
+    with pytest.raises(NoGoodCheckpointError, match="format version 2; this code reads"):
+        find_usable(tmp_path)
+    discard(tmp_path)
+    assert find_usable(tmp_path).step == 0
+
+
+def test_what_was_set_aside_before_is_kept(tmp_path):
+    for _ in range(2):
+        flip(write(tmp_path, 5, 1) / SHARD)
+        with pytest.raises(NoGoodCheckpointError):
+            find_usable(tmp_path)
+    assert sorted(path.name for path in (tmp_path / REFUSED).iterdir()) == ["step-00000005", "step-00000005-1"]

@@ -135,3 +135,15 @@ def test_the_command_never_ends_in_a_traceback(config, begun, tmp_path, capsys, 
     run_file.write_text(json.dumps(config.model_dump(mode="json")))
     assert main(["--config", str(run_file)]) == 2
     assert capsys.readouterr().err.startswith("error: RAY_ADDRESS = 127.0.0.1:9: no Ray cluster answers")
+
+
+def test_storage_that_does_not_answer_is_one_line(config, begun, tmp_path, capsys, monkeypatch):
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(json.dumps(config.model_dump(mode="json")))
+
+    def stale(_):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("trainer.run.identity.read_manifest", stale)
+    assert main(["--config", str(run_file)]) == 1
+    assert capsys.readouterr().out.startswith("failed: the run's files cannot be read or written: ")
