@@ -1,7 +1,6 @@
 """`python -m trainer.data`: prepare images for training, and describe a prepared data set."""
 
 import argparse
-import sys
 from collections.abc import Callable
 
 from pydantic import ValidationError
@@ -9,8 +8,9 @@ from pydantic import ValidationError
 from diffusion.config.errors import describe, spelled_as_option
 from trainer.config.data import DataConfig
 from trainer.data.manifest import MAX_REJECTED, SPLITS, DatasetInfo
-from trainer.errors import InputError, last_line
-from trainer.runtime.stop import EXIT_CODE, Preempted, exit_process, listening
+from trainer.errors import InputError
+from trainer.runtime.command import resumable
+from trainer.runtime.stop import Stop, exit_process
 
 DESCRIPTION = """\
 Prepare images for training with a Ray Data job, on the cluster at RAY_ADDRESS or on a local one.
@@ -89,22 +89,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    with listening() as stop:
-        options = parser().parse_args(arguments)
-        command: Callable[[argparse.Namespace], int] = {"prepare": _prepare, "show": _show}[options.command]
-        try:
-            return stop.call(lambda: command(options))
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except Preempted as reason:
-            print(f"preempted ({reason}); run the same command again to resume", file=sys.stderr)
-            return EXIT_CODE
-        except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
-            from trainer.runtime.cluster_watch import is_loss
+    return resumable(lambda stop: _run(parser().parse_args(arguments), stop))
 
-            print(f"failed: {last_line(error)}; run the same command again to resume", file=sys.stderr)
-            return EXIT_CODE if is_loss(error) else 1
+
+def _run(options: argparse.Namespace, stop: Stop) -> int:
+    command: Callable[[argparse.Namespace], int] = {"prepare": _prepare, "show": _show}[options.command]
+    return stop.call(lambda: command(options))
 
 
 def _prepare(options: argparse.Namespace) -> int:

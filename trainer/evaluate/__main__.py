@@ -18,11 +18,12 @@ from trainer.config.evaluation import EvaluationConfig, ExtractorName, Metric
 from trainer.config.load import default_storage, tracking_uri
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
-from trainer.errors import ClusterLostError, InputError, RunFailedError, last_line
+from trainer.errors import InputError, RunFailedError
 from trainer.evaluate.extractors.dimensions import FEATURES
 from trainer.evaluate.target import EvaluationTarget, MlflowRef, find_target, with_options
 from trainer.run.summary import Evaluated
-from trainer.runtime.stop import EXIT_CODE, Preempted, Stop, exit_process, listening
+from trainer.runtime.command import resumable
+from trainer.runtime.stop import Stop, exit_process
 
 if TYPE_CHECKING:
     from trainer.evaluate.evaluation import Progress
@@ -94,33 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    with listening() as stop:
-        options = parser().parse_args(arguments)
-        try:
-            return _run(options, stop)
-        except ValidationError as error:
-            print(f"error: {describe(error, EvaluationConfig, spelled_as_option)}", file=sys.stderr)
-            return 2
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except Preempted as reason:
-            print(f"preempted ({reason}); run the same command again to resume", file=sys.stderr)
-            return EXIT_CODE
-        except ClusterLostError as error:
-            print(f"failed: {error}; run the same command again to resume", file=sys.stderr)
-            return EXIT_CODE
-        except RunFailedError as error:
-            print(f"failed: {error}", file=sys.stderr)
-            return 1
-        except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
-            from trainer.runtime.cluster_watch import is_loss
-
-            if is_loss(error):
-                print(f"failed: {last_line(error)}; run the same command again to resume", file=sys.stderr)
-                return EXIT_CODE
-            print(f"failed: {type(error).__name__}: {last_line(error)}", file=sys.stderr)
-            return 1
+    return resumable(lambda stop: _run(parser().parse_args(arguments), stop))
 
 
 def _run(options: argparse.Namespace, stop: Stop) -> int:
@@ -128,7 +103,7 @@ def _run(options: argparse.Namespace, stop: Stop) -> int:
 
     from trainer.runtime.progress_bar import ProgressBar
 
-    target = stop.call(lambda: with_options(find_target(options.model, options.tracking_uri, _from_registry), options))
+    target = stop.call(lambda: _target(options))
     with ProgressBar(Console(stderr=True, highlight=False), "starting") as bar:
         model, evaluated = stop.call(lambda: evaluate(target, options.tasks, options.device, bar.blocks, stop))
     if options.json:
@@ -137,6 +112,18 @@ def _run(options: argparse.Namespace, stop: Stop) -> int:
         print(table(target.evaluation, model, evaluated))
         print(f"  report: {target.out / 'report.html'}")
     return 0
+
+
+def _target(options: argparse.Namespace) -> EvaluationTarget:
+    """What the command line names.
+
+    Raises:
+        InputError: it names no model, or a setting that is not valid.
+    """
+    try:
+        return with_options(find_target(options.model, options.tracking_uri, _from_registry), options)
+    except ValidationError as error:
+        raise InputError(describe(error, EvaluationConfig, spelled_as_option)) from None
 
 
 def evaluate(

@@ -4,8 +4,10 @@
 
 import hashlib
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.config.run_config import canonical
 from trainer.data.manifest import DatasetInfo
@@ -16,9 +18,6 @@ from trainer.run.provenance import git_commit
 from trainer.run.summary import Evaluated
 from trainer.tracking.client import create_once, is_outage, mlflow_client, run_exists
 from trainer.tracking.runs import flatten, log_evaluation, mlflow_dataset
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 RESULT_FILES = (
     "evaluation.json", "report.html", "report.png", "samples.png", "neighbours.png", "denoising.json", PER_IMAGE,
@@ -75,48 +74,44 @@ def log_standalone(
         ConnectionError: MLflow does not answer.
         RunFailedError: MLflow refuses it.
     """
+    with _told_apart():
+        client = mlflow_client(tracking_uri)
+        from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Param
+
+        if not run_exists(client, trained):
+            return None
+        parent = client.get_run(trained)
+        models = parent.outputs.model_outputs if parent.outputs else []
+        model_id, step = (models[-1].model_id, models[-1].step) if models else (None, 0)
+        tags = {
+            "mlflow.source.name": "python -m trainer.evaluate",
+            "mlflow.source.git.commit": git_commit(),
+            "mlflow.parentRunId": trained,
+            "dualview.package_sha256": model["package_sha256"],
+            "dualview.dataset_fingerprint": dataset.fingerprint,
+        }
+        results = {name: value for name, value in evaluated.to_json().items() if name != "protocol"}
+        key = hashlib.sha256(canonical({**model, **results}).encode()).hexdigest()
+        run_id = create_once(client, parent.info.experiment_id, name, key, tags)
+        if client.get_run(run_id).info.status == "FINISHED":
+            return run_id
+        settings = flatten(model["evaluation"], "evaluation.")
+        client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
+        inputs = [DatasetInput(mlflow_dataset(dataset), [InputTag("mlflow.data.context", "evaluation")])]
+        client.log_inputs(run_id, inputs, models=[LoggedModelInput(model_id)] if model_id else None)
+        log_evaluation(client, run_id, model_id, dataset, step, evaluated, evaluated.metrics())
+        for file in RESULT_FILES:
+            if (folder / file).is_file():
+                client.log_artifact(run_id, str(folder / file), "results")
+        client.set_terminated(run_id, "FINISHED")
+        return run_id
+
+
+@contextmanager
+def _told_apart() -> Generator[None]:
+    """Turn an error of MLflow into a ConnectionError for an outage, and a RunFailedError for anything else."""
     try:
-        return _log(mlflow_client(tracking_uri), trained, name, dataset, model, evaluated, folder)
+        yield
     except Exception as error:
         kind = ConnectionError if is_outage(error) else RunFailedError
         raise kind(one_line(error)) from error
-
-
-def _log(
-    client: "MlflowClient",
-    trained: str,
-    name: str,
-    dataset: DatasetInfo,
-    model: dict[str, Any],
-    evaluated: Evaluated,
-    folder: Path,
-) -> str | None:
-    from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Param
-
-    if not run_exists(client, trained):
-        return None
-    parent = client.get_run(trained)
-    models = parent.outputs.model_outputs if parent.outputs else []
-    model_id, step = (models[-1].model_id, models[-1].step) if models else (None, 0)
-    tags = {
-        "mlflow.source.name": "python -m trainer.evaluate",
-        "mlflow.source.git.commit": git_commit(),
-        "mlflow.parentRunId": trained,
-        "dualview.package_sha256": model["package_sha256"],
-        "dualview.dataset_fingerprint": dataset.fingerprint,
-    }
-    results = {name: value for name, value in evaluated.to_json().items() if name != "protocol"}
-    key = hashlib.sha256(canonical({**model, **results}).encode()).hexdigest()
-    run_id = create_once(client, parent.info.experiment_id, name, key, tags)
-    if client.get_run(run_id).info.status == "FINISHED":
-        return run_id
-    settings = flatten(model["evaluation"], "evaluation.")
-    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in settings.items()])
-    inputs = [DatasetInput(mlflow_dataset(dataset), [InputTag("mlflow.data.context", "evaluation")])]
-    client.log_inputs(run_id, inputs, models=[LoggedModelInput(model_id)] if model_id else None)
-    log_evaluation(client, run_id, model_id, dataset, step, evaluated, evaluated.metrics())
-    for file in RESULT_FILES:
-        if (folder / file).is_file():
-            client.log_artifact(run_id, str(folder / file), "results")
-    client.set_terminated(run_id, "FINISHED")
-    return run_id

@@ -13,7 +13,7 @@ from trainer.config.training import TrainingConfig
 from trainer.data.dataset import Dataset
 from trainer.data.manifest import DatasetInfo
 from trainer.driver.background_evaluation import BackgroundEvaluation, intermediate_config
-from trainer.driver.run import Driver
+from trainer.driver.parts import Driver
 from trainer.errors import RunFailedError
 from trainer.evaluate.evaluation import EvaluationStoppedError
 from trainer.run.journal import Journal, Warned

@@ -14,9 +14,10 @@ import pytest
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
 from trainer.driver.heartbeat import QUEUE_URL_VARIABLE, Heartbeat, queue_url
+from trainer.driver.parts import PREEMPTED_DEADLINE_S
 from trainer.driver.preemption import ACKNOWLEDGE_S, SHUTDOWN_S, CheckpointFirst
 from trainer.driver.progress import POLL_SECONDS
-from trainer.driver.run import PREEMPTED_DEADLINE_S, VERIFY_DEADLINE_S
+from trainer.driver.run import VERIFY_DEADLINE_S
 from trainer.errors import InputError
 from trainer.run.journal import Acknowledged, Journal, Metrics, Started, Stopped
 from trainer.run.paths import RunPaths

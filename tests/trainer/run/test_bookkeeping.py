@@ -13,7 +13,7 @@ from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
 from trainer.config.training import OptimConfig
 from trainer.data.manifest import DatasetInfo
-from trainer.driver.run import throughput
+from trainer.driver.parts import throughput
 from trainer.run import identity
 from trainer.run.journal import Journal, Metrics, Warned
 from trainer.run.paths import RunPaths

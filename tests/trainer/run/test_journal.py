@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from trainer.driver.run import throughput
+from trainer.driver.parts import throughput
 from trainer.run.journal import (
     CheckpointEvaluated,
     CheckpointSaved,
