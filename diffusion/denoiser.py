@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.prediction import Parameterization, Prediction
 from diffusion.process.sde import Process, SubVp, Ve
-from diffusion.tensors import expand_to
+from diffusion.tensors import beside, expand_to
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -74,9 +74,9 @@ class Denoiser:
         if self.null_label is not None and label is None:
             label = torch.full((len(x_t),), self.null_label, dtype=torch.int64)
         if label is not None:
-            label = label.to(x_t.device)
+            label = label.to(x_t.device, non_blocking=x_t.is_cuda)
         x = x_t if self.prediction != "edm" else self.parameterization.network_input(x_t, *self.coefficients(x_t, t))
-        time = self.process.network_time(t).to(device=x_t.device, dtype=x_t.dtype)
+        time = beside(self.process.network_time(t), x_t)
         return self.network(x, time, label)
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from diffusion.likelihood.discrete import reverse_kernel_loss
 from diffusion.prediction import edm_target, velocity
 from diffusion.process.kernels import diffuse
 from diffusion.process.learned_schedule import LearnedLogSnr
-from diffusion.tensors import expand_to
+from diffusion.tensors import beside, expand_to
 from diffusion.weighting import LogVariance, weights, x0_error_ratio
 
 # weight of the bound in the loss with a learned reverse variance (Nichol & Dhariwal 2021, there in bits, here in nats)
@@ -75,17 +75,17 @@ class Objective(nn.Module):
         x_t = diffuse(process, x_0, t, eps)
         prediction, interpolation = self.denoiser.split(self.denoiser.output(x_t, t, label))
         error = self._error(prediction, x_t, x_0, t, eps).float().square().flatten(1).mean(1)
-        loss = weights(self.config.weighting, parameterization, process, t).to(error) * error
+        loss = beside(weights(self.config.weighting, parameterization, process, t), error) * error
         if self.log_variance is not None:
             u = self.log_variance(process.log_snr(t))
             loss = loss * torch.exp(-u) + u
         if interpolation is not None:
             x_theta = parameterization.x0(prediction.detach(), x_t, *self.denoiser.coefficients(x_t, t))
-            loss = loss + VARIANCE_LOSS_WEIGHT * reverse_kernel_loss(process, x_0, x_theta, t, interpolation).to(loss)
+            loss = loss + VARIANCE_LOSS_WEIGHT * beside(reverse_kernel_loss(process, x_0, x_theta, t, interpolation), loss)
         if self.schedule is not None:
             self.schedule.row_factor = 2 * loss.detach()
         to_epsilon = torch.exp(process.log_snr(t)) / x0_error_ratio(parameterization, process, t)
-        return loss, to_epsilon.to(error).detach() * error.detach()
+        return loss, beside(to_epsilon, error).detach() * error.detach()
 
     def _denoising(self, output: Tensor, x_t: Tensor, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
         """Equation (8): eps - eps_theta(x_t, t)."""

@@ -27,7 +27,13 @@ class ShardedEma:
         self._masters = masters
         self._gammas: dict[str, float] = dict(zip(EMA_KINDS, map(gamma_from_sigma_rel, sigma_rels), strict=True))
 
-    def update(self, step: int) -> None:
-        """Average in the masters' values after training step `step` >= 1."""
+    def update(self, step: int, taken: Tensor) -> None:
+        """Average in the masters' values after training step `step` >= 1, if it was taken.
+
+        Args:
+            step: the training step.
+            taken: whether it was, bool []; may be on a device that the host does not wait for.
+        """
         for kind, flats in self.tracks.items():
-            torch._foreach_lerp_(flats, self._masters, 1 - decay(step, self._gammas[kind]))  # pyright: ignore[reportPrivateImportUsage]
+            weight = taken * (1 - decay(step, self._gammas[kind]))
+            torch._foreach_lerp_(flats, self._masters, [weight] * len(flats))  # pyright: ignore[reportPrivateImportUsage]

@@ -7,6 +7,9 @@ from trainer.config.parallel import DeepSpeedConfig
 from trainer.config.run_config import RunConfig
 
 
+DEFAULT_BUCKET = 500_000_000
+
+
 @dataclass(frozen=True)
 class BatchShape:
     """How the global batch is split: `rows` per rank (with padding), in `micro_batches` of `micro_rows` rows each."""
@@ -24,20 +27,57 @@ def batch_shape(config: RunConfig, workers: int) -> BatchShape:
     return BatchShape(micro_rows * micro_batches, micro_rows, micro_batches)
 
 
-def deepspeed_config(config: RunConfig, workers: int) -> dict[str, Any]:
-    """The whole configuration for `deepspeed.initialize`."""
+def deepspeed_config(config: RunConfig, workers: int, at_once: bool = False) -> dict[str, Any]:
+    """The whole configuration for `deepspeed.initialize`.
+
+    Gradients are clipped, and their norm is computed, by the optimizer (`engine.ClippedAdamW`). Where the optimizer's
+    state is in the host's memory, DeepSpeed insists on a norm of its own.
+
+    Args:
+        config: of the run.
+        workers: number of ranks.
+        at_once: gradients are exchanged at once (`exchange.py`); DeepSpeed has nothing to do with them before the step.
+    """
     shape, extras = batch_shape(config, workers), config.parallel.deepspeed
+    stage = effective_stage(config, workers)
+    own_norm = stage in (1, 2) and extras.offload_optimizer == "none"
     return {
         "train_micro_batch_size_per_gpu": shape.micro_rows,
         "gradient_accumulation_steps": shape.micro_batches,
-        "gradient_clipping": config.optim.max_grad_norm,
-        "zero_optimization": {"stage": config.parallel.zero_stage, **_zero_extras(extras)},
+        "gradient_clipping": 0.0,
+        "zero_optimization": {
+            "stage": stage,
+            **({"compute_grad_norm": False} if own_norm else {}),
+            **(_zero_extras(extras) if stage else {}),
+            **({"stage": 1, "contiguous_gradients": False, "overlap_comm": False} if at_once else {}),
+        },
         "zero_allow_untested_optimizer": True,  # the optimizer is torch's fused AdamW, built here
         # also where its state is in the host's memory
         **({"zero_force_ds_cpu_optimizer": False} if extras.offload_optimizer == "cpu" else {}),
         "torch_autocast": {"enabled": config.training.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 10**9,
     }
+
+
+def effective_stage(config: RunConfig, workers: int) -> int:
+    """The ZeRO stage: 0 for a single rank, which has nobody to share with, unless the host's memory takes a part."""
+    extras = config.parallel.deepspeed
+    offloads = (extras.offload_optimizer, extras.offload_parameters) != ("none", "none")
+    return config.parallel.zero_stage if workers > 1 or offloads else 0
+
+
+def exchanges_at_once(config: RunConfig, parameters: int, workers: int, device: str) -> bool:
+    """Whether gradients are exchanged at once: on CPUs at stages 1 and 2, if one of DeepSpeed's buckets would hold them.
+
+    Stage 2 lets go of gradients bucket by bucket, so it needs no less memory then.
+    """
+    extras = config.parallel.deepspeed
+    return (
+        device == "cpu"
+        and effective_stage(config, workers) in (1, 2)
+        and extras.offload_optimizer == "none"
+        and parameters <= (extras.reduce_bucket_size or DEFAULT_BUCKET)
+    )
 
 
 def _zero_extras(extras: DeepSpeedConfig) -> dict[str, Any]:

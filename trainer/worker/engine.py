@@ -3,12 +3,15 @@
 Under ZeRO the fp32 master weights and Adam's moments live in flat tensors, each rank holding a part. A `Fragment` says
 which slice of which named parameter a piece of a flat tensor is; checkpoints and the EMA need nothing else, so they do
 not depend on the stage or the number of ranks. Stage 3 replaces `torch.nn.functional.linear` for the whole process:
-use one stage per process.
+use one stage per process. A single rank has nobody to share with, and whatever the stage, its engine is that of stage 0.
+
+DeepSpeed averages the gradients and calls the optimizer, which clips them and leaves out a step that is not finite: on
+the device, so that the host waits for none of it.
 """
 
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +19,9 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.fragments import Fragment
 from trainer.config.run_config import RunConfig
-from trainer.worker.deepspeed_config import deepspeed_config
+from trainer.config.training import OptimConfig
+from trainer.worker.deepspeed_config import deepspeed_config, exchanges_at_once
+from trainer.worker.exchange import Exchange
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -30,14 +35,66 @@ def initialize(network: nn.Module, config: RunConfig, device: torch.device) -> A
     if device.type == "cpu":
         # probing the compiled operators would need a compiler; none of them is used
         deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
-    optim = config.optim
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
-    )
+    world = torch.distributed.get_world_size()
+    optimizer = ClippedAdamW(network.parameters(), config.optim)
+    numel = sum(parameter.numel() for parameter in network.parameters())
+    at_once = exchanges_at_once(config, numel, world, device.type)
     engine, *_ = deepspeed.initialize(
-        model=network, optimizer=optimizer, config=deepspeed_config(config, torch.distributed.get_world_size())
+        model=network, optimizer=optimizer, config=deepspeed_config(config, world, at_once)
     )
+    engine.enable_backward_allreduce = world > 1 and not at_once
+    engine.exchange = _exchange(engine.optimizer) if at_once else None
+    stage = engine.zero_optimization_stage()
+    if stage:
+        optimizer.global_norm = _norm_over_ranks if stage < 3 else lambda _: engine.optimizer._global_grad_norm
     return engine
+
+
+def _exchange(zero: Any) -> Exchange:  # noqa: ANN401 - DeepSpeedZeroOptimizer
+    """The exchange of gradients that lie as ZeRO's flat parameters do."""
+    [parameters], [flat] = zero.bit16_groups, zero.bit16_groups_flat
+    return Exchange(parameters, [p.storage_offset() - flat.storage_offset() for p in parameters], flat.numel())
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW behind clipping by the global norm; a step that is not finite changes neither weights nor its own state.
+
+    Attributes:
+        global_norm: from the gradients at hand, which may be this rank's part, the 2-norm of the global gradient.
+        losses_finite: whether all ranks' losses are finite, bool []; set before each step.
+        norm: the 2-norm of the global gradient before clipping, float32 []; None if there was no step.
+        taken: whether the step was taken, bool [].
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], optim: OptimConfig) -> None:
+        """Fused, with the settings of a run."""
+        super().__init__(
+            parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
+        )
+        self._max_norm = optim.max_grad_norm
+        self.global_norm: Callable[[list[Tensor]], Tensor] = torch.nn.utils.get_total_norm
+        self.losses_finite: Tensor | None = None
+        self.norm: Tensor | None = None
+        self.taken: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Clip, and step where everything is finite."""
+        gradients = [each.grad for group in self.param_groups for each in group["params"] if each.grad is not None]
+        self.norm = self.global_norm(gradients)
+        self.taken = torch.isfinite(self.norm)
+        if self.losses_finite is not None:
+            self.taken = self.taken & self.losses_finite
+        scale = torch.clamp(self._max_norm / (self.norm + 1e-6), max=1.0)
+        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+        self.found_inf = (~self.taken).float()  # fused AdamW leaves everything as it is where this is 1
+        super().step(closure)
+
+
+def _norm_over_ranks(gradients: list[Tensor]) -> Tensor:
+    squares = torch.nn.utils.get_total_norm(gradients).square()
+    torch.distributed.all_reduce(squares)
+    return squares.sqrt()
 
 
 class Masters:
@@ -48,13 +105,13 @@ class Masters:
         fragments: what they hold, in the order of the network's parameters.
     """
 
-    def __init__(self, engine: Any, stage: int) -> None:  # noqa: ANN401 - DeepSpeedEngine
-        """Find the masters of an engine at ZeRO `stage`."""
+    def __init__(self, engine: Any) -> None:  # noqa: ANN401 - DeepSpeedEngine
+        """Find the masters of an engine."""
         self._engine = engine
-        self._stage = stage
+        self._stage: int = engine.zero_optimization_stage()
         self._parameters = dict(engine.module.named_parameters())
         locate: Callable[[], tuple[list[Tensor], list[Fragment]]]
-        locate = (self._replicated, self._partitioned, self._partitioned, self._fully_sharded)[stage]
+        locate = (self._replicated, self._partitioned, self._partitioned, self._fully_sharded)[self._stage]
         self.flats, self.fragments = locate()
 
     def _replicated(self) -> tuple[list[Tensor], list[Fragment]]:
@@ -106,7 +163,7 @@ class Masters:
 
     def moments(self, kind: str) -> list[Tensor]:
         """Adam's `exp_avg` or `exp_avg_sq`, aligned with `flats`; after at least one step."""
-        state = self._adam().state
+        state = self._engine.basic_optimizer.state
         if self._stage == 0:
             whole = [state[self._parameters[f.name]][kind].view(-1) for f in self.fragments]
             return [tensor.narrow(0, f.offset, f.numel) for tensor, f in zip(whole, self.fragments, strict=True)]
@@ -119,7 +176,7 @@ class Masters:
             step: optimizer steps taken.
             read: (kind, parameter name, offset, numel) -> fp32 values.
         """
-        state = self._adam().state
+        state = self._engine.basic_optimizer.state
         for key in self._state_keys():
             moments = {kind: torch.zeros_like(key, requires_grad=False) for kind in MOMENTS}
             state[key] = {"step": torch.tensor(float(step), device=key.device), **moments}
@@ -133,28 +190,24 @@ class Masters:
             for fragment in self.fragments:
                 fragment.of(flats).copy_(read(kind, fragment.name, fragment.offset, fragment.numel))
 
-    def _adam(self) -> torch.optim.Optimizer:
-        """torch's AdamW, from inside ZeRO's wrapper."""
-        return self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
 
-
-def step(engine: Any, stage: int) -> float:  # noqa: ANN401 - DeepSpeedEngine
+def step(engine: Any, losses_finite: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - DeepSpeedEngine
     """Take the optimizer step at a gradient-accumulation boundary.
 
+    Args:
+        engine: the engine.
+        losses_finite: whether all ranks' losses are finite, bool []; None for True.
+
     Returns:
-        The 2-norm of the global gradient before clipping. Where it is not finite, neither weights nor moments have
-        changed: ZeRO drops such a step by itself, and at stage 0 the gradient is dropped here.
+        The 2-norm of the global gradient before clipping, float32 [], and whether the step was taken, bool []. A step
+        that is not finite is not taken: weights, moments and Adam's count of steps are as they were.
     """
-    if stage > 0:
-        engine.step()
-        return float(engine.get_global_grad_norm())
-    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    finite = math.isfinite(norm)
-    if not finite:
-        engine.zero_grad()
-        engine.set_gradient_accumulation_boundary(False)  # the engine counts the micro-batch, and takes no step
+    optimizer: ClippedAdamW = engine.basic_optimizer
+    optimizer.losses_finite, optimizer.norm, optimizer.taken = losses_finite, None, None
+    if engine.exchange is not None:
+        engine.optimizer.averaged_gradients[0] = SimpleNamespace(flat_partition=engine.exchange.own_part())
     engine.step()
-    if not finite:
-        engine.set_gradient_accumulation_boundary(None)  # the engine's own count says so again
-    return norm
+    if optimizer.norm is None or optimizer.taken is None:  # DeepSpeed itself has left a gradient out
+        device = engine.device
+        return torch.tensor(torch.inf, device=device), torch.tensor(False, device=device)
+    return optimizer.norm, optimizer.taken

@@ -33,6 +33,7 @@ from trainer.runtime.device import full_precision, prepare_network, require_comp
 from trainer.worker.batch_plan import BatchPlan
 from trainer.worker.batches import BatchLoader
 from trainer.worker.engine import Masters, initialize
+from trainer.worker.flops import best_flops, flops_per_image
 from trainer.worker.meters import Meters
 from trainer.worker.step import HINT, NonFiniteError, Worker, WorkerContext
 
@@ -53,7 +54,7 @@ def start_worker(context: WorkerContext) -> Worker:
     if config.parallel.compile:
         require_compiler(context.device)
     engine = initialize(objective.to(context.device), config, context.device)
-    masters = Masters(engine, config.parallel.zero_stage)
+    masters = Masters(engine)
     ema = ShardedEma(masters.flats, config.ema.tracks)
     if resumed:
         masters.restore_moments(resumed.optimizer_steps, resumed.read)
@@ -142,19 +143,23 @@ def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> Non
     """
     worker = start_worker(context)
     settings, last = context.config.run, context.config.training.steps
-    meters = Meters(context.device)
+    meters = Meters(context.device, _images_per_second_at_best(worker) if worker.journal else None)
     worker.record(Started(step=worker.step, steps=last, world_size=dist.get_world_size()))
     returned_to: int | None = None
     try:
         while worker.step < last and not worker.stopping:
             worker.train_step(meters)
-            if worker.skips_in_a_row == context.config.training.max_skips:
+            saves = worker.step % settings.checkpoint_every == 0 or worker.step == last or worker.stopping
+            if saves and not worker.is_stuck:
+                worker.settle(meters)
+            if worker.is_stuck:
                 worker, returned_to = rolled_back(worker, returned_to)
+                meters.forget_rows()
+                saves = worker.step % settings.checkpoint_every == 0 or worker.step == last
             ending = worker.step == last or worker.stopping
-            if worker.step % settings.log_every == 0 or ending:
-                metrics = meters.flush(context.config.training.global_batch_size)
-                worker.record(Metrics(step=worker.step, values={"lr": worker.lr, **metrics}))
-            if worker.step % settings.checkpoint_every == 0 or ending:
+            if ending and worker.step % settings.log_every:
+                worker.record_metrics(worker.step, meters, meters.reduce().flatten().tolist())
+            if saves:
                 worker.save_checkpoint()
                 if not worker.stopping:  # whoever asked to stop may not be listening
                     report({"step": worker.step, "loss": meters.last_loss})
@@ -165,16 +170,23 @@ def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> Non
             )
     except NonFiniteError as error:
         worker.close()
-        worker.record(NonFinite(step=worker.step, text=str(error)))
+        worker.record(NonFinite(step=error.step, text=str(error)))
+
+
+def _images_per_second_at_best(worker: Worker) -> float:
+    """What `mfu` is a share of: images/s of all ranks, each at the best that this one's device can do."""
+    config, plan = worker.config, worker.loader.plan
+    flops = flops_per_image(config.network, plan.image_shape, plan.process.reverse_variance == "learned")
+    return best_flops(worker.context.device, config.training.precision) * dist.get_world_size() / flops
 
 
 def rolled_back(worker: Worker, returned_to: int | None) -> tuple[Worker, int]:
     """Go back to the weights of the last good checkpoint, and go on with the batches after the current step.
 
-    The batches between the checkpoint and the current step are not used again.
+    The batches between the checkpoint and the last step that was skipped are not used again.
 
     Args:
-        worker: the worker that skipped too many steps in a row.
+        worker: the worker that skipped too many steps in a row, and may have taken one more before it knew.
         returned_to: step of the checkpoint that the previous rollback went back to; None at the first rollback.
 
     Returns:
@@ -186,16 +198,15 @@ def rolled_back(worker: Worker, returned_to: int | None) -> tuple[Worker, int]:
     worker.close()
     worker.engine.destroy()
     fresh = start_worker(worker.context)
-    restored, skips = fresh.step, worker.skips_in_a_row
+    restored, skips, at = fresh.step, worker.skips_in_a_row, worker.settled
     if restored == 0 or restored == returned_to:
         fresh.close()
         since = f"again, with the weights of step {restored}" if restored else "before the first checkpoint"
-        raise NonFiniteError(f"step {worker.step}: {skips} steps in a row were not finite, {since}; gave up. {HINT}")
+        raise NonFiniteError(at, f"{skips} steps in a row were not finite, {since}; gave up. {HINT}")
     if fresh.journal:
         snapshots.forget(worker.context.paths.ema, restored)
-    for skipped_step in range(restored + 1, worker.step + 1):
+    for skipped_step in range(restored + 1, at + 1):
         fresh.step, fresh.skipped = skipped_step, fresh.skipped + 1
-        fresh.ema.update(skipped_step)  # the weights did not change
         fresh.save_snapshot()
-    fresh.warn(f"step {worker.step}: {skips} skipped in a row; going on with the weights of step {restored}")
+    fresh.warn(f"step {at}: {skips} skipped in a row; going on with the weights of step {restored}", at)
     return fresh, restored

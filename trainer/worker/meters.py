@@ -1,4 +1,8 @@
-"""Training metrics over all ranks: loss, loss by log-SNR bucket, gradient norm and images per second."""
+"""Training metrics: loss, loss by log-SNR bucket, gradient norm, images per second and what the device makes of them.
+
+`mfu` is model FLOPs utilisation against the device's own best (flops.py), `waited_for_data` the share of rank 0's time
+in which there was no batch to train on.
+"""
 
 import time
 from itertools import pairwise
@@ -17,10 +21,17 @@ def bucket_names() -> list[str]:
 
 
 class Meters:
-    """Sums of metrics since the last flush; only `flush` communicates between ranks."""
+    """Sums of metrics over a window of steps; only `reduce` communicates between ranks, and nothing waits for a GPU."""
 
-    def __init__(self, device: torch.device) -> None:
-        """Start empty; the clock starts now."""
+    def __init__(self, device: torch.device, images_per_second_at_best: float | None = None) -> None:
+        """Start empty; the clock starts now.
+
+        Args:
+            device: of the rows.
+            images_per_second_at_best: of all ranks, if their devices did nothing but the network's arithmetic, at their
+                best; None leaves out `mfu`.
+        """
+        self._at_best, self._waited = images_per_second_at_best, 0.0
         self._edges = torch.tensor(EDGES, dtype=torch.float64)
         self._buckets = torch.zeros(2, len(EDGES) + 1, device=device)
         self._losses: list[float] = []
@@ -29,17 +40,18 @@ class Meters:
         self._since = time.perf_counter()
         self.last_loss = float("nan")
 
-    def add_rows(self, log_snr: Tensor, epsilon_mse: Tensor, row_mask: Tensor) -> None:
-        """Add this rank's rows.
+    def add_rows(self, log_snr: Tensor, epsilon_mse: Tensor, row_mask: Tensor, taken: Tensor) -> None:
+        """Add this rank's rows, if their step was taken.
 
         Args:
             log_snr: log-SNR of the rows, float64 [R] on the CPU.
             epsilon_mse: mean squared error of the predicted noise, [R].
             row_mask: 1 for a real row, 0 for padding, [R].
+            taken: whether the step was taken, bool [].
         """
-        bucket = torch.bucketize(log_snr, self._edges).to(epsilon_mse.device)
-        self._buckets[0].index_add_(0, bucket, epsilon_mse.float() * row_mask)
-        self._buckets[1].index_add_(0, bucket, row_mask)
+        bucket = torch.bucketize(log_snr, self._edges).to(epsilon_mse.device, non_blocking=True)
+        rows = torch.stack([epsilon_mse.float() * row_mask, row_mask])
+        self._buckets.index_add_(1, bucket, torch.where(taken, rows, 0.0))
 
     def add_step(self, loss: float, gradient_norm: float) -> None:
         """Add one step's global loss and gradient norm."""
@@ -47,25 +59,41 @@ class Meters:
         self._norms.append(gradient_norm)
         self.last_loss = loss
 
+    def add_waited(self, seconds: float) -> None:
+        """Add time in which there was no batch to train on."""
+        self._waited += seconds
+
     def add_skip(self) -> None:
         """Add a skipped step; its rows count for the throughput."""
         self._skipped += 1
 
-    def flush(self, global_batch_size: int) -> dict[str, float]:
-        """Means since the last flush, over all ranks; collective. Metrics without values are left out."""
-        dist.all_reduce(self._buckets)
-        sums, counts = self._buckets.tolist()
+    def forget_rows(self) -> None:
+        """Leave out the rows of the window so far: those of a step that is taken back cannot be told from the others."""
+        self._buckets.zero_()
+
+    def reduce(self) -> Tensor:
+        """End the window: its sums and counts of rows by bucket, over all ranks, [2, buckets]; collective."""
+        buckets, self._buckets = self._buckets, torch.zeros_like(self._buckets)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(buckets)
+        return buckets
+
+    def flush(self, global_batch_size: int, buckets: list[float]) -> dict[str, float]:
+        """Means of the window that `reduce` has ended, given what it returned; metrics without values are left out."""
+        sums, counts = buckets[: len(buckets) // 2], buckets[len(buckets) // 2 :]
         now = time.perf_counter()
         taken = len(self._losses)
-        metrics = {"images_per_second": global_batch_size * (taken + self._skipped) / (now - self._since)}
+        rate = global_batch_size * (taken + self._skipped) / (now - self._since)
+        metrics = {"images_per_second": rate, "waited_for_data": self._waited / (now - self._since)}
+        if self._at_best:
+            metrics["mfu"] = rate / self._at_best
         if taken:
             metrics |= {"loss": sum(self._losses) / taken, "gradient_norm": sum(self._norms) / taken}
         if self._skipped:
             metrics["skipped_steps"] = float(self._skipped)
         metrics |= {name: total / n for name, total, n in zip(bucket_names(), sums, counts, strict=True) if n}
-        self._buckets.zero_()
         self._losses.clear()
         self._norms.clear()
-        self._skipped = 0
+        self._skipped, self._waited = 0, 0.0
         self._since = now
         return metrics

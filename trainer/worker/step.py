@@ -1,9 +1,13 @@
 """One rank's training state, and one training step.
 
-    batch -> engine(objective) -> all ranks agree the loss is finite -> engine.backward -> engine.step -> ema
+    batch -> engine(objective) -> engine.backward, while all ranks' losses are gathered -> engine.step -> ema -> report
 
 The engine's module is the objective, so whatever is trained beside the network (a learned schedule, an adaptive
 lambda(t)) is sharded, averaged and checkpointed like it.
+
+The host waits for the device once a step, and for the step before: what a step came to is read from the device while
+the next one runs. Whether weights, moments and averages move is decided on the device (ClippedAdamW), where nothing
+that is not finite moves any of them; only the report of it is late.
 """
 
 import math
@@ -26,7 +30,7 @@ from trainer.config.run_config import RunConfig
 from trainer.ema import snapshots
 from trainer.ema.sharded import ShardedEma
 from trainer.run.attempt import Fence
-from trainer.run.journal import CheckpointSaved, Journal, Record, Warned
+from trainer.run.journal import CheckpointSaved, Journal, Metrics, Record, Warned
 from trainer.run.paths import RunPaths
 from trainer.run.stop_request import StopRequest
 from trainer.worker.batches import BatchLoader
@@ -38,7 +42,12 @@ HINT = "A lower optim.lr or optim.max_grad_norm usually helps"
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, gradient or weight is NaN or infinite; raised on every rank, before any weight has changed."""
+    """A loss, gradient or weight is NaN or infinite, at a step that has changed nothing; raised on every rank."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        """The step that was not finite, and how."""
+        super().__init__(f"step {step}: {reason}")
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -54,17 +63,75 @@ class WorkerContext:
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """Outputs of the forward passes of one step, on this rank.
+    """Outputs of the forward passes of one step.
 
     Attributes:
-        losses: each rank's loss, scaled so that their mean is the loss of the global batch.
+        losses: each rank's loss, scaled so that their mean is the loss of the global batch, and 1 where that rank was
+            asked to stop; float32 [W, 2].
         row_losses: weighted loss of each of this rank's rows, float32 [R].
         observed: log-SNR, squared error and row mask of each micro-batch, for the meters.
     """
 
-    losses: list[float]
+    losses: Tensor
     row_losses: Tensor
     observed: list[tuple[Tensor, Tensor, Tensor]]
+
+
+class Report:
+    """What a step came to, on its way from the device to the host.
+
+    Attributes:
+        step: the training step.
+    """
+
+    def __init__(self, step: int, losses: Tensor, norm: Tensor, taken: Tensor, buckets: Tensor | None) -> None:
+        """Start the copy to the host.
+
+        Args:
+            step: the training step.
+            losses: `StepOutputs.losses`.
+            norm: 2-norm of the gradient, [].
+            taken: whether the step was taken, bool [].
+            buckets: sums of the window that ends here (`Meters.reduce`); None if none does.
+        """
+        self.step, self._world = step, len(losses)
+        parts = [losses.flatten(), norm.float().reshape(1), taken.float().reshape(1)]
+        values = torch.cat(parts if buckets is None else [*parts, buckets.flatten()])
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        self._values = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
+        self._values.copy_(values, non_blocking=True)
+        if self._arrived:
+            self._arrived.record()
+
+    def read(self) -> "StepResult":
+        """Wait until it has arrived."""
+        if self._arrived:
+            self._arrived.synchronize()
+        values: list[float] = self._values.tolist()
+        losses, stops = values[: 2 * self._world : 2], values[1 : 2 * self._world : 2]
+        norm, taken, *buckets = values[2 * self._world :]
+        return StepResult(self.step, losses, stops[0] > 0, norm, taken > 0, buckets)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to, the same on all ranks.
+
+    Attributes:
+        step: the training step.
+        losses: each rank's loss.
+        stop: whether rank 0 was asked to stop.
+        norm: 2-norm of the global gradient before clipping.
+        taken: whether the step was taken; if not, nothing has moved.
+        buckets: `Meters.reduce`, flat, if the metrics of a window end with this step.
+    """
+
+    step: int
+    losses: list[float]
+    stop: bool
+    norm: float
+    taken: bool
+    buckets: list[float]
 
 
 @dataclass
@@ -87,6 +154,7 @@ class Worker:
         skips_in_a_row: number of the latest consecutive skipped steps.
         stopping: whether all ranks are to stop after the last step.
         losses_since_checkpoint: global loss of each step since the last checkpoint.
+        report: that of the last step; None once it has been read.
     """
 
     context: WorkerContext
@@ -104,6 +172,7 @@ class Worker:
     skips_in_a_row: int = 0
     stopping: bool = False
     losses_since_checkpoint: list[float] = field(default_factory=list)
+    report: Report | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -111,94 +180,125 @@ class Worker:
         return self.context.config
 
     @property
-    def lr(self) -> float:
-        """The learning rate of the step at hand."""
-        return self.config.optim.learning_rate(self.step)
+    def settled(self) -> int:
+        """The last step whose outcome is known."""
+        return self.step - (self.report is not None)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether as many steps in a row were left out as may be."""
+        return self.skips_in_a_row >= self.config.training.max_skips
 
     def train_step(self, meters: Meters) -> None:
-        """One optimizer step on the next global batch; a non-finite step is skipped where that is allowed.
+        """One optimizer step on the next global batch; then what the step before came to is read and recorded.
 
         Raises:
-            NonFiniteError: some rank's loss, or the gradient, is NaN or infinite; no weight has changed.
+            NonFiniteError: the step before was not finite, and may not be skipped; nothing has moved since.
         """
         self.step += 1
-        outputs = self._forward_backward()
+        outputs = self._forward_backward(meters)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = self.lr
-        norm = step(self.engine, self.config.parallel.zero_stage)
-        taken = math.isfinite(norm)
-        if not taken:
-            self._skip(outputs.losses, norm)
-            meters.add_skip()
-        else:
-            self._record_step(outputs, norm, meters)
-        self.ema.update(self.step)
+            group["lr"] = self.config.optim.learning_rate(self.step)
+        norm, taken = step(self.engine, torch.isfinite(outputs.losses[:, 0]).all())
+        self.ema.update(self.step, taken)
+        for rows in outputs.observed:
+            meters.add_rows(*rows, taken)
+        logged = self.step % self.config.run.log_every == 0
+        before, self.report = self.report, None
+        report = Report(self.step, outputs.losses, norm, taken, meters.reduce() if logged else None)
+        if before is not None:
+            self._record_step(before.read(), meters)
+        self.report = report
+        if self.loader.plan.moments:  # the next step's times depend on this step's losses
+            self._update_moments(self.loader.plan.moments, outputs.row_losses, meters)
         self.save_snapshot()
 
-    def _record_step(self, outputs: StepOutputs, norm: float, meters: Meters) -> None:
-        """Record a finite step in the meters and in the loss statistics for importance sampling of t."""
-        self.skips_in_a_row = 0
-        for rows in outputs.observed:
-            meters.add_rows(*rows)
-        if self.loader.plan.moments:
-            self._update_moments(self.loader.plan.moments, outputs.row_losses)
-        loss = float(sum(outputs.losses)) / len(outputs.losses)
-        self.losses_since_checkpoint.append(loss)
-        meters.add_step(loss, norm)
+    def settle(self, meters: Meters) -> None:
+        """Wait for the last step's outcome and record it.
 
-    def _skip(self, losses: list[float], norm: float) -> None:
+        Raises:
+            NonFiniteError: it was not finite, and may not be skipped.
+        """
+        if self.report is not None:
+            report, self.report = self.report, None
+            self._record_step(report.read(), meters)
+
+    def _record_step(self, result: StepResult, meters: Meters) -> None:
+        """Record a step in the meters, and in the journal if a window of metrics ends with it.
+
+        Raises:
+            NonFiniteError: it was not finite, and may not be skipped.
+        """
+        self.stopping = self.stopping or result.stop
+        if result.taken:
+            self.skips_in_a_row = 0
+            loss = sum(result.losses) / len(result.losses)
+            self.losses_since_checkpoint.append(loss)
+            meters.add_step(loss, result.norm)
+        else:
+            self._skip(result)
+            meters.add_skip()
+        if result.buckets:
+            self.record_metrics(result.step, meters, result.buckets)
+
+    def record_metrics(self, at: int, meters: Meters, buckets: list[float]) -> None:
+        """Record the metrics of the window that ends with a step."""
+        metrics = meters.flush(self.config.training.global_batch_size, buckets)
+        self.record(Metrics(step=at, values={"lr": self.config.optim.learning_rate(at), **metrics}))
+
+    def _skip(self, result: StepResult) -> None:
         """Count a step that did not change the weights.
 
         Raises:
             NonFiniteError: steps may not be skipped (`training.on_nonfinite`).
         """
         if self.config.training.on_nonfinite == "stop":
-            require_finite(losses, self.step)
+            require_finite(result.losses, result.step)
             raise NonFiniteError(
-                f"step {self.step}: the gradient's norm over all ranks is {norm} though the loss is finite; "
-                f"stopped before the optimizer step. {HINT}"
+                result.step,
+                f"the gradient's norm over all ranks is {result.norm} though the loss is finite; "
+                f"stopped before the optimizer step. {HINT}",
             )
         self.skipped += 1
         self.skips_in_a_row += 1
-        bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        bad = [rank for rank, loss in enumerate(result.losses) if not math.isfinite(loss)]
         what = f"the loss on rank {', '.join(map(str, bad))}" if bad else "the gradient"
-        self.warn(f"step {self.step} skipped: {what} is not finite; {self.skipped} skipped so far")
+        self.warn(f"step {result.step} skipped: {what} is not finite; {self.skipped} skipped so far", result.step)
 
-    def _update_moments(self, moments: LossMoments, row_losses: Tensor) -> None:
+    def _update_moments(self, moments: LossMoments, row_losses: Tensor, meters: Meters) -> None:
         """Update the loss statistics with the losses of the global batch, identically on every rank."""
-        gathered = [torch.zeros_like(row_losses) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, row_losses)
-        batch = self.config.training.global_batch_size
-        losses = torch.cat(gathered)[:batch].double().cpu().numpy()
-        moments.update(self.loader.plan.time_fractions(self.step)[0], losses)
+        gathered = row_losses.new_empty(dist.get_world_size() * len(row_losses))
+        dist.all_gather_single(gathered, row_losses)
+        skipped = self.skipped
+        self.settle(meters)
+        if self.skipped == skipped:
+            losses = gathered[: self.config.training.global_batch_size].double().cpu().numpy()
+            moments.update(self.loader.plan.time_fractions(self.step)[0], losses)
 
-    def _forward_backward(self) -> StepOutputs:
-        """Forward and backward over this rank's micro-batches, after the last of which the engine may step.
-
-        Raises:
-            NonFiniteError: some rank's loss is NaN or infinite, and it may not be skipped.
-        """
+    def _forward_backward(self, meters: Meters) -> StepOutputs:
+        """Forward and backward over this rank's micro-batches, after the last of which the engine may step."""
         rank, world, device = dist.get_rank(), dist.get_world_size(), self.context.device
         shape, batch = batch_shape(self.config, world), self.config.training.global_batch_size
         torch.manual_seed(int(counter_generator(self.config.seed, Stream.DROPOUT, self.step, rank).integers(2**63)))
+        since = time.perf_counter()
         loaded = self.loader.batch(self.step, rank * shape.rows, shape.rows)
+        meters.add_waited(time.perf_counter() - since)
         rows, x_0 = loaded.rows, loaded.x_0
         local_loss, row_losses = torch.zeros(1, device=device), list[Tensor]()
-        observed, agreed = list[tuple[Tensor, Tensor, Tensor]](), list[float]()
+        observed, gathered, gathering = list[tuple[Tensor, Tensor, Tensor]](), torch.empty(0), None
         for first in range(0, shape.rows, shape.micro_rows):
             part = slice(first, first + shape.micro_rows)
-            t, row_mask = rows.t[part], rows.row_mask[part].to(device)
-            label = None if loaded.label is None else loaded.label[part].to(device)
+            t, row_mask = rows.t[part], rows.row_mask[part].to(device, non_blocking=True)
+            label = None if loaded.label is None else loaded.label[part].to(device, non_blocking=True)
             losses, epsilon_mse = self.engine(
                 x_0[part].to(device, non_blocking=True), t, rows.eps[part].to(device, non_blocking=True), label
             )
-            loss = total_loss(losses, row_mask * rows.importance[part].to(device), batch, world)
+            importance = rows.importance[part].to(device, non_blocking=True)
+            loss = total_loss(losses, row_mask * importance, batch, world)
             local_loss += loss.detach()
             last = first + shape.micro_rows >= shape.rows
             if last:
-                agreed = self._gather_losses(local_loss)
-                if not all(map(math.isfinite, agreed)):
-                    loss = loss * math.nan  # on every rank, so that the gradient of none is finite and no step is taken
+                gathered, gathering = self._gather_losses(local_loss)
             # DeepSpeed divides by the number of micro-batches; total_loss is a share of the sum already
             self.engine.backward(loss * shape.micro_batches)
             row_losses.append(losses.detach())
@@ -207,35 +307,31 @@ class Worker:
             observed.append((log_snr, epsilon_mse, row_mask))
             if not last:
                 self.engine.step()  # counts the micro-batch; weights move on the last one only
-        return StepOutputs(agreed, torch.cat(row_losses), observed)
+        if gathering:
+            gathering.wait()
+        return StepOutputs(gathered, torch.cat(row_losses), observed)
 
-    def _gather_losses(self, local_loss: Tensor) -> list[float]:
-        """Gather every rank's loss, together with rank 0's decision whether to stop after this step.
-
-        Raises:
-            NonFiniteError: a loss is NaN or infinite, and steps may not be skipped.
-        """
+    def _gather_losses(self, local_loss: Tensor) -> tuple[Tensor, dist.Work | None]:
+        """Gather every rank's loss, and whether it was asked to stop, float32 [W, 2]; None is there at once."""
         stop_wanted = float(self.stop_request is not None and self.stop_request.reason is not None)
-        mine = torch.cat([local_loss, local_loss.new_tensor([stop_wanted])])
-        gathered = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, mine)
-        self.stopping = bool(gathered[0][1])
-        losses = [float(loss) for loss, _ in gathered]
-        if self.config.training.on_nonfinite == "stop":
-            require_finite(losses, self.step)
-        return losses
+        mine = torch.cat([local_loss, local_loss.new_full((1,), stop_wanted)])
+        world = dist.get_world_size()
+        if world == 1:
+            return mine.view(1, 2), None
+        gathered = mine.new_empty(2 * world)
+        return gathered.view(world, 2), dist.all_gather_single(gathered, mine, async_op=True)
 
     def record(self, record: Record) -> None:
         """Append to the journal on rank 0, unless a newer attempt is in charge."""
         if self.journal and self.fence.holds():
             self.journal.append(record)
 
-    def warn(self, text: str) -> None:
-        """Append a warning about the current step to the journal."""
-        self.record(Warned(step=self.step, text=text))
+    def warn(self, text: str, at: int) -> None:
+        """Append a warning about a step to the journal."""
+        self.record(Warned(step=at, text=text))
 
     def save_checkpoint(self) -> None:
-        """Start a checkpoint on all ranks; returns once the state is copied to memory.
+        """Start a checkpoint of a settled step on all ranks; returns once the state is copied to memory.
 
         While steps are being skipped none is written, since its weights may be the cause, except after the last step.
 
@@ -250,7 +346,7 @@ class Worker:
         )
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         if not finite:
-            raise NonFiniteError(f"step {self.step}: a weight is NaN or infinite; no checkpoint was written")
+            raise NonFiniteError(self.step, "a weight is NaN or infinite; no checkpoint was written")
         began, at, folder = time.monotonic(), self.step, self.context.paths.checkpoints
         aligned = {"param": self.masters.flats, **self.ema.tracks}
         aligned |= {kind: self.masters.moments(kind) for kind in MOMENTS}
@@ -316,5 +412,5 @@ def require_finite(losses: list[float], step: int) -> None:
     if bad:
         ranks = ", ".join(str(rank) for rank in bad)
         raise NonFiniteError(
-            f"step {step}: the loss is {losses[bad[0]]} on rank {ranks}; stopped before the optimizer step. {HINT}"
+            step, f"the loss is {losses[bad[0]]} on rank {ranks}; stopped before the optimizer step. {HINT}"
         )

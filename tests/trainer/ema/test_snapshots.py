@@ -78,7 +78,7 @@ def run(tmp_path_factory):
     ema = ShardedEma(masters, CONFIG.ema.tracks)
     for step in range(1, STEPS + 1):
         masters[0].zero_()[step - 1] = 1
-        ema.update(step)
+        ema.update(step, torch.tensor(True))
         if step % interval(step, EVERY) == 0:
             write(paths.ema, step, {kind: {"profile": ema.tracks[kind][0].clone()} for kind in EMA_KINDS})
             prune(paths.ema, step, EVERY)

@@ -1,5 +1,7 @@
 """What DeepSpeed is told: the same as ever where nothing is asked for, and each extra where DeepSpeed looks for it."""
 
+import pytest
+
 from trainer.config.load import apply_sets, validate
 from trainer.config.run_config import RunConfig
 from trainer.worker.deepspeed_config import deepspeed_config
@@ -13,12 +15,24 @@ def test_nothing_is_added_by_default():
     assert deepspeed_config(RunConfig(), workers=2) == {
         "train_micro_batch_size_per_gpu": 64,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": 2},
+        "gradient_clipping": 0.0,  # the optimizer clips
+        "zero_optimization": {"stage": 2, "compute_grad_norm": False},
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {"enabled": False, "dtype": "bfloat16"},
         "steps_per_print": 10**9,
     }
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_single_rank_shares_with_nobody(stage):
+    one = deepspeed_config(validate(apply_sets({}, [f"parallel.zero_stage={stage}"])), workers=1)
+    assert one["zero_optimization"] == {"stage": 0}
+
+
+def test_a_single_rank_may_still_use_the_hosts_memory():
+    sets = ["parallel.zero_stage=3", "parallel.deepspeed.offload_parameters=cpu"]
+    one = deepspeed_config(validate(apply_sets({}, sets)), workers=1)
+    assert one["zero_optimization"]["stage"] == 3
 
 
 def test_extras_are_where_deepspeed_looks_for_them():

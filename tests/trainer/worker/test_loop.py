@@ -36,6 +36,7 @@ def test_finite_losses_pass_however_large(losses):
     require_finite([float(torch.tensor(loss, dtype=torch.float32).clamp(-3e38, 3e38)) for loss in losses], 1)
 
 
+TAKEN, LEFT_OUT = torch.tensor(True), torch.tensor(False)
 PARAMETERS = {"a": torch.zeros(37, 3), "b": torch.zeros(5), "c": torch.zeros(2, 2, 2)}
 
 
@@ -56,7 +57,7 @@ def test_sharded_ema_is_bitwise_the_ema_of_the_whole(world, kind):
             for fragment in m.fragments:
                 part = weights[fragment.name].flatten()[fragment.offset : fragment.offset + fragment.numel]
                 fragment.of(m.flats).copy_(part)
-            ema.update(step)
+            ema.update(step, TAKEN)
     for m, ema in zip(masters, emas, strict=True):
         for fragment in m.fragments:
             whole = expected[fragment.name].flatten()[fragment.offset : fragment.offset + fragment.numel]
@@ -70,7 +71,7 @@ def test_sharded_ema_has_the_profiles_exact_weights():
     ema = ShardedEma(masters, (0.1, 0.2))
     for step in range(1, steps + 1):
         masters[0].zero_()[step - 1] = 1
-        ema.update(step)
+        ema.update(step, TAKEN)
     weights = [
         (1 - decay(k, gamma)) * math.prod(decay(j, gamma) for j in range(k + 1, steps + 1)) for k in range(1, steps + 1)
     ]
@@ -82,14 +83,27 @@ def test_ema_starts_as_a_copy_and_its_first_step_replaces_it():
     ema = ShardedEma(masters, (0.1, 0.2))
     masters[0].fill_(7)
     assert ema.tracks[EMA_KINDS[0]][0].tolist() == [1] * 4
-    ema.update(1)
+    ema.update(1, TAKEN)
     assert ema.tracks[EMA_KINDS[0]][0].tolist() == [7] * 4
+
+
+def test_ema_stands_still_at_a_step_that_was_not_taken():
+    masters = [torch.ones(4)]
+    ema = ShardedEma(masters, (0.1, 0.2))
+    ema.update(1, TAKEN)
+    masters[0].fill_(7)
+    ema.update(2, LEFT_OUT)
+    assert [ema.tracks[kind][0].tolist() for kind in EMA_KINDS] == [[1] * 4] * 2
 
 
 @pytest.fixture
 def alone(monkeypatch):
     """A world of one: sums over ranks are this rank's."""
-    monkeypatch.setattr(meters.dist, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(meters.dist, "get_world_size", lambda: 1)
+
+
+def flushed(meter: Meters, batch: int) -> dict[str, float]:
+    return meter.flush(batch, meter.reduce().flatten().tolist())
 
 
 def test_buckets_are_named_by_their_bounds():
@@ -103,10 +117,11 @@ def test_rows_are_averaged_in_the_bucket_of_their_log_snr_and_padding_is_not_cou
     meter = Meters(torch.device("cpu"))
     log_snr = torch.tensor([-20.0, -7.0, -7.9, 1.0, 9.0, 9.0], dtype=torch.float64)
     errors = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 1000.0])
-    meter.add_rows(log_snr, errors, torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]))
+    meter.add_rows(log_snr, errors, torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]), TAKEN)
+    meter.add_rows(log_snr, errors * math.nan, torch.ones(6), LEFT_OUT)
     meter.add_step(3.0, 1.0)
     meter.add_step(5.0, 2.0)
-    metrics = meter.flush(64)
+    metrics = flushed(meter, 64)
     assert {
         name.removeprefix("epsilon_mse/log_snr_"): v for name, v in metrics.items() if name.startswith("epsilon")
     } == {
@@ -126,7 +141,7 @@ def test_images_per_second_counts_the_steps_since_the_last_flush(alone, monkeypa
     for count in (4, 2):
         for _ in range(count):
             meter.add_step(1.0, 1.0)
-        rates.append(meter.flush(10)["images_per_second"])
+        rates.append(flushed(meter, 10)["images_per_second"])
     assert rates == [20.0, 5.0]
 
 
@@ -134,20 +149,20 @@ def test_a_window_of_skipped_steps_has_a_rate_and_no_loss(alone):
     meter = Meters(torch.device("cpu"))
     meter.add_skip()
     meter.add_skip()
-    metrics = meter.flush(4)
+    metrics = flushed(meter, 4)
     assert metrics.pop("images_per_second") > 0
     assert metrics == {"skipped_steps": 2.0}
     meter.add_step(1.0, 1.0)
-    assert "skipped_steps" not in meter.flush(4)
+    assert "skipped_steps" not in flushed(meter, 4)
 
 
 def test_a_flush_starts_afresh(alone):
     meter = Meters(torch.device("cpu"))
-    meter.add_rows(torch.tensor([0.5]).double(), torch.tensor([9.0]), torch.ones(1))
+    meter.add_rows(torch.tensor([0.5]).double(), torch.tensor([9.0]), torch.ones(1), TAKEN)
     meter.add_step(9.0, 9.0)
-    meter.flush(1)
+    flushed(meter, 1)
     meter.add_step(1.0, 1.0)
-    assert {k: v for k, v in meter.flush(1).items() if k != "images_per_second"} == {"loss": 1.0, "gradient_norm": 1.0}
+    assert {k: v for k, v in flushed(meter, 1).items() if k != "images_per_second"} == {"loss": 1.0, "gradient_norm": 1.0}
 
 
 @pytest.mark.parametrize(
