@@ -81,7 +81,9 @@ class Objective(nn.Module):
             loss = loss * torch.exp(-u) + u
         if interpolation is not None:
             x_theta = parameterization.x0(prediction.detach(), x_t, *self.denoiser.coefficients(x_t, t))
-            loss = loss + VARIANCE_LOSS_WEIGHT * beside(reverse_kernel_loss(process, x_0, x_theta, t, interpolation), loss)
+            loss = loss + VARIANCE_LOSS_WEIGHT * beside(
+                reverse_kernel_loss(process, x_0, x_theta, t, interpolation), loss
+            )
         if self.schedule is not None:
             self.schedule.row_factor = 2 * loss.detach()
         to_epsilon = torch.exp(process.log_snr(t)) / x0_error_ratio(parameterization, process, t)

@@ -11,7 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from diffusion.network import build_network
+from trainer.config.run_config import RunConfig
+
 BARE, OURS = "bare", "ours"
+READY, TOOK = "ready", "took "
 
 
 class Gate:
@@ -19,15 +26,13 @@ class Gate:
 
     def __init__(self) -> None:
         """Closed, until the first line."""
-        self._left, self._since = 0, None
+        self._left = 0
+        self._since: float | None = None
 
     def step(self) -> None:
         """Wait for leave to take a step; the end of input ends the process."""
         if self._left == 0:
-            if self._since is not None:
-                print(f"took {time.perf_counter() - self._since:.6f}", flush=True)
-            else:
-                print("ready", flush=True)
+            print(READY if self._since is None else f"{TOOK}{time.perf_counter() - self._since:.6f}", flush=True)
             line = sys.stdin.readline()
             if not line:
                 os._exit(0)  # whatever threads do
@@ -37,7 +42,6 @@ class Gate:
 
 def ours(options: argparse.Namespace, gate: Gate) -> None:
     """The worker's own loop, `trainer.worker.loop.run`, on gloo ranks or GPUs, without Ray."""
-    import torch
     import torch.distributed as dist
     from torch._C._distributed_c10d import FileStore
 
@@ -70,8 +74,6 @@ def ours(options: argparse.Namespace, gate: Gate) -> None:
 
 def bare(options: argparse.Namespace, gate: Gate) -> None:
     """The loop that anybody would write in PyTorch: one process, nothing beside it."""
-    import torch
-
     from trainer.config.load import load_config
     from trainer.data.dataset import open_dataset
     from trainer.data.prepare import prepare
@@ -79,33 +81,41 @@ def bare(options: argparse.Namespace, gate: Gate) -> None:
     torch.set_num_threads(options.threads)
     config = load_config(options.config, options.sets)
     dataset = open_dataset(prepare(config.data, Path(config.run.storage or "")).folder)
-    step = bare_step(config, torch.from_numpy(dataset.images("train")[:].copy()), dataset.info.image_shape)
+    images, network = (
+        torch.from_numpy(dataset.images("train")[:].copy()),
+        build_network(config.network, dataset.info.image_shape),
+    )
+    step = bare_step(network, config, images, torch.device("cpu"))
     while True:
         gate.step()
         step()
 
 
-def bare_step(config, images, image_shape) -> Callable[[], None]:  # noqa: ANN001
-    """Equation (8) for a cosine chain, AdamW, clipping and two EMA tracks: a step in twenty lines."""
-    import torch
-    from torch import nn
+def bare_step(network: nn.Module, config: RunConfig, images: Tensor, device: torch.device) -> Callable[[], None]:
+    """Equation (8) for a cosine chain, AdamW, clipping and two EMA tracks: a step in twenty lines.
 
-    from diffusion.network import build_network
-
-    network = build_network(config.network, image_shape, False)
-    parameters = list(network.parameters())
+    Args:
+        network: maps (x_t, time, None) to the noise.
+        config: learning rate, bound of the gradient's norm, rows of a batch and precision.
+        images: uint8 [N, H, W, C].
+        device: of everything.
+    """
+    network = network.to(device)
+    parameters = list[Tensor](network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.optim.lr, fused=True)
     averages = [[parameter.detach().clone() for parameter in parameters] for _ in range(2)]
-    data = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    rows, steps = config.training.global_batch_size, 1000
-    alpha = torch.cos((torch.arange(steps + 1) / steps + 0.008) / 1.008 * torch.pi / 2)
+    data = images.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+    rows, steps, bf16 = config.training.global_batch_size, 1000, config.training.precision == "bf16"
+    alpha = torch.cos((torch.arange(steps + 1, device=device) / steps + 0.008) / 1.008 * torch.pi / 2)
+    places = torch.arange(rows, device=device)
 
     def step() -> None:
-        x_0 = data[torch.randint(len(data), (rows,))]
-        t = ((torch.arange(rows) + torch.rand(rows)) / rows * steps).long()
+        x_0 = data[torch.randint(len(data), (rows,), device=device)]
+        t = ((places + torch.rand(rows, device=device)) / rows * steps).long()
         eps, a = torch.randn_like(x_0), alpha[t].view(-1, 1, 1, 1)
-        loss = nn.functional.mse_loss(network(a * x_0 + (1 - a**2).sqrt() * eps, t.float(), None), eps)
-        loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            output = network(a * x_0 + (1 - a**2).sqrt() * eps, t.float(), None)
+        nn.functional.mse_loss(output.float(), eps).backward()
         nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,19 +1,30 @@
 """`python -m tests.benchmarks.training_step`: training steps beside a bare PyTorch loop, in turns.
 
-Every contestant is a process a rank (contestants.py), and waits while the others have their turn.
+Every contestant is a process for each rank (contestants.py), and waits while the others have their turn. The bare loop
+of W ranks is W loops at the same time that know nothing of each other; ratios are within a turn.
+
+    python -m tests.benchmarks.training_step                              # one worker, ZeRO-0 and ZeRO-2
+    python -m tests.benchmarks.training_step --world 2 --stages 0 1 2
+    python -m tests.benchmarks.training_step --world 2 --stages 2 --beside-ray
+    python -m tests.benchmarks.training_step --world 2 --stages 2 3 --steps 2 --set 'network.channels=[128,256]'
+    python -m tests.benchmarks.training_step --checkpoint-every 50 --steps 50 --turns 9
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.benchmarks.contestants import BARE, OURS
+from tests.benchmarks.contestants import BARE, OURS, READY, TOOK
 
 ROWS = 128
+NEVER = 10**6
 
 
 @dataclass
@@ -29,82 +40,91 @@ class Contestant:
         for rank in self.ranks:
             assert rank.stdin
             print(steps, file=rank.stdin, flush=True)
-        return sum(ROWS * steps / self._answer(rank) for rank in self.ranks)
+        return sum(ROWS * steps / float(self.wait_for(TOOK, rank)) for rank in self.ranks)
 
-    def ready(self) -> None:
-        """Wait until all ranks are."""
-        for rank in self.ranks:
-            self._line(rank, "ready")
-
-    def _answer(self, rank: "subprocess.Popen[str]") -> float:
-        return float(self._line(rank, "took").split()[1])
-
-    def _line(self, rank: "subprocess.Popen[str]", begins: str) -> str:
+    def wait_for(self, begins: str, rank: "subprocess.Popen[str]") -> str:
+        """The rest of the next line of a rank that begins so."""
         assert rank.stdout
         for line in rank.stdout:
             if line.startswith(begins):
-                return line
-        raise RuntimeError(f"{self.name}: ended")
+                return line.removeprefix(begins)
+        raise RuntimeError(f"{self.name}: a rank has ended")
 
 
-def contestant(name: str, loop: str, world: int, sets: list[str], storage: Path, threads: int) -> Contestant:
-    """Start one."""
-    own = [f"run.storage={storage / name}", "run.name=run", "run.register_as=null", *sets]
-    words = [word for item in own for word in ("--set", item)]
-    common = [sys.executable, "-m", "tests.benchmarks.contestants", loop, "--threads", str(threads), *words]
-    common += ["--world", str(world), "--store", str(storage / f"{name}-store")]
-    return Contestant(
-        name,
-        [
-            subprocess.Popen([*common, "--rank", str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for rank in range(world)
-        ],
-    )
+@contextmanager
+def running(name: str, loop: str, options: argparse.Namespace, sets: list[str], storage: Path) -> Iterator[Contestant]:
+    """A contestant whose ranks are ready, and end with the block."""
+    own = [f"run.storage={storage / name}", "run.name=run", "run.register_as=null", *sets, *options.sets]
+    command = [sys.executable, "-m", "tests.benchmarks.contestants", loop, "--threads", str(options.threads)]
+    command += ["--world", str(options.world), "--store", str(storage / f"{name}-store")]
+    command += [word for item in own for word in ("--set", item)]
+    ranks = [
+        subprocess.Popen([*command, "--rank", str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for rank in range(options.world)
+    ]
+    contestant = Contestant(name, ranks)
+    try:
+        for rank in ranks:
+            contestant.wait_for(READY, rank)
+        yield contestant
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+def compete(options: argparse.Namespace, contestants: dict[str, tuple[str, list[str]]]) -> dict[str, list[float]]:
+    """Give each its turns, after one that does not count; the images/s of each."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        all_of_them = [
+            stack.enter_context(running(name, loop, options, sets, Path(folder)))
+            for name, (loop, sets) in contestants.items()
+        ]
+        for turn in range(options.turns + 1):
+            for each in all_of_them:
+                rate = each.turn(options.steps)
+                if turn:
+                    each.rates.append(rate)
+    return {each.name: each.rates for each in all_of_them}
 
 
 def main() -> None:
     """Start all, give each its turns, and print a line for each."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training_step", description=__doc__)
-    parser.add_argument("--world", type=int, default=1)
-    parser.add_argument("--stages", type=int, nargs="*", default=[0, 2])
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--set", dest="sets", action="append", default=[])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.training_step", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--world", type=int, default=1, help="ranks of each contestant (default 1)")
+    add("--stages", type=int, nargs="*", default=[0, 2], help="ZeRO stages (default 0 2)")
+    add("--turns", type=int, default=25)
+    add("--steps", type=int, default=6, help="steps of a turn (default 6)")
+    add("--threads", type=int, default=1, help="threads of a rank (default 1)")
+    add("--beside-ray", action="store_true", help="with an idle local Ray on the machine")
+    add("--checkpoint-every", type=int, help="another contestant, which writes a checkpoint every so many steps")
+    add("--set", dest="sets", action="append", default=[], metavar="PATH=VALUE")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        all_of_them = [contestant(BARE, BARE, options.world, options.sets, Path(folder), options.threads)]
-        for stage in options.stages:
-            own = [
-                f"parallel.workers={options.world}",
-                f"parallel.zero_stage={stage}",
-                f"training.global_batch_size={ROWS * options.world}",
-                "training.steps=1000000",
-                "run.checkpoint_every=1000000",
-                *options.sets,
-            ]
-            all_of_them.append(contestant(f"stage-{stage}", OURS, options.world, own, Path(folder), options.threads))
-        try:
-            for each in all_of_them:
-                each.ready()
-            for turn in range(options.turns + 1):
-                for each in all_of_them:
-                    rate = each.turn(options.steps)
-                    if turn:
-                        each.rates.append(rate)
-        finally:
-            for each in all_of_them:
-                for rank in each.ranks:
-                    rank.kill()
-                    rank.wait()
-        reference = all_of_them[0].rates
-        for each in all_of_them:
-            ratios = [rate / beside for rate, beside in zip(each.rates, reference, strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            print(
-                f"{each.name:<12} {statistics.median(each.rates):8.0f} images/s   of bare: {middle:.3f} "
-                f"({low:.3f} to {high:.3f}); of the best turns {max(each.rates) / max(reference):.3f}"
+    common = [f"parallel.workers={options.world}", f"training.global_batch_size={ROWS * options.world}"]
+    common += [f"training.steps={NEVER}"]
+    contestants = {BARE: (BARE, list[str]())}
+    for stage in options.stages:
+        sets = [*common, f"parallel.zero_stage={stage}"]
+        contestants[f"ZeRO-{stage}"] = (OURS, [*sets, f"run.checkpoint_every={NEVER}"])
+        if options.checkpoint_every:
+            contestants[f"ZeRO-{stage}, checkpoints"] = (
+                OURS,
+                [*sets, f"run.checkpoint_every={options.checkpoint_every}"],
             )
+    if options.beside_ray:
+        from trainer.runtime.ray_cluster import connect_ray
+
+        os.environ.pop("RAY_ADDRESS", None)
+        connect_ray()
+    found = compete(options, contestants)
+    reference = found[BARE]
+    for name, rates in found.items():
+        low, middle, high = statistics.quantiles((a / b for a, b in zip(rates, reference, strict=True)), n=4)
+        print(f"{name:<22}{statistics.median(rates):8.0f} images/s   {middle:.3f} of bare ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

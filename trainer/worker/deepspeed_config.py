@@ -6,7 +6,6 @@ from typing import Any
 from trainer.config.parallel import DeepSpeedConfig
 from trainer.config.run_config import RunConfig
 
-
 DEFAULT_BUCKET = 500_000_000
 
 
@@ -67,7 +66,7 @@ def effective_stage(config: RunConfig, workers: int) -> int:
 
 
 def exchanges_at_once(config: RunConfig, parameters: int, workers: int, device: str) -> bool:
-    """Whether gradients are exchanged at once: on CPUs at stages 1 and 2, if one of DeepSpeed's buckets would hold them.
+    """Whether gradients are exchanged at once: on CPUs at stages 1 and 2, if a bucket of DeepSpeed's would hold them.
 
     Stage 2 lets go of gradients bucket by bucket, so it needs no less memory then.
     """

@@ -3,7 +3,7 @@
 Under ZeRO the fp32 master weights and Adam's moments live in flat tensors, each rank holding a part. A `Fragment` says
 which slice of which named parameter a piece of a flat tensor is; checkpoints and the EMA need nothing else, so they do
 not depend on the stage or the number of ranks. Stage 3 replaces `torch.nn.functional.linear` for the whole process:
-use one stage per process. A single rank has nobody to share with, and whatever the stage, its engine is that of stage 0.
+use one stage per process. A single rank has nobody to share with: whatever the stage, its engine is that of stage 0.
 
 DeepSpeed averages the gradients and calls the optimizer, which clips them and leaves out a step that is not finite: on
 the device, so that the host waits for none of it.
@@ -39,11 +39,10 @@ def initialize(network: nn.Module, config: RunConfig, device: torch.device) -> A
     optimizer = ClippedAdamW(network.parameters(), config.optim)
     numel = sum(parameter.numel() for parameter in network.parameters())
     at_once = exchanges_at_once(config, numel, world, device.type)
-    engine, *_ = deepspeed.initialize(
-        model=network, optimizer=optimizer, config=deepspeed_config(config, world, at_once)
-    )
+    settings = deepspeed_config(config, world, at_once)
+    engine: Any = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)[0]
     engine.enable_backward_allreduce = world > 1 and not at_once
-    engine.exchange = _exchange(engine.optimizer) if at_once else None
+    optimizer.exchange = _exchange(engine.optimizer) if at_once else None
     stage = engine.zero_optimization_stage()
     if stage:
         optimizer.global_norm = _norm_over_ranks if stage < 3 else lambda _: engine.optimizer._global_grad_norm
@@ -61,6 +60,7 @@ class ClippedAdamW(torch.optim.AdamW):
 
     Attributes:
         global_norm: from the gradients at hand, which may be this rank's part, the 2-norm of the global gradient.
+        exchange: averages the gradients before the step; None where DeepSpeed does.
         losses_finite: whether all ranks' losses are finite, bool []; set before each step.
         norm: the 2-norm of the global gradient before clipping, float32 []; None if there was no step.
         taken: whether the step was taken, bool [].
@@ -73,6 +73,7 @@ class ClippedAdamW(torch.optim.AdamW):
         )
         self._max_norm = optim.max_grad_norm
         self.global_norm: Callable[[list[Tensor]], Tensor] = torch.nn.utils.get_total_norm
+        self.exchange: Exchange | None = None
         self.losses_finite: Tensor | None = None
         self.norm: Tensor | None = None
         self.taken: Tensor | None = None
@@ -204,8 +205,8 @@ def step(engine: Any, losses_finite: Tensor | None = None) -> tuple[Tensor, Tens
     """
     optimizer: ClippedAdamW = engine.basic_optimizer
     optimizer.losses_finite, optimizer.norm, optimizer.taken = losses_finite, None, None
-    if engine.exchange is not None:
-        engine.optimizer.averaged_gradients[0] = SimpleNamespace(flat_partition=engine.exchange.own_part())
+    if optimizer.exchange is not None:
+        engine.optimizer.averaged_gradients[0] = SimpleNamespace(flat_partition=optimizer.exchange.own_part())
     engine.step()
     if optimizer.norm is None or optimizer.taken is None:  # DeepSpeed itself has left a gradient out
         device = engine.device

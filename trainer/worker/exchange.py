@@ -34,11 +34,11 @@ class Exchange:
 
     def own_part(self) -> Tensor:
         """This rank's part of the average over ranks, [numel / W]; collective. Takes the gradients from parameters."""
-        filled = [(place, p.grad) for place, p in zip(self._places, self._parameters, strict=True) if p.grad is not None]
         for place, parameter in zip(self._places, self._parameters, strict=True):
             if parameter.grad is None:
                 place.zero_()
-            parameter.grad = None
-        torch._foreach_copy_([place for place, _ in filled], [gradient for _, gradient in filled])  # pyright: ignore[reportPrivateImportUsage]
+            else:
+                place.copy_(parameter.grad)
+                parameter.grad = None
         dist.all_to_all_single(self._received, self._flat)
         return self._received.view(self._world, -1).mean(0)

@@ -26,7 +26,7 @@ from trainer.data.dataset import open_dataset
 from trainer.ema import snapshots
 from trainer.ema.sharded import ShardedEma
 from trainer.run.attempt import Fence
-from trainer.run.journal import Acknowledged, Journal, Metrics, NonFinite, Started, Stopped, Warned
+from trainer.run.journal import Acknowledged, Journal, NonFinite, Started, Stopped, Warned
 from trainer.run.paths import RunPaths
 from trainer.run.stop_request import StopRequest
 from trainer.runtime.device import full_precision, prepare_network, require_compiler
@@ -142,27 +142,20 @@ def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> Non
         report: called with metrics on every rank at every checkpoint.
     """
     worker = start_worker(context)
-    settings, last = context.config.run, context.config.training.steps
+    last = context.config.training.steps
     meters = Meters(context.device, _images_per_second_at_best(worker) if worker.journal else None)
     worker.record(Started(step=worker.step, steps=last, world_size=dist.get_world_size()))
     returned_to: int | None = None
     try:
         while worker.step < last and not worker.stopping:
             worker.train_step(meters)
-            saves = worker.step % settings.checkpoint_every == 0 or worker.step == last or worker.stopping
-            if saves and not worker.is_stuck:
+            if worker.is_due and not worker.is_stuck:
                 worker.settle(meters)
             if worker.is_stuck:
                 worker, returned_to = rolled_back(worker, returned_to)
                 meters.forget_rows()
-                saves = worker.step % settings.checkpoint_every == 0 or worker.step == last
-            ending = worker.step == last or worker.stopping
-            if ending and worker.step % settings.log_every:
-                worker.record_metrics(worker.step, meters, meters.reduce().flatten().tolist())
-            if saves:
-                worker.save_checkpoint()
-                if not worker.stopping:  # whoever asked to stop may not be listening
-                    report({"step": worker.step, "loss": meters.last_loss})
+            if worker.is_due:
+                _save(worker, meters, report)
         worker.close()
         if worker.stopping:
             worker.record(
@@ -171,6 +164,15 @@ def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> Non
     except NonFiniteError as error:
         worker.close()
         worker.record(NonFinite(step=error.step, text=str(error)))
+
+
+def _save(worker: Worker, meters: Meters, report: Callable[[dict[str, Any]], None]) -> None:
+    """Start a checkpoint, before which the metrics of a window that the run's end cuts short are recorded."""
+    if worker.is_ending and worker.step % worker.config.run.log_every:
+        worker.record_metrics(worker.step, meters, meters.reduce().flatten().tolist())
+    worker.save_checkpoint()
+    if not worker.stopping:  # whoever asked to stop may not be listening
+        report({"step": worker.step, "loss": meters.last_loss})
 
 
 def _images_per_second_at_best(worker: Worker) -> float:

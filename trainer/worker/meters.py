@@ -21,7 +21,7 @@ def bucket_names() -> list[str]:
 
 
 class Meters:
-    """Sums of metrics over a window of steps; only `reduce` communicates between ranks, and nothing waits for a GPU."""
+    """Sums of metrics over a window of steps; only `reduce` communicates, and nothing here waits for a GPU."""
 
     def __init__(self, device: torch.device, images_per_second_at_best: float | None = None) -> None:
         """Start empty; the clock starts now.
@@ -68,7 +68,7 @@ class Meters:
         self._skipped += 1
 
     def forget_rows(self) -> None:
-        """Leave out the rows of the window so far: those of a step that is taken back cannot be told from the others."""
+        """Leave out the rows of the window so far: those of a step that is taken back cannot be told apart."""
         self._buckets.zero_()
 
     def reduce(self) -> Tensor:

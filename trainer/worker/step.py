@@ -185,6 +185,16 @@ class Worker:
         return self.step - (self.report is not None)
 
     @property
+    def is_ending(self) -> bool:
+        """Whether this is the last step, as far as it is known."""
+        return self.stopping or self.step == self.config.training.steps
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a checkpoint follows this step."""
+        return self.is_ending or self.step % self.config.run.checkpoint_every == 0
+
+    @property
     def is_stuck(self) -> bool:
         """Whether as many steps in a row were left out as may be."""
         return self.skips_in_a_row >= self.config.training.max_skips

@@ -151,7 +151,7 @@ def test_a_window_of_skipped_steps_has_a_rate_and_no_loss(alone):
     meter.add_skip()
     metrics = flushed(meter, 4)
     assert metrics.pop("images_per_second") > 0
-    assert metrics == {"skipped_steps": 2.0}
+    assert metrics == {"skipped_steps": 2.0, "waited_for_data": 0.0}
     meter.add_step(1.0, 1.0)
     assert "skipped_steps" not in flushed(meter, 4)
 
@@ -162,7 +162,20 @@ def test_a_flush_starts_afresh(alone):
     meter.add_step(9.0, 9.0)
     flushed(meter, 1)
     meter.add_step(1.0, 1.0)
-    assert {k: v for k, v in flushed(meter, 1).items() if k != "images_per_second"} == {"loss": 1.0, "gradient_norm": 1.0}
+    metrics = flushed(meter, 1)
+    del metrics["images_per_second"]
+    assert metrics == {"loss": 1.0, "gradient_norm": 1.0, "waited_for_data": 0.0}
+
+
+def test_waiting_and_utilisation_are_shares_of_the_window(alone, monkeypatch):
+    clock = iter([100.0, 102.0, 106.0])
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: next(clock))
+    meter = Meters(torch.device("cpu"), images_per_second_at_best=80.0)
+    meter.add_step(1.0, 1.0)
+    meter.add_waited(0.5)
+    first = flushed(meter, 40)
+    assert (first["images_per_second"], first["waited_for_data"], first["mfu"]) == (20.0, 0.25, 0.25)
+    assert flushed(meter, 40)["waited_for_data"] == 0.0
 
 
 @pytest.mark.parametrize(
