@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.network import build_network
+from tests.benchmarks.other_trainers import LOOPS as OTHERS
 from trainer.config.run_config import RunConfig
 
 BARE, OURS = "bare", "ours"
@@ -126,7 +127,21 @@ def bare_step(network: nn.Module, config: RunConfig, images: Tensor, device: tor
     return step
 
 
-LOOPS = {BARE: bare, OURS: ours}
+def other(options: argparse.Namespace, gate: Gate) -> None:
+    """Another project's loop around the same network, on random images of the data's shape."""
+    from trainer.config.load import load_config
+    from trainer.data.prepare import prepare
+
+    torch.set_num_threads(options.threads)
+    config = load_config(options.config, options.sets)
+    shape = prepare(config.data, Path(config.run.storage or "")).info.image_shape
+    step = OTHERS[options.loop](build_network(config.network, shape), config, shape, torch.device("cpu"))
+    while True:
+        gate.step()
+        step()
+
+
+LOOPS = {BARE: bare, OURS: ours, **dict.fromkeys(OTHERS, other)}
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ of W ranks is W loops at the same time that know nothing of each other; ratios a
     python -m tests.benchmarks.training_step --world 2 --stages 2 --beside-ray
     python -m tests.benchmarks.training_step --world 2 --stages 2 3 --steps 2 --set 'network.channels=[128,256]'
     python -m tests.benchmarks.training_step --checkpoint-every 50 --steps 50 --turns 9
+    python -m tests.benchmarks.training_step --config configs/mnist.yaml --stages 2 --others other-venv/bin/python
 """
 
 import argparse
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.contestants import BARE, OURS, READY, TOOK
+from tests.benchmarks.other_trainers import LOOPS as OTHERS
 
 ROWS = 128
 NEVER = 10**6
@@ -55,7 +57,9 @@ class Contestant:
 def running(name: str, loop: str, options: argparse.Namespace, sets: list[str], storage: Path) -> Iterator[Contestant]:
     """A contestant whose ranks are ready, and end with the block."""
     own = [f"run.storage={storage / name}", "run.name=run", "run.register_as=null", *sets, *options.sets]
-    command = [sys.executable, "-m", "tests.benchmarks.contestants", loop, "--threads", str(options.threads)]
+    python = options.others if loop in OTHERS else sys.executable
+    command = [python, "-m", "tests.benchmarks.contestants", loop, "--threads", str(options.threads)]
+    command += ["--config", str(options.config)]
     command += ["--world", str(options.world), "--store", str(storage / f"{name}-store")]
     command += [word for item in own for word in ("--set", item)]
     ranks = [
@@ -100,21 +104,26 @@ def main() -> None:
     add("--turns", type=int, default=25)
     add("--steps", type=int, default=6, help="steps of a turn (default 6)")
     add("--threads", type=int, default=1, help="threads of a rank (default 1)")
+    add("--config", type=Path, default=Path("configs/digits.yaml"), help="run file (default configs/digits.yaml)")
+    add("--others", metavar="PYTHON", help="an environment with accelerate and others, whose loops take part, too")
     add("--beside-ray", action="store_true", help="with an idle local Ray on the machine")
     add("--checkpoint-every", type=int, help="another contestant, which writes a checkpoint every so many steps")
     add("--set", dest="sets", action="append", default=[], metavar="PATH=VALUE")
     options = parser.parse_args()
     common = [f"parallel.workers={options.world}", f"training.global_batch_size={ROWS * options.world}"]
     common += [f"training.steps={NEVER}"]
-    contestants = {BARE: (BARE, list[str]())}
+    alone = [f"training.global_batch_size={ROWS}"]
+    contestants = {BARE: (BARE, alone)}
     for stage in options.stages:
         sets = [*common, f"parallel.zero_stage={stage}"]
         contestants[f"ZeRO-{stage}"] = (OURS, [*sets, f"run.checkpoint_every={NEVER}"])
         if options.checkpoint_every:
-            contestants[f"ZeRO-{stage}, checkpoints"] = (
+            contestants[f"ZeRO-{stage} with checkpoints"] = (
                 OURS,
                 [*sets, f"run.checkpoint_every={options.checkpoint_every}"],
             )
+    if options.others:
+        contestants |= {name: (name, alone) for name in OTHERS}
     if options.beside_ray:
         from trainer.runtime.ray_cluster import connect_ray
 
@@ -124,7 +133,7 @@ def main() -> None:
     reference = found[BARE]
     for name, rates in found.items():
         low, middle, high = statistics.quantiles((a / b for a, b in zip(rates, reference, strict=True)), n=4)
-        print(f"{name:<22}{statistics.median(rates):8.0f} images/s   {middle:.3f} of bare ({low:.3f} to {high:.3f})")
+        print(f"{name:<28}{statistics.median(rates):8.0f} images/s   {middle:.3f} of bare ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

@@ -224,6 +224,7 @@ class Driver:
             dataset_fingerprint=self.dataset.info.fingerprint,
             evaluated=evaluated,
             images_per_second=throughput(self.journal),
+            utilisation=utilisation(self.journal),
             seconds={name: round(value, 2) for name, value in self.seconds.items()},
         )
 
@@ -270,3 +271,13 @@ def throughput(journal: Journal) -> float:
     """Mean training images per second over all logged windows, whatever attempt they belong to; 0 if none is left."""
     rates = [record.values["images_per_second"] for record in journal.records(Metrics)]
     return len(rates) / sum(1 / rate for rate in rates) if rates else 0.0
+
+
+def utilisation(journal: Journal) -> dict[str, float]:
+    """Mean over all logged windows of what says how busy devices and nodes were."""
+    found = dict[str, list[float]]()
+    for record in journal.records(Metrics):
+        for name, value in record.values.items():
+            if name in ("mfu", "waited_for_data") or name.startswith("system/"):
+                found.setdefault(name, []).append(value)
+    return {name: round(sum(values) / len(values), 4) for name, values in found.items()}

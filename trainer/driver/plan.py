@@ -37,17 +37,18 @@ def bundles(config: RunConfig, device: str) -> list[dict[str, float]]:
 
 
 def plan(resolved: Resolved) -> dict[str, Any]:
-    """The resolved configuration, its identity, the DeepSpeed configuration and the resource bundles."""
-    from trainer.worker.deepspeed_config import deepspeed_config
+    """The resolved configuration, its identity, DeepSpeed's configuration (None where it is not used) and bundles."""
+    from trainer.worker.deepspeed_config import deepspeed_config, is_alone
 
     config, notes = resolved.config, list(resolved.notes)
+    workers = config.parallel.max_workers
     run = {"name": config.run.name, "directory": str(resolved.paths.root), "state": resolved.state}
     return {
         "run": {**run, **({"notes": notes} if notes else {})},
         "config_sha256": config.config_sha256,
         "method_sha256": config.method_sha256,
         "config": config.model_dump(mode="json"),
-        "deepspeed": deepspeed_config(config, config.parallel.max_workers),
+        "deepspeed": None if is_alone(config, workers) else deepspeed_config(config, workers),
         "device": config.parallel.device,
         "bundles": bundles(config, config.parallel.device),
         **({"bundles_where_gpus_suffice": bundles(config, "cuda")} if config.parallel.device == "auto" else {}),

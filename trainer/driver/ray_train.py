@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.train import ControllerError, FailureConfig, RunConfig as RayRunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from trainer.config.run_config import RunConfig
@@ -31,13 +32,14 @@ PROCESS_GROUP_TIMEOUT_S = 600  # of a rank, after which the others take it for l
 
 
 class Trainer(TorchTrainer):
-    """A TorchTrainer that leaves no cleaner of placement groups behind."""
+    """A TorchTrainer that leaves no cleaner of placement groups behind, and needs no process for Ray's data sets."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Ray's callbacks, with another cleaner."""
+        """Ray's callbacks, with another cleaner, and without the data sets of which there are none."""
         return [
             EndingCleanerCallback() if isinstance(callback, PlacementGroupCleanerCallback) else callback
             for callback in super()._create_default_callbacks()
+            if not isinstance(callback, DatasetsCallback)
         ]
 
 

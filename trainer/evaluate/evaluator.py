@@ -4,7 +4,7 @@ All draws are keyed by (seed, image).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion.config import Autoguidance, ClassifierFree
 from diffusion.config.solver import limit_nfe
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import CPU, Denoiser, network_on
 from diffusion.images import to_pixels
 from diffusion.package import load_package
 from diffusion.solvers import ImageNoise, autoguided, solve
@@ -23,25 +23,6 @@ from trainer.config.evaluation import EvaluationConfig
 from trainer.data.dataset import Dataset
 from trainer.evaluate.blocks import Block
 from trainer.evaluate.likelihood.scorer import Likelihoods
-
-CPU = torch.device("cpu")
-
-
-def network_on(denoiser: Denoiser, device: torch.device) -> Denoiser:
-    """The denoiser with its network on another device, to which inputs are copied and outputs back.
-
-    Solvers and likelihoods stay on the CPU, where their arithmetic was tested; copying takes little time compared to a
-    network evaluation.
-    """
-    if device == CPU:
-        return denoiser
-    assert isinstance(denoiser.network, torch.nn.Module), "packages hold networks"
-    network = denoiser.network.to(device)
-
-    def copy_and_evaluate(x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
-        return network(x.to(device), time.to(device), None if label is None else label.to(device)).to(x.device)
-
-    return replace(denoiser, network=copy_and_evaluate)
 
 
 class BlockEvaluator:

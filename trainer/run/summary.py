@@ -269,6 +269,7 @@ class RunSummary:
         evaluated: results of the package's evaluation.
         images_per_second: training images per second, the harmonic mean over all logged windows.
         seconds: duration in seconds of `startup`, `training` and `evaluation`, of those that the last process did.
+        utilisation: mean over the logged windows of `mfu`, `waited_for_data` and each `system/…` that MLflow draws.
         registration: where MLflow keeps the run and its model.
     """
 
@@ -283,6 +284,7 @@ class RunSummary:
     images_per_second: float
     seconds: Mapping[str, float]
     registration: Registration = Registration()
+    utilisation: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def metrics(self) -> dict[str, float]:
         """Every number that a tracker draws, by its name there."""
@@ -292,7 +294,11 @@ class RunSummary:
     def to_json(self) -> Json:
         """The JSON object of `summary.json`."""
         values = {name: getattr(self, name) for name in IDENTITY}
-        speed = {"images_per_second": self.images_per_second, "seconds": dict(self.seconds)}
+        speed = {
+            "images_per_second": self.images_per_second,
+            "seconds": dict(self.seconds),
+            "utilisation": dict(self.utilisation),
+        }
         return {**values, **self.evaluated.to_json(), **speed, **asdict(self.registration)}
 
 
@@ -312,6 +318,7 @@ def summary_from_json(values: Mapping[str, Any]) -> RunSummary:
         evaluated=evaluated_from_json(values),
         images_per_second=values["images_per_second"],
         seconds=values["seconds"],
+        utilisation=values.get("utilisation", {}),
         registration=Registration(
             **{name: values[name] for name in REGISTRATION}, gate=None if gate is None else GateDecision(**gate)
         ),

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from diffusion.images import to_model_range
 from diffusion.likelihood.quantization import dequantise
+from trainer.worker import spans
 from trainer.worker.augment import augmented
 from trainer.worker.batch_plan import BatchPlan, PlannedRows
 
@@ -77,7 +79,12 @@ class BatchLoader:
         self._thread.shutdown(cancel_futures=True)
 
     def _make(self, step: int, first: int, count: int) -> Batch:
-        rows = self.plan.rows(step, first, count)
+        with record_function(spans.DRAWS):
+            rows = self.plan.rows(step, first, count)
+        with record_function(spans.IMAGES):
+            return self._load(rows)
+
+    def _load(self, rows: PlannedRows) -> Batch:
         pixels = augmented(
             self._images[rows.images], rows.flipped, rows.crop_offset, self.plan.training.augment.crop_padding
         )

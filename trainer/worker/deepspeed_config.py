@@ -38,7 +38,7 @@ def deepspeed_config(config: RunConfig, workers: int, at_once: bool = False) -> 
         at_once: gradients are exchanged at once (`exchange.py`); DeepSpeed has nothing to do with them before the step.
     """
     shape, extras = batch_shape(config, workers), config.parallel.deepspeed
-    stage = effective_stage(config, workers)
+    stage = config.parallel.zero_stage
     own_norm = stage in (1, 2) and extras.offload_optimizer == "none"
     return {
         "train_micro_batch_size_per_gpu": shape.micro_rows,
@@ -47,7 +47,7 @@ def deepspeed_config(config: RunConfig, workers: int, at_once: bool = False) -> 
         "zero_optimization": {
             "stage": stage,
             **({"compute_grad_norm": False} if own_norm else {}),
-            **(_zero_extras(extras) if stage else {}),
+            **_zero_extras(extras),
             **({"stage": 1, "contiguous_gradients": False, "overlap_comm": False} if at_once else {}),
         },
         "zero_allow_untested_optimizer": True,  # the optimizer is torch's fused AdamW, built here
@@ -58,11 +58,10 @@ def deepspeed_config(config: RunConfig, workers: int, at_once: bool = False) -> 
     }
 
 
-def effective_stage(config: RunConfig, workers: int) -> int:
-    """The ZeRO stage: 0 for a single rank, which has nobody to share with, unless the host's memory takes a part."""
+def is_alone(config: RunConfig, workers: int) -> bool:
+    """Whether there is nobody to share with, neither another rank nor the host's memory; then DeepSpeed is not used."""
     extras = config.parallel.deepspeed
-    offloads = (extras.offload_optimizer, extras.offload_parameters) != ("none", "none")
-    return config.parallel.zero_stage if workers > 1 or offloads else 0
+    return workers == 1 and (extras.offload_optimizer, extras.offload_parameters) == ("none", "none")
 
 
 def exchanges_at_once(config: RunConfig, parameters: int, workers: int, device: str) -> bool:
@@ -73,7 +72,8 @@ def exchanges_at_once(config: RunConfig, parameters: int, workers: int, device: 
     extras = config.parallel.deepspeed
     return (
         device == "cpu"
-        and effective_stage(config, workers) in (1, 2)
+        and workers > 1
+        and config.parallel.zero_stage in (1, 2)
         and extras.offload_optimizer == "none"
         and parameters <= (extras.reduce_bucket_size or DEFAULT_BUCKET)
     )

@@ -3,9 +3,9 @@
 Under ZeRO the fp32 master weights and Adam's moments live in flat tensors, each rank holding a part. A `Fragment` says
 which slice of which named parameter a piece of a flat tensor is; checkpoints and the EMA need nothing else, so they do
 not depend on the stage or the number of ranks. Stage 3 replaces `torch.nn.functional.linear` for the whole process:
-use one stage per process. A single rank has nobody to share with: whatever the stage, its engine is that of stage 0.
+use one stage per process. A single rank has nobody to share with, and needs no DeepSpeed.
 
-DeepSpeed averages the gradients and calls the optimizer, which clips them and leaves out a step that is not finite: on
+The engine averages the gradients and calls the optimizer, which clips them and leaves out a step that is not finite: on
 the device, so that the host waits for none of it.
 """
 
@@ -16,18 +16,43 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from trainer.checkpoint.fragments import Fragment
 from trainer.config.run_config import RunConfig
 from trainer.config.training import OptimConfig
-from trainer.worker.deepspeed_config import deepspeed_config, exchanges_at_once
+from trainer.worker import spans
+from trainer.worker.deepspeed_config import batch_shape, deepspeed_config, exchanges_at_once, is_alone
 from trainer.worker.exchange import Exchange
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def initialize(network: nn.Module, config: RunConfig, device: torch.device) -> Any:  # noqa: ANN401 - DeepSpeedEngine
-    """A DeepSpeed engine around a network that already has its initial or resumed weights."""
+    """The engine around a network that already has its initial or resumed weights: DeepSpeed's, or a single rank's."""
+    world = torch.distributed.get_world_size()
+    optimizer = ClippedAdamW(network.parameters(), config.optim)
+    if is_alone(config, world):
+        return SingleRank(network, optimizer, config, device)
+    numel = sum(parameter.numel() for parameter in network.parameters())
+    at_once = exchanges_at_once(config, numel, world, device.type)
+    engine = deepspeed_engine(network, optimizer, deepspeed_config(config, world, at_once), device)
+    engine.enable_backward_allreduce = not at_once
+    optimizer.exchange = _exchange(engine.optimizer) if at_once else None
+    return engine
+
+
+def deepspeed_engine(
+    network: nn.Module, optimizer: "ClippedAdamW", settings: dict[str, Any], device: torch.device
+) -> Any:  # noqa: ANN401
+    """DeepSpeed's engine, whose optimizer knows the norm of the whole gradient.
+
+    Args:
+        network: the engine's module.
+        optimizer: of its parameters.
+        settings: DeepSpeed's configuration.
+        device: of the network.
+    """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
@@ -35,18 +60,52 @@ def initialize(network: nn.Module, config: RunConfig, device: torch.device) -> A
     if device.type == "cpu":
         # probing the compiled operators would need a compiler; none of them is used
         deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
-    world = torch.distributed.get_world_size()
-    optimizer = ClippedAdamW(network.parameters(), config.optim)
-    numel = sum(parameter.numel() for parameter in network.parameters())
-    at_once = exchanges_at_once(config, numel, world, device.type)
-    settings = deepspeed_config(config, world, at_once)
     engine: Any = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)[0]
-    engine.enable_backward_allreduce = world > 1 and not at_once
-    optimizer.exchange = _exchange(engine.optimizer) if at_once else None
     stage = engine.zero_optimization_stage()
     if stage:
         optimizer.global_norm = _norm_over_ranks if stage < 3 else lambda _: engine.optimizer._global_grad_norm
     return engine
+
+
+class SingleRank:
+    """The engine of a rank that has nobody to share with: as much of DeepSpeed's interface as is used here.
+
+    Attributes:
+        module: the network.
+        optimizer: its optimizer, which is also the `basic_optimizer`: nothing is wrapped around it.
+        device: of the network.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: "ClippedAdamW", config: RunConfig, device: torch.device) -> None:
+        """Around a network that is on its device."""
+        self.module, self.device = module, device
+        self.optimizer = self.basic_optimizer = optimizer
+        self._micro_batches, self._done = batch_shape(config, 1).micro_batches, 0
+        self._bf16 = config.training.precision == "bf16"
+
+    def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401 - the network's
+        """The network's outputs."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            return self.module(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of the mean over micro-batches."""
+        (loss / self._micro_batches).backward()
+
+    def step(self) -> None:
+        """Count a micro-batch; after the last, take the optimizer step."""
+        self._done += 1
+        if self._done == self._micro_batches:
+            self._done = 0
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def zero_optimization_stage(self) -> int:
+        """Nothing is sharded."""
+        return 0
+
+    def destroy(self) -> None:
+        """Nothing is held."""
 
 
 def _exchange(zero: Any) -> Exchange:  # noqa: ANN401 - DeepSpeedZeroOptimizer
@@ -206,7 +265,8 @@ def step(engine: Any, losses_finite: Tensor | None = None) -> tuple[Tensor, Tens
     optimizer: ClippedAdamW = engine.basic_optimizer
     optimizer.losses_finite, optimizer.norm, optimizer.taken = losses_finite, None, None
     if optimizer.exchange is not None:
-        engine.optimizer.averaged_gradients[0] = SimpleNamespace(flat_partition=optimizer.exchange.own_part())
+        with record_function(spans.REDUCTION):
+            engine.optimizer.averaged_gradients[0] = SimpleNamespace(flat_partition=optimizer.exchange.own_part())
     engine.step()
     if optimizer.norm is None or optimizer.taken is None:  # DeepSpeed itself has left a gradient out
         device = engine.device

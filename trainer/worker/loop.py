@@ -13,10 +13,6 @@ import torch
 import torch.distributed as dist
 
 from diffusion.config import ImportanceTime
-from diffusion.denoiser import Denoiser
-from diffusion.network import build_network
-from diffusion.objective import Objective
-from diffusion.process.sde import make_process
 from diffusion.time_sampling import LossMoments
 from trainer.checkpoint.background import AsyncCheckpointWriter
 from trainer.checkpoint.damaged import NoGoodCheckpointError, find_usable
@@ -29,12 +25,13 @@ from trainer.run.attempt import Fence
 from trainer.run.journal import Acknowledged, Journal, NonFinite, Started, Stopped, Warned
 from trainer.run.paths import RunPaths
 from trainer.run.stop_request import StopRequest
-from trainer.runtime.device import full_precision, prepare_network, require_compiler
+from trainer.runtime.device import full_precision, require_compiler
 from trainer.worker.batch_plan import BatchPlan
 from trainer.worker.batches import BatchLoader
 from trainer.worker.engine import Masters, initialize
 from trainer.worker.flops import best_flops, flops_per_image
 from trainer.worker.meters import Meters
+from trainer.worker.objective import build_objective
 from trainer.worker.step import HINT, NonFiniteError, Worker, WorkerContext
 
 
@@ -90,16 +87,6 @@ def start_worker(context: WorkerContext) -> Worker:
 def _watch_requests(context: WorkerContext, journal: Journal) -> StopRequest:
     """Watch for requests to stop; each is acknowledged in the journal, which the driver reads."""
     return StopRequest(context.paths.preempt, context.attempt, lambda reason: journal.append(Acknowledged(text=reason)))
-
-
-def build_objective(config: RunConfig, image_shape: tuple[int, int, int]) -> Objective:
-    """The objective around a newly initialised network; everything that is trained is a submodule of it."""
-    process = make_process(config.process)
-    network = build_network(config.network, image_shape, process.reverse_variance == "learned")
-    prepare_network(network, config.parallel)
-    settings = config.objective
-    null_label = config.network.classes or None
-    return Objective(settings, Denoiser(network, process, settings.prediction, settings.sigma_data, null_label))
 
 
 def restored_moments(config: RunConfig, resumed: Checkpoint | None) -> LossMoments | None:
@@ -169,7 +156,7 @@ def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> Non
 def _save(worker: Worker, meters: Meters, report: Callable[[dict[str, Any]], None]) -> None:
     """Start a checkpoint, before which the metrics of a window that the run's end cuts short are recorded."""
     if worker.is_ending and worker.step % worker.config.run.log_every:
-        worker.record_metrics(worker.step, meters, meters.reduce().flatten().tolist())
+        worker.record_metrics(worker.step, meters, meters.reduce().tolist())
     worker.save_checkpoint()
     if not worker.stopping:  # whoever asked to stop may not be listening
         report({"step": worker.step, "loss": meters.last_loss})

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.worker.system import NodeSampler, named, node_name
+
 EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 
 
@@ -24,7 +26,7 @@ class Meters:
     """Sums of metrics over a window of steps; only `reduce` communicates, and nothing here waits for a GPU."""
 
     def __init__(self, device: torch.device, images_per_second_at_best: float | None = None) -> None:
-        """Start empty; the clock starts now.
+        """Start empty; the clock starts now. Collective.
 
         Args:
             device: of the rows.
@@ -32,6 +34,9 @@ class Meters:
                 best; None leaves out `mfu`.
         """
         self._at_best, self._waited = images_per_second_at_best, 0.0
+        self._sampler, self._nodes = NodeSampler(device), [node_name()] * dist.get_world_size()
+        if len(self._nodes) > 1:
+            dist.all_gather_object(self._nodes, node_name())
         self._edges = torch.tensor(EDGES, dtype=torch.float64)
         self._buckets = torch.zeros(2, len(EDGES) + 1, device=device)
         self._losses: list[float] = []
@@ -72,15 +77,24 @@ class Meters:
         self._buckets.zero_()
 
     def reduce(self) -> Tensor:
-        """End the window: its sums and counts of rows by bucket, over all ranks, [2, buckets]; collective."""
-        buckets, self._buckets = self._buckets, torch.zeros_like(self._buckets)
-        if dist.get_world_size() > 1:
-            dist.all_reduce(buckets)
-        return buckets
+        """End the window: sums and counts of all ranks' rows by bucket, then the ranks' samples of their nodes, [n].
 
-    def flush(self, global_batch_size: int, buckets: list[float]) -> dict[str, float]:
+        Collective.
+        """
+        buckets, self._buckets = self._buckets, torch.zeros_like(self._buckets)
+        sample = self._sampler.sample().to(buckets.device, non_blocking=True)
+        samples = sample.new_empty(len(self._nodes) * len(sample))
+        if len(self._nodes) == 1:
+            samples = sample
+        else:
+            dist.all_reduce(buckets)
+            dist.all_gather_single(samples, sample)
+        return torch.cat([buckets.flatten(), samples])
+
+    def flush(self, global_batch_size: int, reduced: list[float]) -> dict[str, float]:
         """Means of the window that `reduce` has ended, given what it returned; metrics without values are left out."""
-        sums, counts = buckets[: len(buckets) // 2], buckets[len(buckets) // 2 :]
+        size = self._buckets[0].numel()
+        sums, counts, samples = reduced[:size], reduced[size : 2 * size], reduced[2 * size :]
         now = time.perf_counter()
         taken = len(self._losses)
         rate = global_batch_size * (taken + self._skipped) / (now - self._since)
@@ -92,6 +106,7 @@ class Meters:
         if self._skipped:
             metrics["skipped_steps"] = float(self._skipped)
         metrics |= {name: total / n for name, total, n in zip(bucket_names(), sums, counts, strict=True) if n}
+        metrics |= named(self._nodes, samples)
         self._losses.clear()
         self._norms.clear()
         self._skipped, self._waited = 0, 0.0

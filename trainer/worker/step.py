@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 from diffusion.objective import total_loss
 from diffusion.rng import Stream, counter_generator
@@ -33,6 +34,7 @@ from trainer.run.attempt import Fence
 from trainer.run.journal import CheckpointSaved, Journal, Metrics, Record, Warned
 from trainer.run.paths import RunPaths
 from trainer.run.stop_request import StopRequest
+from trainer.worker import spans
 from trainer.worker.batches import BatchLoader
 from trainer.worker.deepspeed_config import batch_shape
 from trainer.worker.engine import MOMENTS, Masters, step
@@ -84,7 +86,7 @@ class Report:
         step: the training step.
     """
 
-    def __init__(self, step: int, losses: Tensor, norm: Tensor, taken: Tensor, buckets: Tensor | None) -> None:
+    def __init__(self, step: int, losses: Tensor, norm: Tensor, taken: Tensor, window: Tensor | None) -> None:
         """Start the copy to the host.
 
         Args:
@@ -92,11 +94,11 @@ class Report:
             losses: `StepOutputs.losses`.
             norm: 2-norm of the gradient, [].
             taken: whether the step was taken, bool [].
-            buckets: sums of the window that ends here (`Meters.reduce`); None if none does.
+            window: the window of metrics that ends here (`Meters.reduce`); None if none does.
         """
         self.step, self._world = step, len(losses)
         parts = [losses.flatten(), norm.float().reshape(1), taken.float().reshape(1)]
-        values = torch.cat(parts if buckets is None else [*parts, buckets.flatten()])
+        values = torch.cat(parts if window is None else [*parts, window])
         self._arrived = torch.cuda.Event() if values.is_cuda else None
         self._values = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
         self._values.copy_(values, non_blocking=True)
@@ -109,8 +111,8 @@ class Report:
             self._arrived.synchronize()
         values: list[float] = self._values.tolist()
         losses, stops = values[: 2 * self._world : 2], values[1 : 2 * self._world : 2]
-        norm, taken, *buckets = values[2 * self._world :]
-        return StepResult(self.step, losses, stops[0] > 0, norm, taken > 0, buckets)
+        norm, taken, *window = values[2 * self._world :]
+        return StepResult(self.step, losses, stops[0] > 0, norm, taken > 0, window)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class StepResult:
         stop: whether rank 0 was asked to stop.
         norm: 2-norm of the global gradient before clipping.
         taken: whether the step was taken; if not, nothing has moved.
-        buckets: `Meters.reduce`, flat, if the metrics of a window end with this step.
+        window: what `Meters.reduce` returned, if a window of metrics ends with this step.
     """
 
     step: int
@@ -131,7 +133,7 @@ class StepResult:
     stop: bool
     norm: float
     taken: bool
-    buckets: list[float]
+    window: list[float]
 
 
 @dataclass
@@ -209,8 +211,17 @@ class Worker:
         outputs = self._forward_backward(meters)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self.config.optim.learning_rate(self.step)
-        norm, taken = step(self.engine, torch.isfinite(outputs.losses[:, 0]).all())
-        self.ema.update(self.step, taken)
+        with record_function(spans.OPTIMIZER):
+            norm, taken = step(self.engine, torch.isfinite(outputs.losses[:, 0]).all())
+        with record_function(spans.EMA):
+            self.ema.update(self.step, taken)
+        with record_function(spans.METRICS):
+            self._report(outputs, norm, taken, meters)
+        with record_function(spans.CHECKPOINT):
+            self.save_snapshot()
+
+    def _report(self, outputs: StepOutputs, norm: Tensor, taken: Tensor, meters: Meters) -> None:
+        """Send off this step's report, and record that of the step before."""
         for rows in outputs.observed:
             meters.add_rows(*rows, taken)
         logged = self.step % self.config.run.log_every == 0
@@ -221,7 +232,6 @@ class Worker:
         self.report = report
         if self.loader.plan.moments:  # the next step's times depend on this step's losses
             self._update_moments(self.loader.plan.moments, outputs.row_losses, meters)
-        self.save_snapshot()
 
     def settle(self, meters: Meters) -> None:
         """Wait for the last step's outcome and record it.
@@ -248,12 +258,12 @@ class Worker:
         else:
             self._skip(result)
             meters.add_skip()
-        if result.buckets:
-            self.record_metrics(result.step, meters, result.buckets)
+        if result.window:
+            self.record_metrics(result.step, meters, result.window)
 
-    def record_metrics(self, at: int, meters: Meters, buckets: list[float]) -> None:
+    def record_metrics(self, at: int, meters: Meters, window: list[float]) -> None:
         """Record the metrics of the window that ends with a step."""
-        metrics = meters.flush(self.config.training.global_batch_size, buckets)
+        metrics = meters.flush(self.config.training.global_batch_size, window)
         self.record(Metrics(step=at, values={"lr": self.config.optim.learning_rate(at), **metrics}))
 
     def _skip(self, result: StepResult) -> None:
@@ -291,7 +301,8 @@ class Worker:
         shape, batch = batch_shape(self.config, world), self.config.training.global_batch_size
         torch.manual_seed(int(counter_generator(self.config.seed, Stream.DROPOUT, self.step, rank).integers(2**63)))
         since = time.perf_counter()
-        loaded = self.loader.batch(self.step, rank * shape.rows, shape.rows)
+        with record_function(spans.WAIT):
+            loaded = self.loader.batch(self.step, rank * shape.rows, shape.rows)
         meters.add_waited(time.perf_counter() - since)
         rows, x_0 = loaded.rows, loaded.x_0
         local_loss, row_losses = torch.zeros(1, device=device), list[Tensor]()
@@ -300,17 +311,19 @@ class Worker:
             part = slice(first, first + shape.micro_rows)
             t, row_mask = rows.t[part], rows.row_mask[part].to(device, non_blocking=True)
             label = None if loaded.label is None else loaded.label[part].to(device, non_blocking=True)
-            losses, epsilon_mse = self.engine(
-                x_0[part].to(device, non_blocking=True), t, rows.eps[part].to(device, non_blocking=True), label
-            )
-            importance = rows.importance[part].to(device, non_blocking=True)
-            loss = total_loss(losses, row_mask * importance, batch, world)
-            local_loss += loss.detach()
+            with record_function(spans.FORWARD):
+                losses, epsilon_mse = self.engine(
+                    x_0[part].to(device, non_blocking=True), t, rows.eps[part].to(device, non_blocking=True), label
+                )
+                importance = rows.importance[part].to(device, non_blocking=True)
+                loss = total_loss(losses, row_mask * importance, batch, world)
+                local_loss += loss.detach()
             last = first + shape.micro_rows >= shape.rows
             if last:
                 gathered, gathering = self._gather_losses(local_loss)
             # DeepSpeed divides by the number of micro-batches; total_loss is a share of the sum already
-            self.engine.backward(loss * shape.micro_batches)
+            with record_function(spans.BACKWARD):
+                self.engine.backward(loss * shape.micro_batches)
             row_losses.append(losses.detach())
             with torch.no_grad():
                 log_snr = self.loader.plan.process.log_snr(t).cpu()

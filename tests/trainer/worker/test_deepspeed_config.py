@@ -4,7 +4,7 @@ import pytest
 
 from trainer.config.load import apply_sets, validate
 from trainer.config.run_config import RunConfig
-from trainer.worker.deepspeed_config import deepspeed_config
+from trainer.worker.deepspeed_config import deepspeed_config, exchanges_at_once, is_alone
 
 
 def told(*sets: str) -> dict:
@@ -24,15 +24,33 @@ def test_nothing_is_added_by_default():
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_a_single_rank_shares_with_nobody(stage):
-    one = deepspeed_config(validate(apply_sets({}, [f"parallel.zero_stage={stage}"])), workers=1)
-    assert one["zero_optimization"] == {"stage": 0}
+def test_a_rank_is_alone_unless_there_are_others_or_the_hosts_memory_takes_a_part(stage):
+    base = [f"parallel.zero_stage={stage}"]
+    assert is_alone(validate(apply_sets({}, base)), workers=1)
+    assert not is_alone(validate(apply_sets({}, base)), workers=2)
+    if stage:
+        base.append("parallel.deepspeed.offload_optimizer=cpu")
+        assert not is_alone(validate(apply_sets({}, base)), workers=1)
 
 
-def test_a_single_rank_may_still_use_the_hosts_memory():
-    sets = ["parallel.zero_stage=3", "parallel.deepspeed.offload_parameters=cpu"]
-    one = deepspeed_config(validate(apply_sets({}, sets)), workers=1)
-    assert one["zero_optimization"]["stage"] == 3
+@pytest.mark.parametrize(
+    ("stage", "workers", "device", "parameters", "at_once"),
+    [
+        (1, 2, "cpu", 1000, True),
+        (2, 3, "cpu", 1000, True),
+        (2, 2, "cuda", 1000, False),
+        (2, 2, "cpu", 1001, False),
+        (0, 2, "cpu", 1000, False),
+        (3, 2, "cpu", 1000, False),
+        (2, 1, "cpu", 1000, False),
+    ],
+)
+def test_gradients_are_exchanged_at_once_on_cpus_if_one_bucket_would_hold_them(
+    stage, workers, device, parameters, at_once
+):
+    extra = ["parallel.deepspeed.reduce_bucket_size=1000"] if stage else []
+    config = validate(apply_sets({}, [f"parallel.zero_stage={stage}", *extra]))
+    assert exchanges_at_once(config, parameters, workers, device) == at_once
 
 
 def test_extras_are_where_deepspeed_looks_for_them():

@@ -118,10 +118,10 @@ def test_every_rank_gets_its_part_of_the_average(world, monkeypatch):
         torch.testing.assert_close(rank.own_part(), expected[mine], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("buckets", [None, torch.arange(6.0).view(2, 3)])
-def test_a_report_says_what_went_into_it(buckets):
+@pytest.mark.parametrize("window", [None, torch.arange(6.0)])
+def test_a_report_says_what_went_into_it(window):
     losses = torch.tensor([[0.5, 1.0], [0.25, 0.0], [2.0, 0.0]])
-    result = Report(7, losses, torch.tensor(3.5), torch.tensor(True), buckets).read()
+    result = Report(7, losses, torch.tensor(3.5), torch.tensor(True), window).read()
     assert (result.step, result.losses, result.stop, result.norm, result.taken) == (
         7,
         [0.5, 0.25, 2.0],
@@ -129,7 +129,7 @@ def test_a_report_says_what_went_into_it(buckets):
         3.5,
         True,
     )
-    assert result.buckets == ([] if buckets is None else [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    assert result.window == ([] if window is None else [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     left_out = Report(8, losses[1:], torch.tensor(math.nan), torch.tensor(False), None).read()
     assert (left_out.stop, left_out.taken) == (False, False)
     assert math.isnan(left_out.norm)

@@ -7,7 +7,7 @@ from diffusion.package import PackageConfig, load_package, save_package
 from trainer.config.load import apply_sets, validate
 from trainer.config.run_config import RunConfig
 from trainer.ema.export import package_weights
-from trainer.worker.loop import build_objective
+from trainer.worker.objective import build_objective
 
 SHAPE = (1, 4, 4)
 BASE = {"network": {"kind": "mlp", "width": 16, "depth": 1}, "process": {"num_train_timesteps": 50}}

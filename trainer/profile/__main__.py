@@ -1,0 +1,144 @@
+"""The command `python -m trainer.profile`.
+
+The steps are those of `python -m trainer`, taken by the worker's own code. The run's folder is not touched.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from trainer.config.load import load_config
+from trainer.config.run_config import RunConfig
+from trainer.errors import InputError
+from trainer.profile.result import Profile, show
+
+EXAMPLES = """\
+examples:
+  python -m trainer.profile configs/digits.yaml
+  python -m trainer.profile configs/digits.yaml --steps 50 --set parallel.workers=1 --out profiled
+  python -m trainer.profile configs/digits.yaml --set training.precision=bf16 --json
+
+After some steps to warm up it times --steps steps with nothing beside them, and then as many under the profiler, with a
+checkpoint at their end. The table is of the profiled steps, which the profiler slows down; images/s are of the others.
+The trace opens in https://ui.perfetto.dev or chrome://tracing.
+
+exit codes: 0 done; 2 bad input; 1 anything else
+"""
+NEVER = 10**9
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m trainer.profile",
+        description="Show where a training step's time goes, and how much of the device's best it reaches.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("config", type=Path, metavar="CONFIG", help="YAML run file, such as configs/digits.yaml")
+    add("--steps", type=int, default=20, metavar="N", help="steps to profile (default 20)")
+    add("--set", dest="sets", action="append", default=[], metavar="PATH=VALUE", help="change a setting; repeatable")
+    add("--out", type=Path, metavar="DIR", help="folder for trace.json and profile.json (default profile-EXPERIMENT)")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.steps < 1:
+            raise InputError(f"--steps = {options.steps}; allowed: at least 1")
+        config = load_config(options.config, options.sets)
+        out: Path = options.out or Path(f"profile-{config.run.experiment}")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {out}: {error.strerror}; allowed: a folder that can be written") from None
+        code = profile_ranks(config, options.steps, out)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if code:
+        return 1
+    values = json.loads((out / "profile.json").read_text())
+    if options.json:
+        print(json.dumps(values, indent=2))
+        return 0
+    from rich.console import Console
+
+    show(
+        Profile(**{name: values[name] for name in Profile.__dataclass_fields__}),
+        Console(highlight=False, soft_wrap=True),
+    )
+    print(
+        f"trace: {out / 'trace.json'} (ui.perfetto.dev or chrome://tracing opens it); numbers: {out / 'profile.json'}"
+    )
+    return 0
+
+
+def profile_ranks(config: RunConfig, steps: int, out: Path) -> int:
+    """Prepare the data, and let each rank take its steps in a process of its own; 0 if all went well.
+
+    Raises:
+        InputError: the data, or the device that the configuration asks for, are not there.
+    """
+    from trainer.data.prepare import prepare
+    from trainer.driver.data_checks import check_data
+
+    dataset = prepare(config.data, Path(config.run.storage or ""))
+    check_data(config, dataset)
+    run = config.run.model_copy(update={"log_every": NEVER, "checkpoint_every": NEVER})
+    training = config.training.model_copy(update={"steps": NEVER})
+    profiled = config.model_copy(update={"run": run, "training": training})
+    world = config.parallel.max_workers
+    with tempfile.TemporaryDirectory() as folder:
+        job = {
+            "config": profiled.model_dump(mode="json"),
+            "device": _device(config),
+            "dataset": str(dataset.folder),
+            "folder": folder,
+            "out": str(out.absolute()),
+            "steps": steps,
+            "world": world,
+        }
+        ranks = list[subprocess.Popen[str]]()
+        try:
+            for rank in range(world):
+                ranks.append(
+                    subprocess.Popen([sys.executable, "-m", "trainer.profile.rank"], stdin=subprocess.PIPE, text=True)
+                )
+                stdin = ranks[-1].stdin
+                assert stdin is not None
+                stdin.write(json.dumps({**job, "rank": rank}))
+                stdin.close()
+            return max(abs(rank.wait()) for rank in ranks)
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+
+
+def _device(config: RunConfig) -> str:
+    """cpu or cuda; `auto` takes GPUs where this machine has one for every worker.
+
+    Raises:
+        InputError: GPUs are asked for, and there are fewer than workers.
+    """
+    import torch
+
+    enough = torch.cuda.device_count() >= config.parallel.max_workers
+    if config.parallel.device == "cuda" and not enough:
+        raise InputError(
+            f"parallel.device = cuda: this machine has {torch.cuda.device_count()} GPUs for "
+            f"{config.parallel.max_workers} workers; allowed: fewer workers, or cpu"
+        )
+    return "cuda" if enough and config.parallel.device != "cpu" else "cpu"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

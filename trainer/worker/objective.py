@@ -1,0 +1,18 @@
+"""What a worker trains: the objective of the configuration, around a newly initialised network."""
+
+from diffusion.denoiser import Denoiser
+from diffusion.network import build_network
+from diffusion.objective import Objective
+from diffusion.process.sde import make_process
+from trainer.config.run_config import RunConfig
+from trainer.runtime.device import prepare_network
+
+
+def build_objective(config: RunConfig, image_shape: tuple[int, int, int]) -> Objective:
+    """The objective around a newly initialised network; everything that is trained is a submodule of it."""
+    process = make_process(config.process)
+    network = build_network(config.network, image_shape, process.reverse_variance == "learned")
+    prepare_network(network, config.parallel)
+    settings = config.objective
+    null_label = config.network.classes or None
+    return Objective(settings, Denoiser(network, process, settings.prediction, settings.sigma_data, null_label))
