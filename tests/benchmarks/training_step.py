@@ -24,6 +24,8 @@ from pathlib import Path
 
 from tests.benchmarks.contestants import BARE, OURS, READY, TOOK
 from tests.benchmarks.other_trainers import LOOPS as OTHERS
+from trainer.config.load import load_config
+from trainer.data.prepare import prepare
 
 ROWS = 128
 NEVER = 10**6
@@ -56,11 +58,12 @@ class Contestant:
 @contextmanager
 def running(name: str, loop: str, options: argparse.Namespace, sets: list[str], storage: Path) -> Iterator[Contestant]:
     """A contestant whose ranks are ready, and end with the block."""
-    own = [f"run.storage={storage / name}", "run.name=run", "run.register_as=null", *sets, *options.sets]
+    place = storage / name.replace(" ", "-")
+    own = [f"run.storage={place}", "run.name=run", "run.register_as=null", *sets, *options.sets]
     python = options.others if loop in OTHERS else sys.executable
     command = [python, "-m", "tests.benchmarks.contestants", loop, "--threads", str(options.threads)]
     command += ["--config", str(options.config)]
-    command += ["--world", str(options.world), "--store", str(storage / f"{name}-store")]
+    command += ["--world", str(options.world), "--store", f"{place}-store"]
     command += [word for item in own for word in ("--set", item)]
     ranks = [
         subprocess.Popen([*command, "--rank", str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -80,6 +83,8 @@ def running(name: str, loop: str, options: argparse.Namespace, sets: list[str], 
 def compete(options: argparse.Namespace, contestants: dict[str, tuple[str, list[str]]]) -> dict[str, list[float]]:
     """Give each its turns, after one that does not count; the images/s of each."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        dataset = prepare(load_config(options.config, options.sets).data, Path(folder))
+        options.sets.append(f"data.source={dataset.folder}")
         all_of_them = [
             stack.enter_context(running(name, loop, options, sets, Path(folder)))
             for name, (loop, sets) in contestants.items()
@@ -111,14 +116,14 @@ def main() -> None:
     add("--set", dest="sets", action="append", default=[], metavar="PATH=VALUE")
     options = parser.parse_args()
     common = [f"parallel.workers={options.world}", f"training.global_batch_size={ROWS * options.world}"]
-    common += [f"training.steps={NEVER}"]
+    common += [f"training.steps={NEVER}", "run.evaluate_every=null"]
     alone = [f"training.global_batch_size={ROWS}"]
     contestants = {BARE: (BARE, alone)}
     for stage in options.stages:
         sets = [*common, f"parallel.zero_stage={stage}"]
         contestants[f"ZeRO-{stage}"] = (OURS, [*sets, f"run.checkpoint_every={NEVER}"])
         if options.checkpoint_every:
-            contestants[f"ZeRO-{stage} with checkpoints"] = (
+            contestants[f"ZeRO-{stage}-checkpoints"] = (
                 OURS,
                 [*sets, f"run.checkpoint_every={options.checkpoint_every}"],
             )

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from trainer.config.load import load_config
 from trainer.config.run_config import RunConfig
-from trainer.errors import InputError
+from trainer.errors import InputError, RunFailedError
 from trainer.profile.result import Profile, show
 
 EXAMPLES = """\
@@ -59,11 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {out}: {error.strerror}; allowed: a folder that can be written") from None
-        code = profile_ranks(config, options.steps, out)
+        profile_ranks(config, options.steps, out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if code:
+    except RunFailedError as error:
+        print(f"failed: {error}", file=sys.stderr)
         return 1
     values = json.loads((out / "profile.json").read_text())
     if options.json:
@@ -81,11 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def profile_ranks(config: RunConfig, steps: int, out: Path) -> int:
-    """Prepare the data, and let each rank take its steps in a process of its own; 0 if all went well.
+def profile_ranks(config: RunConfig, steps: int, out: Path) -> None:
+    """Prepare the data, and let each rank take its steps in a process of its own.
 
     Raises:
         InputError: the data, or the device that the configuration asks for, are not there.
+        RunFailedError: a rank did not get through.
     """
     from trainer.data.prepare import prepare
     from trainer.driver.data_checks import check_data
@@ -109,18 +112,27 @@ def profile_ranks(config: RunConfig, steps: int, out: Path) -> int:
         ranks = list[subprocess.Popen[str]]()
         try:
             for rank in range(world):
-                ranks.append(
-                    subprocess.Popen([sys.executable, "-m", "trainer.profile.rank"], stdin=subprocess.PIPE, text=True)
-                )
-                stdin = ranks[-1].stdin
-                assert stdin is not None
-                stdin.write(json.dumps({**job, "rank": rank}))
-                stdin.close()
-            return max(abs(rank.wait()) for rank in ranks)
+                ranks.append(_start({**job, "rank": rank}, Path(folder) / f"log-{rank}"))
+            codes = [rank.wait() for rank in ranks]
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
+        failed = next((rank for rank, code in enumerate(codes) if code), None)
+        if failed is not None:
+            lines = (Path(folder) / f"log-{failed}").read_text().strip().splitlines()
+            raise RunFailedError(f"rank {failed}: {lines[-1] if lines else codes[failed]}")
+
+
+def _start(job: dict[str, Any], log: Path) -> "subprocess.Popen[str]":
+    """A rank, and its job."""
+    command = [sys.executable, "-m", "trainer.profile.rank"]
+    with log.open("w") as file:
+        rank = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, text=True)
+    assert rank.stdin is not None
+    rank.stdin.write(json.dumps(job))
+    rank.stdin.close()
+    return rank
 
 
 def _device(config: RunConfig) -> str:

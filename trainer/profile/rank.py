@@ -6,12 +6,14 @@ import platform
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
 from trainer.config.run_config import RunConfig
@@ -46,7 +48,8 @@ def measure(config: RunConfig, context: WorkerContext, steps: int) -> tuple[Prof
     _take(worker, meters, steps)
     step_ms = 1e3 * (time.perf_counter() - since) / steps
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as profiler:
+    everywhere: Any = _ExperimentalConfig(profile_all_threads=True)  # the loader's thread, too
+    with profile(activities=activities, experimental_config=everywhere) as profiler:
         since = time.perf_counter()
         _take(worker, meters, steps)
         with torch.profiler.record_function(spans.CHECKPOINT):
@@ -60,7 +63,7 @@ def measure(config: RunConfig, context: WorkerContext, steps: int) -> tuple[Prof
     plan, dtype = worker.loader.plan, torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     is_cuda = device.type == "cuda"
     return Profile(
-        device=torch.cuda.get_device_name(device) if is_cuda else f"{_cpu()}, {torch.get_num_threads()} threads",
+        device=torch.cuda.get_device_name(device) if is_cuda else _cpu(),
         workers=dist.get_world_size(),
         batch=config.training.global_batch_size,
         step_ms=step_ms,
@@ -82,12 +85,12 @@ def _take(worker: Worker, meters: Meters, steps: int) -> None:
 
 
 def _cpu() -> str:
-    """The processor's name, as far as this system says."""
-    try:
+    """The processor's name, as far as this system says, and how many threads are used."""
+    name, threads = platform.machine(), torch.get_num_threads()
+    with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+        name = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), name)
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def main() -> None:
@@ -103,6 +106,7 @@ def main() -> None:
     backend = "nccl" if job["device"] == "cuda" else "gloo"
     dist.init_process_group(backend, store=FileStore(str(folder / "store"), world), rank=rank, world_size=world)
     paths = RunPaths(folder / "run")
+    paths.root.mkdir(exist_ok=True)
     begin_attempt(paths.attempt, "profile")
     found, profiler = measure(
         config, WorkerContext(config, paths, Path(job["dataset"]), device, "profile"), job["steps"]

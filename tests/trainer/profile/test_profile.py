@@ -71,6 +71,15 @@ def test_two_ranks_are_profiled_and_the_run_is_not_touched(
     assert "waiting for data" in capfd.readouterr().out
 
 
+def test_a_rank_that_fails_is_one_line(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    diverges = ["--set", "optim.lr=1e30", "--set", "optim.warmup_steps=0", "--set", "parallel.workers=1"]
+    assert main([str(config), "--out", str(tmp_path / "out"), *diverges]) == 1
+    error = capsys.readouterr().err
+    assert "failed: rank 0: " in error
+    assert "NonFiniteError: step " in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
