@@ -35,6 +35,18 @@ def import_stack(modules: Sequence[str], network: str, device: str) -> None:
         gc.freeze()  # what was just imported stays: the collector need not look at it again
 
 
+def import_uncompiled(module: str) -> None:
+    """Import a module that applies torch.compile to functions which nobody calls: Inductor alone takes a second."""
+    import torch
+
+    compile_, undecorated = torch.compile, lambda function=None, **_: function or (lambda each: each)
+    torch.compile = undecorated  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        import_module(module)
+    finally:
+        torch.compile = compile_
+
+
 @contextmanager
 def quick_imports(*without: str) -> Iterator[None]:
     """Import with the garbage collector off, and as if packages that are not imported yet were not installed."""

@@ -21,6 +21,7 @@ from torch.profiler import record_function
 from trainer.checkpoint.fragments import Fragment
 from trainer.config.run_config import RunConfig
 from trainer.config.training import OptimConfig
+from trainer.runtime.fast_import import import_uncompiled
 from trainer.worker import spans
 from trainer.worker.deepspeed_config import batch_shape, deepspeed_config, exchanges_at_once, is_alone
 from trainer.worker.exchange import Exchange
@@ -60,6 +61,7 @@ def deepspeed_engine(
     if device.type == "cpu":
         # probing the compiled operators would need a compiler; none of them is used
         deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
+    import_uncompiled("deepspeed.runtime.zero.muon.muon_optimizer")  # DeepSpeed asks whether the optimizer is one
     engine: Any = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)[0]
     stage = engine.zero_optimization_stage()
     if stage:

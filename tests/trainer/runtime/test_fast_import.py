@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from trainer.runtime.fast_import import quick_imports
+from trainer.runtime.fast_import import import_uncompiled, quick_imports
 
 
 @pytest.fixture
@@ -44,6 +45,27 @@ def test_the_collector_is_as_before_even_after_an_error(collecting):
         assert gc.isenabled() is collecting
     finally:
         gc.enable() if before else gc.disable()
+
+
+def test_what_nobody_calls_is_not_compiled_and_the_compiler_is_there_afterwards(tmp_path, monkeypatch):
+    (tmp_path / "compiles.py").write_text("""
+import torch
+
+@torch.compile
+def plain(x):
+    return x + 1
+
+@torch.compile(dynamic=True)
+def with_settings(x):
+    return x + 2
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = torch.compile
+    import_uncompiled("compiles")
+    compiles = sys.modules.pop("compiles")
+    assert torch.compile is before
+    assert (compiles.plain(1), compiles.with_settings(1)) == (2, 3)
+    assert not hasattr(compiles.plain, "_torchdynamo_orig_callable")
 
 
 def test_a_worker_imports_neither_mlflow_nor_scipy():
