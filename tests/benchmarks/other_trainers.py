@@ -2,6 +2,8 @@
 
 They are not in the lock: a loop whose package is missing says so with an ImportError.
 """
+# the packages are not in the lock:
+# pyright: reportMissingImports=false
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +24,7 @@ def accelerate(
 ) -> Callable[[], None]:
     """diffusers' unconditional example: accelerate, a DataLoader, DDPMScheduler, EMAModel, clipping."""
     from accelerate import Accelerator
-    from diffusers import DDPMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
     bf16 = config.training.precision == "bf16"
@@ -34,7 +36,8 @@ def accelerate(
     prepared, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     average = EMAModel(prepared.parameters(), decay=0.9999)
     average.to(device)
-    scheduler, batches = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2"), iter(loader)
+    scheduler: Any = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
+    batches = iter(loader)
 
     def step() -> None:
         nonlocal batches

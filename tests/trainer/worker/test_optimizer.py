@@ -1,6 +1,7 @@
 """Clipping and leaving out on the device: against torch's own clipping, and bit by bit where nothing may move."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -21,7 +22,7 @@ def parameters(seed: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
 
 
-def give_gradients(to: list[nn.Parameter], seed: int, scale: float) -> None:
+def give_gradients(to: Sequence[nn.Parameter], seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in to:
         parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
@@ -39,6 +40,7 @@ def test_clipping_is_torchs(scale):
         clipped.step()
         expected = nn.utils.clip_grad_norm_(theirs, optim.max_grad_norm)
         plain.step()
+        assert clipped.norm is not None
         assert torch.equal(clipped.norm, expected)
         assert clipped.taken
     for a, b in zip(ours, theirs, strict=True):
@@ -61,7 +63,9 @@ def test_a_step_that_is_not_finite_moves_nothing_and_the_next_is_as_if_it_had_no
     before = state(spoilt, ours)
     give_gradients(ours, 2, 1.0)
     if bad is not None:
-        ours[1].grad[3] = bad
+        spoilt_gradient = ours[1].grad
+        assert spoilt_gradient is not None
+        spoilt_gradient[3] = bad
     spoilt.losses_finite = torch.tensor(bad is not None)
     spoilt.step()
     assert not spoilt.taken
