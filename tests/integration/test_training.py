@@ -116,7 +116,7 @@ BESIDE_THE_NETWORK = {
 }
 
 
-@pytest.mark.parametrize("name", BESIDE_THE_NETWORK)
+@pytest.mark.parametrize("name", [pytest.param("learned-schedule", marks=pytest.mark.slow), "adaptive"])
 def test_what_is_trained_beside_the_network_survives_a_break_bitwise(on_ranks: Train, tiny: Path, name: str) -> None:
     """A learned schedule at stage 3; an adaptive lambda(t) with importance sampling, labels and a learned variance."""
     parameter, sets = BESIDE_THE_NETWORK[name]

@@ -205,7 +205,10 @@ def errors(steps: tuple[int, ...], ends) -> list[float]:
     return [float((ends(n) - exact).abs().max()) for n in steps]
 
 
-@pytest.mark.parametrize(("config", "theirs"), [(Dpmpp2M(), 2), (Dpmpp3M(), 2)], ids=["2M", "3M"])
+@pytest.mark.parametrize(
+    ("config", "theirs"),
+    [pytest.param(Dpmpp2M(), 2, id="2M"), pytest.param(Dpmpp3M(), 2, id="3M", marks=pytest.mark.slow)],
+)
 def test_the_librarys_third_order_solver_has_order_two(monkeypatch, config, theirs):
     """Agreement with it would be no proof: its D_2 is h^2 x_0'' / 2 and takes phi_3 / h^2 without a factor 2."""
     steps, ours = (80, 160, 320), 2 if config.kind == "dpmpp_2m" else 3
