@@ -91,11 +91,10 @@ def test_a_step_that_is_not_finite_moves_nothing(tmp_path: Path) -> None:
     worker, meters = worker_on("cuda", tmp_path)
     worker.train_step(meters)
     worker.settle(meters)
-    before = [flat.clone() for flat in (*worker.masters.flats, *worker.masters.moments("exp_avg"))]
-    averages = [flat.clone() for flats in worker.ema.tracks.values() for flat in flats]
     with torch.no_grad():
         worker.engine.module.network.model.conv_in.bias.data[0] = torch.nan
-        before[0].copy_(worker.masters.flats[0])
+    before = [flat.clone() for flat in (*worker.masters.flats, *worker.masters.moments("exp_avg"))]
+    averages = [flat.clone() for flats in worker.ema.tracks.values() for flat in flats]
     worker.train_step(meters)
     after = [*worker.masters.flats, *worker.masters.moments("exp_avg")]
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after, strict=True))
