@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from diffusion.process.sde import Process, SubVp, Ve
 from diffusion.tensors import beside, expand_to
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -110,20 +109,3 @@ class Denoiser:
 
     def _prediction(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return self.split(self.output(x_t, t, label))[0]
-
-
-def network_on(denoiser: Denoiser, device: torch.device) -> Denoiser:
-    """The denoiser with its network on another device, to which inputs are copied and outputs back.
-
-    Solvers and likelihoods stay on the CPU, where their arithmetic was tested; copying takes little time compared to a
-    network evaluation.
-    """
-    if device == CPU:
-        return denoiser
-    assert isinstance(denoiser.network, torch.nn.Module), "a network that can be moved"
-    network = denoiser.network.to(device)
-
-    def copy_and_evaluate(x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
-        return network(x.to(device), time.to(device), None if label is None else label.to(device)).to(x.device)
-
-    return replace(denoiser, network=copy_and_evaluate)

@@ -116,6 +116,13 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         help="CPUs and torch threads of a replica (default: 1)",
     )
     add(
+        "--num-gpus",
+        type=positive_float,
+        default=0.0,
+        metavar="N",
+        help="GPUs of a replica, or a share of one, such as 0.5 (default: none, networks are evaluated on CPUs)",
+    )
+    add(
         "--timeout",
         type=positive_float,
         default=300.0,
@@ -152,6 +159,8 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     scale = "guidance scale: classifier-free towards --label, or away from --guide"
     add("--guidance", type=positive_float, metavar="SCALE", help=scale)
     add("--guide", metavar="MODEL", help="a weaker model of the same kind to guide away from (autoguidance)")
+    where = "where the network is evaluated (default: auto, a GPU if there is one)"
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=where)
     add("--out", type=output_path, required=True, help="output file: .png (one grid) or .npy (uint8 [N, H, W, C])")
     add("--tracking-uri", metavar="URI", help=TRACKING_HELP)
     parser.set_defaults(run=run_generate)
@@ -169,7 +178,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
     connect(start_if_none=not arguments.detach)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        deploy(sources, address, arguments.num_cpus, arguments.timeout)
+        deploy(sources, address, arguments.num_cpus, arguments.timeout, arguments.num_gpus)
         print(f"serving {', '.join(names)} at {address.url}", flush=True)
         if not arguments.detach:
             signal.pause()
@@ -190,7 +199,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"loading {arguments.model}", total=None)
-        model = load(resolve(arguments.model, arguments.tracking_uri))
+        model = load(resolve(arguments.model, arguments.tracking_uri), device(arguments))
         format_ = arguments.out.suffix.removeprefix(".")
         check_format(format_, model.config.image_shape[0])
         config = solver_config(model.config.solver, arguments.solver, arguments.steps)
@@ -212,12 +221,21 @@ def run_generate(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {arguments.count} images of {arguments.model} ({solver_text})")
 
 
+def device(arguments: argparse.Namespace) -> str:
+    """The device of --device; ValueError if it asks for a GPU that is not there."""
+    import torch
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here; allowed: cpu, or auto")
+    return "cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def apply_guidance(model: Model, arguments: argparse.Namespace) -> tuple[Model, ClassifierFree | None]:
     """The model, autoguided if --guide names another, and the classifier-free guidance, or None."""
     if arguments.guide is not None:
         from diffusion.solvers import autoguided
 
-        guide = load(resolve(arguments.guide, arguments.tracking_uri))
+        guide = load(resolve(arguments.guide, arguments.tracking_uri), device(arguments))
         if guide.config.image_shape != model.config.image_shape:
             raise ValueError(
                 f"--guide: {arguments.guide} makes images of {guide.config.image_shape}; allowed: a model of "

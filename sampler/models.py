@@ -125,25 +125,32 @@ def resolve(reference: str, tracking_uri: str | None = None) -> Source:
     return _resolve_alias(name, alias, _existing_database(tracking_uri or default_tracking_uri()))
 
 
-def load(source: Source) -> Model:
-    """Fetch, verify and build a model, on the CPU.
+def load(source: Source, device: str = "cpu") -> Model:
+    """Fetch, verify and build a model.
+
+    Args:
+        source: which.
+        device: where its network is evaluated, cpu or cuda; everything else stays on the CPU.
 
     Raises:
         ModelError: it is not in the registry, or the package is incomplete or altered.
         RegistryUnavailableError: the registry does not answer.
     """
     if source.tracking_uri is None:
-        return _load_folder(source, Path(source.location))
+        return _load_folder(source, Path(source.location), device)
     with TemporaryDirectory(prefix="dualview-package-") as folder:
         missing = f"its version holds no {PACKAGE_PATH}: not a DualView model"
         with _registry_errors(source.reference, source.tracking_uri, missing):
             from mlflow.artifacts import download_artifacts
 
             package = download_artifacts(source.location, dst_path=folder, tracking_uri=source.tracking_uri)
-        return _load_folder(source, Path(package))
+        return _load_folder(source, Path(package), device)
 
 
-def _load_folder(source: Source, folder: Path) -> Model:
+def _load_folder(source: Source, folder: Path, device: str) -> Model:
+    import torch
+
+    from diffusion.device import network_on
     from diffusion.package import load_package, verify_package
 
     try:
@@ -153,7 +160,7 @@ def _load_folder(source: Source, folder: Path) -> Model:
         raise ModelError(f"model: {source.reference}: {_one_line(error)}") from error
     if source.package_sha256 not in (None, digest):
         raise ModelError(f"model: {source.reference}: package {digest}; the registry says {source.package_sha256}")
-    return Model(source, digest, denoiser, config)
+    return Model(source, digest, network_on(denoiser, torch.device(device)), config)
 
 
 def _existing_database(uri: str) -> str:

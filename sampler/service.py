@@ -54,8 +54,8 @@ class Address:
 class Replica:
     """A Serve replica: loads the models in its own process and serves `api.create_app` over them."""
 
-    def __init__(self, sources: Sequence[Source], torch_threads: int) -> None:
-        """Load and verify every model.
+    def __init__(self, sources: Sequence[Source], torch_threads: int, device: str) -> None:
+        """Load and verify every model, its network on `device`.
 
         Raises:
             ModelError: one of them cannot be loaded; Serve then reports the deployment as failed.
@@ -65,7 +65,7 @@ class Replica:
         from sampler.api import Service
 
         torch.set_num_threads(torch_threads)
-        self.service = Service([load(source) for source in sources])
+        self.service = Service([load(source, device) for source in sources])
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """The application that Serve puts behind its proxy."""
@@ -115,8 +115,17 @@ def _check_listening(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=RESPONSE_TIMEOUT_S).close()
 
 
-def deploy(sources: Sequence[Source], address: Address, num_cpus: float, timeout_s: float) -> None:
+def deploy(
+    sources: Sequence[Source], address: Address, num_cpus: float, timeout_s: float, num_gpus: float = 0.0
+) -> None:
     """Deploy, or replace, the application, and return once its address answers.
+
+    Args:
+        sources: the models.
+        address: where to listen.
+        num_cpus: CPUs, and torch's threads, of a replica.
+        timeout_s: seconds that starting may take.
+        num_gpus: GPUs of a replica, or a share of one; with any, networks are evaluated there.
 
     Raises:
         ModelError: a replica could not load a model; an application that was being replaced keeps serving.
@@ -125,8 +134,9 @@ def deploy(sources: Sequence[Source], address: Address, num_cpus: float, timeout
     deadline = time.monotonic() + timeout_s
     _start_serve(address)
     replaces = APPLICATION_NAME in serve.status().applications
-    replica = deployment.options(ray_actor_options={"num_cpus": num_cpus})
-    target = serve.RunTarget(replica.bind(sources, max(1, int(num_cpus))), name=APPLICATION_NAME, route_prefix="/")
+    replica = deployment.options(ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus})
+    bound = replica.bind(sources, max(1, int(num_cpus)), "cuda" if num_gpus else "cpu")
+    target = serve.RunTarget(bound, name=APPLICATION_NAME, route_prefix="/")
     try:
         serve.run_many([target], wait_for_applications_running=False)
         _wait_until_running(deadline)

@@ -34,7 +34,8 @@ from torch._C._distributed_c10d import HashStore
 
 from diffusion.config import DdpmProcess, DiTConfig, MLPConfig, NetworkConfig, UNetConfig, VpProcess
 from diffusion.config.solver import SOLVER_ADAPTER
-from diffusion.denoiser import Denoiser, network_on
+from diffusion.denoiser import Denoiser
+from diffusion.device import full_precision, network_on
 from diffusion.frechet import Moments
 from diffusion.likelihood.discrete import ReverseKernel, bits_per_dim, estimate_vlb
 from diffusion.network import build_network
@@ -48,7 +49,6 @@ from trainer.ema.sharded import ShardedEma
 from trainer.run.attempt import Fence, begin_attempt
 from trainer.run.manifest import step_folder
 from trainer.run.paths import RunPaths
-from trainer.runtime.device import full_precision
 from trainer.worker.batch_plan import BatchPlan
 from trainer.worker.batches import BatchLoader
 from trainer.worker.engine import ClippedAdamW, Masters, deepspeed_engine, initialize

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sampler.__main__ import SOLVERS, main
@@ -48,6 +49,12 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert code == 2
     assert error.startswith(message)
     assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_bad_input(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["generate", str(package), "--device", "cuda", "--out", str(tmp_path / "a.npy")]) == 2
+    assert capsys.readouterr().err == "error: --device cuda: torch sees no GPU here; allowed: cpu, or auto\n"
 
 
 def test_more_steps_than_the_chain_has_is_bad_input(

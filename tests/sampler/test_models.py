@@ -3,10 +3,12 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from diffusion.package import verify_package
+from sampler.generate import generate
 from sampler.models import Model, ModelError, RegistryUnavailableError, load, resolve
 
 pytestmark = pytest.mark.filterwarnings(
@@ -78,3 +80,24 @@ def test_a_missing_database_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such database"):
         resolve("tiny@champion", f"sqlite:///{tmp_path}/mlflow.db")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu:0",  # another device than `cpu` by name: the way to it and back is that to a GPU
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_a_network_on_another_device_makes_the_same_images(package: Path, device: str) -> None:
+    here, there = load(resolve(str(package))), load(resolve(str(package)), device)
+    assert here.denoiser.network is not there.denoiser.network
+    solver = here.config.solver
+    mine, theirs = (generate(model, solver, 7, 3, lambda _: None) for model in (here, there))
+    assert np.abs(mine.astype(int) - theirs.astype(int)).max() <= (0 if device == "cpu:0" else 1)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from diffusion.config import Autoguidance, ClassifierFree
 from diffusion.config.solver import limit_nfe
-from diffusion.denoiser import CPU, Denoiser, network_on
+from diffusion.denoiser import Denoiser
+from diffusion.device import CPU, network_on
 from diffusion.images import to_pixels
 from diffusion.package import load_package
 from diffusion.solvers import ImageNoise, autoguided, solve

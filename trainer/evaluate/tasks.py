@@ -50,9 +50,9 @@ class TaskContext:
         import_stack(MODULES, self.network, self.device)
         import torch
 
+        from diffusion.device import full_precision
         from trainer.config.evaluation import EvaluationConfig
         from trainer.data.dataset import open_dataset
-        from trainer.runtime.device import full_precision
 
         full_precision()
         torch.set_num_threads(self.threads)

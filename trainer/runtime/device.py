@@ -1,4 +1,4 @@
-"""How a network meets its device: precision that means what it says, memory order, recomputation, compilation.
+"""How a network is set up for training on its device: memory order, recomputation, compilation.
 
 Nothing here changes what is computed beyond rounding and, in another memory order or compiled, which numbers dropout
 draws; nor the names of parameters: checkpoints of runs with and without go on in each other.
@@ -13,15 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.parallel import ParallelConfig
-
-
-def full_precision() -> None:
-    """Have float32 mean float32: GPUs would otherwise convolve in TF32, with 10 bits of mantissa."""
-    backends: Any = torch.backends
-    # the older flags say the same, or whoever reads them (torch.compile for GPUs does) is met with an error
-    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
-    for backend in (backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn):
-        backend.fp32_precision = "ieee"
 
 
 def require_compiler(device: torch.device) -> None:

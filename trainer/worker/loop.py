@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from diffusion.config import ImportanceTime
+from diffusion.device import full_precision
 from diffusion.time_sampling import LossMoments
 from trainer.checkpoint.background import AsyncCheckpointWriter
 from trainer.checkpoint.damaged import NoGoodCheckpointError, find_usable
@@ -25,7 +26,7 @@ from trainer.run.attempt import Fence
 from trainer.run.journal import Acknowledged, Journal, NonFinite, Started, Stopped, Warned
 from trainer.run.paths import RunPaths
 from trainer.run.stop_request import StopRequest
-from trainer.runtime.device import full_precision, require_compiler
+from trainer.runtime.device import require_compiler
 from trainer.worker.batch_plan import BatchPlan
 from trainer.worker.batches import BatchLoader
 from trainer.worker.engine import Masters, initialize

@@ -8,9 +8,10 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from diffusion.config import DiTConfig, NetworkConfig, UNetConfig
+from diffusion.device import full_precision
 from diffusion.network import build_network
 from trainer.config.parallel import DeepSpeedConfig, ParallelConfig
-from trainer.runtime.device import full_precision, prepare_network, require_compiler
+from trainer.runtime.device import prepare_network, require_compiler
 
 UNET = UNetConfig(channels=(16, 32), attention=(False, True), norm_groups=4, dropout=0.2, classes=3)
 DIT = DiTConfig(layers=3, heads=2, head_width=8, patch_size=2, classes=3)

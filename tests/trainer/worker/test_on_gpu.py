@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from diffusion.device import full_precision
 from tests.benchmarks.gpu import TINY, Bench, make_worker
-from trainer.runtime.device import full_precision
 from trainer.worker.meters import Meters
 from trainer.worker.step import Worker
 
