@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusion.command import run_command
+
 EXAMPLES = """\
 examples:
   python -m diffusion.convert to-diffusers package/ ddpm-digits/
@@ -44,16 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 bad input.
     """
     options = parser().parse_args(arguments)
-    try:
-        if options.destination.exists() and (not options.destination.is_dir() or any(options.destination.iterdir())):
-            raise ValueError(f"{options.destination}: exists; allowed: a new or an empty folder")
-        if options.command == "to-diffusers":
-            to_diffusers(options.source, options.destination)
-        else:
-            from_diffusers(options.source, options.destination, options.null_label)
-    except (OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _convert(options), (OSError, ValueError))
+
+
+def _convert(options: argparse.Namespace) -> int:
+    if options.destination.exists() and (not options.destination.is_dir() or any(options.destination.iterdir())):
+        raise ValueError(f"{options.destination}: exists; allowed: a new or an empty folder")
+    if options.command == "to-diffusers":
+        to_diffusers(options.source, options.destination)
+    else:
+        from_diffusers(options.source, options.destination, options.null_label)
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import NoReturn, get_args
 
 from pydantic import TypeAdapter
 
+from diffusion.command import end, run_command
 from diffusion.config import ClassifierFree, SolverConfig, evaluations
 from sampler.models import Model, ModelError, load, resolve
 
@@ -259,16 +260,17 @@ def solver_config(default: SolverConfig, kind: str | None, steps: int | None) ->
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
+    return run_command(lambda: _act(arguments), ValueError)
+
+
+def _act(arguments: argparse.Namespace) -> int:
+    """Run one command; a service, registry or model that does not do its part is one line."""
     try:
         arguments.run(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except BrokenPipeError:
+        raise
     except (RuntimeError, ArithmeticError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 1
+        return end(1, f"error: {error}")
     return 0
 
 

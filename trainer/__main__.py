@@ -6,10 +6,10 @@ stop is heeded from the first line of `main` on.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.command import BAD_INPUT, discard_output, end, plain_output, unforeseen
 from trainer.errors import InputError
 from trainer.runtime.stop import EXIT_CODE, Preempted, Stop, exit_process, listening
 
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    plain_output()
     with listening() as stop:
         options = parser().parse_args(arguments)
         if options.json and not options.dry_run:
@@ -72,14 +73,18 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return _run(options, stop)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            return end(BAD_INPUT, f"error: {error}")
+        except BrokenPipeError:
+            discard_output()
+            return 1
         except OSError as error:
             print(f"failed: the run's files cannot be read or written: {error}")
             return 1
         except Preempted as reason:
             print(f"preempted ({reason}) before the run began; the same command starts it")
             return EXIT_CODE
+        except Exception as error:  # noqa: BLE001 - one line for the user, the traceback in a file
+            return end(1, f"failed: {unforeseen(error)}")
 
 
 def _run(options: argparse.Namespace, stop: Stop) -> int:

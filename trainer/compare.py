@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion.command import run_command
 from trainer.config.load import default_storage, tracking_uri
 from trainer.errors import InputError
 from trainer.evaluate.comparison import ComparedModel, ComparisonResult, compare, read
@@ -59,17 +60,17 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
-    try:
-        if len(options.runs) < 2:
-            raise InputError(f"RUN = {options.runs[0]}: one has nothing to be compared with; allowed: two or more")
-        if not options.sigmas > 0:
-            raise InputError(f"--sigmas = {options.sigmas}; allowed: above 0")
-        with tempfile.TemporaryDirectory() as folder:
-            models = [evaluated(run, options.tracking_uri, Path(folder)) for run in options.runs]
-        verdicts = compared(models, options.metrics.split(",") if options.metrics else None, options.sigmas)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _compare(options), InputError)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if len(options.runs) < 2:
+        raise InputError(f"RUN = {options.runs[0]}: one has nothing to be compared with; allowed: two or more")
+    if not options.sigmas > 0:
+        raise InputError(f"--sigmas = {options.sigmas}; allowed: above 0")
+    with tempfile.TemporaryDirectory() as folder:
+        models = [evaluated(run, options.tracking_uri, Path(folder)) for run in options.runs]
+    verdicts = compared(models, options.metrics.split(",") if options.metrics else None, options.sigmas)
     if options.json:
         print(json.dumps(as_json(models, verdicts), indent=2))
         return 0

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from diffusion.command import run_command
 from trainer.errors import InputError
 
 EXAMPLES = """\
@@ -106,11 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.command == "run" and options.json and not options.dry_run:
         parser().error("--json goes with --dry-run")
-    try:
-        return {"run": _run, "report": _report, "screen": _screen}[options.command](options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(
+        lambda: {"run": _run, "report": _report, "screen": _screen}[options.command](options), InputError
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

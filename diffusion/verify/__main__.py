@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from diffusion.command import run_command
+
 EXAMPLES = """\
 examples:
   python -m diffusion.verify
@@ -24,6 +26,10 @@ examples:
 
 exit codes: 0 all passed; 1 a check failed; 2 bad input
 """
+
+
+class VerifyError(ValueError):
+    """Bad input."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 all passed, 1 a check failed, 2 bad input.
     """
     options = parser().parse_args(arguments)
+    return run_command(lambda: _verify(options), VerifyError)
+
+
+def _verify(options: argparse.Namespace) -> int:
     from diffusion.verify.mutants import MUTANTS
 
     if options.list_faults:
@@ -58,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{name:<{width}}  {mutation.text}" for name, mutation in MUTANTS.items()))
         return 0
     if options.fault is not None and options.fault not in MUTANTS:
-        print(f"error: --fault {options.fault}: allowed: {', '.join(MUTANTS)}", file=sys.stderr)
-        return 2
+        raise VerifyError(f"--fault {options.fault}: allowed: {', '.join(MUTANTS)}")
     begin = time.monotonic()
     with MUTANTS[options.fault].applied() if options.fault else nullcontext():
         rows = measure(options.quick)
@@ -68,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             options.json.write_text(json.dumps({"fault": options.fault, "checks": rows}, indent=2) + "\n")
         except OSError as error:
-            print(f"error: --json {options.json}: {error.strerror}", file=sys.stderr)
-            return 2
+            raise VerifyError(f"--json {options.json}: {error.strerror}") from None
     print(f"{len(rows) - failed} of {len(rows)} checks passed in {time.monotonic() - begin:.1f} s")
     return 1 if failed else 0
 

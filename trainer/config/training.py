@@ -7,13 +7,15 @@ from pydantic import Field, model_validator
 from diffusion.config import (
     Config,
     Count,
+    Later,
     Positive,
 )
 from trainer.config.fields import Fraction, Width
+from trainer.config.rates import ConstantRate, RateSchedule
 
 
 class OptimConfig(Config):
-    """AdamW with linear warm-up to a constant rate, so that a run may be lengthened without changing its past."""
+    """AdamW with linear warm-up, by default to a constant rate, so that a run may be lengthened as it is."""
 
     lr: Positive = 1e-3
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
@@ -21,10 +23,13 @@ class OptimConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     max_grad_norm: Positive = 1.0
+    schedule: Annotated[RateSchedule, Later("0.2")] = ConstantRate()
 
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 1: lr min(1, step / warmup_steps)."""
-        return self.lr * min(1.0, step / max(1, self.warmup_steps))
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The rate of a step, counted from 1, of `steps`: lr (step / warmup_steps), then lr times the schedule."""
+        if step <= self.warmup_steps:
+            return self.lr * (step / self.warmup_steps)
+        return self.lr * self.schedule.factor(step, self.warmup_steps, steps)
 
 
 class EmaConfig(Config):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.command import run_command
 from trainer.config.run_config import RunConfig
 from trainer.config.training import EmaConfig
 from trainer.errors import InputError
@@ -63,20 +64,20 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
-    try:
-        if (options.sigma_rel is None) != (options.out is None):
-            raise InputError("--sigma-rel and --out go together; allowed: both, or neither for a table")
-        config, paths = read_run(options.run)
-        sources = find(config, paths, options.step)
-        for reason in sources.refused:
-            print(f"warning: not used: {reason}")
-        if options.sigma_rel is None:
-            show(sources)
-        else:
-            make(config, sources, list(dict.fromkeys(options.sigma_rel)), options.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _average(options), InputError)
+
+
+def _average(options: argparse.Namespace) -> int:
+    if (options.sigma_rel is None) != (options.out is None):
+        raise InputError("--sigma-rel and --out go together; allowed: both, or neither for a table")
+    config, paths = read_run(options.run)
+    sources = find(config, paths, options.step)
+    for reason in sources.refused:
+        print(f"warning: not used: {reason}")
+    if options.sigma_rel is None:
+        show(sources)
+    else:
+        make(config, sources, list(dict.fromkeys(options.sigma_rel)), options.out)
     return 0
 
 

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from diffusion.command import end, run_command
 from trainer.config.load import load_config
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, RunFailedError
@@ -51,22 +52,22 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
+    return run_command(lambda: _profile(options), InputError)
+
+
+def _profile(options: argparse.Namespace) -> int:
+    if options.steps < 1:
+        raise InputError(f"--steps = {options.steps}; allowed: at least 1")
+    config = load_config(options.config, options.sets)
+    out: Path = options.out or Path(f"profile-{config.run.experiment}")
     try:
-        if options.steps < 1:
-            raise InputError(f"--steps = {options.steps}; allowed: at least 1")
-        config = load_config(options.config, options.sets)
-        out: Path = options.out or Path(f"profile-{config.run.experiment}")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out {out}: {error.strerror}; allowed: a folder that can be written") from None
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}; allowed: a folder that can be written") from None
+    try:
         profile_ranks(config, options.steps, out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except RunFailedError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
+        return end(1, f"failed: {error}")
     values = json.loads((out / "profile.json").read_text())
     if options.json:
         print(json.dumps(values, indent=2))

@@ -5,6 +5,7 @@ import json
 import sys
 from typing import Any
 
+from diffusion.command import run_command
 from trainer.config.load import default_storage, tracking_uri
 from trainer.errors import InputError
 
@@ -60,23 +61,23 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
+    return run_command(lambda: _act(options), InputError)
+
+
+def _act(options: argparse.Namespace) -> int:
     from trainer.registry import models as registry
 
-    try:
-        storage = default_storage()
-        uri = tracking_uri(options.tracking_uri, storage)
-        if options.command == "list":
-            return _list(registry.open_versions(options.name, uri), options.json)
-        if options.command == "rollback":
-            before, present = registry.rollback(options.name, options.alias, uri, options.reason or "by hand")
-            print(f"{options.name} version {before} is {options.alias} again, instead of version {present}")
-            return 0
-        decision = registry.promote(
-            options.name, options.version, options.alias, uri, storage / "fetched", options.force, options.reason
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    storage = default_storage()
+    uri = tracking_uri(options.tracking_uri, storage)
+    if options.command == "list":
+        return _list(registry.open_versions(options.name, uri), options.json)
+    if options.command == "rollback":
+        before, present = registry.rollback(options.name, options.alias, uri, options.reason or "by hand")
+        print(f"{options.name} version {before} is {options.alias} again, instead of version {present}")
+        return 0
+    decision = registry.promote(
+        options.name, options.version, options.alias, uri, storage / "fetched", options.force, options.reason
+    )
     outcome = options.alias if decision.promoted else "not promoted"
     print(f"{options.name} version {options.version}: {outcome}: {decision.reason}")
     return 0 if decision.promoted else 1

@@ -66,7 +66,8 @@ def resolve_run(config: RunConfig) -> Resolved:
     merged = go_on_with(stored, config, f"({owner[:8]}, this is {config.method_sha256[:8]}) in {paths.root}")
     run = merged.run.model_copy(update={"name": paths.root.name})
     merged = merged.model_copy(update={"run": run})
-    _check_steps(merged, paths, _check_checkpoints({owner, merged.method_sha256}, paths))
+    done = _check_steps(merged, paths, _check_checkpoints({owner, merged.method_sha256}, paths))
+    _check_rates(merged, stored, done)
     state: State = "done" if is_done(merged, paths) else "resumable"
     return Resolved(merged, paths, state, (*problem, *_notes(config, stored, paths)))
 
@@ -192,13 +193,16 @@ def _changed_defaults(config: RunConfig, stored: RunConfig, paths: RunPaths) -> 
     return notes
 
 
-def _check_steps(config: RunConfig, paths: RunPaths, newest: int) -> None:
+def _check_steps(config: RunConfig, paths: RunPaths, newest: int) -> int:
     """Refuse to train for fewer steps than are done: their weights are not kept.
 
     Args:
         config: the configuration to go on with.
         paths: the run's files.
         newest: step of the newest checkpoint.
+
+    Returns:
+        How many are done.
     """
     summary = read_summary(paths)
     done = max(newest, summary.step if summary else 0)
@@ -206,6 +210,29 @@ def _check_steps(config: RunConfig, paths: RunPaths, newest: int) -> None:
         raise InputError(
             f"training.steps = {config.training.steps}: {paths.root.name} has trained {done} steps already; allowed: "
             f"{done} or more, or another run (--set run.name=…)"
+        )
+    return done
+
+
+def _check_rates(config: RunConfig, stored: RunConfig, done: int) -> None:
+    """Refuse another number of steps where the steps that are done would have had other learning rates.
+
+    Args:
+        config: the configuration to go on with.
+        stored: the one that the steps were done with.
+        done: how many.
+    """
+    before, steps = stored.training.steps, config.training.steps
+    if before == steps:
+        return
+    rate = config.optim.learning_rate
+    other = next((step for step in range(1, done + 1) if rate(step, steps) != rate(step, before)), None)
+    if other is not None:
+        raise InputError(
+            f"training.steps = {steps}: with optim.schedule.kind = {config.optim.schedule.kind} the learning rate of "
+            f"steps that are done, from step {other} on, would have been another than for {before} steps; allowed: "
+            f"{before}, another run (--set run.name=…), or from the start a schedule that can be lengthened: constant, "
+            "inverse_sqrt, or wsd before its decay"
         )
 
 

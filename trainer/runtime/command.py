@@ -1,8 +1,8 @@
 """How a command ends that the same command line resumes: one line on stderr and an exit code, whatever happens."""
 
-import sys
 from collections.abc import Callable
 
+from diffusion.command import end, plain_output, unforeseen
 from trainer.errors import ClusterLostError, InputError, RunFailedError, last_line
 from trainer.runtime.stop import EXIT_CODE, Preempted, Stop, listening
 
@@ -15,24 +15,21 @@ def resumable(command: Callable[[Stop], int]) -> int:
     Returns:
         The command's own; 2 for bad input; 75 if it was asked to stop or the cluster was lost; 1 for anything else.
     """
+    plain_output()
     with listening() as stop:
         try:
             return command(stop)
         except InputError as error:
-            return _end(2, f"error: {error}")
+            return end(2, f"error: {error}")
         except Preempted as reason:
-            return _end(EXIT_CODE, f"preempted ({reason}); {AGAIN}")
+            return end(EXIT_CODE, f"preempted ({reason}); {AGAIN}")
         except ClusterLostError as error:
-            return _end(EXIT_CODE, f"failed: {error}; {AGAIN}")
+            return end(EXIT_CODE, f"failed: {error}; {AGAIN}")
         except RunFailedError as error:
-            return _end(1, f"failed: {error}; {AGAIN}")
+            return end(1, f"failed: {error}; {AGAIN}")
         except Exception as error:  # noqa: BLE001 - whatever Ray raises, its last line says what went wrong
             from trainer.runtime.cluster_watch import is_loss
 
-            code = EXIT_CODE if is_loss(error) else 1
-            return _end(code, f"failed: {type(error).__name__}: {last_line(error)}; {AGAIN}")
-
-
-def _end(code: int, line: str) -> int:
-    print(line, file=sys.stderr)
-    return code
+            if is_loss(error):
+                return end(EXIT_CODE, f"failed: {type(error).__name__}: {last_line(error)}; {AGAIN}")
+            return end(1, f"failed: {unforeseen(error)}; {AGAIN}")

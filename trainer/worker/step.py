@@ -210,7 +210,7 @@ class Worker:
         self.step += 1
         outputs = self._forward_backward(meters)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = self.config.optim.learning_rate(self.step)
+            group["lr"] = self._learning_rate(self.step)
         with record_function(spans.OPTIMIZER):
             norm, taken = step(self.engine, torch.isfinite(outputs.losses[:, 0]).all())
         with record_function(spans.EMA):
@@ -264,7 +264,10 @@ class Worker:
     def record_metrics(self, at: int, meters: Meters, window: list[float]) -> None:
         """Record the metrics of the window that ends with a step."""
         metrics = meters.flush(self.config.training.global_batch_size, window)
-        self.record(Metrics(step=at, values={"lr": self.config.optim.learning_rate(at), **metrics}))
+        self.record(Metrics(step=at, values={"lr": self._learning_rate(at), **metrics}))
+
+    def _learning_rate(self, at: int) -> float:
+        return self.config.optim.learning_rate(at, self.config.training.steps)
 
     def _skip(self, result: StepResult) -> None:
         """Count a step that did not change the weights.

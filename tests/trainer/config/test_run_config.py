@@ -109,6 +109,7 @@ KINDS = {
     "process.schedule": {"kind": "linear"},
     "network": {"kind": "mlp"},
     "evaluation.solver": {"kind": "ddim", "num_steps": 30},
+    "optim.schedule": {"kind": "cosine"},
 }
 ONE_VALUE_ONLY = {"training.on_nonfinite"}
 # what a value cannot be without

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.oracles import summaries
+from trainer.config.load import validate
 from trainer.config.parallel import ParallelConfig
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
@@ -138,6 +139,36 @@ def test_fewer_steps_than_are_done_are_refused(config, paths, evaluated):
         resolve_run(fewer)
     enough = config.model_copy(update={"training": TrainingConfig(steps=100)})
     assert state(enough) == ("done" if evaluated else "resumable")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "done", "exact"),
+    [
+        ({"kind": "constant"}, 100, True),
+        ({"kind": "inverse_sqrt", "reference_steps": 20}, 100, True),
+        ({"kind": "wsd", "decay": 0.2}, 80, True),  # the last step before its decay
+        ({"kind": "wsd", "decay": 0.2}, 81, False),
+        ({"kind": "cosine"}, 10, True),  # the last step of the warm-up
+        ({"kind": "cosine"}, 11, False),
+        ({"kind": "linear"}, 100, False),
+    ],
+)
+def test_a_run_is_lengthened_only_where_its_past_stays_what_it_was(config, paths, schedule, done, exact):
+    values = {**config.model_dump(mode="json"), "optim": {"warmup_steps": 10, "schedule": schedule}}
+    own = validate({**values, "training": {"steps": 100}})
+    register_name(own, paths, "d" * 64)
+    manifest = paths.checkpoints / f"step-{done:08d}" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(manifest_of(own.method_sha256, done))
+    longer = own.model_copy(update={"training": TrainingConfig(steps=200)})
+    assert state(own) == "resumable"
+    if exact:
+        assert state(longer) == "resumable"
+    else:
+        with pytest.raises(
+            InputError, match=rf"training.steps = 200: with optim.schedule.kind = {schedule['kind']} the"
+        ):
+            resolve_run(longer)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from hypothesis import given, settings, strategies as st
 
 from diffusion.ema import decay, gamma_from_sigma_rel
 from tests.oracles.world import FlatMasters
-from trainer.config.training import OptimConfig
 from trainer.ema.sharded import EMA_KINDS, ShardedEma
 from trainer.worker import meters
 from trainer.worker.meters import EDGES, Meters, bucket_names
@@ -177,11 +176,3 @@ def test_waiting_and_utilisation_are_shares_of_the_window(alone, monkeypatch):
     first = flushed(meter, 40)
     assert (first["images_per_second"], first["waited_for_data"], first["mfu"]) == (20.0, 0.25, 0.25)
     assert flushed(meter, 40)["waited_for_data"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("warmup", "rates"), [(4, {1: 0.25, 2: 0.5, 4: 1.0, 5: 1.0, 1000: 1.0}), (0, {1: 1.0, 2: 1.0})]
-)
-def test_the_rate_rises_to_a_constant_that_does_not_depend_on_the_length(warmup, rates):
-    optim = OptimConfig(lr=0.125, warmup_steps=warmup)
-    assert {step: optim.learning_rate(step) for step in rates} == {step: 0.125 * share for step, share in rates.items()}
