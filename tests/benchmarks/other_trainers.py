@@ -5,7 +5,7 @@ They are not in the lock: a loop whose package is missing says so with an Import
 # the packages are not in the lock:
 # pyright: reportMissingImports=false
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,13 @@ from trainer.config.run_config import RunConfig
 def random_images(shape: tuple[int, int, int]) -> Tensor:
     """Images in [-1, 1], float32 [1024, C, H, W]."""
     return torch.rand(1024, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def endless(loader: Any) -> Iterator[Tensor]:
+    """Its batches, epoch after epoch."""
+    while True:
+        for (images,) in loader:
+            yield images
 
 
 def accelerate(
@@ -37,15 +44,10 @@ def accelerate(
     average = EMAModel(prepared.parameters(), decay=0.9999)
     average.to(device)
     scheduler: Any = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
-    batches = iter(loader)
+    batches = endless(loader)
 
     def step() -> None:
-        nonlocal batches
-        try:
-            (clean,) = next(batches)
-        except StopIteration:
-            batches = iter(loader)
-            (clean,) = next(batches)
+        clean = next(batches)
         noise = torch.randn_like(clean)
         t = torch.randint(0, 1000, (len(clean),), device=clean.device)
         with accelerator.accumulate(prepared):
@@ -91,15 +93,10 @@ def ddpm_pytorch(
     loader: Any = torch.utils.data.DataLoader(data, config.training.global_batch_size, shuffle=True, drop_last=True)
     prepared: Any
     prepared, optimizer, loader = accelerator.prepare(diffusion, optimizer, loader)
-    batches = iter(loader)
+    batches = endless(loader)
 
     def step() -> None:
-        nonlocal batches
-        try:
-            (clean,) = next(batches)
-        except StopIteration:
-            batches = iter(loader)
-            (clean,) = next(batches)
+        clean = next(batches)
         with accelerator.autocast():
             loss = prepared(clean)
         accelerator.backward(loss)
