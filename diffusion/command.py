@@ -27,9 +27,8 @@ def run_command(command: Callable[[], int], bad_input: type[Exception] | tuple[t
     try:
         code = command()
         sys.stdout.flush()
-    except BrokenPipeError:
-        discard_output()
-        return 1
+    except BrokenPipeError as error:
+        return end_of_pipe(error)
     except bad_input as error:
         return end(BAD_INPUT, f"error: {error}")
     except KeyboardInterrupt:
@@ -45,9 +44,14 @@ def end(code: int, line: str) -> int:
     return code
 
 
-def unforeseen(error: BaseException) -> str:
-    """An error that nobody foresaw, in one line that names the file with all of it."""
-    text = " ".join(str(error).split())
+def unforeseen(error: BaseException, text: str | None = None) -> str:
+    """An error that nobody foresaw, in one line that names the file with all of it.
+
+    Args:
+        error: the error.
+        text: what to say of it; None for its own text.
+    """
+    text = " ".join((str(error) if text is None else text).split())
     line = f"{type(error).__name__}{': ' if text else ''}{text[:300]}"
     try:
         number, name = tempfile.mkstemp(prefix="dualview-", suffix=".log")
@@ -71,6 +75,12 @@ def plain_output() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def discard_output() -> None:
-    """Send the rest of standard output nowhere, so that Python's own flush at its end does not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def end_of_pipe(error: BrokenPipeError) -> int:
+    """End a command where a pipe broke: without a word if nobody reads its output any more; returns the exit code."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # so that Python's own flush at its end does not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return end(1, f"failed: {unforeseen(error)}")

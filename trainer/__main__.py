@@ -6,10 +6,11 @@ stop is heeded from the first line of `main` on.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.command import BAD_INPUT, discard_output, end, plain_output, unforeseen
+from diffusion.command import BAD_INPUT, end, end_of_pipe, plain_output, unforeseen
 from trainer.errors import InputError
 from trainer.runtime.stop import EXIT_CODE, Preempted, Stop, exit_process, listening
 
@@ -30,7 +31,7 @@ Running the same command again resumes from the newest complete checkpoint. Resu
 <run.storage>/<run.experiment>/<run.name>/results; --dry-run shows the folder.
 
 On SIGTERM or Ctrl-C, or when a heartbeat to DUALVIEW_QUEUE_URL is answered with "preempt", workers that train write a
-checkpoint after the current step, and the run ends; a second SIGTERM or Ctrl-C ends it at once.
+checkpoint after the current step or the next, and the run ends; a second SIGTERM or Ctrl-C ends it at once.
 
 exit codes: 0 done; 2 bad input, before any worker starts; 75 preempted, run the same command again; 1 anything else
 """
@@ -71,12 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.from_scratch and options.dry_run:
             parser().error("--from-scratch does not go with --dry-run")
         try:
-            return _run(options, stop)
+            code = _run(options, stop)
+            sys.stdout.flush()
         except InputError as error:
             return end(BAD_INPUT, f"error: {error}")
-        except BrokenPipeError:
-            discard_output()
-            return 1
+        except BrokenPipeError as error:
+            return end_of_pipe(error)
         except OSError as error:
             print(f"failed: the run's files cannot be read or written: {error}")
             return 1
@@ -85,6 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
             return EXIT_CODE
         except Exception as error:  # noqa: BLE001 - one line for the user, the traceback in a file
             return end(1, f"failed: {unforeseen(error)}")
+        return code
 
 
 def _run(options: argparse.Namespace, stop: Stop) -> int:

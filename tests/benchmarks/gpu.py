@@ -51,6 +51,7 @@ from trainer.run.manifest import step_folder
 from trainer.run.paths import RunPaths
 from trainer.worker.batch_plan import BatchPlan
 from trainer.worker.batches import BatchLoader
+from trainer.worker.deepspeed_config import deepspeed_config
 from trainer.worker.engine import ClippedAdamW, Masters, deepspeed_engine, initialize
 from trainer.worker.flops import best_convolution, best_flops, best_matmul, flops_per_image
 from trainer.worker.meters import Meters
@@ -179,12 +180,7 @@ def make_worker(
     if stage is None:
         engine = initialize(objective, config, bench.device)
     else:
-        settings = {
-            "train_micro_batch_size_per_gpu": config.training.global_batch_size,
-            "zero_optimization": {"stage": stage},
-            "zero_allow_untested_optimizer": True,
-            "torch_autocast": {"enabled": config.training.precision == "bf16", "dtype": "bfloat16"},
-        }
+        settings = deepspeed_config(config, 1)
         engine = deepspeed_engine(objective, ClippedAdamW(objective.parameters(), config.optim), settings, bench.device)
     masters = Masters(engine)
     images = np.random.default_rng(0).integers(0, 256, (1024, *shape[1:], shape[0]), dtype=np.uint8)

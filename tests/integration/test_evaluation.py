@@ -70,6 +70,7 @@ def test_a_registered_model_is_scored_as_its_run(cluster: Cluster, finished: Fin
     assert values["vlb_bpd"] == finished.summary["vlb_bpd"]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_evaluated_while_training_goes_on(
     cluster: Cluster, tiny: Path, finished: FinishedRun, client: MlflowClient
 ) -> None:

@@ -7,6 +7,7 @@ from tests.conftest import Cluster
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.slow
 def test_a_node_known_by_its_loopback_address_talks_over_loopback(cluster: Cluster) -> None:
     output = cluster.run("tests.integration.interface")
     for rank in range(2):

@@ -44,7 +44,7 @@ def test_dry_run_json_says_all_that_would_happen(run_file, capsys, tmp_path):
     assert (config.network.kind, config.parallel.workers, config.training.steps) == ("mlp", 3, 7)
     assert (plan["config_sha256"], plan["method_sha256"]) == (config.config_sha256, config.method_sha256)
     assert plan["bundles"] == [{"CPU": 0.5}] * 3
-    assert plan["deepspeed"]["zero_optimization"] == {"stage": 1}
+    assert plan["deepspeed"]["zero_optimization"] == {"stage": 1, "compute_grad_norm": False}
     assert plan["deepspeed"]["train_micro_batch_size_per_gpu"] == 22  # 64 rows on 3 workers, padded
     assert plan["deepspeed"]["gradient_accumulation_steps"] == 1
     assert plan["run"] == {

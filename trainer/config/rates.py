@@ -36,7 +36,7 @@ class RateOptions(Config):
 
 
 class ConstantRate(RateOptions):
-    """1. A run may be lengthened."""
+    """The factor is always 1. A run may be lengthened."""
 
     kind: Literal["constant"] = "constant"
 

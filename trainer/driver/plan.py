@@ -37,7 +37,10 @@ def bundles(config: RunConfig, device: str) -> list[dict[str, float]]:
 
 
 def plan(resolved: Resolved) -> dict[str, Any]:
-    """The resolved configuration, its identity, DeepSpeed's configuration (None where it is not used) and bundles."""
+    """The resolved configuration, its identity, DeepSpeed's configuration and the resource bundles.
+
+    DeepSpeed's is None where it is not used, and else as on GPUs: on CPUs `exchange.py` may average the gradients.
+    """
     from trainer.worker.deepspeed_config import deepspeed_config, is_alone
 
     config, notes = resolved.config, list(resolved.notes)

@@ -35,5 +35,5 @@ class ShardedEma:
             taken: whether it was, bool []; may be on a device that the host does not wait for.
         """
         for kind, flats in self.tracks.items():
-            weight = taken * (1 - decay(step, self._gammas[kind]))
+            weight = (taken * (1 - decay(step, self._gammas[kind]))).to(flats[0].device)
             torch._foreach_lerp_(flats, self._masters, [weight] * len(flats))  # pyright: ignore[reportPrivateImportUsage]

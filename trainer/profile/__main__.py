@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ The trace opens in https://ui.perfetto.dev or chrome://tracing.
 exit codes: 0 done; 2 bad input; 1 anything else
 """
 NEVER = 10**9
+POLL_S = 0.1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,15 +116,24 @@ def profile_ranks(config: RunConfig, steps: int, out: Path) -> None:
         try:
             for rank in range(world):
                 ranks.append(_start({**job, "rank": rank}, Path(folder) / f"log-{rank}"))
-            codes = [rank.wait() for rank in ranks]
+            failed = _first_failure(ranks)
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
-        failed = next((rank for rank, code in enumerate(codes) if code), None)
         if failed is not None:
             lines = (Path(folder) / f"log-{failed}").read_text().strip().splitlines()
-            raise RunFailedError(f"rank {failed}: {lines[-1] if lines else codes[failed]}")
+            raise RunFailedError(f"rank {failed}: {lines[-1] if lines else ranks[failed].returncode}")
+
+
+def _first_failure(ranks: "list[subprocess.Popen[str]]") -> int | None:
+    """Wait for all ranks, or for the first that fails, for which the others might wait in vain."""
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        failed = next((rank for rank, code in enumerate(codes) if code), None)
+        if failed is not None or None not in codes:
+            return failed
+        time.sleep(POLL_S)
 
 
 def _start(job: dict[str, Any], log: Path) -> "subprocess.Popen[str]":

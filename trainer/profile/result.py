@@ -73,7 +73,7 @@ def show(profile: Profile, console: "Console") -> None:
     console.print(table)
     beside = ", ".join(f"{name} {ms:.2f} ms" for name, ms in profile.loader_ms.items())
     best = ", ".join(
-        f"{100 * profile.flops / value:.0f} % of {'an' if name == 'image' else 'a'} {name} ({_flops(value)})"
+        f"{100 * profile.flops / value:.0f} % of the best {name} ({_flops(value)})"
         for name, value in profile.best.items()
     )
     rank = "" if profile.workers == 1 else f" on each of {profile.workers} ranks"
@@ -81,7 +81,7 @@ def show(profile: Profile, console: "Console") -> None:
         f"beside it, in the loader's thread: {beside}",
         f"{profile.images_per_second:,.0f} images/s without the profiler: {profile.batch} images in "
         f"{profile.step_ms:.1f} ms",
-        f"{profile.flops_per_image / 1e9:.3g} GFLOP an image, {_flops(profile.flops)}{rank}: {best} at best",
+        f"{profile.flops_per_image / 1e9:.3g} GFLOP an image, {_flops(profile.flops)}{rank}: {best}",
         f"peak memory {profile.peak_memory / 2**30:.2f} GiB; {profile.device}",
     ):
         console.print(line, markup=False)

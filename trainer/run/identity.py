@@ -229,10 +229,10 @@ def _check_rates(config: RunConfig, stored: RunConfig, done: int) -> None:
     other = next((step for step in range(1, done + 1) if rate(step, steps) != rate(step, before)), None)
     if other is not None:
         raise InputError(
-            f"training.steps = {steps}: with optim.schedule.kind = {config.optim.schedule.kind} the learning rate of "
-            f"steps that are done, from step {other} on, would have been another than for {before} steps; allowed: "
-            f"{before}, another run (--set run.name=…), or from the start a schedule that can be lengthened: constant, "
-            "inverse_sqrt, or wsd before its decay"
+            f"training.steps = {steps}: with optim.schedule.kind = {config.optim.schedule.kind} the steps already "
+            f"trained, from step {other} on, would have had a different learning rate; allowed: {before}, another run "
+            "(--set run.name=…), or, for a new run, a schedule that can be lengthened: constant, inverse_sqrt, or wsd "
+            "before its decay"
         )
 
 

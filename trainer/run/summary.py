@@ -294,11 +294,9 @@ class RunSummary:
     def to_json(self) -> Json:
         """The JSON object of `summary.json`."""
         values = {name: getattr(self, name) for name in IDENTITY}
-        speed = {
-            "images_per_second": self.images_per_second,
-            "seconds": dict(self.seconds),
-            "utilisation": dict(self.utilisation),
-        }
+        speed: Json = {"images_per_second": self.images_per_second, "seconds": dict(self.seconds)}
+        if self.utilisation:  # a run of an earlier version has none, and is written as it was
+            speed["utilisation"] = dict(self.utilisation)
         return {**values, **self.evaluated.to_json(), **speed, **asdict(self.registration)}
 
 

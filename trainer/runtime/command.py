@@ -1,8 +1,9 @@
 """How a command ends that the same command line resumes: one line on stderr and an exit code, whatever happens."""
 
+import sys
 from collections.abc import Callable
 
-from diffusion.command import end, plain_output, unforeseen
+from diffusion.command import end, end_of_pipe, plain_output, unforeseen
 from trainer.errors import ClusterLostError, InputError, RunFailedError, last_line
 from trainer.runtime.stop import EXIT_CODE, Preempted, Stop, listening
 
@@ -18,7 +19,10 @@ def resumable(command: Callable[[Stop], int]) -> int:
     plain_output()
     with listening() as stop:
         try:
-            return command(stop)
+            code = command(stop)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            return end_of_pipe(error)
         except InputError as error:
             return end(2, f"error: {error}")
         except Preempted as reason:
@@ -32,4 +36,5 @@ def resumable(command: Callable[[Stop], int]) -> int:
 
             if is_loss(error):
                 return end(EXIT_CODE, f"failed: {type(error).__name__}: {last_line(error)}; {AGAIN}")
-            return end(1, f"failed: {unforeseen(error)}; {AGAIN}")
+            return end(1, f"failed: {unforeseen(error, last_line(error))}; {AGAIN}")
+        return code

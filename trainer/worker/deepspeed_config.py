@@ -55,6 +55,7 @@ def deepspeed_config(config: RunConfig, workers: int, at_once: bool = False) -> 
         **({"zero_force_ds_cpu_optimizer": False} if extras.offload_optimizer == "cpu" else {}),
         "torch_autocast": {"enabled": config.training.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},  # they would wait for the device twice a step
     }
 
 

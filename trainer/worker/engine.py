@@ -11,6 +11,7 @@ the device, so that the host waits for none of it.
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +66,8 @@ def deepspeed_engine(
     engine: Any = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)[0]
     stage = engine.zero_optimization_stage()
     if stage:
-        optimizer.global_norm = _norm_over_ranks if stage < 3 else lambda _: engine.optimizer._global_grad_norm
+        whole = lambda _: engine.optimizer._global_grad_norm.to(device)  # noqa: E731
+        optimizer.global_norm = partial(_norm_over_ranks, device) if stage < 3 else whole
     return engine
 
 
@@ -145,16 +147,18 @@ class ClippedAdamW(torch.optim.AdamW):
         gradients = [each.grad for group in self.param_groups for each in group["params"] if each.grad is not None]
         self.norm = self.global_norm(gradients)
         self.taken = torch.isfinite(self.norm)
+        place = gradients[0].device  # the host's memory, where the optimizer's state is offloaded
         if self.losses_finite is not None:
             self.taken = self.taken & self.losses_finite
         scale = torch.clamp(self._max_norm / (self.norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
-        self.found_inf = (~self.taken).float()  # fused AdamW leaves everything as it is where this is 1
+        torch._foreach_mul_(gradients, scale.to(place))  # pyright: ignore[reportPrivateImportUsage]
+        self.found_inf = (~self.taken).float().to(place)  # fused AdamW leaves everything as it is where this is 1
         super().step(closure)
 
 
-def _norm_over_ranks(gradients: list[Tensor]) -> Tensor:
-    squares = torch.nn.utils.get_total_norm(gradients).square()
+def _norm_over_ranks(device: torch.device, gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all ranks' parts, on the device of the process group."""
+    squares = torch.nn.utils.get_total_norm(gradients).square().to(device)
     torch.distributed.all_reduce(squares)
     return squares.sqrt()
 

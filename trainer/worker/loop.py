@@ -4,6 +4,7 @@ Everything a step depends on is a function of (config, step) or stored in the ch
 newest complete checkpoint and going on. Only rank 0 writes to the journal. The step itself is in step.py.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,17 +158,21 @@ def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> Non
 def _save(worker: Worker, meters: Meters, report: Callable[[dict[str, Any]], None]) -> None:
     """Start a checkpoint, before which the metrics of a window that the run's end cuts short are recorded."""
     if worker.is_ending and worker.step % worker.config.run.log_every:
-        worker.record_metrics(worker.step, meters, meters.reduce().tolist())
+        worker.record_metrics(worker.step, meters, meters.reduce().tolist(), time.perf_counter())
     worker.save_checkpoint()
     if not worker.stopping:  # whoever asked to stop may not be listening
         report({"step": worker.step, "loss": meters.last_loss})
 
 
-def _images_per_second_at_best(worker: Worker) -> float:
-    """What `mfu` is a share of: images/s of all ranks, each at the best that this one's device can do."""
+def _images_per_second_at_best(worker: Worker) -> float | None:
+    """What `mfu` is a share of: images/s of all ranks at the best of this one's device; None if there is no room."""
     config, plan = worker.config, worker.loader.plan
     flops = flops_per_image(config.network, plan.image_shape, plan.process.reverse_variance == "learned")
-    return best_flops(worker.context.device, config.training.precision) * dist.get_world_size() / flops
+    try:
+        best = best_flops(worker.context.device, config.training.precision)
+    except torch.OutOfMemoryError:  # beside a model that leaves no room
+        return None
+    return best * dist.get_world_size() / flops
 
 
 def rolled_back(worker: Worker, returned_to: int | None) -> tuple[Worker, int]:

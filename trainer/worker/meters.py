@@ -91,11 +91,16 @@ class Meters:
             dist.all_gather_single(samples, sample)
         return torch.cat([buckets.flatten(), samples])
 
-    def flush(self, global_batch_size: int, reduced: list[float]) -> dict[str, float]:
-        """Means of the window that `reduce` has ended, given what it returned; metrics without values are left out."""
+    def flush(self, global_batch_size: int, reduced: list[float], now: float) -> dict[str, float]:
+        """Means of the window that `reduce` has ended; metrics without values are left out.
+
+        Args:
+            global_batch_size: images of a step.
+            reduced: what `reduce` returned.
+            now: when the window ended, by `time.perf_counter`.
+        """
         size = self._buckets[0].numel()
         sums, counts, samples = reduced[:size], reduced[size : 2 * size], reduced[2 * size :]
-        now = time.perf_counter()
         taken = len(self._losses)
         rate = global_batch_size * (taken + self._skipped) / (now - self._since)
         metrics = {"images_per_second": rate, "waited_for_data": self._waited / (now - self._since)}

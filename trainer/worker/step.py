@@ -44,7 +44,10 @@ HINT = "A lower optim.lr or optim.max_grad_norm usually helps"
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, gradient or weight is NaN or infinite, at a step that has changed nothing; raised on every rank."""
+    """A loss, gradient or weight is NaN or infinite, at a step that has changed nothing; raised on every rank.
+
+    It may be raised after the next step, of which nothing is kept.
+    """
 
     def __init__(self, step: int, reason: str) -> None:
         """The step that was not finite, and how."""
@@ -96,7 +99,7 @@ class Report:
             taken: whether the step was taken, bool [].
             window: the window of metrics that ends here (`Meters.reduce`); None if none does.
         """
-        self.step, self._world = step, len(losses)
+        self.step, self._world, self._time = step, len(losses), time.perf_counter()
         parts = [losses.flatten(), norm.float().reshape(1), taken.float().reshape(1)]
         values = torch.cat(parts if window is None else [*parts, window])
         self._arrived = torch.cuda.Event() if values.is_cuda else None
@@ -112,7 +115,7 @@ class Report:
         values: list[float] = self._values.tolist()
         losses, stops = values[: 2 * self._world : 2], values[1 : 2 * self._world : 2]
         norm, taken, *window = values[2 * self._world :]
-        return StepResult(self.step, losses, stops[0] > 0, norm, taken > 0, window)
+        return StepResult(self.step, losses, stops[0] > 0, norm, taken > 0, window, self._time)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class StepResult:
         norm: 2-norm of the global gradient before clipping.
         taken: whether the step was taken; if not, nothing has moved.
         window: what `Meters.reduce` returned, if a window of metrics ends with this step.
+        time: when the step's last work was handed to the device, by `time.perf_counter`.
     """
 
     step: int
@@ -134,6 +138,7 @@ class StepResult:
     norm: float
     taken: bool
     window: list[float]
+    time: float
 
 
 @dataclass
@@ -142,7 +147,7 @@ class Worker:
 
     Attributes:
         context: configuration, paths, data, device and attempt.
-        engine: the DeepSpeed engine.
+        engine: DeepSpeed's engine, or a single rank's.
         masters: this rank's part of the fp32 master weights.
         ema: exponential moving averages of the masters.
         loader: loads this rank's batches.
@@ -205,7 +210,7 @@ class Worker:
         """One optimizer step on the next global batch; then what the step before came to is read and recorded.
 
         Raises:
-            NonFiniteError: the step before was not finite, and may not be skipped; nothing has moved since.
+            NonFiniteError: the step before was not finite, and may not be skipped; what has moved since is not kept.
         """
         self.step += 1
         outputs = self._forward_backward(meters)
@@ -218,7 +223,9 @@ class Worker:
         with record_function(spans.METRICS):
             self._report(outputs, norm, taken, meters)
         with record_function(spans.CHECKPOINT):
-            self.save_snapshot()
+            if self.step % snapshots.interval(self.step, self.config.ema.snapshot_every) == 0 and not self.is_stuck:
+                self.settle(meters)
+                self.save_snapshot()
 
     def _report(self, outputs: StepOutputs, norm: Tensor, taken: Tensor, meters: Meters) -> None:
         """Send off this step's report, and record that of the step before."""
@@ -259,11 +266,11 @@ class Worker:
             self._skip(result)
             meters.add_skip()
         if result.window:
-            self.record_metrics(result.step, meters, result.window)
+            self.record_metrics(result.step, meters, result.window, result.time)
 
-    def record_metrics(self, at: int, meters: Meters, window: list[float]) -> None:
-        """Record the metrics of the window that ends with a step."""
-        metrics = meters.flush(self.config.training.global_batch_size, window)
+    def record_metrics(self, at: int, meters: Meters, window: list[float], now: float) -> None:
+        """Record the metrics of the window that ends with a step, at a time."""
+        metrics = meters.flush(self.config.training.global_batch_size, window, now)
         self.record(Metrics(step=at, values={"lr": self._learning_rate(at), **metrics}))
 
     def _learning_rate(self, at: int) -> float:
@@ -396,7 +403,7 @@ class Worker:
         self.writer.save(folder, fragments, manifest, self.fence, done, self.journal)
 
     def save_snapshot(self) -> None:
-        """Start a snapshot of the EMA tracks on all ranks, if one is due at this step."""
+        """Start a snapshot of the EMA tracks of a settled step on all ranks, if one is due at this step."""
         at, folder, every = self.step, self.context.paths.ema, self.config.ema.snapshot_every
         if at % snapshots.interval(at, every):
             return

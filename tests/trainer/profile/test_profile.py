@@ -38,7 +38,7 @@ def test_the_table_says_it_in_words(capsys: pytest.CaptureFixture[str]):
     words = " ".join(capsys.readouterr().out.split())
     assert "backward 60.00 60.0 % 0.00" in words
     assert "2,000 images/s without the profiler: 200 images in 100.0 ms" in words
-    assert "2 GFLOP an image, 2.0 TFLOP/s on each of 2 ranks: 25 % of a matrix product (8.0 TFLOP/s)" in words
+    assert "2 GFLOP an image, 2.0 TFLOP/s on each of 2 ranks: 25 % of the best matrix product (8.0 TFLOP/s)" in words
     assert "peak memory 1.50 GiB" in words
 
 

@@ -166,7 +166,7 @@ def test_a_run_is_lengthened_only_where_its_past_stays_what_it_was(config, paths
         assert state(longer) == "resumable"
     else:
         with pytest.raises(
-            InputError, match=rf"training.steps = 200: with optim.schedule.kind = {schedule['kind']} the"
+            InputError, match=rf"training.steps = 200: with optim.schedule.kind = {schedule['kind']} the steps"
         ):
             resolve_run(longer)
 

@@ -20,6 +20,7 @@ def test_nothing_is_added_by_default():
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {"enabled": False, "dtype": "bfloat16"},
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},
     }
 
 

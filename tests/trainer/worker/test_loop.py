@@ -102,7 +102,7 @@ def alone(monkeypatch):
 
 
 def flushed(meter: Meters, batch: int) -> dict[str, float]:
-    metrics = meter.flush(batch, meter.reduce().tolist())
+    metrics = meter.flush(batch, meter.reduce().tolist(), meters.time.perf_counter())
     return {name: value for name, value in metrics.items() if not name.startswith("system/")}
 
 
