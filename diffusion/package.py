@@ -42,6 +42,8 @@ class PackageConfig(Config):
         network: the architecture.
         image_shape: (C, H, W).
         solver: default solver for sampling.
+        null_label_trained: whether the network was also trained without labels, which classifier-free guidance and
+            sampling without a label need; None without classes, and in packages that do not say.
     """
 
     format: Literal["dualview-package"] = "dualview-package"
@@ -52,6 +54,7 @@ class PackageConfig(Config):
     network: NetworkConfig = Field(discriminator="kind")
     image_shape: tuple[int, int, int]
     solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
+    null_label_trained: bool | None = None
 
 
 class PackageError(ValueError):
@@ -91,7 +94,10 @@ def save_package(
     durable.make_folder(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
+    settings = config.model_dump(mode="json")
+    if config.null_label_trained is None:  # as packages were before they said
+        del settings["null_label_trained"]
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     digests = {name: file_sha256(folder / name) for name in (CONFIG, WEIGHTS)}
     digest = package_sha256(digests)
     for name in digests:
@@ -172,8 +178,10 @@ def load_package(folder: Path) -> tuple[Denoiser, PackageConfig]:
     except ValueError as error:
         raise PackageError(f"{folder / CONFIG}: {error}") from error
     _load_weights(network, process, folder / WEIGHTS)
-    null_label = config.network.classes or None
-    return Denoiser(network.eval(), process, config.prediction, config.sigma_data, null_label), config
+    needs_label = config.null_label_trained is False
+    null_label = None if needs_label else config.network.classes or None
+    denoiser = Denoiser(network.eval(), process, config.prediction, config.sigma_data, null_label, needs_label)
+    return denoiser, config
 
 
 def build_denoiser_network(config: PackageConfig) -> nn.Module:

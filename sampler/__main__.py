@@ -84,6 +84,12 @@ def output_path(text: str) -> Path:
     return path
 
 
+UNSAID = (
+    "does not say whether it was also trained without labels (objective.label_dropout); if it was not, guidance spoils "
+    "its samples"
+)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of both commands."""
     parser = Parser(
@@ -217,6 +223,8 @@ def run_generate(arguments: argparse.Namespace) -> None:
             arguments.label,
             guidance,
         )
+    if guidance is not None and model.config.null_label_trained is None:
+        print(f"warning: {arguments.model} {UNSAID}", file=sys.stderr)
     arguments.out.write_bytes(ENCODERS[format_](pixels))
     solver_text = f"{config.kind}, {evaluations_per_image} evaluations" if evaluations_per_image else config.kind
     print(f"{arguments.out}: {arguments.count} images of {arguments.model} ({solver_text})")

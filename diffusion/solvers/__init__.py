@@ -112,7 +112,10 @@ def _check(config: SolverConfig, denoiser: Denoiser, label: Tensor | None, guida
     if label is None and denoiser.needs_label:
         raise ValueError("labels: this network needs one for every row; it has no label that stands for none")
     if guidance is not None and (label is None or denoiser.null_label is None):
-        raise ValueError("guidance.kind = classifier_free: needs labels, and a network that has them and one for none")
+        raise ValueError(
+            "guidance.kind = classifier_free: needs labels, and a network that has them and was trained with one for "
+            "none (objective.label_dropout above 0)"
+        )
 
 
 def drive(denoiser: Denoiser, solver: Sampler) -> Tensor:

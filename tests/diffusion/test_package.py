@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from diffusion.config import (
     Ancestral,
+    ClassifierFree,
     DdpmProcess,
     EdmSchedule,
     LearnedSchedule,
@@ -34,6 +35,7 @@ from diffusion.package import (
     verify_package,
 )
 from diffusion.process.learned_schedule import LearnedLogSnr
+from diffusion.solvers import ImageNoise, solve
 
 SHAPE = (1, 4, 4)
 SETTINGS = PackageConfig(
@@ -101,6 +103,33 @@ def learned_package(folder, steps=30, width=12):
     own = {f"schedule.{name}": value for name, value in schedule.state_dict().items()}
     save_package(folder, config, {**network().state_dict(), **own})
     return schedule
+
+
+CLASSED = SETTINGS.model_copy(update={"network": MLPConfig(width=16, depth=2, classes=3)})
+
+
+@pytest.mark.parametrize("trained", [True, None])
+def test_a_network_that_was_or_may_have_been_trained_without_labels_can_do_without(tmp_path, trained):
+    config = CLASSED.model_copy(update={"null_label_trained": trained})
+    save_package(tmp_path, config, network(CLASSED.network).state_dict())
+    assert ("null_label_trained" in json.loads((tmp_path / CONFIG).read_text())) == (trained is not None)
+    denoiser, read = load_package(tmp_path)
+    assert (read.null_label_trained, denoiser.null_label, denoiser.needs_label) == (trained, 3, False)
+    noise = ImageNoise(0, [0, 1], SHAPE)
+    solve(denoiser, noise, Ancestral(num_steps=2))
+    solve(denoiser, noise, Ancestral(num_steps=2), torch.tensor([0, 1]), ClassifierFree(scale=2.0))
+
+
+def test_a_network_that_was_never_trained_without_labels_refuses_guidance_and_rows_without_one(tmp_path):
+    config = CLASSED.model_copy(update={"null_label_trained": False})
+    save_package(tmp_path, config, network(CLASSED.network).state_dict())
+    denoiser, _ = load_package(tmp_path)
+    noise, label = ImageNoise(0, [0, 1], SHAPE), torch.tensor([0, 1])
+    solve(denoiser, noise, Ancestral(num_steps=2), label)
+    with pytest.raises(ValueError, match="needs one for every row"):
+        solve(denoiser, noise, Ancestral(num_steps=2))
+    with pytest.raises(ValueError, match=r"trained with one for none \(objective.label_dropout above 0\)"):
+        solve(denoiser, noise, Ancestral(num_steps=2), label, ClassifierFree(scale=2.0))
 
 
 def test_a_learned_schedule_comes_with_its_network_and_is_frozen(tmp_path):

@@ -13,7 +13,13 @@ from sampler.models import Model, load, resolve
 SHAPE = (1, 8, 8)
 
 
-def write_package(folder: Path, seed: int = 0, classes: int = 0, shape: tuple[int, int, int] = SHAPE) -> str:
+def write_package(
+    folder: Path,
+    seed: int = 0,
+    classes: int = 0,
+    shape: tuple[int, int, int] = SHAPE,
+    null_label_trained: bool | None = None,
+) -> str:
     """Write a package of a small random network; returns its SHA-256."""
     network = MLPConfig(width=16, depth=1, classes=classes)
     config = PackageConfig(
@@ -22,6 +28,7 @@ def write_package(folder: Path, seed: int = 0, classes: int = 0, shape: tuple[in
         network=network,
         image_shape=shape,
         solver=Dpmpp2M(num_steps=5),
+        null_label_trained=null_label_trained,
     )
     torch.manual_seed(seed)
     return save_package(folder, config, build_network(network, shape).state_dict())

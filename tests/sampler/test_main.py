@@ -103,6 +103,31 @@ def test_a_model_is_guided_by_its_labels_or_by_another_model(classed: Path, tmp_
         assert not np.array_equal(images("--label", "1", *guided), plain)
 
 
+@pytest.mark.parametrize(
+    ("trained", "code", "error"),
+    [
+        (True, 0, ""),
+        (None, 0, "warning: guided does not say whether it was also trained without labels"),
+        (False, 2, "error: guidance.kind = classifier_free: needs labels, and a network that has them and was trained"),
+    ],
+)
+def test_guidance_is_for_networks_that_were_also_trained_without_labels(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trained: bool | None,
+    code: int,
+    error: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_package(Path("guided"), classes=3, null_label_trained=trained)
+    words = ["generate", "guided", "-n", "2", "--label", "1", "--guidance", "2", "--out", "a.npy"]
+    assert main(words) == code
+    said = capsys.readouterr().err
+    assert said.startswith(error)
+    assert bool(said) == bool(error)
+
+
 def test_rk45_takes_no_number_of_steps(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "a.npy"
     assert main(["generate", str(package), "--solver", "rk45", "--steps", "4", "--out", str(out)]) == 2

@@ -10,6 +10,7 @@ import json
 from pydantic import Field, model_validator
 
 from diffusion.config import (
+    ClassifierFree,
     Config,
     DdpmProcess,
     NetworkConfig,
@@ -50,6 +51,11 @@ class RunConfig(Config):
         check_objective(self.process, self.objective)
         check_solver(self.process, self.evaluation.solver, "evaluation.solver")
         check_guidance(self.evaluation.guidance, self.network.classes, "evaluation.guidance")
+        if isinstance(self.evaluation.guidance, ClassifierFree) and not self.objective.label_dropout:
+            raise ValueError(
+                "evaluation.guidance.kind = classifier_free: needs a network that is also trained without labels; "
+                "allowed: with objective.label_dropout above 0, such as 0.1"
+            )
         check_metrics(self.process, self.evaluation.metrics)
         check_curve(self.process, self.evaluation)
         if self.parallel.deepspeed.activation_checkpointing and self.network.kind == "mlp":

@@ -56,6 +56,7 @@ def write_package(
         network=config.network,
         image_shape=image_shape,
         solver=config.evaluation.solver,
+        null_label_trained=config.objective.label_dropout > 0 if config.network.classes else None,
     )
     return save_package(folder, package, package_weights(trained), dataset_fingerprint)
 

@@ -104,6 +104,8 @@ def _run(options: argparse.Namespace, stop: Stop) -> int:
     from trainer.runtime.progress_bar import ProgressBar
 
     target = stop.call(lambda: _target(options))
+    if target.unsaid:
+        print(f"warning: {target.unsaid}", file=sys.stderr)
     with ProgressBar(Console(stderr=True, highlight=False), "starting") as bar:
         model, evaluated = stop.call(lambda: evaluate(target, options.tasks, options.device, bar.blocks, stop))
     if options.json:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from diffusion.config import ProcessConfig, SolverConfig, check_guidance, check_solver
+from diffusion.config import ClassifierFree, ProcessConfig, SolverConfig, check_guidance, check_solver
 from diffusion.config.solver import SOLVER_ADAPTER, limit_nfe
 from trainer.config.data import DataConfig
 from trainer.config.evaluation import EvaluationConfig, Metric, check_curve, check_metrics, has_metric
@@ -68,6 +68,28 @@ class EvaluationTarget:
     def _config(self) -> dict[str, Any]:
         return json.loads((self.package / "config.json").read_text())
 
+    @property
+    def unsaid(self) -> str | None:
+        """What the package does not say, and guidance needs; None if it says, or nothing depends on it."""
+        if not isinstance(self.evaluation.guidance, ClassifierFree) or "null_label_trained" in self._config:
+            return None
+        return (
+            "the package does not say whether its network was also trained without labels (objective.label_dropout); "
+            "if it was not, classifier-free guidance spoils its samples"
+        )
+
+    def _check_null_label(self) -> None:
+        """Refuse classifier-free guidance where the package says that its network cannot do without labels.
+
+        Raises:
+            ValueError: it says so.
+        """
+        if isinstance(self.evaluation.guidance, ClassifierFree) and self._config.get("null_label_trained") is False:
+            raise ValueError(
+                "evaluation.guidance.kind = classifier_free: the model was never trained without labels "
+                "(objective.label_dropout = 0); allowed: none, or autoguidance"
+            )
+
     def data_difference(self, info: DatasetInfo) -> str | None:
         """In what the data differ from those that the model was trained on; None if they are the same, or unknown."""
         from diffusion.package import trained_on
@@ -111,6 +133,7 @@ class EvaluationTarget:
             check_metrics(process, self.evaluation.metrics)
             check_curve(process, self.evaluation)
             check_guidance(self.evaluation.guidance, classes)
+            self._check_null_label()
         except ValueError as error:
             raise InputError(str(error)) from None
 

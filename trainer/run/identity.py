@@ -61,7 +61,7 @@ def resolve_run(config: RunConfig) -> Resolved:
     record, problem = _record(paths)
     if record is None:
         _check_checkpoints({config.method_sha256}, paths)
-        return Resolved(config, paths, "new", problem)
+        return Resolved(config, paths, "new", (*problem, *_without_effect(config)))
     stored, owner = _configuration(record, paths), str(record["method_sha256"])
     merged = go_on_with(stored, config, f"({owner[:8]}, this is {config.method_sha256[:8]}) in {paths.root}")
     run = merged.run.model_copy(update={"name": paths.root.name})
@@ -70,6 +70,13 @@ def resolve_run(config: RunConfig) -> Resolved:
     _check_rates(merged, stored, done)
     state: State = "done" if is_done(merged, paths) else "resumable"
     return Resolved(merged, paths, state, (*problem, *_notes(config, stored, paths)))
+
+
+def _without_effect(config: RunConfig) -> Iterator[str]:
+    """What the command names and what changes nothing."""
+    named = history.asked(config).get("objective", {})
+    if "label_dropout" in named and not config.network.classes:
+        yield "objective.label_dropout has no effect: network.classes is 0, so there are no labels to drop"
 
 
 def _record(paths: RunPaths) -> tuple[Json | None, tuple[str, ...]]:

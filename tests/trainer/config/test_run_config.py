@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.config.load import validate
 from trainer.config.run_config import RunConfig, canonical
+from trainer.errors import InputError
 
 OUTSIDE_THE_METHOD = ("parallel.", "run.", "training.steps")
 
@@ -161,6 +162,13 @@ def test_canonical_json_is_read_back_to_the_same_run(path, value):
     again = RunConfig.model_validate_json(config.canonical_json())
     assert again == config
     assert (again.config_sha256, again.method_sha256) == (config.config_sha256, config.method_sha256)
+
+
+def test_guidance_needs_a_network_that_is_also_trained_without_labels():
+    guided = {"network": {"classes": 10}, "evaluation": {"guidance": {"kind": "classifier_free", "scale": 2.0}}}
+    assert validate(guided).objective.label_dropout > 0
+    with pytest.raises(InputError, match=r"allowed: with objective.label_dropout above 0"):
+        validate({**guided, "objective": {"label_dropout": 0.0}})
 
 
 def test_defaults_written_out_are_the_same_run():

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 import torch
 
-from diffusion.config import Ddim, DdpmProcess, MLPConfig
+from diffusion.config import ClassifierFree, Ddim, DdpmProcess, MLPConfig
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, save_package, verify_package
 from trainer.config.data import DataConfig
@@ -64,6 +64,24 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     return line
+
+
+@pytest.mark.parametrize("trained", [True, False, None])
+def test_guidance_is_for_models_that_were_also_trained_without_labels(run, trained):
+    file = run / "package" / "config.json"
+    settings = json.loads(file.read_text())
+    settings["network"]["classes"] = 10
+    file.write_text(json.dumps({**settings, **({} if trained is None else {"null_label_trained": trained})}))
+    target = asked(run)
+    evaluation = target.evaluation.model_copy(update={"guidance": ClassifierFree(scale=2.0)})
+    guided = replace(target, evaluation=evaluation)
+    assert target.unsaid is None
+    assert (guided.unsaid is not None) == (trained is None)
+    if trained is False:
+        with pytest.raises(ValueError, match=r"never trained without labels \(objective.label_dropout = 0\)"):
+            guided._check_null_label()
+    else:
+        guided._check_null_label()
 
 
 @pytest.mark.parametrize("within", ["", "package"])

@@ -124,6 +124,17 @@ def test_a_checkpoint_of_another_method_is_refused_and_a_damaged_one_is_not(conf
         resolve_run(config)
 
 
+def test_what_changes_nothing_is_said(config, paths):
+    def notes(**objective):
+        values = {**config.model_dump(mode="json", exclude={"objective"}), "objective": objective}
+        return resolve_run(validate(values)).notes
+
+    assert notes() == ()
+    assert notes(label_dropout=0.2) == (
+        "objective.label_dropout has no effect: network.classes is 0, so there are no labels to drop",
+    )
+
+
 @pytest.mark.parametrize("evaluated", [False, True])
 def test_fewer_steps_than_are_done_are_refused(config, paths, evaluated):
     """Their weights are not kept: what would be delivered is of another step."""
