@@ -46,6 +46,11 @@ def parser() -> argparse.ArgumentParser:
         "--set", dest="sets", action="append", default=[], metavar="PATH=VALUE",
         help="change a setting of every trial, e.g. training.steps=1500; repeatable",
     )  # fmt: skip
+    run.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="begin trials at step 0 of which there are damaged checkpoints only; all others go on as they would",
+    )
     run.add_argument("--dry-run", action="store_true", help="print the trials that would run, and exit")
     run.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     report = commands.add_parser("report", help="show the scores of a sweep as a table and a heat map")
@@ -126,7 +131,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     from tuning.driver import execute
 
-    return execute(sweep)
+    return execute(sweep, options.from_scratch)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -18,8 +18,12 @@ from tuning.space import Trial
 from tuning.sweep import Sweep
 
 
-def execute(sweep: Sweep) -> int:
+def execute(sweep: Sweep, from_scratch: bool = False) -> int:
     """Run every trial to its end, and show the scores; returns the exit code.
+
+    Args:
+        sweep: the sweep.
+        from_scratch: whether trials of which there are damaged checkpoints only begin at step 0.
 
     Raises:
         InputError: bad input that only shows now, such as a sweep that another process is running; nothing was started.
@@ -44,7 +48,7 @@ def execute(sweep: Sweep) -> int:
         if damaged:
             progress.print_line(f"warning: {sweep.root}/sweep.json could not be read, and is made again")
         try:
-            _run(sweep, pending, progress)
+            _run(sweep, pending, progress, from_scratch)
         except RunFailedError as error:
             progress.print_line(f"failed: {error}")
             return 1
@@ -61,7 +65,7 @@ def execute(sweep: Sweep) -> int:
         return 1 if any(row["state"] != "done" for row in report_scores.rows(sweep)) else 0
 
 
-def _run(sweep: Sweep, pending: list[Trial], progress: SweepProgress) -> None:
+def _run(sweep: Sweep, pending: list[Trial], progress: SweepProgress, from_scratch: bool) -> None:
     if not pending and is_recorded(sweep):
         return
     recorder = Recorder(sweep)
@@ -71,7 +75,7 @@ def _run(sweep: Sweep, pending: list[Trial], progress: SweepProgress) -> None:
             from tuning.search import search
 
             try:
-                search(sweep, pending, progress)
+                search(sweep, pending, progress, from_scratch)
             finally:
                 progress.close()
         report.draw(sweep, sweep.heatmap)

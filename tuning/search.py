@@ -15,6 +15,7 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
+from trainer.checkpoint.damaged import NoGoodCheckpointError
 from trainer.config.run_config import RunConfig as TrainerConfig
 from trainer.driver import run as driver
 from trainer.errors import InputError, RunFailedError, last_line
@@ -34,14 +35,23 @@ RAY_ENVIRONMENT = {
 }
 
 
-def search(sweep: Sweep, pending: list[Trial], progress: SweepProgress) -> None:
-    """Run the pending trials in order; a failure is recorded, and the other trials continue."""
+def search(sweep: Sweep, pending: list[Trial], progress: SweepProgress, from_scratch: bool = False) -> None:
+    """Run the pending trials in order; a failure is recorded, and the other trials continue.
+
+    Args:
+        sweep: the sweep.
+        pending: its trials that are not done.
+        progress: shows them.
+        from_scratch: whether trials of which there are damaged checkpoints only begin at step 0.
+    """
     os.environ |= RAY_ENVIRONMENT
     connect_ray(dashboard=True)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(sweep.tune, ignore_errors=True)
     configs = {trial.name: trial.config.canonical_json() for trial in pending}
-    trainable = tune.with_resources(tune.with_parameters(run_trial, configs=configs), RESOURCES)
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, configs=configs, from_scratch=from_scratch), RESOURCES
+    )
     Tuner(
         trainable,
         param_space={"name": tune.grid_search(list(configs))},
@@ -62,21 +72,26 @@ def search(sweep: Sweep, pending: list[Trial], progress: SweepProgress) -> None:
     shutil.rmtree(sweep.tune, ignore_errors=True)
 
 
-def run_trial(setting: dict[str, Any], configs: dict[str, str]) -> None:
+def run_trial(setting: dict[str, Any], configs: dict[str, str], from_scratch: bool) -> None:
     """Tune's trainable: a run to its end. A failure is returned as a result, so that Tune reuses the process."""
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT")(complete_trial)
     try:
-        tune.report(ray.get(task.remote(configs[setting["name"]])))
+        tune.report(ray.get(task.remote(configs[setting["name"]], from_scratch)))
     except Exception as error:  # noqa: BLE001 - whatever Ray raises, the other trials continue
         tune.report({"reason": last_line(error)})
 
 
-def complete_trial(text: str) -> dict[str, Any]:
+def complete_trial(text: str, from_scratch: bool) -> dict[str, Any]:
     """Run a trial, given as JSON, to its end: its scores, or `reason` if it failed."""
     config = TrainerConfig.model_validate_json(text)
     try:
         # a killed predecessor may take a moment to release the run's lock
-        summary = driver.complete(config, LOCK_TIMEOUT_S)
+        try:
+            summary = driver.complete(config, LOCK_TIMEOUT_S)
+        except NoGoodCheckpointError:
+            if not from_scratch:
+                raise
+            summary = driver.complete(config, LOCK_TIMEOUT_S, from_scratch=True)
     except (RunFailedError, InputError) as error:
         return {"reason": str(error)}
     numbers = summary.evaluated.numbers()
