@@ -4,10 +4,12 @@ Nothing that a file, a server or another program wrote reaches the terminal as a
 """
 
 import os
+import select
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 BAD_INPUT = 2
 
@@ -77,10 +79,16 @@ def plain_output() -> None:
 
 def end_of_pipe(error: BrokenPipeError) -> int:
     """End a command where a pipe broke: without a word if nobody reads its output any more; returns the exit code."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # so that Python's own flush at its end does not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return end(1, f"failed: {unforeseen(error)}")
+    if not _reader_is_gone():
+        return end(1, f"failed: {unforeseen(error)}")
+    # so that Python's own flush at its end does not fail again
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more; what was buffered may be lost by now."""
+    poll = select.poll()
+    with suppress(OSError, ValueError):  # a standard output that is no file
+        poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

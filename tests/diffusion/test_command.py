@@ -1,5 +1,6 @@
 """The frame around every command: one line, an exit code, and a file with the rest."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,20 @@ def test_names_that_are_not_utf_8_can_be_printed():
     code = "from diffusion.command import run_command\nrun_command(lambda: print('\\udcff'), ValueError)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "\\udcff\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["at the last flush", "while it prints"])
+def test_a_reader_that_is_gone_already_is_no_error(lines):
+    command = f"lambda: [print('x') for _ in range({lines})][0]"
+    code = f"from diffusion.command import run_command\nrun_command({command}, ValueError)"
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "$CODE" | true'], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "CODE": code},
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_another_pipe_that_breaks_is_told(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run_command(raising(BrokenPipeError(32, "Broken pipe")), ValueError) == 1
+    assert capsys.readouterr().err.startswith("failed: BrokenPipeError: [Errno 32] Broken pipe  (all of it: ")
