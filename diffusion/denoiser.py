@@ -62,6 +62,11 @@ class Denoiser:
         return Parameterization(self.prediction, self.sigma_data)
 
     @property
+    def has_labels(self) -> bool:
+        """Whether rows may have labels."""
+        return self.needs_label or self.null_label is not None
+
+    @property
     def learned_variance(self) -> bool:
         """Whether the network also gives the reverse variance."""
         return self.process.reverse_variance == "learned"

@@ -107,7 +107,7 @@ def _check(config: SolverConfig, denoiser: Denoiser, label: Tensor | None, guida
             f"solver.kind = {config.kind}: cannot start where the SNR is zero; allowed: "
             f"{', '.join(FROM_PURE_NOISE)}, with spacing = uniform"
         )
-    if label is not None and denoiser.null_label is None and not denoiser.needs_label:
+    if label is not None and not denoiser.has_labels:
         raise ValueError("labels: this network has none (network.classes = 0)")
     if label is None and denoiser.needs_label:
         raise ValueError("labels: this network needs one for every row; it has no label that stands for none")

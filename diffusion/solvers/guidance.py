@@ -88,9 +88,8 @@ class AutoguidedDenoiser(Denoiser):
     def output(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The guided raw output, in this denoiser's own parameterization; a guide without labels is not given any."""
         assert self.guide is not None, "made by `autoguided`"
-        has_labels = self.guide.null_label is not None or self.guide.needs_label
         strong = super().output(x_t, t, label)
-        weak = self.guide.output(x_t, t, label if has_labels else None)
+        weak = self.guide.output(x_t, t, label if self.guide.has_labels else None)
         return guided_output(self, strong, weak, self.scale)
 
 

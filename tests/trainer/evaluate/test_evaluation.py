@@ -47,9 +47,13 @@ def package(tmp_path_factory):
     return folder
 
 
-def write(folder, network, seed):
+def write(folder, network, seed, null_label_trained=None):
     config = PackageConfig(
-        process=DdpmProcess(num_train_timesteps=40), prediction="epsilon", network=network, image_shape=SHAPE
+        process=DdpmProcess(num_train_timesteps=40),
+        prediction="epsilon",
+        network=network,
+        image_shape=SHAPE,
+        null_label_trained=null_label_trained,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -225,6 +229,18 @@ def test_the_estimate_over_many_draws_is_the_exact_bound(package, dataset, heldo
     error = (float(terms.sum(1).var()) / 64 + (second_moment - total**2) / 4000) ** 0.5
     assert float(vlb.diffusion[0]) == pytest.approx(total, abs=4 * error)
     assert error < 0.02 * total
+
+
+def test_a_model_that_was_never_trained_without_labels_is_scored_with_them_like_any_other(tmp_path, dataset):
+    for trained in (True, False):
+        write(tmp_path / str(trained), MLPConfig(width=16, depth=1, classes=3), 0, trained)
+    one, other = (BlockEvaluator(tmp_path / str(trained), ALL, dataset) for trained in (True, False))
+    assert (one.denoiser.needs_label, other.denoiser.needs_label) == (False, True)
+    with torch.inference_mode():
+        for kind in ("samples", "vlb", "continuous_vlb", "nll", "denoising"):
+            block = Block(kind, 3, 4, 6)
+            a, b = one.compute(block), other.compute(block)
+            assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("kind", ["classifier_free", "autoguidance"])

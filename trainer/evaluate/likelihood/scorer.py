@@ -113,7 +113,7 @@ class Likelihoods:
     def _images(self, split: str, rows: Sequence[int] | NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         """Images and, for a model with classes, labels."""
         rows = np.asarray(rows)
-        label = torch.from_numpy(self.data.labels(split)[rows]) if self.denoiser.null_label is not None else None
+        label = torch.from_numpy(self.data.labels(split)[rows]) if self.denoiser.has_labels else None
         return to_model_range(self.data.images(split)[rows]), label
 
 
