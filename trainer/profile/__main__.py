@@ -98,7 +98,7 @@ def profile_ranks(config: RunConfig, steps: int, out: Path) -> None:
 
     dataset = prepare(config.data, Path(config.run.storage or ""))
     check_data(config, dataset)
-    run = config.run.model_copy(update={"log_every": NEVER, "checkpoint_every": NEVER})
+    run = config.run.model_copy(update={"log_every": NEVER, "checkpoint_every": NEVER, "evaluate_every": None})
     training = config.training.model_copy(update={"steps": NEVER})
     profiled = config.model_copy(update={"run": run, "training": training})
     world = config.parallel.max_workers

@@ -27,7 +27,6 @@ from trainer.worker.meters import Meters
 from trainer.worker.step import Worker, WorkerContext
 
 WARM_UP = 5
-FOREVER = 10**9
 
 
 def measure(config: RunConfig, context: WorkerContext, steps: int) -> tuple[Profile, Any]:
@@ -56,12 +55,13 @@ def measure(config: RunConfig, context: WorkerContext, steps: int) -> tuple[Prof
             worker.save_checkpoint()
         whole_ms = 1e3 * (time.perf_counter() - since) / steps
     worker.close()
+    is_cuda = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(device) if is_cuda else _resident()  # before the device is put to the test
     found = {event.key: event for event in profiler.key_averages()}
     parts = {name: found[name].cpu_time_total / 1e3 / steps for name in spans.STEP if name in found}
     if spans.REDUCTION in parts:  # which is within the optimizer's span
         parts[spans.OPTIMIZER] -= parts[spans.REDUCTION]
     plan, dtype = worker.loader.plan, torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    is_cuda = device.type == "cuda"
     return Profile(
         device=torch.cuda.get_device_name(device) if is_cuda else _cpu(),
         workers=dist.get_world_size(),
@@ -72,9 +72,7 @@ def measure(config: RunConfig, context: WorkerContext, steps: int) -> tuple[Prof
         device_ms={name: found[name].device_time_total / 1e3 / steps for name in parts} if is_cuda else {},
         flops_per_image=flops_per_image(config.network, plan.image_shape, plan.process.reverse_variance == "learned"),
         best={"matrix product": best_matmul(device, dtype), "convolution": best_convolution(device, dtype)},
-        peak_memory=torch.cuda.max_memory_allocated(device)
-        if is_cuda
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        peak_memory=peak,
     ), profiler
 
 
@@ -82,6 +80,11 @@ def _take(worker: Worker, meters: Meters, steps: int) -> None:
     for _ in range(steps):
         worker.train_step(meters)
     worker.settle(meters)
+
+
+def _resident() -> int:
+    """Most bytes that this process had in memory."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _cpu() -> str:

@@ -49,7 +49,12 @@ def config(tmp_path: Path) -> Path:
         "network": {"kind": "mlp", "width": 16, "depth": 1},
         "training": {"steps": 5, "global_batch_size": 8},
         "parallel": {"workers": 2, "zero_stage": 2},
-        "run": {"experiment": "profiled", "storage": str(tmp_path / "storage")},
+        "run": {
+            "experiment": "profiled",
+            "storage": str(tmp_path / "storage"),
+            "checkpoint_every": 5,
+            "evaluate_every": 10,
+        },
     }
     file.write_text(yaml.safe_dump(settings))
     return file
