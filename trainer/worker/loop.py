@@ -33,8 +33,9 @@ from trainer.worker.batches import BatchLoader
 from trainer.worker.engine import Masters, initialize
 from trainer.worker.flops import best_flops, flops_per_image
 from trainer.worker.meters import Meters
+from trainer.worker.nonfinite import HINT, NonFiniteError
 from trainer.worker.objective import build_objective
-from trainer.worker.step import HINT, NonFiniteError, Worker, WorkerContext
+from trainer.worker.step import Worker, WorkerContext
 
 
 def start_worker(context: WorkerContext) -> Worker:

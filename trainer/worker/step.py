@@ -39,20 +39,8 @@ from trainer.worker.batches import BatchLoader
 from trainer.worker.deepspeed_config import batch_shape
 from trainer.worker.engine import MOMENTS, Masters, step
 from trainer.worker.meters import Meters
-
-HINT = "A lower optim.lr or optim.max_grad_norm usually helps"
-
-
-class NonFiniteError(RuntimeError):
-    """A loss, gradient or weight is NaN or infinite, at a step that has changed nothing; raised on every rank.
-
-    It may be raised after the next step, of which nothing is kept.
-    """
-
-    def __init__(self, step: int, reason: str) -> None:
-        """The step that was not finite, and how."""
-        super().__init__(f"step {step}: {reason}")
-        self.step = step
+from trainer.worker.nonfinite import HINT, NonFiniteError, require_finite
+from trainer.worker.report import Report, StepResult
 
 
 @dataclass(frozen=True)
@@ -80,65 +68,6 @@ class StepOutputs:
     losses: Tensor
     row_losses: Tensor
     observed: list[tuple[Tensor, Tensor, Tensor]]
-
-
-class Report:
-    """What a step came to, on its way from the device to the host.
-
-    Attributes:
-        step: the training step.
-    """
-
-    def __init__(self, step: int, losses: Tensor, norm: Tensor, taken: Tensor, window: Tensor | None) -> None:
-        """Start the copy to the host.
-
-        Args:
-            step: the training step.
-            losses: `StepOutputs.losses`.
-            norm: 2-norm of the gradient, [].
-            taken: whether the step was taken, bool [].
-            window: the window of metrics that ends here (`Meters.reduce`); None if none does.
-        """
-        self.step, self._world, self._time = step, len(losses), time.perf_counter()
-        parts = [losses.flatten(), norm.float().reshape(1), taken.float().reshape(1)]
-        values = torch.cat(parts if window is None else [*parts, window])
-        self._arrived = torch.cuda.Event() if values.is_cuda else None
-        self._values = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
-        self._values.copy_(values, non_blocking=True)
-        if self._arrived:
-            self._arrived.record()
-
-    def read(self) -> "StepResult":
-        """Wait until it has arrived."""
-        if self._arrived:
-            self._arrived.synchronize()
-        values: list[float] = self._values.tolist()
-        losses, stops = values[: 2 * self._world : 2], values[1 : 2 * self._world : 2]
-        norm, taken, *window = values[2 * self._world :]
-        return StepResult(self.step, losses, stops[0] > 0, norm, taken > 0, window, self._time)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step came to, the same on all ranks.
-
-    Attributes:
-        step: the training step.
-        losses: each rank's loss.
-        stop: whether rank 0 was asked to stop.
-        norm: 2-norm of the global gradient before clipping.
-        taken: whether the step was taken; if not, nothing has moved.
-        window: what `Meters.reduce` returned, if a window of metrics ends with this step.
-        time: when the step's last work was handed to the device, by `time.perf_counter`.
-    """
-
-    step: int
-    losses: list[float]
-    stop: bool
-    norm: float
-    taken: bool
-    window: list[float]
-    time: float
 
 
 @dataclass
@@ -429,21 +358,3 @@ class Worker:
             self.loader.close()
             if self.stop_request:
                 self.stop_request.close()
-
-
-def require_finite(losses: list[float], step: int) -> None:
-    """Raise if any rank's loss is NaN or infinite.
-
-    Args:
-        losses: one loss per rank.
-        step: the current step, for the message.
-
-    Raises:
-        NonFiniteError: naming the step and the ranks.
-    """
-    bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-    if bad:
-        ranks = ", ".join(str(rank) for rank in bad)
-        raise NonFiniteError(
-            step, f"the loss is {losses[bad[0]]} on rank {ranks}; stopped before the optimizer step. {HINT}"
-        )

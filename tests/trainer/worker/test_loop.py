@@ -11,7 +11,7 @@ from tests.oracles.world import FlatMasters
 from trainer.ema.sharded import EMA_KINDS, ShardedEma
 from trainer.worker import meters
 from trainer.worker.meters import EDGES, Meters, bucket_names
-from trainer.worker.step import NonFiniteError, require_finite
+from trainer.worker.nonfinite import NonFiniteError, require_finite
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from trainer.config.training import OptimConfig
 from trainer.worker import exchange
 from trainer.worker.engine import ClippedAdamW, step
 from trainer.worker.exchange import Exchange
-from trainer.worker.step import Report
+from trainer.worker.report import Report
 
 SHAPES = ((3, 4), (5,), (2, 2, 2))
 
