@@ -205,7 +205,7 @@ def test_prepared_data_are_read_and_their_plan_is_the_same():
     assert np.unique(data.labels("heldout")).tolist() == [0, 1]
     (folder,) = (BEFORE / "datasets").iterdir()
     plan = json.loads((folder / "dataset.json").read_text())["plan"]
-    assert scan_source(DataConfig())[1] == plan
+    assert scan_source(DataConfig()).plan == plan
     assert plan.startswith(folder.name)
 
 

@@ -10,6 +10,7 @@ from trainer.errors import InputError
 
 LABEL_NAMES = ("label", "labels", "class", "target", "fine_label")
 NO_LABELS = "none"
+PATH_NAMES = ("image", "img", "file_name", "filename", "path", "image_path", "file")
 
 
 def find_columns(schema: pa.Schema, data: DataConfig) -> tuple[str, str | None]:
@@ -29,7 +30,7 @@ def find_columns(schema: pa.Schema, data: DataConfig) -> tuple[str, str | None]:
             f"data.image_column = {data.image_column!r}: is {kind}; allowed: struct<bytes, path> or binary"
         )
     if data.image_column is None and len(image_columns) != 1:
-        problem = f"several image columns: {', '.join(image_columns)}" if image_columns else "no image column"
+        problem = f"several image columns: {', '.join(image_columns)}" if image_columns else _no_images(schema)
         raise InputError(
             f"{where}: {problem}; allowed: one column of struct<bytes, path> or binary, or data.image_column to "
             f"name one; columns are {', '.join(schema.names)}"
@@ -43,6 +44,16 @@ def find_columns(schema: pa.Schema, data: DataConfig) -> tuple[str, str | None]:
             f"{where}: several label columns: {', '.join(named)}; allowed: data.label_column to name one, or none"
         )
     return image, named[0] if named else None
+
+
+def _no_images(schema: pa.Schema) -> str:
+    """That there is no image column; and, if a column looks like paths of images, which."""
+    texts = [
+        field.name
+        for field in schema
+        if (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)) and field.name in PATH_NAMES
+    ]
+    return f"no image column: column {texts[0]!r} holds text, not the images' content" if texts else "no image column"
 
 
 def _holds_images(kind: pa.DataType) -> bool:

@@ -1,9 +1,12 @@
-"""Sources of many files, and their partitions: up to 512 image files, or one Parquet row group.
+"""Sources of many files, and their partitions: up to 512 files, or one Parquet row group.
 
 A partition depends only on the source, so the prepared data set is the same for any number of workers.
 """
 
-from collections.abc import Iterator
+import mimetypes
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -12,14 +15,24 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from trainer.config.data import DataConfig
-from trainer.data.columns import class_names, find_columns, label_kind
-from trainer.data.decode import SUFFIXES
-from trainer.data.manifest import check_no_columns
+from trainer.data.columns import NO_LABELS, class_names, find_columns, label_kind
+from trainer.data.decode import FORMATS, SIGNATURE_BYTES, is_image
+from trainer.data.layout import LayoutError, file_layout, folder_layout
+from trainer.data.listing import File, list_source, printable
+from trainer.data.manifest import check_no_columns, listed
+from trainer.data.metadata import Label, is_metadata, read_metadata
 from trainer.data.store import Store
 from trainer.errors import InputError
 
 FILES_PER_PARTITION = 512
 ROWS_PER_BATCH = 256
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".cr2", ".dng", ".gif", ".heic", ".jfif", ".jpeg", ".jpg", ".nef", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".svg", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+"""Names of files that are images whether or not they can be read; others are images if their content is."""
+NOT_AN_IMAGE = "not an image"
+NO_SUFFIX = "without suffix"
 
 
 @dataclass(frozen=True)
@@ -46,29 +59,53 @@ class Source:
     Attributes:
         url: of the folder, the S3 prefix or the single file.
         partitions: in the order of the source.
-        files: path, size in bytes and modification time in ns of every file, to detect that the source has changed.
+        files: every file that is looked at, to detect that the source has changed.
         image_column: name of the Parquet image column; empty for image files.
         label_column: name of the Parquet label column; None for no labels.
-        labels: type of the labels; None for no labels.
-        class_names: names of the classes, where they are known from folders or from the schema.
+        labels: type of a Parquet source's labels; None for no labels, and for image files.
+        class_names: names of the classes, where they are known from a Parquet file's schema.
+        metadata: labels of image files from metadata files, by printable path; None where those say nothing.
+        folders_are_classes: whether folders of image files are their classes.
+        left_out: printable path of each file that is not looked at, and why.
+        notes: what a user should know of how the source was read.
     """
 
     url: str
     partitions: tuple[Partition, ...]
-    files: tuple[tuple[str, int, int], ...]
+    files: tuple[File, ...]
     image_column: str = ""
     label_column: str | None = None
     labels: Literal["integer", "text"] | None = None
     class_names: tuple[str, ...] = ()
+    metadata: Mapping[str, Label] | None = None
+    folders_are_classes: bool = False
+    left_out: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_parquet(self) -> bool:
+        """Whether its images are rows of Parquet files."""
+        return bool(self.image_column)
 
 
 class Row(NamedTuple):
-    """One encoded image: its file, its row in a Parquet file (None for an image file), its bytes, and its raw label."""
+    """One encoded image, or a file that is none.
+
+    Attributes:
+        path: printable path of its file in the source.
+        row: its row in a Parquet file; None for an image file.
+        data: content of the file; None where there is none.
+        label: as in the Parquet file, else None.
+        problem: why it has no content; empty if it has, or a Parquet file has a null there.
+        is_image: whether the file is meant as an image.
+    """
 
     path: str
     row: int | None
     data: bytes | None
-    label: Any
+    label: Any = None
+    problem: str = ""
+    is_image: bool = True
 
     @property
     def id(self) -> str:
@@ -77,88 +114,122 @@ class Row(NamedTuple):
 
 
 def scan_files(data: DataConfig) -> Source:
-    """Scan a source for its files, columns and classes, without reading any image.
+    """Scan a source for its files, columns and splits, without reading any image.
 
     Raises:
-        InputError: it has no images, or its columns cannot be determined.
+        InputError: it has no files to look at, they contradict each other, or its columns cannot be determined.
     """
     store = Store(data.source)
+    where = f"data.source = {data.source!r}"
     try:
-        entries = _list_entries(store)
-        parquet = [pair for pair in entries if pair[0].endswith(".parquet")]
-        images = [pair for pair in entries if pair[0].lower().endswith(SUFFIXES)]
+        listing = list_source(store)
+        parquet = [file for file in listing.files if file.path.endswith(".parquet") and not is_metadata(file.path)]
+        images = [file.path for file in listing.files if _has_image_suffix(file.path)]
         if parquet and images:
-            raise InputError(f"data.source = {data.source!r}: holds both Parquet files and images; allowed: one")
+            raise InputError(f"{where}: holds both Parquet files and images; allowed: one")
         if parquet:
-            return _parquet(store, parquet, data)
+            others = [(printable(file.path), NOT_AN_IMAGE) for file in listing.files if file not in set(parquet)]
+            return _parquet(store, parquet, (*listing.left_out, *others), data)
+        if not listing.files:
+            hidden = f": all {len(listing.left_out)} files are hidden or cannot be read" if listing.left_out else ""
+            raise InputError(f"{where}: contains no images{hidden}; allowed: images, or Parquet files of images")
+        return _folder(store, listing.files, images, listing.left_out, data)
+    except LayoutError as error:
+        raise InputError(f"{where}: {error}") from None
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"data.source = {data.source!r}: {' '.join(str(error).split())[:300]}") from None
-    if not images:
-        raise InputError(
-            f"data.source = {data.source!r}: contains no images; allowed: files that end in {' '.join(SUFFIXES)}, "
-            "or in .parquet"
-        )
-    return _folder(store, images, data)
+        raise InputError(f"{where}: {' '.join(str(error).split())[:300]}") from None
 
 
-def _list_entries(store: Store) -> list[tuple[str, fs.FileInfo]]:
-    """The source's files except hidden ones; a source that is a single file is listed under its own name."""
-    own = store.files.get_file_info(store.root)
-    if own.type == fs.FileType.File:
-        return [(own.base_name, own)]
-    return [(path, info) for path, info in store.listing() if not any(part[0] == "." for part in path.split("/"))]
+def suffix(path: str) -> str:
+    """A file name's ending in lower case; empty where it has none."""
+    return posixpath.splitext(path)[1].lower()
 
 
-def _stamps(entries: list[tuple[str, fs.FileInfo]]) -> tuple[tuple[str, int, int], ...]:
-    return tuple((path, info.size or 0, info.mtime_ns or 0) for path, info in entries)
+def _has_image_suffix(path: str) -> bool:
+    return suffix(path) in IMAGE_SUFFIXES or (mimetypes.guess_type(path)[0] or "").startswith("image/")
 
 
-def _folder(store: Store, images: list[tuple[str, fs.FileInfo]], data: DataConfig) -> Source:
-    check_no_columns(data, "is a folder of images")
-    paths = [path for path, _ in images]
-    names = sorted({path.split("/")[0] for path in paths if "/" in path})
-    beside = [path for path in paths if "/" not in path]
-    if names and beside:
-        raise InputError(
-            f"data.source = {data.source!r}: labels without classes: {beside[0]!r} is in no sub-folder, others are; "
-            "allowed: all images in sub-folders, one for each class, or none"
-        )
-    cut = range(0, len(paths), FILES_PER_PARTITION)
-    partitions = tuple(Partition(number, tuple(paths[at : at + FILES_PER_PARTITION])) for number, at in enumerate(cut))
-    return Source(store.url, partitions, _stamps(images), labels="text" if names else None, class_names=tuple(names))
+def no_images(where: str, paths: Sequence[str]) -> InputError:
+    """A source's refusal: none of its files is an image."""
+    held = listed(Counter(suffix(path) or NO_SUFFIX for path in paths))
+    return InputError(
+        f"{where}: contains no images, but {held or 'empty files'}; allowed: {', '.join(FORMATS)}, or Parquet files"
+    )
 
 
-def _parquet(store: Store, entries: list[tuple[str, fs.FileInfo]], data: DataConfig) -> Source:
+def _folder(
+    store: Store, files: Sequence[File], images: Sequence[str], left_out: tuple[tuple[str, str], ...], data: DataConfig
+) -> Source:
+    metadata = read_metadata(store, [file.path for file in files], data)
+    if not metadata.files and data.label_column != NO_LABELS:
+        check_no_columns(data, "is a folder of images without metadata")
+    has_classes = metadata.labels is None and data.label_column != NO_LABELS
+    folder_layout(images, data.split == "seeded", has_classes)  # what is known before any file is read
+    looked_at = [file for file in files if file.path not in metadata.files]
+    cut = range(0, len(looked_at), FILES_PER_PARTITION)
+    partitions = tuple(
+        Partition(number, tuple(file.path for file in looked_at[at : at + FILES_PER_PARTITION]))
+        for number, at in enumerate(cut)
+    )
+    return Source(
+        store.url,
+        partitions,
+        tuple(files),
+        metadata=metadata.labels,
+        folders_are_classes=has_classes,
+        left_out=left_out,
+        notes=metadata.notes,
+    )
+
+
+def _parquet(store: Store, entries: Sequence[File], left_out: tuple[tuple[str, str], ...], data: DataConfig) -> Source:
     partitions: list[Partition] = []
     columns: tuple[str, str | None] | None = None
     schema = pa.schema([])
-    for path, info in entries:
-        with store.files.open_input_file(info.path) as opened:
+    names: tuple[str, ...] = ()
+    where = f"data.source = {data.source!r}"
+    for entry in entries:
+        with store.files.open_input_file(_place(store, entry.path)) as opened:
             file = pq.ParquetFile(opened)
             if columns is None:
                 schema, columns = file.schema_arrow, find_columns(file.schema_arrow, data)
+                names = class_names(schema).get(columns[1] or "", ())
             for name in filter(None, columns):
                 at = file.schema_arrow.get_field_index(name)
                 if at < 0 or file.schema_arrow.field(at).type != schema.field(name).type:
-                    raise InputError(
-                        f"data.source = {data.source!r}: {path} has no column {name!r} like {entries[0][0]}"
-                    )
+                    raise InputError(f"{where}: {entry.path} has no column {name!r} like {entries[0].path}")
+            if (own := class_names(file.schema_arrow).get(columns[1] or "", ())) != names:
+                raise InputError(
+                    f"{where}: the classes of {columns[1]!r} differ: {_listed(names)} in {entries[0].path}, "
+                    f"{_listed(own)} in {entry.path}; allowed: the same names in the same order in all files, or "
+                    "data.label_column = none to leave labels out"
+                )
             first = 0
             for group in range(file.metadata.num_row_groups):
-                partitions.append(Partition(len(partitions), (path,), group, first))
+                partitions.append(Partition(len(partitions), (entry.path,), group, first))
                 first += file.metadata.row_group(group).num_rows
     assert columns is not None, "there is one file or more"
     image, label = columns
-    names = class_names(schema).get(label or "", ())
+    file_layout([entry.path for entry in entries], data.split == "seeded")
     kind = None if label is None else label_kind(schema.field(label), data)
-    return Source(store.url, tuple(partitions), _stamps(entries), image, label, kind, names)
+    return Source(store.url, tuple(partitions), tuple(entries), image, label, kind, names, left_out=left_out)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "") if names else "no names"
+
+
+def _place(store: Store, path: str) -> str:
+    """Where a file of a source is: a source that is a single file is that file."""
+    alone = store.files.get_file_info(store.root).type == fs.FileType.File
+    return store.path("" if alone else path)
 
 
 def read_partition(source: Source, partition: Partition) -> Iterator[list[Row]]:
     """The encoded images of a partition in order, in batches.
 
     Raises:
-        OSError: a Parquet file cannot be read. (An image file that cannot be read gives a row without bytes.)
+        OSError: a Parquet file cannot be read. (An image file that cannot be read gives a row without content.)
         pyarrow.ArrowInvalid: a Parquet file is corrupt.
     """
     store = Store(source.url)
@@ -172,30 +243,39 @@ def _bytes(column: pa.Array) -> pa.Array:
     return column.flatten()[column.type.get_field_index("bytes")]
 
 
+def _path_instead(column: pa.Array, row: int) -> str:
+    """What is wrong with a row without bytes: that it has a path instead; empty if it has nothing."""
+    value = column[row].as_py()
+    path = value.get("path") if isinstance(value, dict) else None
+    return f"a path without content: {printable(path)!r}" if isinstance(path, str) and path else ""
+
+
 def _read_files(store: Store, partition: Partition) -> Iterator[list[Row]]:
     for path in partition.files:
-        label = path.split("/")[0] if "/" in path else None
+        name, meant = printable(path), _has_image_suffix(path)
         try:
-            yield [Row(path, None, store.read(path), label)]
-        except (FileNotFoundError, PermissionError):
-            yield [Row(path, None, None, label)]
+            if meant or is_image(store.beginning(path, SIGNATURE_BYTES)):
+                yield [Row(name, None, store.read(path), is_image=meant)]
+            else:
+                yield [Row(name, None, None, problem=NOT_AN_IMAGE, is_image=False)]
+        except (FileNotFoundError, PermissionError) as error:
+            yield [Row(name, None, None, problem=f"cannot be read: {error.strerror or 'no such file'}", is_image=meant)]
 
 
 def _read_row_group(store: Store, source: Source, partition: Partition) -> Iterator[list[Row]]:
     (path,) = partition.files
-    alone = store.files.get_file_info(store.root).type == fs.FileType.File
     columns = [name for name in (source.image_column, source.label_column) if name]
     row = partition.first
-    with store.files.open_input_file(store.path("" if alone else path)) as opened:
+    with store.files.open_input_file(_place(store, path)) as opened:
         file = pq.ParquetFile(opened)
         for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[partition.row_group], columns=columns):
             column = batch.column(source.image_column)
-            encoded = _bytes(column)
+            encoded = _bytes(column).to_pylist()
             labels = [None] * len(batch)
             if source.label_column:
                 labels = batch.column(source.label_column).to_pylist()
             yield [
-                Row(path, row + at, data, label)
-                for at, (data, label) in enumerate(zip(encoded.to_pylist(), labels, strict=True))
+                Row(path, row + at, data, label, "" if data is not None else _path_instead(column, at))
+                for at, (data, label) in enumerate(zip(encoded, labels, strict=True))
             ]
             row += len(batch)

@@ -1,8 +1,9 @@
 """`dataset.json`, the manifest of a prepared data set. Imports no pyarrow, so that checking settings stays fast."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from trainer.config.data import DataConfig
 from trainer.errors import InputError
@@ -40,7 +41,13 @@ class DatasetInfo:
         split_seed: seed of the split.
         mean: mean pixel value of the training images by channel, in 0..255.
         std: standard deviation of the same pixel values by channel.
-        rejected: number of rejected images, which rejected.parquet lists.
+        rejected: number of images that cannot be used; rejected.parquet lists them, and what was left out.
+        split: whether the split is the source's own or seeded.
+        left_out: number of the source's files that are no images, or hidden, and of images that no split uses.
+        duplicates: number of held-out images of which the same pixels are trained on.
+        peak: highest value of its images of more than 8 bits a channel; None where there are none.
+        files: of a source of files, how many there are of each kind, by suffix or reason.
+        notes: what a user should know of how the source was read.
         schema: Arrow type of each column of a shard.
         shards: of each split, in order.
         plan: SHA-256 of everything that the preparation depended on: format, settings and source files.
@@ -58,9 +65,15 @@ class DatasetInfo:
     class_counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     heldout_fraction: float = 0.2
     split_seed: int = 0
+    split: Literal["source", "seeded"] = "seeded"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     rejected: int = 0
+    left_out: int = 0
+    duplicates: int = 0
+    peak: int | None = None
+    files: dict[str, dict[str, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     schema: dict[str, str] = field(default_factory=dict)
     shards: dict[str, tuple[Shard, ...]] = field(default_factory=dict)
     plan: str = ""
@@ -74,6 +87,27 @@ class DatasetInfo:
     def to_json(self) -> str:
         """The text of `dataset.json`."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def listed(counts: Mapping[str, int], most: int = 6) -> str:
+    """Counts as text, the largest first: 60 .heic, 20 .avif."""
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    return ", ".join(f"{counts[name]} {name}" for name in names[:most]) + (", …" if len(names) > most else "")
+
+
+def parse_ours(text: str | bytes, where: str) -> DatasetInfo | None:
+    """Parse a `dataset.json`; None if it is not ours but a list of labels, as NVlabs' dataset_tool writes it.
+
+    Raises:
+        InputError: as `parse`.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if isinstance(values, dict) and "labels" in values and "format_version" not in values:
+        return None
+    return parse(text, where)
 
 
 def parse(text: str | bytes, where: str) -> DatasetInfo:
@@ -96,6 +130,7 @@ def parse(text: str | bytes, where: str) -> DatasetInfo:
         shards = {split: tuple(Shard(**shard) for shard in values["shards"][split]) for split in SPLITS}
         counts = {split: tuple(counts) for split, counts in values["class_counts"].items()}
         tuples = {name: tuple(values[name]) for name in ("image_shape", "class_names", "mean", "std")}
+        tuples["notes"] = tuple(values.get("notes", ()))
         return DatasetInfo(**{**values, **tuples, "class_counts": counts, "shards": shards})
     except (KeyError, TypeError) as error:
         raise InputError(f"{where}: {FILE} is incomplete: {error}; prepare it again") from None
@@ -108,9 +143,13 @@ def check_agrees(info: DatasetInfo, data: DataConfig) -> None:
         InputError: naming the setting and the prepared value.
     """
     channels, *sides = info.image_shape
-    prepared = [
+    seeded = [
         ("heldout_fraction", data.heldout_fraction, info.heldout_fraction),
         ("split_seed", data.split_seed, info.split_seed),
+    ]
+    prepared = [
+        ("split", info.split if data.split == "auto" else data.split, info.split),
+        *(seeded if info.split == "seeded" else []),
         ("size", [data.size] * 2 if data.size else sides, sides),
         ("channels", channels if data.channels == "auto" else data.channels, channels),
     ]
@@ -121,6 +160,20 @@ def check_agrees(info: DatasetInfo, data: DataConfig) -> None:
                 "allowed: that value, or to prepare the source again"
             )
     check_no_columns(data, "is prepared")
+    check_no_white_level(data, "is prepared")
+
+
+def check_no_white_level(data: DataConfig, why: str) -> None:
+    """Refuse a white level for a source that has no use for one; `why` says what the source is.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    if data.white_level is not None:
+        raise InputError(
+            f"data.white_level = {data.white_level}: data.source = {data.source!r} {why}; allowed: null, since only "
+            "image files have more than 8 bits"
+        )
 
 
 def check_no_columns(data: DataConfig, why: str) -> None:

@@ -3,9 +3,9 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,44 +16,83 @@ from trainer.config.run_config import canonical
 from trainer.data.arrays import load_array
 from trainer.data.dataset import Dataset
 from trainer.data.files import Source, scan_files
+from trainer.data.listing import File, printable
 from trainer.data.manifest import FILE, FORMAT_VERSION, MAX_REJECTED, DatasetInfo, parse
 from trainer.data.sources import check_source, is_array, prepared_info
+from trainer.data.split import seeded_split
 from trainer.data.store import Store, is_s3
-from trainer.data.writer import Block, heldout_rows, write_dataset
+from trainer.data.writer import Block, write_dataset
 from trainer.errors import InputError
 from trainer.files import file_lock
 
-DECODER_VERSION = 1
-"""Increased whenever the same source would decode to other pixels."""
+DECODER_VERSION = 2
+"""Increased whenever the same source would be read as other images."""
+ARRAY_VERSION = 1
+"""Likewise for arrays."""
+SUFFIXES_OF_DECODER_1 = (
+    ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 
 PARTS_FOLDER = ".parts"
 PREPARATION_FILE = re.compile(r"(train|heldout)-\d{5}\.arrow|rejected\.parquet|\.parts|\.writing-.*")
 BLOCK_ROWS = 4096
 LOCK_TIMEOUT_S = 24 * 3600.0
+Stamp = tuple[str, int, int]
+"""Path, size in bytes and modification time in ns of a file, to detect that a source has changed."""
 
 
-def scan_source(data: DataConfig) -> tuple[Source | None, str]:
-    """Scan a source: its files (None for an array), and the plan, the SHA-256 of everything that preparing depends on.
+@dataclass(frozen=True)
+class Scan:
+    """What a preparation starts from.
+
+    Attributes:
+        source: the scanned source; None for an array.
+        plan: SHA-256 of everything that preparing depends on.
+        earlier: the plan of the same by the version before, which took files by their suffix.
+    """
+
+    source: Source | None
+    plan: str
+    earlier: str | None = None
+
+
+def scan_source(data: DataConfig) -> Scan:
+    """Scan a source.
 
     Raises:
         InputError: it has no images.
     """
-    source = None if is_array(data.source) else scan_files(data)
-    if source:
-        place, files = source.url, source.files
-    elif data.source == "digits":
-        place, files = "digits", ()
-    else:
-        state = Path(data.source).stat()
-        place, files = os.path.abspath(data.source), ((Path(data.source).name, state.st_size, state.st_mtime_ns),)
+    if is_array(data.source):
+        if data.source == "digits":
+            place, stamps = "digits", []
+        else:
+            state = Path(data.source).stat()
+            place, stamps = os.path.abspath(data.source), [(Path(data.source).name, state.st_size, state.st_mtime_ns)]
+        return Scan(None, _plan(data, place, ARRAY_VERSION, stamps))
+    source = scan_files(data)
+    taken_earlier = [
+        file for file in source.files if source.is_parquet or file.path.lower().endswith(SUFFIXES_OF_DECODER_1)
+    ]
+    return Scan(
+        source,
+        _plan(data, source.url, DECODER_VERSION, _stamps(source.files)),
+        _plan(data, source.url, 1, _stamps(taken_earlier)),
+    )
+
+
+def _plan(data: DataConfig, place: str, version: int, stamps: Sequence[Stamp]) -> str:
     settings = data.identity() | {"source": place}
-    return source, _digest({"version": [FORMAT_VERSION, DECODER_VERSION], "settings": settings, "files": files})
+    return _digest({"version": [FORMAT_VERSION, version], "settings": settings, "files": stamps})
+
+
+def _stamps(files: Sequence[File]) -> list[Stamp]:
+    return [(printable(file.path), file.size, file.mtime_ns) for file in files]
 
 
 def prepare_into(
     data: DataConfig,
     store: Store,
-    scan: tuple[Source | None, str],
+    scan: Scan,
     max_rejected: float = MAX_REJECTED,
     print_line: Callable[[str], None] = print,
 ) -> DatasetInfo:
@@ -69,11 +108,10 @@ def prepare_into(
     Raises:
         InputError: the source is invalid, or the destination holds something else.
     """
-    source, plan = scan
-    if (done := _done(store, plan)) is not None:
+    if (done := _done(store, scan)) is not None:
         return done
     with _held(store):
-        if (done := _done(store, plan)) is not None:
+        if (done := _done(store, scan)) is not None:
             return done
         known = DatasetInfo(
             source=data.source,
@@ -84,20 +122,20 @@ def prepare_into(
             classes=0,
             heldout_fraction=data.heldout_fraction,
             split_seed=data.split_seed,
-            plan=plan,
+            plan=scan.plan,
         )
-        if source is None:
+        if scan.source is None:
             info = _prepare_array(data, store, known)
         else:
             from trainer.data.ray_job import prepare_files
 
-            folder = f"{PARTS_FOLDER}/{_parts_key(data, source)}"
-            info = prepare_files(data, source, store, folder, known, max_rejected, print_line)
+            folder = f"{PARTS_FOLDER}/{_parts_key(data, scan.source)}"
+            info = prepare_files(data, scan.source, store, folder, known, max_rejected, print_line)
         store.remove_folder(PARTS_FOLDER)
         return info
 
 
-def _done(store: Store, plan: str) -> DatasetInfo | None:
+def _done(store: Store, scan: Scan) -> DatasetInfo | None:
     """The data set that this plan has already prepared there; None where there are only parts, or nothing.
 
     Raises:
@@ -113,7 +151,7 @@ def _done(store: Store, plan: str) -> DatasetInfo | None:
     if text is None:
         return None
     info = parse(text, store.url)
-    if info.plan != plan:
+    if info.plan not in (scan.plan, scan.earlier):
         raise InputError(
             f"{store.url}: holds {info.source!r} prepared otherwise: with other settings, or before its files "
             "changed; allowed: a new or an empty folder"
@@ -133,13 +171,15 @@ def _prepare_array(data: DataConfig, store: Store, known: DatasetInfo) -> Datase
 
     shape = (channels, height, width)
     known = replace(known, image_shape=shape, classes=int(images.labels.max()) + 1)
-    return write_dataset(store, blocks, images.labels, heldout_rows(images.labels, data), known)
+    members, notes = seeded_split(images.labels, data)
+    return write_dataset(store, blocks, images.labels, members, replace(known, notes=tuple(notes)))
 
 
 def _parts_key(data: DataConfig, source: Source) -> str:
     """Folder name of the parts, a digest of what they depend on, which the split is not part of."""
-    settings = [source.image_column, source.label_column, data.size, data.channels]
-    return _digest({"version": DECODER_VERSION, "settings": settings, "url": source.url, "files": source.files})[:16]
+    settings = [source.image_column, source.label_column, data.size, data.channels, data.white_level]
+    files = _stamps(source.files)
+    return _digest({"version": DECODER_VERSION, "settings": settings, "url": source.url, "files": files})[:16]
 
 
 @contextmanager
@@ -167,6 +207,8 @@ def _digest(values: object) -> str:
 def prepare(data: DataConfig, storage: Path) -> Dataset:
     """The data set of a run: its source, which is prepared first unless that is done.
 
+    What an earlier version prepared from the same files with the same settings is taken as it is.
+
     Raises:
         InputError: the source does not exist, holds no images, or was prepared with other settings.
     """
@@ -174,9 +216,17 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
     info = prepared_info(data.source)
     if info is None:
         scan = scan_source(data)
-        folder = storage / "datasets" / scan[1][:16]
-        _forget_damaged(folder)
+        plans = [plan for plan in (scan.plan, scan.earlier) if plan]
+        folders = [storage / "datasets" / plan[:16] for plan in plans]
+        done = [folder for folder in folders if _is_prepared(folder)]
+        if not done:
+            _check_apart(data.source, storage)
+        folder = (done or folders)[0]
         info = prepare_into(data, Store(str(folder)), scan)
+        if info.plan != scan.plan:
+            print(f"  note: prepared by an earlier version: {folder} (without it, they are prepared anew)", flush=True)
+        for note in info.notes:
+            print(f"  note: {note}", flush=True)
     elif is_s3(data.source):
         folder = storage / "datasets" / f"s3-{info.fingerprint[:16]}"
         info = replace(info, location=Store(data.source).url)
@@ -187,15 +237,28 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
     return Dataset(folder, replace(info, source=data.source))
 
 
-def _forget_damaged(folder: Path) -> None:
-    """Remove a manifest that cannot be read from a folder of ours, whose data are then prepared again."""
+def _check_apart(source: str, storage: Path) -> None:
+    """Refuse storage inside a folder of images, which would find there what a run writes, and change with it.
+
+    Raises:
+        InputError: it lies inside.
+    """
+    if source == "digits" or is_s3(source):
+        return
+    folder = Path(source).resolve()
+    if folder in (storage.resolve(), *storage.resolve().parents):
+        raise InputError(f"run.storage = {str(storage)!r}: lies inside data.source = {source!r}; allowed: outside it")
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether a folder of ours holds a data set. A manifest that cannot be read is removed."""
     file = folder / FILE
     try:
-        if file.is_file():
-            parse(file.read_bytes(), str(folder))
+        return file.is_file() and bool(parse(file.read_bytes(), str(folder)))
     except InputError:
         print(f"warning: {file} is damaged; the data are prepared again", flush=True)
         file.unlink(missing_ok=True)
+        return False
 
 
 def _check_complete(folder: Path, info: DatasetInfo) -> None:

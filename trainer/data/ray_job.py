@@ -1,5 +1,6 @@
 """Prepares many files as a Ray Data job: image sizes from headers, decoded parts, then one data set from all parts."""
 
+import errno
 import json
 import logging
 from collections.abc import Callable
@@ -8,21 +9,27 @@ from functools import partial
 from io import BytesIO
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from trainer.config.data import DataConfig
-from trainer.data.columns import NO_LABELS
-from trainer.data.files import Partition, Source
-from trainer.data.manifest import DatasetInfo
-from trainer.data.staging import PreparationTask, StagedParts, count_sizes, decode_partition, modal_size
+from trainer.data.assignment import assign, by_suffix, kinds, left_out_of_splits
+from trainer.data.files import Partition, Source, no_images
+from trainer.data.manifest import DatasetInfo, listed
+from trainer.data.staging import (
+    LEFT_OUT,
+    REJECTED,
+    PreparationTask,
+    StagedParts,
+    common_size,
+    count_sizes,
+    decode_partition,
+)
 from trainer.data.store import Store
-from trainer.data.writer import heldout_rows, write_dataset
-from trainer.errors import InputError
+from trainer.data.writer import write_dataset
+from trainer.errors import InputError, RunFailedError
 
-REJECTED = "rejected.parquet"
+REJECTED_FILE = "rejected.parquet"
 TASKS_PER_CPU = 8
 """Enough for an even load, few enough that Ray Data's overhead per task is negligible."""
 PROGRESS_LINES = 10  # printed per stage
@@ -54,32 +61,44 @@ def prepare_files(
         InputError: no usable image, too many rejected ones, labels without classes, or a file that cannot be read.
     """
     size = (data.size, data.size) if data.size else None
-    task = PreparationTask(replace(source, partitions=(), files=()), store.url, folder, size, data.channels)
+    light = replace(source, partitions=(), files=(), metadata=None, left_out=())
+    task = PreparationTask(light, store.url, folder, size, data.channels, data.white_level)
     done = {f"{folder}/{name}" for name, _ in store.listing(folder)}
     if size is None:
         remaining = [partition for partition in source.partitions if task.sizes_name(partition) not in done]
         _run_partitions(
             partial(_run_partition, count_sizes, task), remaining, len(source.partitions), "sizes", print_line
         )
-        task = replace(task, size=modal_size(task, source.partitions) or (1, 1))
+        task = replace(task, size=common_size(task, source.partitions) or (1, 1))
     remaining = [partition for partition in source.partitions if task.images_name(partition) not in done]
     _run_partitions(
         partial(_run_partition, decode_partition, task), remaining, len(source.partitions), "images", print_line
     )
     parts = StagedParts(task, source.partitions)
-    _write_rejected(parts, store, data.source, max_rejected)
     assert task.size is not None, "sizes were counted"
-    labels, names = resolve_labels(parts.good, source, data)
-    heldout = heldout_rows(labels, data)
-    print_line(f"writing {len(labels)} images of {task.size[0]} x {task.size[1]}, {parts.channels} channels")
+    rejected, left_out = parts.unused(REJECTED), parts.unused(LEFT_OUT)
+    left_out = pa.concat_tables([left_out, _not_looked_at(source, left_out.schema)])
+    _write_unused(rejected, left_out, store)
+    _check_rejected(rejected, left_out, len(parts.good), store, data.source, max_rejected)
+    found = assign(parts.good, source, data)
+    if len(found.unused):
+        left_out = pa.concat_tables([left_out, left_out_of_splits(parts.good, found.unused)])
+        _write_unused(rejected, left_out, store)
+    used = sum(int(members.sum()) for members in found.members.values())
+    print_line(f"writing {used} images of {task.size[0]} x {task.size[1]}, {parts.channels} channels")
     known = replace(
         known,
         image_shape=(parts.channels, task.size[1], task.size[0]),
-        classes=len(names) or int(labels.max()) + 1,
-        class_names=names,
-        rejected=len(parts.rejected),
+        classes=len(found.names) or int(found.labels.max()) + 1,
+        class_names=found.names,
+        rejected=len(rejected),
+        left_out=len(left_out),
+        peak=parts.peak,
+        split=found.split,
+        files=kinds(parts.good, rejected, left_out),
+        notes=found.notes,
     )
-    return write_dataset(store, parts.blocks, labels, heldout, known)
+    return write_dataset(store, parts.blocks, found.labels, found.members, known)
 
 
 def _run_partition(
@@ -91,9 +110,11 @@ def _run_partition(
     try:
         action(task, partition)
     except (OSError, pa.ArrowException) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return {"problem": f"{task.url}: {' '.join(str(error).split())[:300]}", "is_full": True}
         where = "" if partition.row_group is None else f", row group {partition.row_group}"
-        return {"problem": f"{partition.files[0]}{where}: {' '.join(str(error).split())[:300]}"}
-    return {"problem": ""}
+        return {"problem": f"{partition.files[0]}{where}: {' '.join(str(error).split())[:300]}", "is_full": False}
+    return {"problem": "", "is_full": False}
 
 
 def _run_partitions(
@@ -121,6 +142,8 @@ def _run_partitions(
     answers = ray.data.from_items(items, override_num_blocks=min(len(items), tasks)).map(action).iter_rows()
     reported = 0
     for done, answer in enumerate(answers, total - len(partitions) + 1):
+        if answer["is_full"]:
+            raise RunFailedError(f"{answer['problem']}; allowed: more space there")
         if answer["problem"]:
             raise InputError(f"data.source: {answer['problem']}")
         if done * PROGRESS_LINES // total > reported or done == total:
@@ -128,18 +151,31 @@ def _run_partitions(
             print_line(f"{what}: {done} of {total} parts ({done / total:.0%})")
 
 
-def _write_rejected(parts: StagedParts, store: Store, source: str, max_rejected: float) -> None:
-    rejected, total = parts.rejected, len(parts.image_records)
+def _not_looked_at(source: Source, schema: pa.Schema) -> pa.Table:
+    rows = [{"path": path, "row": None, "reason": reason} for path, reason in source.left_out]
+    return pa.Table.from_pylist(rows, schema)
+
+
+def _write_unused(rejected: pa.Table, left_out: pa.Table, store: Store) -> None:
+    kinds = pa.array([REJECTED] * len(rejected) + [LEFT_OUT] * len(left_out), pa.string())
     table = BytesIO()
-    pq.write_table(rejected, table)
-    store.write(REJECTED, table.getvalue())
-    if len(rejected) == total:
-        why = f"; the first: {_first(rejected)}" if total else ""
-        raise InputError(f"data.source = {source!r}: no usable image among {total}{why}")
+    pq.write_table(pa.concat_tables([rejected, left_out]).append_column("kind", kinds), table)
+    store.write(REJECTED_FILE, table.getvalue())
+
+
+def _check_rejected(
+    rejected: pa.Table, left_out: pa.Table, usable: int, store: Store, source: str, max_rejected: float
+) -> None:
+    total = len(rejected) + usable
+    if not total:
+        raise no_images(f"data.source = {source!r}", left_out["path"].to_pylist())
+    if not usable:
+        raise InputError(f"data.source = {source!r}: no usable image among {total}; the first: {_first(rejected)}")
     if len(rejected) > max_rejected * total:
+        kinds = "" if rejected["row"].null_count < len(rejected) else f" ({listed(by_suffix(rejected))})"
         raise InputError(
-            f"--max-rejected = {max_rejected:g}: {len(rejected)} of {total} images are rejected, the first "
-            f"{_first(rejected)}; allowed: repair them (listed in {store.url}/{REJECTED}), or run "
+            f"--max-rejected = {max_rejected:g}: {len(rejected)} of {total} images are rejected{kinds}, the first "
+            f"{_first(rejected)}; allowed: repair them (listed in {store.url}/{REJECTED_FILE}), or run "
             "`python -m trainer.data prepare` with a larger fraction"
         )
 
@@ -147,42 +183,3 @@ def _write_rejected(parts: StagedParts, store: Store, source: str, max_rejected:
 def _first(rejected: pa.Table) -> str:
     first = rejected.slice(0, 1).to_pylist()[0]
     return first["path"] + ("" if first["row"] is None else f":{first['row']}") + f" ({first['reason']})"
-
-
-def resolve_labels(good: pa.Table, source: Source, data: DataConfig) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """The labels of the usable images, int64 [N], and the names of the classes, empty where they have none.
-
-    Raises:
-        InputError: labels without classes.
-    """
-    is_text = source.labels == "text"
-    column = good["text" if is_text else "label"].combine_chunks()
-    missing = column.is_null().to_numpy(zero_copy_only=False)
-    names = source.class_names
-    if missing.all():
-        labels = np.full(len(missing), -1, dtype=np.int64)
-    elif is_text:
-        names = names or tuple(sorted(filter(None, column.unique().to_pylist())))
-        places = {name: at for at, name in enumerate(names)}
-        labels = np.array([places.get(text, -1) for text in column.to_pylist()], dtype=np.int64)
-    else:
-        labels = np.where(missing, -1, column.fill_null(-1).to_numpy(zero_copy_only=False)).astype(np.int64)
-    if (labels == -1).all():
-        return labels, ()
-    where = f"data.source = {data.source!r}: labels without classes"
-    if (labels < 0).any():
-        raise InputError(
-            f"{where}: {int((labels < 0).sum())} of {len(labels)} images have none; allowed: labels for all, or "
-            f"data.label_column = {NO_LABELS} to ignore labels"
-        )
-    if names:
-        if labels.max() >= len(names):
-            raise InputError(f"{where}: {int(labels.max())} is the label of an image; allowed: 0 to {len(names) - 1}")
-        return labels, names
-    present = np.unique(labels)
-    if len(present) != present[-1] + 1:
-        absent = next(n for n, label in enumerate(present) if n != label)
-        raise InputError(
-            f"{where}: labels go up to {int(present[-1])}, but no image has {absent}; allowed: 0 to K - 1, or text"
-        )
-    return labels, ()

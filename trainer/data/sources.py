@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from trainer.config.data import DataConfig
-from trainer.data.manifest import FILE, DatasetInfo, check_agrees, check_no_columns, parse
+from trainer.data.manifest import FILE, DatasetInfo, check_agrees, check_no_columns, check_no_white_level, parse_ours
 from trainer.errors import InputError
 
 ALLOWED = (
@@ -28,6 +28,9 @@ def check_source(data: DataConfig) -> None:
         raise InputError(f"data.source = {source!r}: no such data; allowed: {ALLOWED}")
     if is_array(source):
         check_no_columns(data, "has none")
+        check_no_white_level(data, "has 8 bits")
+        if data.split == "source":
+            raise InputError(f"data.split = source: data.source = {source!r} has no splits; allowed: auto, or seeded")
     elif (info := prepared_info(source)) is not None:
         check_agrees(info, data)
 
@@ -57,11 +60,11 @@ def prepared_info(source: str) -> DatasetInfo | None:
 
         try:
             store = Store(source)
-            return None if store.size(FILE) is None else parse(store.read(FILE), source)
+            return None if store.size(FILE) is None else parse_ours(store.read(FILE), source)
         except OSError as error:
             raise InputError(f"data.source = {source!r}: {_line(error)}") from None
     file = Path(source) / FILE
-    return parse(file.read_bytes(), source) if file.is_file() else None
+    return parse_ours(file.read_bytes(), source) if file.is_file() else None
 
 
 def _on_s3(source: str) -> bool:

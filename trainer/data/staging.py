@@ -16,11 +16,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import ipc
 
-from trainer.data.decode import Channels, Rejected, Size, decode, upright_size
+from trainer.data.decode import Channels, NotAnImageError, Rejected, Size, decode, upright_size
 from trainer.data.files import Partition, Row, Source, read_partition
 from trainer.data.store import Store
 from trainer.data.writer import Block
+from trainer.errors import InputError
 
+LARGEST_LABEL = 2**31 - 1
+
+REJECTED = "rejected"
+"""Meant as an image, and cannot be used."""
+LEFT_OUT = "left out"
+"""Not meant as an image, or not asked for."""
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -28,7 +35,9 @@ SCHEMA = pa.schema(
         "row": pa.int64(),
         "label": pa.int64(),
         "text": pa.string(),
+        "kind": pa.string(),  # REJECTED or LEFT_OUT; null for a usable image
         "reason": pa.string(),
+        "peak": pa.int64(),  # highest value of an image of more than 8 bits
         "channels": pa.int64(),  # of the image itself; null where rejected, as the image is
         "image": pa.large_binary(),
     }
@@ -45,6 +54,7 @@ class PreparationTask:
         folder: folder of the parts in the destination.
         size: width and height of the prepared images, in pixels; None until it is known.
         channels: channels of the prepared images.
+        white_level: value of white in images of more than 8 bits a channel; None for 65535.
     """
 
     source: Source
@@ -52,6 +62,7 @@ class PreparationTask:
     folder: str
     size: Size | None
     channels: Channels
+    white_level: int | None = None
 
     def sizes_name(self, partition: Partition) -> str:
         """File name of the counts of a partition's image sizes."""
@@ -67,6 +78,8 @@ def count_sizes(task: PreparationTask, partition: Partition) -> None:
     sizes: Counter[str] = Counter()
     for rows in read_partition(task.source, partition):
         for row in rows:
+            if row.problem:
+                continue
             try:
                 width, height = upright_size(row.data)
                 sizes[f"{width}x{height}"] += 1
@@ -75,15 +88,25 @@ def count_sizes(task: PreparationTask, partition: Partition) -> None:
     Store(task.url).write(task.sizes_name(partition), json.dumps(sizes).encode())
 
 
-def modal_size(task: PreparationTask, partitions: Sequence[Partition]) -> Size | None:
-    """The most common size (width, height) of all images, the smaller in a tie; None where there is no image."""
+def common_size(task: PreparationTask, partitions: Sequence[Partition]) -> Size | None:
+    """The size (width, height) of most images; None where there is no image.
+
+    Raises:
+        InputError: no size is that of more than half of them.
+    """
     store, sizes = Store(task.url), Counter[str]()
     for partition in partitions:
         sizes.update(json.loads(store.read(task.sizes_name(partition))))
-    counted = [(count, *map(int, name.split("x"))) for name, count in sizes.items()]
-    if not counted:
+    if not sizes:
         return None
-    _, width, height = min(counted, key=lambda entry: (-entry[0], entry[1] * entry[2], entry[1]))
+    (name, count), total = sizes.most_common(1)[0], sizes.total()
+    if 2 * count <= total:
+        shown = ", ".join(f"{name} ({count})" for name, count in sorted(sizes.items(), key=lambda one: -one[1])[:3])
+        raise InputError(
+            f"data.size = null: the {total} images are of {len(sizes)} sizes, and no size is that of most: {shown}"
+            f"{', …' if len(sizes) > 3 else ''}; allowed: the side of a square in pixels (data.size, --size)"
+        )
+    width, height = map(int, name.split("x"))
     return width, height
 
 
@@ -92,19 +115,28 @@ def decode_partition(task: PreparationTask, partition: Partition) -> None:
     assert task.size is not None, "sizes were counted"
     with Store(task.url).writing(task.images_name(partition)) as path, ipc.new_file(str(path), SCHEMA) as file:
         for rows in read_partition(task.source, partition):
-            record = [_decoded(row, task.size, task.channels, task.source.labels) for row in rows]
+            record = [_decoded(row, task, task.size) for row in rows]
             file.write_batch(pa.RecordBatch.from_pylist(record, schema=SCHEMA))
 
 
-def _decoded(row: Row, size: Size, channels: Channels, labels: str | None) -> dict[str, Any]:
+def _decoded(row: Row, task: PreparationTask, size: Size) -> dict[str, Any]:
     record: dict[str, Any] = {"id": row.id, "path": row.path, "row": row.row}
     if row.label is not None:
-        record |= {"text": row.label} if labels == "text" else {"label": row.label}
+        record |= {"text": row.label} if task.source.labels == "text" else {"label": _number(row)}
+    if row.problem:
+        return record | {"kind": REJECTED if row.is_image else LEFT_OUT, "reason": row.problem}
     try:
-        pixels = decode(row.data, size, channels)
-        return record | {"channels": pixels.shape[-1], "image": pixels.tobytes()}
+        image = decode(row.data, size, task.channels, task.white_level)
     except Rejected as error:
-        return record | {"reason": str(error)}
+        is_image = row.is_image or not isinstance(error, NotAnImageError)
+        return record | {"kind": REJECTED if is_image else LEFT_OUT, "reason": str(error)}
+    return record | {"channels": image.pixels.shape[-1], "image": image.pixels.tobytes(), "peak": image.peak}
+
+
+def _number(row: Row) -> int:
+    if row.label > LARGEST_LABEL:
+        raise pa.ArrowInvalid(f"row {row.row} has label {row.label}; allowed: 0 to K - 1, for K classes")
+    return row.label
 
 
 @dataclass(frozen=True)
@@ -127,20 +159,26 @@ class StagedParts:
         kept = pa.schema([SCHEMA.field(name) for name in columns])
         return pa.Table.from_batches(self._batches(columns), kept).combine_chunks()
 
-    @cached_property
-    def rejected(self) -> pa.Table:
-        """Path, row and reason of the rejected images."""
-        return self.image_records.filter(self.image_records["reason"].is_valid()).select(["path", "row", "reason"])
+    def unused(self, kind: str) -> pa.Table:
+        """Path, row and reason of what is not used, of one kind."""
+        records = self.image_records
+        rows = [number for number, of in enumerate(records["kind"].to_pylist()) if of == kind]
+        return records.take(pa.array(rows, pa.int64())).select(["path", "row", "reason"])
 
     @cached_property
     def good(self) -> pa.Table:
         """The records of the usable images."""
-        return self.image_records.filter(self.image_records["reason"].is_null())
+        return self.image_records.filter(self.image_records["kind"].is_null())
 
     @cached_property
     def channels(self) -> int:
         """Channels of the prepared images: 1 if every usable image is grey, else 3."""
         return int(self.good["channels"].to_numpy().max())
+
+    @property
+    def peak(self) -> int | None:
+        """Highest value of the usable images of more than 8 bits a channel; None where there are none."""
+        return max(filter(None, self.good["peak"].to_pylist()), default=None)
 
     def blocks(self) -> Iterator[Block]:
         """The usable images, in the order of the source."""

@@ -72,8 +72,18 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """Content of a file."""
+        if self.local:  # Arrow takes only names that are UTF-8
+            return Path(self.path(name)).read_bytes()
         with self.files.open_input_file(self.path(name)) as file:
             return file.read()
+
+    def beginning(self, name: str, size: int) -> bytes:
+        """The first bytes of a file, as many as it has."""
+        if self.local:
+            with Path(self.path(name)).open("rb") as file:
+                return file.read(size)
+        with self.files.open_input_file(self.path(name)) as file:
+            return file.read(size)
 
     def listing(self, name: str = "") -> list[tuple[str, fs.FileInfo]]:
         """All files below a folder: path relative to it, and file info, sorted by the components of the path."""

@@ -13,14 +13,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import ipc
 
-from trainer.config.data import DataConfig
 from trainer.data.cache import file_sha256
+from trainer.data.decode import WHITE_16_BIT
 from trainer.data.manifest import FILE, SPLITS, DatasetInfo, Shard
+from trainer.data.split import Members
 from trainer.data.store import Store
-from trainer.errors import InputError
 
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 65536
+DARK = 64
+"""Images of which none is brighter are hardly meant so."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +41,13 @@ class Block:
 Blocks = Callable[[], Iterator[Block]]
 
 
-def heldout_rows(labels: NDArray[np.int64], data: DataConfig) -> NDArray[np.bool_]:
-    """The seeded split, stratified by label where there are labels: True for held-out rows, bool [N].
-
-    Raises:
-        InputError: the fraction leaves a split, or a class in a split, without images.
-    """
-    from sklearn.model_selection import train_test_split
-
-    try:
-        _, heldout = train_test_split(
-            np.arange(len(labels)),
-            test_size=data.heldout_fraction,
-            random_state=data.split_seed % 2**32,
-            stratify=labels if labels.max(initial=-1) >= 0 else None,
-        )
-    except ValueError as error:
-        raise InputError(f"data.heldout_fraction = {data.heldout_fraction}: {len(labels)} images: {error}") from None
-    mask = np.zeros(len(labels), dtype=bool)
-    mask[heldout] = True
-    return mask
-
-
 def rows_per_shard(image_shape: tuple[int, int, int]) -> int:
     """Rows of a shard of about 64 MiB."""
     return max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(image_shape))))
 
 
 def write_dataset(
-    store: Store, blocks: Blocks, labels: NDArray[np.int64], heldout: NDArray[np.bool_], known: DatasetInfo
+    store: Store, blocks: Blocks, labels: NDArray[np.int64], members: Members, known: DatasetInfo
 ) -> DatasetInfo:
     """Write all shards and, last, `dataset.json`; returns its content.
 
@@ -75,14 +55,14 @@ def write_dataset(
         store: the destination; shards of an earlier preparation are removed.
         blocks: called once per split; iterates over all N images in order.
         labels: class of each image, int64 [N]; -1 for an image without a label.
-        heldout: True for held-out rows, bool [N].
+        members: of each split, which rows it has, bool [N].
         known: the fields that are known beforehand; counts, statistics, shards and the fingerprint are filled in.
     """
     writer = _DatasetWriter(store, known.image_shape)
     shards, counts = {}, {}
-    for split, members in zip(SPLITS, (~heldout, heldout), strict=True):
-        own = labels[members]
-        shards[split] = writer.split(split, _members(blocks(), members), own)
+    for split in SPLITS:
+        own = labels[members[split]]
+        shards[split] = writer.split(split, _members(blocks(), members[split]), own)
         counts[split] = tuple(int(n) for n in np.bincount(own, minlength=known.classes)) if known.classes else ()
     kept = {shard.name for split in SPLITS for shard in shards[split]}
     for name in store.names():
@@ -91,9 +71,11 @@ def write_dataset(
     mean, std = writer.statistics()
     info = replace(
         known,
+        notes=(*known.notes, *writer.notes(known.peak)),
+        duplicates=writer.duplicates,
         fingerprint=writer.digest.hexdigest(),
-        train=int((~heldout).sum()),
-        heldout=int(heldout.sum()),
+        train=int(members["train"].sum()),
+        heldout=int(members["heldout"].sum()),
         class_counts=counts,
         mean=mean,
         std=std,
@@ -124,12 +106,16 @@ class _DatasetWriter:
 
     Attributes:
         digest: running SHA-256 of what was written: of each split its images, then its labels.
+        duplicates: number of held-out images whose pixels are those of a training image.
     """
 
     def __init__(self, store: Store, image_shape: tuple[int, int, int]) -> None:
         self.digest = hashlib.sha256()
         self._store, self._shape = store, image_shape
         self._level_counts = np.zeros((image_shape[0], 256), dtype=np.int64)
+        self._trained_on = set[bytes]()
+        self.duplicates = 0
+        self._first_duplicate = ""
 
     def split(self, split: str, blocks: Iterator[Block], labels: NDArray[np.int64]) -> tuple[Shard, ...]:
         """Write the shards of one split; `labels` is int64 [n] over all its images."""
@@ -140,12 +126,23 @@ class _DatasetWriter:
         for block in _regrouped(blocks, rows_per_shard(self._shape)):
             if split == "train":
                 self._count(block.pixels)
+            self._compare(split, block)
             self.digest.update(block.pixels.data)
             name = f"{split}-{len(shards):05d}.arrow"
             shards.append(self._shard(name, block, labels[first : first + len(block.ids)]))
             first += len(block.ids)
         self.digest.update(labels.astype("<i8").tobytes())
         return tuple(shards)
+
+    def _compare(self, split: str, block: Block) -> None:
+        """Look for held-out images among the training images; 16 bytes are kept of each of those."""
+        for image, name in zip(block.pixels, block.ids, strict=True):
+            digest = hashlib.blake2b(image.data, digest_size=16).digest()
+            if split == "train":
+                self._trained_on.add(digest)
+            elif digest in self._trained_on:
+                self.duplicates += 1
+                self._first_duplicate = self._first_duplicate or name
 
     def _count(self, pixels: NDArray[np.uint8]) -> None:
         for channel, levels in enumerate(self._level_counts):
@@ -160,6 +157,24 @@ class _DatasetWriter:
             with ipc.new_file(str(path), batch.schema) as file:
                 file.write_batch(batch)
             return Shard(name, len(labels), path.stat().st_size, file_sha256(path))
+
+    def notes(self, peak: int | None) -> list[str]:
+        """What is odd about the images; `peak` is the highest value of those of more than 8 bits."""
+        notes: list[str] = []
+        brightest = int(np.flatnonzero(self._level_counts.sum(0)).max())
+        if peak is not None and peak <= WHITE_16_BIT // 2 and brightest < 128:
+            notes.append(
+                f"the images of more than 8 bits use 0 to {peak} of 0 to {WHITE_16_BIT}, and become 0 to {brightest} "
+                f"of 0 to 255: if {peak} is nearly white, say so with --white-level {2 ** peak.bit_length() - 1}"
+            )
+        elif brightest < DARK:
+            notes.append(f"the images use 0 to {brightest} of 0 to 255: are they label maps, or too dark?")
+        if self.duplicates:
+            notes.append(
+                f"{self.duplicates} held-out images are trained on as well, pixel for pixel; the first: "
+                f"{self._first_duplicate}"
+            )
+        return notes
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of the training pixels by channel, in 0..255; exact in any order."""

@@ -27,13 +27,14 @@ def noise(mode: str, size: tuple[int, int] = (6, 4), seed: int = 0) -> Image.Ima
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode)
 
 
-def png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A grey PNG of any header, true or not."""
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+def png(width: int, height: int, data: bytes = b"", bits: int = 8, colour: int = 0) -> bytes:
+    """A PNG of any header, true or not; grey unless `colour` says otherwise."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 

@@ -1,5 +1,7 @@
 """The preparation as a Ray Data job: what comes out of hostile sources, on any number of CPUs, after a kill."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from trainer.config.data import DataConfig
 from trainer.data.__main__ import main
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.prepare import prepare
+from trainer.errors import InputError
 from trainer.runtime.ray_cluster import connect_ray
 
 pytestmark = pytest.mark.integration
@@ -299,10 +302,188 @@ def test_labels_that_all_images_lack_are_no_labels(tmp_path, labels):
     assert (dataset.info.classes, set(dataset.labels("train"))) == (0, {-1})
 
 
-@pytest.mark.parametrize("files", [[b"bad", None, b""], []])
-def test_a_source_without_a_good_row_is_refused(tmp_path, capsys, files):
+def test_the_splits_of_folders_are_the_split_and_the_folders_below_are_the_classes(tmp_path, capsys):
+    for seed, name in enumerate(["train/2/a", "train/10/b", "train/10/c", "val/2/d", "val/10/e", "test/2/f"]):
+        path = tmp_path / f"source/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(noise("L", seed=seed)))
+    (tmp_path / "source/val/10/again.png").write_bytes((tmp_path / "source/train/2/a.png").read_bytes())
+    own = prepared(tmp_path / "source", tmp_path / "own")
+    assert own.ids("train") == ["train/10/b.png", "train/10/c.png", "train/2/a.png"]
+    assert own.ids("heldout") == ["val/10/again.png", "val/10/e.png", "val/2/d.png"]
+    assert own.info.class_names == ("2", "10")
+    assert own.labels("train").tolist() == [1, 1, 0]
+    assert (own.info.split, own.info.left_out, own.info.duplicates) == ("source", 1, 1)
+    shown = capsys.readouterr().out
+    assert "note: the split is the source's own: validation is held out" in shown
+    assert "note: split test is not used" in shown
+    assert "1 held-out images are trained on as well, pixel for pixel; the first: val/10/again.png" in shown
+    left_out = pq.read_table(tmp_path / "own/rejected.parquet").to_pylist()
+    assert [(row["path"], row["kind"]) for row in left_out] == [("test/2/f.png", "left out")]
+    merged = prepared(tmp_path / "source", tmp_path / "merged", "--split", "seeded", "--heldout-fraction", 0.4)
+    assert merged.info.split == "seeded"
+    assert merged.info.train + merged.info.heldout == 7
+    assert "data.split = source" in refused(
+        capsys, tmp_path / "source/train", tmp_path / "none", "--split", "source", "--size", 4
+    )
+
+
+def test_a_run_takes_the_split_that_its_data_are_prepared_with(tmp_path):
+    for split, count in (("train", 3), ("test", 2)):
+        parquet(tmp_path / f"source/{split}-00000-of-00001.parquet", many(5)[-count:], [0, 1, 0][:count])
+    found = prepare(DataConfig(source=str(tmp_path / "source")), tmp_path / "storage")
+    assert (found.info.train, found.info.heldout, found.info.split) == (3, 2, "source")
+    folder = str(found.folder)
+    assert prepare(DataConfig(source=folder, heldout_fraction=0.5), tmp_path).info.train == 3
+    with pytest.raises(InputError, match=r"data\.split = seeded: data\.source = .* is prepared with source"):
+        prepare(DataConfig(source=folder, split="seeded"), tmp_path)
+
+
+def test_the_content_decides_what_is_an_image_and_everything_else_is_listed(tmp_path, capsys):
+    files = {
+        "a/1.jfif": encoded(noise("L"), "JPEG"), "a/2": encoded(noise("L")), "b/3.txt": encoded(noise("L")),
+        "b/4.png": encoded(noise("L"), "GIF"), "a/README.md": b"# images", "b/Thumbs.db": b"P5 is no image",
+        "a/.hidden.png": encoded(noise("L")), "b/5.heic": b"\0\0\0\x18ftypheic", "LICENSE": b"",
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(content)
+    line = refused(capsys, tmp_path / "source", tmp_path / "dest")
+    assert "1 of 5 images are rejected (1 .heic), the first b/5.heic (not an image of the formats" in line
+    found = prepared(tmp_path / "source", tmp_path / "dest", "--max-rejected", 0.2, "--heldout-fraction", 0.5)
+    assert sorted(found.ids("train") + found.ids("heldout")) == ["a/1.jfif", "a/2", "b/3.txt", "b/4.png"]
+    assert found.info.class_names == ("a", "b")
+    assert found.info.files == {
+        "used": {".jfif": 1, ".png": 1, ".txt": 1, "without suffix": 1},
+        "rejected": {".heic": 1},
+        "left out": {".db": 1, ".md": 1, "hidden": 1, "without suffix": 1},
+    }
+    listed = {row["path"]: row["kind"] for row in pq.read_table(tmp_path / "dest/rejected.parquet").to_pylist()}
+    assert listed.pop("b/5.heic") == "rejected"
+    assert listed == dict.fromkeys(["LICENSE", "a/.hidden.png", "a/README.md", "b/Thumbs.db"], "left out")
+    assert "left out: 1 .db, 1 .md, 1 hidden, 1 without suffix" in capsys.readouterr().out
+
+
+def test_labels_come_from_metadata_where_there_are_some(tmp_path):
+    for name, content in [("1", many(4)[0]), ("2", many(4)[1]), ("deep/3", many(4)[2]), ("deep/4", many(4)[3])]:
+        (tmp_path / f"source/{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"source/{name}.png").write_bytes(content)
+    (tmp_path / "source/metadata.csv").write_text(
+        "file_name,label\n1.png,bee\n2.png,ant\ndeep/3.png,ant\ndeep/4.png,bee\n"
+    )
+    found = prepared(tmp_path / "source", tmp_path / "dest", "--heldout-fraction", 0.5)
+    labels = {name: label for name, (_, label) in by_id(found).items()}
+    assert labels == {"1.png": 1, "2.png": 0, "deep/3.png": 0, "deep/4.png": 1}
+    assert found.info.class_names == ("ant", "bee")
+    without = prepared(tmp_path / "source/deep", tmp_path / "without", "--label-column", "none")
+    assert without.info.classes == 0
+
+
+def test_images_that_use_few_levels_are_pointed_out(tmp_path, capsys):
+    for name, levels in {"twelve": np.uint16(4095), "map": np.uint8(20), "dark": np.uint16(20)}.items():
+        for number in range(3):
+            pixels = np.full((4, 4), levels)
+            pixels[0, number] = 0
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    assert prepared(tmp_path / "twelve", tmp_path / "a").info.peak == 4095
+    assert "use 0 to 4095 of 0 to 65535, and become 0 to 16 of 0 to 255" in capsys.readouterr().out
+    assert prepared(tmp_path / "twelve", tmp_path / "b", "--white-level", 4095).info.notes == ()
+    (note,) = prepared(tmp_path / "map", tmp_path / "c").info.notes
+    assert note == "the images use 0 to 20 of 0 to 255: are they label maps, or too dark?"
+    (note,) = prepared(tmp_path / "dark", tmp_path / "d").info.notes[:1]
+    assert note.endswith("if 20 is nearly white, say so with --white-level 31")
+
+
+def test_class_names_that_differ_between_files_are_refused(tmp_path, capsys):
+    parquet(tmp_path / "source/a.parquet", many(4), [0, 1, 0, 1], names=["cat", "dog"])
+    parquet(tmp_path / "source/b.parquet", many(4), [0, 1, 0, 1], names=["dog", "cat"])
+    line = refused(capsys, tmp_path / "source", tmp_path / "dest")
+    assert "the classes of 'label' differ: cat, dog in a.parquet, dog, cat in b.parquet" in line
+    parquet(tmp_path / "source/b.parquet", many(4), [0, 1, 0, 1])
+    assert "cat, dog in a.parquet, no names in b.parquet" in refused(capsys, tmp_path / "source", tmp_path / "dest")
+
+
+@pytest.mark.parametrize("label", [2**31, 2**63 + 5])
+def test_a_label_that_is_no_class_is_one_line(tmp_path, capsys, label):
+    source = parquet(tmp_path / "raw.parquet", many(2), pa.array([1, label], pa.uint64()))
+    line = refused(capsys, source, tmp_path / "dest")
+    assert f"raw.parquet, row group 0: row 1 has label {label}; allowed: 0 to K - 1" in line
+
+
+def test_paths_instead_of_images_are_named(tmp_path, capsys):
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], "label": [0, 1]}), tmp_path / "paths.parquet")
+    line = refused(capsys, tmp_path / "paths.parquet", tmp_path / "dest")
+    assert "no image column" in line
+    assert "column 'image' holds text" in line
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    table = pa.table({"image": pa.array([{"bytes": None, "path": "x/1.png"}] * 2, kind)})
+    pq.write_table(table, tmp_path / "structs.parquet")
+    assert "structs.parquet:0 (a path without content: 'x/1.png')" in refused(
+        capsys, tmp_path / "structs.parquet", tmp_path / "dest"
+    )
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
+    source = parquet(tmp_path / "raw.parquet", many(6), rows=3)
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
+    try:
+        (small / "ballast").write_bytes(bytes(60 * 1024))
+        (small / "dest").mkdir()
+        assert main(["prepare", source, str(small / "dest")]) == 1
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1
+        assert "No space left on device" in errors
+        assert f"{small}/dest" in errors
+        (small / "ballast").unlink()
+        assert prepared(source, small / "dest", "--heldout-fraction", 0.5).info.train == 3
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_what_an_earlier_version_prepared_is_taken_as_it_is(tmp_path, capsys):
+    """Version 1 took every top folder as a class, and files by their suffix."""
+    for name in ("train/1.png", "train/2.png", "val/3.png", "val/4.png", "notes.txt"):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(
+            b"text" if name.endswith("txt") else encoded(noise("L", seed=len(name)))
+        )
+    data = DataConfig(source=str(tmp_path / "source"), heldout_fraction=0.5)
+    settings = {
+        "source": str(tmp_path / "source"), "heldout_fraction": 0.5, "split_seed": 0, "size": None, "channels": "auto",
+        "image_column": None, "label_column": None,
+    }  # fmt: skip
+    paths = [tmp_path / "source" / name for name in ("train/1.png", "train/2.png", "val/3.png", "val/4.png")]
+    files = [
+        (str(path.relative_to(tmp_path / "source")), path.stat().st_size, path.stat().st_mtime_ns) for path in paths
+    ]
+    plan = {"version": [2, 1], "settings": settings, "files": files}
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    made = prepared(tmp_path / "source/train", tmp_path / "storage/datasets" / digest[:16], "--heldout-fraction", 0.5)
+    manifest = made.folder / "dataset.json"
+    manifest.write_text(manifest.read_text().replace(made.info.plan, digest))
+    found = prepare(data, tmp_path / "storage")
+    assert found.info.fingerprint == made.info.fingerprint
+    assert "prepared by an earlier version" in capsys.readouterr().out
+    assert prepare(data, tmp_path / "other").info.split == "source"
+
+
+def test_storage_inside_the_source_is_refused(tmp_path):
+    (tmp_path / "1.png").write_bytes(encoded(noise("L")))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for storage in (tmp_path, tmp_path / "runs", tmp_path / "link/runs"):
+        with pytest.raises(InputError, match=r"run\.storage = .*: lies inside data\.source"):
+            prepare(DataConfig(source=str(tmp_path)), storage)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"), [([b"bad", None, b""], "no usable image among 3"), ([], "contains no images")]
+)
+def test_a_source_without_a_good_row_is_refused(tmp_path, capsys, files, said):
     source = parquet(tmp_path / "raw.parquet", files)
-    assert "no usable image among" in refused(capsys, source, tmp_path / "dest", "--max-rejected", 1)
+    assert said in refused(capsys, source, tmp_path / "dest", "--max-rejected", 1)
 
 
 def test_a_parquet_file_with_broken_pages_is_refused(tmp_path, capsys):

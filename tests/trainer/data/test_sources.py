@@ -104,7 +104,7 @@ def bad_arguments(folder):
     return {
         "missing": (["/no/such", dest], "data.source = '/no/such': no such data; allowed: digits"),
         "missing-parquet": (["/no/such.parquet", dest], "data.source = '/no/such.parquet': no such data"),
-        "empty": ([str(folder / "empty"), dest], "contains no images; allowed: files that end in .png"),
+        "empty": ([str(folder / "empty"), dest], "contains no images; allowed: images, or Parquet files"),
         "both": ([str(folder / "both"), dest], "holds both Parquet files and images"),
         "no-class": ([str(folder / "mixed"), dest], "labels without classes: 'b.png' is in no sub-folder"),
         "broken": ([str(folder / "broken.parquet"), dest], "broken.parquet': "),

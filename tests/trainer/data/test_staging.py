@@ -3,15 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from trainer.config.data import DataConfig
-from trainer.data.files import Source
+from trainer.data.labels import resolve_labels
 from trainer.data.prepare import scan_source
-from trainer.data.ray_job import resolve_labels
-from trainer.data.staging import PreparationTask, StagedParts, count_sizes, decode_partition, modal_size
+from trainer.data.staging import REJECTED, PreparationTask, StagedParts, common_size, count_sizes, decode_partition
 from trainer.errors import InputError
 
 
@@ -24,7 +22,7 @@ def task(tmp_path) -> PreparationTask:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (side, side), dtype=np.uint8)).save(folder / f"{number}.png")
     (tmp_path / "source" / "b" / "spoilt.png").write_bytes(b"no picture")
-    source, _ = scan_source(DataConfig(source=str(tmp_path / "source")))
+    source = scan_source(DataConfig(source=str(tmp_path / "source"))).source
     assert source is not None
     return PreparationTask(source, str(tmp_path / "dest"), "parts", None, "auto")
 
@@ -33,12 +31,15 @@ def sized(task: PreparationTask, size: tuple[int, int]) -> PreparationTask:
     return PreparationTask(task.source, task.url, task.folder, size, task.channels)
 
 
-def test_the_size_is_the_commonest_and_of_two_the_smaller(task):
+def test_the_size_is_that_of_most_images_and_is_asked_for_where_there_is_none(task):
     partitions = task.source.partitions
     for partition in partitions:
         count_sizes(task, partition)
-    assert modal_size(task, partitions) == (4, 4)
-    assert modal_size(task, []) is None
+    with pytest.raises(InputError, match=r"the 5 images are of 3 sizes.*: 4x4 \(2\), 6x6 \(2\), 8x8 \(1\); allowed"):
+        common_size(task, partitions)
+    (Path(task.url) / task.sizes_name(partitions[0])).write_text('{"4x4": 3, "6x6": 2}')
+    assert common_size(task, partitions) == (4, 4)
+    assert common_size(task, []) is None
 
 
 def test_a_part_has_pixels_or_the_reason_why_there_are_none(task):
@@ -48,7 +49,7 @@ def test_a_part_has_pixels_or_the_reason_why_there_are_none(task):
     parts = StagedParts(task, partitions)
     assert len(parts.image_records) == 6
     assert len(parts.good) == 5
-    (spoilt,) = parts.rejected.to_pylist()
+    (spoilt,) = parts.unused(REJECTED).to_pylist()
     assert spoilt["path"].endswith("spoilt.png")
     assert spoilt["reason"]
     assert parts.channels == 1
@@ -58,39 +59,33 @@ def test_a_part_has_pixels_or_the_reason_why_there_are_none(task):
     assert any(np.array_equal(image[..., 0], first) for image in pixels)
 
 
-def table(values: list, kind: str) -> pa.Table:
-    return pa.table({"label": pa.array(values if kind == "integer" else [None] * len(values), pa.int64()),
-                     "text": pa.array(values if kind == "text" else [None] * len(values), pa.string())})  # fmt: skip
-
-
-def source(kind: str | None, names: tuple[str, ...] = ()) -> Source:
-    return Source("s", (), (), labels=kind, class_names=names)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
-    ("values", "kind", "names", "labels", "classes"),
+    ("values", "names", "labels", "classes"),
     [
-        ([1, 0, 1], "integer", (), [1, 0, 1], ()),
-        ([1, 0, 1], "integer", ("x", "y"), [1, 0, 1], ("x", "y")),
-        (["cat", "ant", "cat"], "text", (), [1, 0, 1], ("ant", "cat")),
-        (["cat", "ant"], "text", ("cat", "ant"), [0, 1], ("cat", "ant")),
-        ([None, None], "integer", (), [-1, -1], ()),
+        ([1, 0, 1], (), [1, 0, 1], ()),
+        ([1, 0, 1], ("x", "y"), [1, 0, 1], ("x", "y")),
+        (["cat", "ant", "cat"], (), [1, 0, 1], ("ant", "cat")),
+        (["cat", "ant"], ("cat", "ant"), [0, 1], ("cat", "ant")),
+        (["10", "2", "1"], (), [2, 1, 0], ("1", "2", "10")),
+        (["img10", "img9b", "img9a"], (), [2, 1, 0], ("img9a", "img9b", "img10")),
+        ([None, None], (), [-1, -1], ()),
+        ([-1, -1], ("x",), [-1, -1], ()),
     ],
 )
-def test_labels_are_numbers_from_zero(values, kind, names, labels, classes):
-    found = resolve_labels(table(values, kind), source(kind, names), DataConfig(source="s"))
+def test_labels_are_numbers_from_zero(values, names, labels, classes):
+    found = resolve_labels(values, DataConfig(source="s"), names)
     assert (found[0].tolist(), found[1]) == (labels, classes)
 
 
 @pytest.mark.parametrize(
-    ("values", "kind", "names", "message"),
+    ("values", "names", "message"),
     [
-        ([0, None], "integer", (), "1 of 2 images"),
-        ([0, 2], "integer", (), "no image has 1"),
-        ([0, 2], "integer", ("x", "y"), "allowed: 0 to 1"),
-        (["cat", "dog"], "text", ("cat",), "1 of 2 images"),
+        ([0, None], (), "1 of 2 images"),
+        ([0, 2], (), "no image has 1"),
+        ([0, 2], ("x", "y"), "allowed: 0 to 1"),
+        (["cat", "dog"], ("cat",), "1 of 2 images"),
     ],
 )
-def test_labels_without_classes_are_refused(values, kind, names, message):
+def test_labels_without_classes_are_refused(values, names, message):
     with pytest.raises(InputError, match=message):
-        resolve_labels(table(values, kind), source(kind, names), DataConfig(source="s"))
+        resolve_labels(values, DataConfig(source="s"), names)

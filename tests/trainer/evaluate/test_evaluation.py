@@ -23,6 +23,7 @@ from trainer.config.evaluation import SAMPLED, EvaluationConfig, Metric
 from trainer.data.arrays import load_array
 from trainer.data.dataset import Dataset
 from trainer.data.manifest import DatasetInfo
+from trainer.data.split import members_of
 from trainer.data.store import Store
 from trainer.data.writer import Block as Rows, write_dataset
 from trainer.evaluate import blocks as blocks_module
@@ -72,7 +73,9 @@ def dataset(tmp_path_factory, heldout):
     block = Rows(np.concatenate([train, heldout]), [str(row) for row in range(71)])
     labels = np.concatenate([np.arange(50) % 3, np.arange(21) % 3])
     known = DatasetInfo("test", "", SHAPE, 0, 0, 3)
-    return Dataset(folder, write_dataset(Store(str(folder)), lambda: iter([block]), labels, np.arange(71) >= 50, known))
+    return Dataset(
+        folder, write_dataset(Store(str(folder)), lambda: iter([block]), labels, members_of(np.arange(71) >= 50), known)
+    )
 
 
 METRICS = ("vlb", "continuous_vlb", "nll", "denoising", "frechet")

@@ -15,6 +15,7 @@ from trainer.config.evaluation import EvaluationConfig
 from trainer.config.run_config import canonical
 from trainer.data.dataset import Dataset
 from trainer.data.manifest import DatasetInfo
+from trainer.data.split import members_of
 from trainer.data.store import Store
 from trainer.data.writer import Block as Rows, write_dataset
 from trainer.evaluate.blocks import blocks_of, sample_sets
@@ -43,7 +44,9 @@ def measured(tmp_path_factory) -> tuple[Path, Path, Evaluated]:
         save_package(package, made, build_network(network, SHAPE).state_dict())
     pixels = np.random.default_rng(0).integers(0, 256, (110, 4, 4, 1), dtype=np.uint8)
     known, rows = DatasetInfo("test", "", SHAPE, 0, 0, 0), Rows(pixels, [str(row) for row in range(110)])
-    info = write_dataset(Store(str(folder)), lambda: iter([rows]), np.full(110, -1), np.arange(110) >= 60, known)
+    info = write_dataset(
+        Store(str(folder)), lambda: iter([rows]), np.full(110, -1), members_of(np.arange(110) >= 60), known
+    )
     data = Dataset(folder, info)
     BlockEvaluator(package, CONFIG, data).keep(blocks_of(CONFIG, info.heldout), blocks)
     extractor = PixelExtractor(SHAPE)
