@@ -8,9 +8,9 @@ Training writes such folders, the registry stores them, and the sampler verifies
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class PackageConfig(Config):
         solver: default solver for sampling.
         null_label_trained: whether the network was also trained without labels, which classifier-free guidance and
             sampling without a label need; None without classes, and in packages that do not say.
+        class_names: of the network's classes, in their order; empty where they have none.
     """
 
     format: Literal["dualview-package"] = "dualview-package"
@@ -55,6 +56,40 @@ class PackageConfig(Config):
     image_shape: tuple[int, int, int]
     solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
     null_label_trained: bool | None = None
+    class_names: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_of_all_classes(self) -> Self:
+        if self.class_names and not len(set(self.class_names)) == len(self.class_names) == self.network.classes:
+            raise ValueError(f"class_names has {len(self.class_names)}; allowed: {self.network.classes} different ones")
+        return self
+
+    def class_index(self, label: int | str | None) -> int | None:
+        """The number of a class, given by its name or its number; None for none.
+
+        Text is a name, where there is a class of it, and else a number.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        if isinstance(label, str):
+            if label in self.class_names:
+                return self.class_names.index(label)
+            if not (label.isascii() and label.isdigit()):
+                raise ValueError(f"label = {label!r}: allowed: {self._allowed_labels}")
+            label = int(label)
+        if label is not None and not 0 <= label < self.network.classes:
+            raise ValueError(f"label = {label}: allowed: {self._allowed_labels}")
+        return label
+
+    @property
+    def _allowed_labels(self) -> str:
+        if not self.network.classes:
+            return "none, this model was trained without classes"
+        numbers = f"0 to {self.network.classes - 1}"
+        if not self.class_names:
+            return numbers
+        return f"{numbers}, or {', '.join(self.class_names[:8])}{', …' if len(self.class_names) > 8 else ''}"
 
 
 class PackageError(ValueError):
@@ -95,8 +130,9 @@ def save_package(
     (folder / MANIFEST).unlink(missing_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, folder / WEIGHTS)
     settings = config.model_dump(mode="json")
-    if config.null_label_trained is None:  # as packages were before they said
-        del settings["null_label_trained"]
+    for name, unsaid in (("null_label_trained", None), ("class_names", [])):  # as packages were before they said
+        if settings[name] == unsaid:
+            del settings[name]
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     digests = {name: file_sha256(folder / name) for name in (CONFIG, WEIGHTS)}
     digest = package_sha256(digests)

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from diffusion.command import end, run_command
 from diffusion.config import ClassifierFree, SolverConfig, evaluations
-from sampler.models import Model, ModelError, load, resolve
+from sampler.models import UNSAID, Model, ModelError, load, resolve
 
 SOLVERS = tuple(str(member.model_fields["kind"].default) for member in get_args(get_args(SolverConfig)[0]))
 
@@ -38,7 +38,7 @@ examples:
   python -m sampler generate digits@champion -n 64 --seed 0 --out grid.png
   python -m sampler generate digits@champion -n 1000 --solver ancestral --steps 250 --out samples.npy
   python -m sampler generate path/to/package --out grid.png
-  python -m sampler generate emoji@champion --label 3 --guidance 2 --out grid.png
+  python -m sampler generate emoji@champion --label cat --guidance 2 --out grid.png
 
 Image i of a seed does not depend on -n, and the service returns the same image.
 """
@@ -82,12 +82,6 @@ def output_path(text: str) -> Path:
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: allowed: a file in a folder that exists")
     return path
-
-
-UNSAID = (
-    "does not say whether it was also trained without labels (objective.label_dropout); if it was not, guidance spoils "
-    "its samples"
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -159,9 +153,8 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=integer_between(1, 10**6), metavar="N", help="steps per image (default: the solver's)")
     add(
         "--label",
-        type=integer_between(0, 10**6),
         metavar="CLASS",
-        help="class of all images, for class-conditional models",
+        help="class of all images, by its name or its number, for class-conditional models",
     )
     scale = "guidance scale: classifier-free towards --label, or away from --guide"
     add("--guidance", type=positive_float, metavar="SCALE", help=scale)

@@ -14,23 +14,32 @@ from typing import Annotated, Any, Literal, get_args
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import Field
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Field
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from diffusion.config import ClassifierFree, Config, SolverConfig, evaluations
 from diffusion.config.errors import describe_problem, shown
 from diffusion.images import to_pixels
 from sampler.batcher import Batcher, BusyError
 from sampler.encode import ENCODERS, Pixels, check_format
-from sampler.models import Model
+from sampler.models import UNSAID, Model
 from sampler.requests import NonFiniteError
 
 MAX_IMAGES = 1024
+MAX_NAME_LENGTH = 256
 MAX_EVALUATIONS = 10_000  # per image, which is also rk45's limit
 SOLVER_MODELS: dict[str, type[Config]] = {
     member.model_fields["kind"].default: member for member in get_args(get_args(SolverConfig)[0])
 }
 MEDIA_TYPES = {"png": "image/png", "npy": "application/x-npy"}
+
+
+def _class(value: object) -> object:
+    """A field's validator: a class by its number or its name, or None."""
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value is None or is_number or (isinstance(value, str) and len(value) <= MAX_NAME_LENGTH):
+        return value
+    raise PydanticCustomError("class", "the number of a class, or its name")
 
 
 class ImageRequest(Config):
@@ -40,7 +49,7 @@ class ImageRequest(Config):
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     solver: SolverConfig | None = None
-    label: Annotated[int, Field(ge=0)] | None = None
+    label: Annotated[int | str | None, BeforeValidator(_class)] = None
     guidance: ClassifierFree | None = None
     format: Literal["png", "npy"] = "png"
 
@@ -151,6 +160,8 @@ def create_app(service: Service) -> FastAPI:
         pixels = await service.sample(engine, request)
         content = await asyncio.to_thread(ENCODERS[request.format], pixels)
         headers = {"X-Model-Version": engine.model.source.version, "X-Package-SHA256": engine.model.package_sha256}
+        if request.guidance is not None and engine.model.config.null_label_trained is None:
+            headers["X-Warning"] = f"the model {UNSAID}"
         return Response(content, media_type=MEDIA_TYPES[request.format], headers=headers)
 
     return app
@@ -165,6 +176,8 @@ def describe(model: Model) -> dict[str, Any]:
         "package_sha256": model.package_sha256,
         "image_shape": model.config.image_shape,
         "classes": model.config.network.classes,
+        "class_names": model.config.class_names,
+        "null_label_trained": model.config.null_label_trained,
         "solver": model.config.solver.model_dump(),
     }
 

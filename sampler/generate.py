@@ -17,7 +17,7 @@ def generate(
     seed: int,
     count: int,
     report_rows: Callable[[int], None],
-    label: int | None = None,
+    label: int | str | None = None,
     guidance: ClassifierFree | None = None,
 ) -> Pixels:
     """Sample images 0..count-1 of a seed.
@@ -28,7 +28,7 @@ def generate(
         seed: 0..2^63 - 1.
         count: number of images.
         report_rows: called after each evaluation with its batch size.
-        label: the class of all images, or None.
+        label: the class of all images, its number or its name, or None.
         guidance: classifier-free guidance, or None.
 
     Returns:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from diffusion.solvers import Sampler
 
 PACKAGE_PATH = "artifacts/package"
+UNSAID = (
+    "does not say whether it was also trained without labels (objective.label_dropout); if it was not, guidance spoils "
+    "its samples"
+)
+"""What is wrong with guiding a model whose `null_label_trained` is None."""
 
 
 class ModelError(ValueError):
@@ -67,7 +72,7 @@ class Model:
         config: SolverConfig | None,
         seed: int,
         images: Sequence[int],
-        label: int | None = None,
+        label: int | str | None = None,
         guidance: ClassifierFree | None = None,
     ) -> "Sampler":
         """A solver that draws some images of a seed from this model.
@@ -76,7 +81,7 @@ class Model:
             config: the solver; None is the package's default.
             seed: seed of the images' noise.
             images: image indices; may be empty, to check the settings alone.
-            label: the class of all images; None samples unconditionally.
+            label: the class of all images, its number or its name; None samples unconditionally.
             guidance: classifier-free guidance, for class-conditional models; None is no guidance.
 
         Raises:
@@ -86,13 +91,10 @@ class Model:
 
         from diffusion.solvers import ImageNoise, make_solver
 
-        classes = self.config.network.classes
-        if label is not None and not 0 <= label < classes:
-            allowed = f"0 to {classes - 1}" if classes else "none, this model was trained without classes"
-            raise ValueError(f"label = {label}: allowed: {allowed}")
+        number = self.config.class_index(label)
         if guidance is not None and label is None:
             raise ValueError("guidance.kind = classifier_free: needs a label to guide towards")
-        class_index = self.denoiser.null_label if label is None else label
+        class_index = self.denoiser.null_label if number is None else number
         labels = None if class_index is None else torch.full((len(images),), class_index, dtype=torch.int64)
         noise = ImageNoise(seed, images, self.config.image_shape)
         return make_solver(config or self.config.solver, self.denoiser, noise, labels, guidance)

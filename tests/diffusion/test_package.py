@@ -336,3 +336,17 @@ def test_a_save_that_dies_half_way_never_verifies(package, monkeypatch):
         save_package(package, SETTINGS, network().state_dict())
     with pytest.raises(PackageError, match="not a complete package"):
         load_package(package)
+
+
+def test_class_names_go_along_and_are_those_of_all_classes(tmp_path):
+    values = CLASSED.model_dump()
+    names = ("ant", "bee", "cat")
+    config = PackageConfig.model_validate(values | {"class_names": names})
+    save_package(tmp_path, config, build_denoiser_network(config).state_dict())
+    assert load_package(tmp_path)[1].class_names == names
+    assert [config.class_index(label) for label in ("bee", 1, "1", None)] == [1, 1, 1, None]
+    for wrong in (("ant",), ("ant", "bee", "bee")):
+        with pytest.raises(ValueError, match="allowed: 3 different ones"):
+            PackageConfig.model_validate(values | {"class_names": wrong})
+    save_package(tmp_path / "without", CLASSED, build_denoiser_network(CLASSED).state_dict())
+    assert "class_names" not in json.loads((tmp_path / "without" / CONFIG).read_text())

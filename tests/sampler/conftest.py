@@ -19,6 +19,7 @@ def write_package(
     classes: int = 0,
     shape: tuple[int, int, int] = SHAPE,
     null_label_trained: bool | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> str:
     """Write a package of a small random network; returns its SHA-256."""
     network = MLPConfig(width=16, depth=1, classes=classes)
@@ -29,6 +30,7 @@ def write_package(
         image_shape=shape,
         solver=Dpmpp2M(num_steps=5),
         null_label_trained=null_label_trained,
+        class_names=class_names,
     )
     torch.manual_seed(seed)
     return save_package(folder, config, build_network(network, shape).state_dict())

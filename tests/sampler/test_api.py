@@ -5,6 +5,7 @@ import dataclasses
 import io
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from diffusion.denoiser import Network
 from diffusion.images import grid, to_pixels
 from diffusion.solvers import drive
 from sampler.api import ImageRequest, Service, create_app
-from sampler.models import Model
+from sampler.models import Model, load, resolve
+from tests.sampler.conftest import write_package
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +69,32 @@ def test_models_lists_what_is_served(client: TestClient, model: Model) -> None:
             "package_sha256": model.package_sha256,
             "image_shape": [1, 8, 8],
             "classes": 0,
+            "class_names": [],
+            "null_label_trained": None,
             "solver": Dpmpp2M(num_steps=5).model_dump(),
         }
     ]
+
+
+def test_a_class_is_named_and_guiding_a_model_that_does_not_say_whether_it_can_be_warns(tmp_path: Path) -> None:
+    for name, trained in (("said", True), ("unsaid", None)):
+        write_package(tmp_path / name, classes=3, null_label_trained=trained, class_names=("ant", "bee", "cat"))
+    service = Service([load(resolve(str(tmp_path / name))) for name in ("said", "unsaid")])
+    guided = {"n": 2, "seed": 0, "format": "npy", "guidance": {"kind": "classifier_free"}}
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        listed = client.get("/v1/models").json()
+        assert [model["class_names"] for model in listed] == [["ant", "bee", "cat"]] * 2
+        assert [model["null_label_trained"] for model in listed] == [True, None]
+        by_name, by_number, unsaid = (
+            client.post("/v1/images", json=guided | {"label": label, "model": name})
+            for label, name in (("cat", "said"), (2, "said"), ("cat", "unsaid"))
+        )
+        assert by_name.content == by_number.content
+        assert "X-Warning" not in by_name.headers
+        assert "does not say whether it was also trained without labels" in unsaid.headers["X-Warning"]
+        wrong = client.post("/v1/images", json=guided | {"label": "dog"})
+        assert wrong.json()["detail"] == "label = 'dog': allowed: 0 to 2, or ant, bee, cat"
+    service.close()
 
 
 @pytest.mark.parametrize(
@@ -96,6 +121,11 @@ def test_models_lists_what_is_served(client: TestClient, model: Model) -> None:
             "solver: 1000000000000 evaluations of an image; allowed: at most 10000",
         ),
         ({"label": 3}, 422, "label = 3: allowed: none, this model was trained without classes"),
+        ({"label": "cat"}, 422, "label = 'cat': allowed: none, this model was trained without classes"),
+        ({"label": -1}, 422, "label = -1: allowed: the number of a class, or its name"),
+        ({"label": 1.5}, 422, "label = 1.5: allowed: the number of a class, or its name"),
+        ({"label": True}, 422, "label = True: allowed: the number of a class, or its name"),
+        ({"label": []}, 422, "label = []: allowed: the number of a class, or its name"),
         ({"guidance": {"kind": "classifier_free"}}, 422, "guidance.kind = classifier_free: needs a label"),
         (
             {"guidance": {"kind": "classifier_free", "scael": 3}},

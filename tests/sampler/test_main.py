@@ -70,6 +70,7 @@ def test_more_steps_than_the_chain_has_is_bad_input(
     ("arguments", "message"),
     [
         (["--label", "3"], "error: label = 3: allowed: 0 to 2\n"),
+        (["--label", "cat"], "error: label = 'cat': allowed: 0 to 2\n"),
         (["--guidance", "2"], "error: guidance.kind = classifier_free: needs a label to guide towards\n"),
         (["--guide", "five"], "error: guidance.guide: has 5 classes, the model 3; allowed: a guide with the same"),
         (["--guide", "large"], "error: --guide: large makes images of (1, 4, 4); allowed: a model of (1, 8, 8), as "),
@@ -101,6 +102,23 @@ def test_a_model_is_guided_by_its_labels_or_by_another_model(classed: Path, tmp_
     assert np.array_equal(images("--label", "1", "--guide", str(package), "--guidance", "1"), plain)
     for guided in (("--guidance", "4"), ("--guide", str(package))):
         assert not np.array_equal(images("--label", "1", *guided), plain)
+
+
+def test_a_label_is_the_name_of_a_class_or_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_package(Path("named"), classes=3, class_names=("ant", "10", "bee"))
+
+    def images(label: str) -> np.ndarray:
+        assert main(["generate", "named", "-n", "2", "--label", label, "--out", "a.npy"]) == 0
+        return np.load("a.npy")
+
+    assert np.array_equal(images("bee"), images("2"))
+    assert np.array_equal(images("10"), images("1"))
+    assert not np.array_equal(images("ant"), images("bee"))
+    assert main(["generate", "named", "--label", "wasp", "--out", "a.npy"]) == 2
+    assert capsys.readouterr().err == "error: label = 'wasp': allowed: 0 to 2, or ant, 10, bee\n"
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def complete(
         dataset = stop.call(lambda: _prepare_data(config))
         undated = identity.check_dataset(config, paths, dataset.info.fingerprint)
         latest = stop.call(lambda: _find_usable(paths, from_scratch))
-        identity.register_name(config, paths, dataset.info.fingerprint)
+        identity.register_name(config, paths, dataset.info.fingerprint, dataset.info.class_names)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
             view.print_line(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")

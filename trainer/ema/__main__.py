@@ -7,6 +7,7 @@ torch is imported only when work begins, so that --help answers at once.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from diffusion.command import run_command
 from trainer.config.run_config import RunConfig
 from trainer.config.training import EmaConfig
 from trainer.errors import InputError
-from trainer.run.identity import read_run
+from trainer.run.identity import class_names, read_run
 from trainer.run.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _average(options: argparse.Namespace) -> int:
     if options.sigma_rel is None:
         show(sources)
     else:
-        make(config, sources, list(dict.fromkeys(options.sigma_rel)), options.out)
+        make(config, sources, list(dict.fromkeys(options.sigma_rel)), options.out, class_names(paths))
     return 0
 
 
@@ -125,7 +126,7 @@ def show(sources: "EmaSources") -> None:
     Console().print(table)
 
 
-def make(config: RunConfig, sources: "EmaSources", widths: list[float], out: Path) -> None:
+def make(config: RunConfig, sources: "EmaSources", widths: list[float], out: Path, names: Sequence[str] = ()) -> None:
     """Write a package for each width: in `out` itself for a single width, else in a folder below it per width.
 
     Raises:
@@ -139,7 +140,8 @@ def make(config: RunConfig, sources: "EmaSources", widths: list[float], out: Pat
     make_empty(out)
     for width, folder in zip(widths, folders, strict=True):
         last = sources.checkpoints[-1]
-        digest = write_package(folder, config, last.image_shape, sources.tensors(width), last.dataset_fingerprint)
+        trained, fingerprint = sources.tensors(width), last.dataset_fingerprint
+        digest = write_package(folder, config, last.image_shape, trained, fingerprint, names)
         quality = f"{len(sources.checkpoints)} snapshots, error {sources.error(width):.2%}"
         print(f"{folder}: step {sources.step}, sigma_rel {width:g}, {quality}, package {digest[:12]}")
         print(f"  python -m sampler generate {folder} -n 64 --out grid.png")

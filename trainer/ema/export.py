@@ -1,5 +1,6 @@
 """From the newest checkpoint to the model package: the EMA weights and the configuration of their network."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -38,7 +39,7 @@ def package_checkpoint(
     """Write the package of a checkpoint's EMA weights into a folder; returns its SHA-256."""
     sources = ema_sources(paths.ema, config.ema, checkpoint)
     average = sources.tensors(config.ema.sigma_rel)
-    return write_package(folder, config, info.image_shape, average, info.fingerprint)
+    return write_package(folder, config, info.image_shape, average, info.fingerprint, info.class_names)
 
 
 def write_package(
@@ -47,8 +48,12 @@ def write_package(
     image_shape: tuple[int, int, int],
     trained: dict[str, Tensor],
     dataset_fingerprint: str | None,
+    class_names: Sequence[str] = (),
 ) -> str:
-    """Write the package of averaged weights, trained on the data of this fingerprint; returns its SHA-256."""
+    """Write the package of averaged weights, trained on the data of this fingerprint; returns its SHA-256.
+
+    The classes' names go along where the network has just these classes.
+    """
     package = PackageConfig(
         process=config.process,
         prediction=config.objective.prediction,
@@ -56,6 +61,7 @@ def write_package(
         network=config.network,
         image_shape=image_shape,
         solver=config.evaluation.solver,
+        class_names=tuple(class_names) if len(class_names) == config.network.classes else (),
         null_label_trained=config.objective.label_dropout > 0 if config.network.classes else None,
     )
     return save_package(folder, package, package_weights(trained), dataset_fingerprint)

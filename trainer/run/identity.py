@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,11 +294,13 @@ def read_summary(paths: RunPaths) -> RunSummary | None:
         return None
 
 
-def register_name(config: RunConfig, paths: RunPaths, dataset_fingerprint: str) -> None:
+def register_name(
+    config: RunConfig, paths: RunPaths, dataset_fingerprint: str, class_names: Sequence[str] = ()
+) -> None:
     """Tie the run's name to this method and these data, and store the configuration that the run goes on with."""
     durable.make_folder(paths.root)
     values = config.model_dump(mode="json")
-    data = {"dataset_fingerprint": dataset_fingerprint}
+    data = {"dataset_fingerprint": dataset_fingerprint} | ({"class_names": list(class_names)} if class_names else {})
     record, problem = _record(paths)
     record = record or {"method_sha256": config.method_sha256}
     noted = record.get("told", [])
@@ -306,6 +308,11 @@ def register_name(config: RunConfig, paths: RunPaths, dataset_fingerprint: str) 
     updated = {**record, "config": values, **data, **({"told": noted} if noted else {})}
     if updated != record or problem or not paths.identity.is_file():
         write_json(paths.identity, updated)
+
+
+def class_names(paths: RunPaths) -> tuple[str, ...]:
+    """Names of the classes that a run is trained on; empty where they have none, or the run does not say."""
+    return tuple((_record(paths)[0] or {}).get("class_names", ()))
 
 
 def check_dataset(config: RunConfig, paths: RunPaths, dataset_fingerprint: str) -> str | None:

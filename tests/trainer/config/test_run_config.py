@@ -24,6 +24,8 @@ OTHER = {
     "data.channels": 3,
     "data.image_column": "picture",
     "data.label_column": "kind",
+    "data.split": "seeded",
+    "data.white_level": 4095,
     "process.num_train_timesteps": 999,
     "process.log_snr_max": 12.0,
     "process.log_snr_min": -12.0,
