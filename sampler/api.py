@@ -39,7 +39,7 @@ def _class(value: object) -> object:
     is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if value is None or is_number or (isinstance(value, str) and len(value) <= MAX_NAME_LENGTH):
         return value
-    raise PydanticCustomError("class", "the number of a class, or its name")
+    raise PydanticCustomError("class", "allowed: the number of a class, or its name")
 
 
 class ImageRequest(Config):
