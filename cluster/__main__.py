@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from cluster.errors import InputError, RayUnavailableError, StoreUnavailableError
 
@@ -101,7 +102,7 @@ def queue_url(given: str | None) -> str:
     if given or os.environ.get("DUALVIEW_QUEUE"):
         return given or os.environ["DUALVIEW_QUEUE"]
     storage = os.environ.get("DUALVIEW_STORAGE") or str(Path.home() / "dualview")
-    return f"sqlite:///{storage}/queue/queue.db"
+    return f"sqlite:///{quote(str(Path(storage, 'queue', 'queue.db')))}"
 
 
 def submit(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from urllib.parse import quote
 
 from infra import machine, processes
 from infra.stack import PREFERRED_PORTS, Stack, StackError, addresses, environment, load, save
@@ -129,7 +130,7 @@ def _ray_command(stack: Stack) -> list[str]:
 
 
 def _mlflow_command(stack: Stack, var: Path) -> list[str]:
-    database = f"sqlite:///{var / 'mlflow' / 'mlflow.db'}"
+    database = f"sqlite:///{quote(str(var / 'mlflow' / 'mlflow.db'))}"
     options = {
         "host": "127.0.0.1",
         "port": stack.ports["mlflow"],

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from diffusion.config import ClassifierFree, SolverConfig
 
@@ -103,7 +104,7 @@ class Model:
 def default_tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else the database that training writes by default."""
     storage = os.environ.get("DUALVIEW_STORAGE") or str(Path.home() / "dualview")
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_url(Path(storage, "mlflow.db"))
 
 
 def resolve(reference: str, tracking_uri: str | None = None) -> Source:
@@ -167,21 +168,28 @@ def _load_folder(source: Source, folder: Path, device: str) -> Model:
 
 def _existing_database(uri: str) -> str:
     """The URI, an SQLite path made absolute; ModelError if that database is missing, since MLflow would create it."""
-    path = uri.removeprefix("sqlite:///")
-    if path == uri:
+    path = unquote(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///"):
         return uri
     if not Path(path).is_file():
         raise ModelError(
             f"tracking-uri: {uri}: no such database; set MLFLOW_TRACKING_URI or --tracking-uri to the registry's"
         )
-    return f"sqlite:///{Path(path).resolve()}"
+    return _sqlite_url(Path(path).resolve())
+
+
+def _sqlite_url(file: Path) -> str:
+    return f"sqlite:///{quote(str(file))}"
 
 
 def _resolve_alias(name: str, alias: str, uri: str) -> Source:
     reference = f"{name}@{alias}"
     with _registry_errors(reference, uri, f"not in the registry at {_redact_credentials(uri)}"):
         from mlflow import MlflowClient
+        from mlflow.store.db import utils
 
+        # or MLflow would make a folder with the name that is in the URL, quotes and all
+        setattr(utils, "_make_parent_dirs_if_sqlite", lambda db_uri: None)  # noqa: ARG005, B010 - private
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         aliases = client.get_registered_model(name).aliases
         if alias not in aliases:

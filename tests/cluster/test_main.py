@@ -130,6 +130,16 @@ def test_the_queue_is_found_where_the_runs_are(monkeypatch: pytest.MonkeyPatch):
     assert queue_url(None) == f"sqlite:///{Path.home()}/dualview/queue/queue.db"
 
 
+def test_a_queue_in_a_storage_of_any_name_is_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    storage = tmp_path / "my runs #1?a=b%41+c"
+    monkeypatch.delenv("DUALVIEW_QUEUE")
+    monkeypatch.setenv("DUALVIEW_STORAGE", str(storage))
+    url = queue_url(None)
+    assert Store.open(url).file == storage / "queue" / "queue.db"
+    assert Store.open(url, create=False).jobs() == []
+    assert [path.name for path in tmp_path.iterdir()] == [storage.name]
+
+
 def test_help_is_quick_and_imports_no_database():
     code = (
         "import sys\nfrom cluster.__main__ import parser\nparser().format_help()\n"

@@ -1,6 +1,7 @@
 """A tiny random-weight package, and an MLflow registry on SQLite that holds it."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -64,8 +65,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory, package: Path) -> str:
     """
     from mlflow import MlflowClient
 
-    folder = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    folder = tmp_path_factory.mktemp("registry") / "of any name #1?a%41"
+    folder.mkdir()
+    uri = f"sqlite:///{quote(str(folder))}/mlflow.db"
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     run = client.create_run(client.create_experiment("test", artifact_location=(folder / "artifacts").as_uri()))
     client.log_artifacts(run.info.run_id, str(package), "model/artifacts/package")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from diffusion.config.errors import describe, masked, models_of
-from trainer.config.run import check_tracking_uri
+from trainer.config.run import check_tracking_uri, sqlite_url
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
 from trainer.files import is_mapping
@@ -163,7 +163,7 @@ def tracking_uri(given: str | None, storage: Path | str) -> str:
     Raises:
         InputError: no server or database could stand behind it.
     """
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(f"{storage}/mlflow.db")
     try:
         check_tracking_uri(uri)
     except ValueError as error:

@@ -1,8 +1,9 @@
 """Names, places and intervals: `run.*`, which changes nothing about the method."""
 
 import re
+from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -91,6 +92,15 @@ class RunSettings(Config):
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
+def sqlite_url(file: Path | str) -> str:
+    """The URL of a database file at an absolute path, quoted where a URL's own characters are in the path."""
+    return f"sqlite:///{quote(str(file), safe=PLAIN_IN_PATHS)}"
+
+
+PLAIN_IN_PATHS = "/:@!$&'()*+,;=~"
+"""Characters of paths that need no quoting in a URL (RFC 3986, section 3.3)."""
+
+
 def check_tracking_uri(uri: str) -> None:
     """Refuse a tracking URI that no server or database could stand behind.
 
@@ -111,5 +121,6 @@ def check_tracking_uri(uri: str) -> None:
     well_formed &= dialect in TRACKING_SCHEMES and bool(rest) and not re.search(r"\s", uri)
     if not well_formed or (dialect in ("http", "https") and not parts.hostname):
         raise ValueError(
-            f"not a tracking URI; allowed: http(s)://host[:port], or a database URL ({', '.join(TRACKING_SCHEMES[2:])}://…)"
+            "not a tracking URI; allowed: http(s)://host[:port], or a database URL "
+            f"({', '.join(TRACKING_SCHEMES[2:])}://…), with a space in it as %20"
         )

@@ -234,8 +234,8 @@ def _log_model(config: RunConfig, paths: RunPaths, summary: RunSummary, run_id: 
             name=str(config.run.name).replace(".", "-"),  # MLflow allows no dot here
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={
-                "package": str(paths.package),
-                "evidence": str(evidence.collect(config, paths, Path(scratch))),
+                "package": paths.package.absolute().as_uri(),
+                "evidence": evidence.collect(config, paths, Path(scratch)).as_uri(),
             },
             code_paths=[str(ROOT / "diffusion")],
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],

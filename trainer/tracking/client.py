@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion import durable
+from trainer.config.run import sqlite_url
 from trainer.errors import InputError, one_line
 from trainer.files import file_lock
 
@@ -106,6 +107,7 @@ def mlflow_client(tracking_uri: str) -> "MlflowClient":
     if not tracking_uri.startswith("sqlite:"):
         return MlflowClient(tracking_uri, tracking_uri)
     make_database(tracking_uri)
+    make_no_folders()
     try:
         return MlflowClient(tracking_uri, tracking_uri)
     except Exception as error:
@@ -115,6 +117,13 @@ def mlflow_client(tracking_uri: str) -> "MlflowClient":
             f"tracking URI = {tracking_uri}: not a database that this version of MLflow can use, perhaps half made by "
             f"a process that was killed: {one_line(error)}; allowed: to move it away and start with a new one"
         ) from None
+
+
+def make_no_folders() -> None:
+    """Keep MLflow from making the folder of a database whose URL is quoted, which would be another one."""
+    from mlflow.store.db import utils
+
+    setattr(utils, "_make_parent_dirs_if_sqlite", lambda db_uri: None)  # noqa: ARG005, B010 - private
 
 
 def make_database(tracking_uri: str) -> None:
@@ -134,6 +143,7 @@ def make_database(tracking_uri: str) -> None:
         mlflow_environment()
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+        make_no_folders()
         with durable.replacing(file) as temporary:
-            store = SqlAlchemyStore(f"sqlite:///{temporary}", f"file://{file.parent}/mlflow-artifacts")
+            store = SqlAlchemyStore(sqlite_url(temporary), (file.parent / "mlflow-artifacts").as_uri())
             store.engine.dispose()

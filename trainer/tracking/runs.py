@@ -62,9 +62,8 @@ def experiment_id(client: "MlflowClient", config: RunConfig) -> str:
     if experiment:
         return experiment.experiment_id
     served = uri.startswith("http")
-    return client.create_experiment(
-        name, artifact_location=None if served else f"file://{config.run.storage}/mlflow-artifacts/{name}"
-    )
+    artifacts = Path(config.run.storage or "") / "mlflow-artifacts" / name
+    return client.create_experiment(name, artifact_location=None if served else artifacts.as_uri())
 
 
 def mlflow_dataset(dataset: DatasetInfo) -> "Dataset":

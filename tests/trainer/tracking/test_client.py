@@ -1,20 +1,24 @@
 """Which errors are outages, and a database that is made whole or not at all."""
 
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import requests
 from mlflow.exceptions import MlflowException, RestException
 
+from trainer.config.load import resolve
+from trainer.config.run import RunSettings, check_tracking_uri
+from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
 from trainer.tracking import client as tracking
 from trainer.tracking.client import is_outage, mlflow_client
+from trainer.tracking.runs import experiment_id
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -146,8 +150,17 @@ def test_a_killed_first_use_leaves_no_database_and_the_next_one_makes_it(tmp_pat
     assert client.search_registered_models() == []
 
 
-def test_a_database_in_a_folder_with_spaces(tmp_path):
-    folder = tmp_path / "my runs"
-    folder.mkdir()
-    assert mlflow_client(f"sqlite:///{folder}/mlflow.db").search_experiments()
-    shutil.rmtree(folder)
+def test_a_storage_of_any_name_has_its_database_and_its_files_inside(tmp_path):
+    """Nothing lands beside it, under the name that its quoted URL has."""
+    storage = tmp_path / "my runs #1?a=b%41+c"
+    storage.mkdir()
+    config = resolve(RunConfig(run=RunSettings(storage=str(storage))))
+    uri = str(config.run.tracking_uri)
+    check_tracking_uri(uri)
+    client = mlflow_client(uri)
+    run = client.create_run(experiment_id(client, config)).info.run_id
+    client.log_text(run, "text", "results/file.txt")
+    assert Path(client.download_artifacts(run, "results/file.txt")).read_text() == "text"
+    assert [path.name for path in tmp_path.iterdir()] == [storage.name]
+    assert (storage / "mlflow.db").stat().st_size
+    assert list(storage.glob("mlflow-artifacts/*/*/artifacts/results/file.txt"))
