@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from cluster.errors import InputError, RayUnavailableError, StoreUnavailableError
+from cluster.command import run_command
+from cluster.errors import InputError, RayUnavailableError
 
 EPILOG = """\
 examples:
@@ -229,14 +230,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
-    try:
-        ACTIONS[options.action](options)
-    except (InputError, RayUnavailableError, StoreUnavailableError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, StoreUnavailableError) else 2
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 1
-    return 0
+    return run_command(lambda: ACTIONS[options.action](options))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Exception as error:  # noqa: BLE001 - whatever nobody foresaw is one line, and a file with the rest
+        print(f"failed: {screen.unforeseen(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,7 +1,10 @@
 """The terminal output of `make run`: one line per phase, and the tables at the end."""
 
+import os
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +34,18 @@ def phase(activity: str) -> Iterator[Callable[[str], None]]:
         print(erase, end="", flush=True)
     for line in outcome:
         print(f"✓ {line} ({time.monotonic() - begin:.1f} s)", flush=True)
+
+
+def unforeseen(error: Exception) -> str:
+    """An error that nobody foresaw, in one line that names the file with all of it."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    try:
+        number, name = tempfile.mkstemp(prefix="dualview-", suffix=".log")
+        with os.fdopen(number, "w", errors="backslashreplace") as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError:  # a full disk, say
+        return line
+    return f"{line}  (all of it: {name})"
 
 
 def format_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> str:

@@ -5,12 +5,12 @@ stop is heeded from the first line of `main` on.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.command import BAD_INPUT, end, end_of_pipe, plain_output, unforeseen
+from diffusion.json_text import json_text
 from trainer.errors import InputError
 from trainer.runtime.stop import EXIT_CODE, Preempted, Stop, exit_process, listening
 
@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace, stop: Stop) -> int:
         from trainer.driver.plan import plan, render
 
         described = plan(resolved)
-        print(json.dumps(described, indent=2) if options.json else render(described))
+        print(json_text(described, indent=2) if options.json else render(described))
         return 0
     return stop.call(_import_driver)(config, stop, options.from_scratch)
 

@@ -1,7 +1,6 @@
 """`python -m trainer.compare`: is one model better than another, in both views and beyond the error bars?"""
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion.command import run_command
+from diffusion.json_text import json_text
 from trainer.config.load import default_storage, tracking_uri
 from trainer.errors import InputError
 from trainer.evaluate.comparison import ComparedModel, ComparisonResult, compare, read
@@ -72,7 +72,7 @@ def _compare(options: argparse.Namespace) -> int:
         models = [evaluated(run, options.tracking_uri, Path(folder)) for run in options.runs]
     verdicts = compared(models, options.metrics.split(",") if options.metrics else None, options.sigmas)
     if options.json:
-        print(json.dumps(as_json(models, verdicts), indent=2))
+        print(json_text(as_json(models, verdicts), indent=2))
         return 0
     from rich.console import Console
 

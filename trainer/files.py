@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any, TypeGuard
 
 from diffusion import durable
+from diffusion.json_text import json_text
 from trainer.errors import BusyError, InputError
 
 POLL_SECONDS = 0.5
@@ -65,4 +66,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON object atomically: readers see the old file or the new one."""
-    durable.write_text(path, json.dumps(values, indent=2) + "\n")
+    durable.write_text(path, json_text(values, indent=2) + "\n")

@@ -4,12 +4,12 @@ torch, Ray and MLflow are imported only when needed, so that --help and --dry-ru
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from diffusion.command import run_command
+from diffusion.json_text import json_text
 from trainer.errors import InputError
 
 EXAMPLES = """\
@@ -127,7 +127,7 @@ def _run(options: argparse.Namespace) -> int:
         from tuning.plan import plan, render
 
         described = plan(sweep, states)
-        print(json.dumps(described, indent=2) if options.json else render(described, [t.label for t in sweep.trials]))
+        print(json_text(described, indent=2) if options.json else render(described, [t.label for t in sweep.trials]))
         return 0
     from tuning.driver import execute
 
@@ -151,7 +151,7 @@ def _report(options: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError(f"--out {options.out}: {error.strerror}; allowed: a writable file") from None
     if options.json:
-        print(json.dumps(report.report(sweep), indent=2))
+        print(json_text(report.report(sweep), indent=2))
         return 0
     console = Console(highlight=False, soft_wrap=True)
     report.show(sweep, console)
@@ -178,7 +178,7 @@ def _screen(options: argparse.Namespace) -> int:
         except OSError as error:
             raise InputError(f"--out {options.out}: {error.strerror}; allowed: a writable file") from None
     if options.json:
-        print(json.dumps(screening.as_json(candidates), indent=2))
+        print(json_text(screening.as_json(candidates), indent=2))
         return 0
     screening.show(curve, candidates, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
     if options.out:

@@ -5,13 +5,13 @@ record is recorded at the end, or when the same command runs again.
 """
 
 import hashlib
-import json
 import re
 import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
 
+from diffusion.json_text import json_text
 from trainer import files
 from trainer.config.run_config import canonical
 from trainer.run.identity import read_summary
@@ -144,4 +144,4 @@ def _results_digest(sweep: Sweep) -> str:
 
 
 def _text(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2) + "\n"
+    return json_text(values, indent=2) + "\n"

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.json_text import json_text
 from diffusion.likelihood.continuous import log_snr_ends
 from diffusion.likelihood.discrete import bits_per_dim
 from diffusion.process.kernels import posterior, reverse_variance
@@ -78,7 +79,7 @@ class DenoisingCurve:
     def to_json(self) -> str:
         """The curve as the JSON text of `denoising.json`."""
         values = vars(self) | {name: getattr(self, name).tolist() for name in TENSOR_FIELDS}
-        return json.dumps(values, indent=2) + "\n"
+        return json_text(values, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "DenoisingCurve":

@@ -5,7 +5,6 @@ applies a deliberate fault first (a mutant of one function), to show that the ch
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.command import run_command
+from diffusion.json_text import json_text
 
 EXAMPLES = """\
 examples:
@@ -75,7 +75,7 @@ def _verify(options: argparse.Namespace) -> int:
     failed = sum(not row["passed"] for row in rows)
     if options.json is not None:
         try:
-            options.json.write_text(json.dumps({"fault": options.fault, "checks": rows}, indent=2) + "\n")
+            options.json.write_text(json_text({"fault": options.fault, "checks": rows}, indent=2) + "\n")
         except OSError as error:
             raise VerifyError(f"--json {options.json}: {error.strerror}") from None
     print(f"{len(rows) - failed} of {len(rows)} checks passed in {time.monotonic() - begin:.1f} s")

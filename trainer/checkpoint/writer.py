@@ -3,6 +3,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def manifest_fields(
     return {
         "step": step,
         "skipped": skipped,
-        "loss": loss,
+        "loss": loss if loss is not None and math.isfinite(loss) else None,
         "data": {"images_seen": step * config.training.global_batch_size, "fingerprint": dataset_fingerprint},
         "rng": {"kind": "keyed", "seed": config.seed, "next_step": step + 1},
         "zero_stage": config.parallel.zero_stage,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from diffusion.json_text import json_text
 from trainer.config.data import DataConfig
 from trainer.errors import InputError
 
@@ -86,7 +87,7 @@ class DatasetInfo:
 
     def to_json(self) -> str:
         """The text of `dataset.json`."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return json_text(asdict(self), indent=2) + "\n"
 
 
 def listed(counts: Mapping[str, int], most: int = 6) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from diffusion.json_text import json_text
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
 from trainer.run.journal import Journal
@@ -91,7 +92,7 @@ class Heartbeat:
         for record, offset in self._journal.read(self._offset):
             self._offset = offset
             self._status["step"] = self._status["step"] if record.step is None else record.step
-        body = json.dumps(self._status).encode()
+        body = json_text(self._status).encode()
         request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})  # noqa: S310 - checked
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:  # noqa: S310 - checked

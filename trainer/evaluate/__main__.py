@@ -6,7 +6,6 @@ torch and Ray are imported only when needed, so that --help is fast.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import ValidationError
 
 from diffusion.config.errors import describe, spelled_as_option
+from diffusion.json_text import json_text
 from trainer.config.evaluation import EvaluationConfig, ExtractorName, Metric
 from trainer.config.load import default_storage, tracking_uri
 from trainer.config.run_config import RunConfig
@@ -109,7 +109,7 @@ def _run(options: argparse.Namespace, stop: Stop) -> int:
     with ProgressBar(Console(stderr=True, highlight=False), "starting") as bar:
         model, evaluated = stop.call(lambda: evaluate(target, options.tasks, options.device, bar.blocks, stop))
     if options.json:
-        print(json.dumps({**model, **evaluated.to_json()}, indent=2))
+        print(json_text({**model, **evaluated.to_json()}, indent=2))
     else:
         print(table(target.evaluation, model, evaluated))
         print(f"  report: {target.out / 'report.html'}")

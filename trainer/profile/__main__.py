@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.command import end, run_command
+from diffusion.json_text import json_text
 from trainer.config.load import load_config
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, RunFailedError
@@ -72,7 +73,7 @@ def _profile(options: argparse.Namespace) -> int:
         return end(1, f"failed: {error}")
     values = json.loads((out / "profile.json").read_text())
     if options.json:
-        print(json.dumps(values, indent=2))
+        print(json_text(values, indent=2))
         return 0
     from rich.console import Console
 

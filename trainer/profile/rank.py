@@ -16,6 +16,7 @@ from torch._C._distributed_c10d import FileStore
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
+from diffusion.json_text import json_text
 from trainer.config.run_config import RunConfig
 from trainer.profile.result import OTHER, Profile
 from trainer.run.attempt import begin_attempt
@@ -116,7 +117,7 @@ def main() -> None:
     )
     if rank == 0:
         profiler.export_chrome_trace(str(Path(job["out"]) / "trace.json"))
-        (Path(job["out"]) / "profile.json").write_text(json.dumps(found.to_json(), indent=2) + "\n")
+        (Path(job["out"]) / "profile.json").write_text(json_text(found.to_json(), indent=2) + "\n")
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads let go of Python objects late

@@ -1,11 +1,11 @@
 """`python -m trainer.registry`: list, promote and roll back the versions of a registered model."""
 
 import argparse
-import json
 import sys
 from typing import Any
 
 from diffusion.command import run_command
+from diffusion.json_text import json_text
 from trainer.config.load import default_storage, tracking_uri
 from trainer.errors import InputError
 
@@ -85,7 +85,7 @@ def _act(options: argparse.Namespace) -> int:
 
 def _list(versions: list[Any], as_json: bool) -> int:
     if as_json:
-        print(json.dumps([vars(each) for each in versions], indent=2))
+        print(json_text([vars(each) for each in versions], indent=2))
         return 0
     from rich.console import Console
     from rich.markup import escape

@@ -5,6 +5,7 @@ same file to draw progress and to upload to MLflow, and can be killed and restar
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 from diffusion import durable
+from diffusion.json_text import json_text
 from trainer.files import is_mapping
 
 
@@ -161,10 +163,14 @@ KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in get_args(Record)}
 
 
 def encode(record: Record) -> dict[str, Any]:
-    """A record as a JSON object, kind and time first; fields that are None are left out."""
+    """A record as a JSON object, kind and time first; without fields that are None, and numbers that are not finite."""
     values = {each.name: getattr(record, each.name) for each in fields(record)}
-    entries = values.pop(record.spread, {})
+    entries = {name: value for name, value in values.pop(record.spread, {}).items() if _is_finite(value)}
     return {"kind": record.kind, **{name: value for name, value in values.items() if value is not None}, **entries}
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def decode(values: object) -> Record | None:
@@ -193,7 +199,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Add a record; if an earlier writer was killed in the middle of a line, that line is ended first."""
-        line = json.dumps(encode(record), separators=(",", ":")).encode() + b"\n"
+        line = json_text(encode(record), compact=True).encode() + b"\n"
         with self.path.open("a+b") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)

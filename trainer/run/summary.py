@@ -193,14 +193,15 @@ def evaluated_from_json(values: Mapping[str, Any]) -> Evaluated:
     """
     protocols: Mapping[str, Json] = values.get("protocol", {})
     names = [name for name, value in values.items() if isinstance(value, float) and name != "images_per_second"]
+    names += [name for name in protocols if values.get(name, 0.0) is None]  # JSON has no NaN
     derived = {f"{name}{suffix}" for name in names for suffix in (ERROR, SPREAD)}
     classes = values.get("classes")
     return Evaluated(
         scores={name: _score(name, values, protocols.get(name, {})) for name in names if name not in derived},
         samples=values.get("samples"),
-        extractors={name: ExtractorUsed(**used) for name, used in values.get("extractors", {}).items()},
+        extractors={name: ExtractorUsed(**_numbers(used)) for name, used in values.get("extractors", {}).items()},
         frechet_at_nfe={
-            name: tuple(CurvePoint(**point) for point in points)
+            name: tuple(CurvePoint(**_numbers(point)) for point in points)
             for name, points in values.get("frechet_at_nfe", {}).items()
         },
         classes=None if classes is None else ClassCounts(**{name: tuple(each) for name, each in classes.items()}),
@@ -208,9 +209,15 @@ def evaluated_from_json(values: Mapping[str, Any]) -> Evaluated:
     )
 
 
+def _numbers(values: Mapping[str, Any]) -> Json:
+    """The values as they were: what was left out was None, and null was not finite."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
 def _score(name: str, values: Mapping[str, Any], entry: Json) -> Score:
     replicates = {key: entry[key] for key in ("replicate", "n", "df") if key in entry}
-    score = Score(values[name], se=values.get(f"{name}{ERROR}"), sd=values.get(f"{name}{SPREAD}"), **replicates)
+    value = math.nan if values[name] is None else values[name]
+    score = Score(value, se=values.get(f"{name}{ERROR}"), sd=values.get(f"{name}{SPREAD}"), **replicates)
     if not entry:
         return score
     ends = cast("list[float] | None", entry.get("log_snr_ends"))

@@ -1,6 +1,7 @@
 """The journal: nothing that was written whole is lost or read twice, whatever a kill leaves behind."""
 
 import json
+import math
 import multiprocessing
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from trainer.run.journal import (
 )
 
 steps, texts = st.integers(0, 10**9), st.text(max_size=20)
-floats = st.floats(allow_nan=False)
+floats = st.floats(allow_nan=False, allow_infinity=False)
 values = st.dictionaries(
     st.text(max_size=8).filter(lambda key: key not in ("kind", "time_ms", "step")), floats, max_size=4
 )
@@ -174,3 +175,10 @@ def test_a_record_has_the_time_at_which_it_was_made():
     record = Warned(text="now")
     assert replace(record, time_ms=record.time_ms) == record
     assert Warned(text="now", time_ms=1).time_ms == 1
+
+
+def test_numbers_that_are_not_finite_are_left_out(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append(Metrics(step=1, values={"loss": math.nan, "lr": 0.5, "top": math.inf}))
+    assert [record.values for record in journal.records(Metrics)] == [{"lr": 0.5}]
+    json.loads((tmp_path / "journal.jsonl").read_text(), parse_constant=pytest.fail)

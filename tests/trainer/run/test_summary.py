@@ -1,11 +1,13 @@
 """Scores keep their errors and how they were measured through their files, and old files mean what they meant."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies as st
 
+from diffusion.json_text import json_text
 from trainer.run.summary import (
     ClassCounts,
     CurvePoint,
@@ -95,3 +97,13 @@ def test_a_file_of_an_earlier_version_does_not_say_how_it_was_measured():
     score = evaluated_from_json({"vlb_bpd": 4.5, "vlb_bpd_se": 0.1, "name": "x", "step": 3}).scores["vlb_bpd"]
     assert score == Score(4.5, 0.1)
     assert (score.n, score.df, score.replicate, score.protocol) == (None, None, None, None)
+
+
+def test_a_score_that_is_no_number_is_null_in_json_and_itself_again():
+    score = Score(math.nan, se=math.inf, n=4, replicate="images")
+    points = {"fid": (CurvePoint(4, math.nan, 0.5),)}
+    text = json_text(Evaluated({"vlb_bpd": score}, samples=4, frechet_at_nfe=points).to_json())
+    again = evaluated_from_json(json.loads(text, parse_constant=pytest.fail))
+    assert math.isnan(again.scores["vlb_bpd"].value)
+    assert math.isnan(again.frechet_at_nfe["fid"][0].value)
+    assert again.score("vlb_bpd") is None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffusion import durable
 from diffusion.frechet import Moments
+from diffusion.json_text import json_text
 from trainer.data.dataset import Dataset
 from trainer.evaluate.extractors.base import FeatureExtractor, Images, feature_blocks
 from trainer.evaluate.references.baselines import image_set, spread
@@ -90,7 +91,7 @@ def _write(folder: Path, identity: dict[str, Any], reference: Reference) -> None
     record = identity | {"images": moments.count, "sha256": hashlib.sha256(content).hexdigest()}
     folder.mkdir(parents=True, exist_ok=True)
     durable.write_bytes(folder / ARRAYS, content)
-    durable.write_text(folder / RECORD, json.dumps(record, indent=2))
+    durable.write_text(folder / RECORD, json_text(record, indent=2))
 
 
 def _read(folder: Path, identity: dict[str, Any]) -> Reference | None:

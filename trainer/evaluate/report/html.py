@@ -5,7 +5,6 @@ drawings that take their colours from its style, light, dark or printed.
 """
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from matplotlib import rc_context
 
+from diffusion.json_text import json_text
 from diffusion.likelihood.screening import DenoisingCurve
 from trainer.evaluate.report.figure import drawing, whole
 from trainer.evaluate.report.panels import Panel, denoising_curve, panels
@@ -97,7 +97,7 @@ def _page(
     drawn = f"{escape(sampling(values))} · " if "samples" in values else ""
     views = "".join(_view(*view, found) for view, found in zip(VIEWS, both, strict=True))
     notes = "".join(f"<p class=quiet>Note: {escape(note)}.</p>" for note in evaluated.notes)
-    recipe = escape(json.dumps({"evaluation": values["evaluation"], **_digests(values)}, indent=2))
+    recipe = escape(json_text({"evaluation": values["evaluation"], **_digests(values)}, indent=2))
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
