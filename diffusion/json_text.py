@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
 
 def json_text(values: object, indent: int | None = None, sort_keys: bool = False, compact: bool = False) -> str:
@@ -23,9 +23,9 @@ def json_text(values: object, indent: int | None = None, sort_keys: bool = False
         return json.dumps(_finite(values), **options)
 
 
-def _finite(value: object) -> object:
+def _finite(value: Any) -> Any:  # noqa: ANN401 - any value that JSON has
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {name: _finite(each) for name, each in cast("dict[str, Any]", value).items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_finite(each) for each in cast("list[Any]", value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value

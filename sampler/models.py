@@ -7,8 +7,9 @@ manifest, and an allow-listed network is built from its config (diffusion/packag
 
 import os
 import re
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from diffusion.package import PackageConfig
     from diffusion.solvers import Sampler
 
+LOCK_TIMEOUT_S = 30.0
 PACKAGE_PATH = "artifacts/package"
 UNSAID = (
     "does not say whether it was also trained without labels (objective.label_dropout); if it was not, guidance spoils "
@@ -175,6 +177,11 @@ def _existing_database(uri: str) -> str:
         raise ModelError(
             f"tracking-uri: {uri}: no such database; set MLFLOW_TRACKING_URI or --tracking-uri to the registry's"
         )
+    try:
+        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=LOCK_TIMEOUT_S)) as database:
+            database.execute("SELECT version_num FROM alembic_version").fetchall()
+    except sqlite3.Error as error:
+        raise ModelError(f"tracking-uri: {uri}: {error}; allowed: MLflow's database") from None
     return _sqlite_url(Path(path).resolve())
 
 
@@ -203,10 +210,17 @@ def _resolve_alias(name: str, alias: str, uri: str) -> Source:
 @contextmanager
 def _registry_errors(reference: str, uri: str, missing: str) -> Iterator[None]:
     """Turn MLflow's errors into ModelError or RegistryUnavailableError, without the URI's credentials."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # or it tells of its migrations
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
+    except SQLAlchemyError as error:  # of a database whose tables this version of MLflow cannot bring up to date
+        where = _redact_credentials(uri)
+        raise ModelError(
+            f"tracking-uri: {where}: not a database that this version of MLflow can use: {_one_line(error)}"
+        ) from error
     except (MlflowException, OSError) as error:
         code = getattr(error, "error_code", "INTERNAL_ERROR")
         if code == "RESOURCE_DOES_NOT_EXIST" or isinstance(error, FileNotFoundError):

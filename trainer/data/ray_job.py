@@ -134,7 +134,7 @@ def _run_partitions(
     connect_ray()
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us, and need no second text
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     tasks = max(1, int(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))

@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, RunFailedError, last_line
+from trainer.run.provenance import ROOT
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -47,10 +48,26 @@ def connect_ray(dashboard: bool = False) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(
-            include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            ignore_reinit_error=True,
+            runtime_env=_checkout(),
         )
     except ConnectionError as error:
         raise RunFailedError(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}: {last_line(error)}") from error
+
+
+def _checkout() -> dict[str, Any] | None:
+    """What a cluster that was started elsewhere must be told for its workers to import this checkout.
+
+    Nothing where Ray tells them: they look into the working directory first, and a job has its files with it. To tell
+    them costs time, since no worker that is ready can be used.
+    """
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if in_job or "RAY_ADDRESS" not in os.environ or Path.cwd() == ROOT:
+        return None
+    return {"env_vars": {"PYTHONPATH": str(ROOT)}}
 
 
 def end_local_cluster() -> None:

@@ -4,6 +4,8 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +109,7 @@ def mlflow_client(tracking_uri: str) -> "MlflowClient":
     if not tracking_uri.startswith("sqlite:"):
         return MlflowClient(tracking_uri, tracking_uri)
     make_database(tracking_uri)
+    _check_opens(tracking_uri)
     make_no_folders()
     try:
         return MlflowClient(tracking_uri, tracking_uri)
@@ -119,11 +122,33 @@ def mlflow_client(tracking_uri: str) -> "MlflowClient":
         ) from None
 
 
+def _check_opens(tracking_uri: str) -> None:
+    """Refuse a file that SQLite cannot open, which MLflow would try for minutes.
+
+    Raises:
+        InputError: it cannot.
+    """
+    from sqlalchemy import make_url
+
+    file = Path(make_url(tracking_uri).database or "").absolute()
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=DATABASE_TIMEOUT_S)) as database:
+            database.execute("PRAGMA schema_version").fetchall()
+    except sqlite3.Error as error:
+        raise InputError(
+            f"tracking URI = {tracking_uri}: {error}; allowed: MLflow's database, or no file yet"
+        ) from None
+
+
 def make_no_folders() -> None:
     """Keep MLflow from making the folder of a database whose URL is quoted, which would be another one."""
     from mlflow.store.db import utils
 
-    setattr(utils, "_make_parent_dirs_if_sqlite", lambda db_uri: None)  # noqa: ARG005, B010 - private
+    setattr(utils, "_make_parent_dirs_if_sqlite", _make_nothing)  # noqa: B010 - private
+
+
+def _make_nothing(db_uri: str) -> None:
+    pass
 
 
 def make_database(tracking_uri: str) -> None:
