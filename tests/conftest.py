@@ -5,6 +5,7 @@ The stack is started on first use and stopped at the end, and it is an error if 
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,3 +68,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         lifecycle.stop(var)
     assert processes.stack_pids(stack.id) == []
     shutil.rmtree(var)
+
+
+def half_migrated(file: Path) -> None:
+    """An MLflow database as a first migration leaves it that was killed while it copied a table."""
+    with sqlite3.connect(file) as database:
+        database.executescript(
+            "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);"
+            "INSERT INTO alembic_version VALUES ('867495a8f9d4');"
+            "CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name VARCHAR(256));"
+        )
+    database.close()

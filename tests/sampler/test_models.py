@@ -10,6 +10,7 @@ import torch
 from diffusion.package import verify_package
 from sampler.generate import generate
 from sampler.models import Model, ModelError, RegistryUnavailableError, load, resolve
+from tests.conftest import half_migrated
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -80,6 +81,21 @@ def test_a_missing_database_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such database"):
         resolve("tiny@champion", f"sqlite:///{tmp_path}/mlflow.db")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"SQLite format 3\0" + bytes(99)])
+def test_a_file_that_is_not_mlflows_database_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mlflow.db").write_bytes(content)
+    with pytest.raises(ModelError, match=r"^tracking-uri: sqlite:///.*; allowed: MLflow's database$"):
+        resolve("tiny@champion", f"sqlite:///{tmp_path}/mlflow.db")
+    assert (tmp_path / "mlflow.db").read_bytes() == content
+
+
+def test_a_database_whose_first_migration_was_killed_is_refused(tmp_path: Path) -> None:
+    half_migrated(tmp_path / "mlflow.db")
+    with pytest.raises(ModelError, match="not a database that this version of MLflow can use: ") as caught:
+        resolve("tiny@champion", f"sqlite:///{tmp_path}/mlflow.db")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,8 @@ def _check_opens(tracking_uri: str) -> None:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=DATABASE_TIMEOUT_S)) as database:
             database.execute("PRAGMA schema_version").fetchall()
     except sqlite3.Error as error:
-        raise InputError(
-            f"tracking URI = {tracking_uri}: {error}; allowed: MLflow's database, or no file yet"
-        ) from None
+        problem = error if file.is_file() else "is no file"
+        raise InputError(f"tracking URI = {tracking_uri}: {problem}; allowed: MLflow's database, or none yet") from None
 
 
 def make_no_folders() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException, RestException
 
+from tests.conftest import half_migrated
 from trainer.config.load import resolve
 from trainer.config.run import RunSettings, check_tracking_uri
 from trainer.config.run_config import RunConfig
@@ -117,20 +117,23 @@ def test_a_server_that_is_not_there_is_an_outage(monkeypatch):
     assert is_outage(raised.value)
 
 
-def half_migrated(file):
-    """As a first migration leaves it that was killed while it copied a table."""
-    with sqlite3.connect(file) as database:
-        database.executescript(
-            "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);"
-            "INSERT INTO alembic_version VALUES ('867495a8f9d4');"
-            "CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name VARCHAR(256));"
-        )
-    database.close()
-
-
 def test_a_half_made_database_is_named_with_what_to_do(tmp_path):
     half_migrated(tmp_path / "mlflow.db")
     with pytest.raises(InputError, match=r"mlflow.db: not a database that this .*; allowed: to move it away"):
+        mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"text", "file is not a database"), (b"SQLite format 3\0" + bytes(99), "file is not"), (None, "is no file")],
+)
+def test_a_file_that_is_no_database_is_refused_at_once(tmp_path, content, said):
+    """MLflow by itself would try for minutes to open a folder."""
+    if content is None:
+        (tmp_path / "mlflow.db").mkdir()
+    else:
+        (tmp_path / "mlflow.db").write_bytes(content)
+    with pytest.raises(InputError, match=rf"mlflow\.db: {said}.*; allowed: MLflow's database, or none yet"):
         mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
 
 
