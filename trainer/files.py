@@ -3,7 +3,7 @@
 import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeGuard
@@ -62,6 +62,27 @@ def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file."""
     return json.loads(path.read_text())
+
+
+def check_output(out: Path, option: str, own: Collection[str]) -> None:
+    """Refuse a folder for results that holds something else; one that is not there is made.
+
+    Args:
+        out: the folder.
+        option: of the command line, for the message.
+        own: files and folders of which the same command leaves at least one.
+
+    Raises:
+        InputError: it holds something and none of them, or cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in out.iterdir())
+    except OSError as error:
+        raise InputError(f"{option} {out}: {error.strerror}; allowed: a new or an empty folder") from None
+    if names and not set(names) & set(own):
+        earlier = " or one that this command wrote" if own else ""
+        raise InputError(f"{option} {out}: holds {names[0]}; allowed: a new or an empty folder,{earlier}".rstrip(","))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from trainer.driver.parts import Driver
 from trainer.driver.progress import ProgressView
 from trainer.ema import snapshots
 from trainer.errors import ClusterLostError, InputError, RunFailedError, last_line
+from trainer.evaluate.extractors.dimensions import left_out
 from trainer.run import identity
 from trainer.run.journal import Journal, Warned
 from trainer.run.manifest import CheckpointError, newest_whole
@@ -123,6 +124,8 @@ def complete(
             view.print_line(
                 f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})"
             )
+            if note := left_out(config.evaluation, info.classes):
+                view.print_line(f"  note: {note}")
             try:
                 with heartbeats(queue, config, journal, view, stop):
                     return Driver(config, paths, dataset, journal, view, stop, latest.step).run()

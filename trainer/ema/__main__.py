@@ -16,6 +16,7 @@ from diffusion.command import run_command
 from trainer.config.run_config import RunConfig
 from trainer.config.training import EmaConfig
 from trainer.errors import InputError
+from trainer.files import check_output
 from trainer.run.identity import class_names, read_run
 from trainer.run.paths import RunPaths
 
@@ -137,7 +138,7 @@ def make(config: RunConfig, sources: "EmaSources", widths: list[float], out: Pat
     for width in widths:
         check_width(config.ema, sources, width)
     folders = [out] if len(widths) == 1 else [out / f"sigma-{width}" for width in widths]
-    make_empty(out)
+    check_output(out, "--out", own=())
     for width, folder in zip(widths, folders, strict=True):
         last = sources.checkpoints[-1]
         trained, fingerprint = sources.tensors(width), last.dataset_fingerprint
@@ -164,20 +165,6 @@ def check_width(settings: EmaConfig, sources: "EmaSources", width: float) -> Non
             f"{sources.step}; allowed: {MAX_RECONSTRUCTION_ERROR:.0%}; another width, or a later step with more "
             "snapshots"
         )
-
-
-def make_empty(out: Path) -> None:
-    """Create the output folder, or accept an empty one.
-
-    Raises:
-        InputError: the folder is not empty, or cannot be created.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise InputError(f"--out {out}: not empty; allowed: a new or an empty folder")
-    except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror}; allowed: a new or an empty folder") from None
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from trainer.config.load import default_storage, tracking_uri
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError, RunFailedError
-from trainer.evaluate.extractors.dimensions import FEATURES
+from trainer.evaluate.extractors.dimensions import FEATURES, left_out
 from trainer.evaluate.target import EvaluationTarget, MlflowRef, find_target, with_options
+from trainer.files import check_output
 from trainer.run.summary import Evaluated
 from trainer.runtime.command import resumable
 from trainer.runtime.stop import Stop, exit_process
@@ -141,8 +142,11 @@ def evaluate(
     from trainer.runtime.ray_cluster import check_ray_address, connect_ray
 
     check_ray_address()
+    check_output(target.out, "--out", own=("blocks", "evaluation.json"))
     data = prepare(target.data, target.storage)
     target.check(data.info)
+    if note := left_out(target.evaluation, data.info.classes):
+        print(f"note: {note}", file=sys.stderr)
     if difference := target.data_difference(data.info):
         print(f"note: {difference}", file=sys.stderr)
     connect_ray()

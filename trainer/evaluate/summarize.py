@@ -19,7 +19,7 @@ from trainer.data.dataset import Dataset
 from trainer.evaluate.blocks import blocks_of, sample_sets
 from trainer.evaluate.extractors.base import FeatureExtractor, frechet_name
 from trainer.evaluate.extractors.classifier import ClassifierExtractor
-from trainer.evaluate.extractors.dimensions import extractors_of
+from trainer.evaluate.extractors.dimensions import extractors_of, left_out
 from trainer.evaluate.extractors.load import extractors_to_load
 from trainer.evaluate.likelihood.scores import likelihood_view
 from trainer.evaluate.metrics.frechet_infinity import extrapolate
@@ -38,7 +38,6 @@ from trainer.evaluate.results import EvaluationResults
 from trainer.run.summary import ClassCounts, CurvePoint, Evaluated, ExtractorUsed, Protocol, Score
 
 GRID_IMAGES, NEIGHBOUR_PAIRS = 64, 12
-NO_CLASSES = "the data have no classes for a classifier to learn, so it is left out; evaluation.extractors names others"
 
 
 def both_views(
@@ -99,8 +98,8 @@ def sample_view(
     np.save(folder / "samples.npy", samples[..., 0] if samples.shape[-1] == 1 else samples)
     Image.fromarray(grid(samples[:GRID_IMAGES])).save(folder / "samples.png")
     scoring = extractors_of(config, data.info.classes)
-    if len(scoring) < len(config.extractors):
-        view.notes.append(NO_CLASSES)
+    if note := left_out(config, data.info.classes):
+        view.notes.append(note)
     cache = ReferenceCache(references)
     for extractor in extractors:
         scored = extractor.name in scoring

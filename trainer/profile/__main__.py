@@ -17,6 +17,7 @@ from diffusion.json_text import json_text
 from trainer.config.load import load_config
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, RunFailedError
+from trainer.files import check_output
 from trainer.profile.result import Profile, show
 
 EXAMPLES = """\
@@ -63,10 +64,7 @@ def _profile(options: argparse.Namespace) -> int:
         raise InputError(f"--steps = {options.steps}; allowed: at least 1")
     config = load_config(options.config, options.sets)
     out: Path = options.out or Path(f"profile-{config.run.experiment}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror}; allowed: a folder that can be written") from None
+    check_output(out, "--out", own=("profile.json", "trace.json"))
     try:
         profile_ranks(config, options.steps, out)
     except RunFailedError as error:

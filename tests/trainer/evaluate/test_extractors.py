@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainer.config.evaluation import EvaluationConfig
 from trainer.evaluate.extractors import efficientnet
 from trainer.evaluate.extractors.base import PixelExtractor, as_rgb, feature_blocks, frechet_name, in_batches
-from trainer.evaluate.extractors.dimensions import dimensions
+from trainer.evaluate.extractors.dimensions import dimensions, extractors_of, left_out
 from trainer.evaluate.extractors.efficientnet import load_efficientnet, normalised
 from trainer.evaluate.extractors.inception import load_inception
 
@@ -190,3 +191,31 @@ def test_a_file_that_is_not_what_it_says_is_refused(tmp_path):
         load_inception(path)
     with pytest.raises(ValueError, match="No such file"):
         load_inception(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "classes", "said"),
+    [
+        ({}, 2, None),
+        ({}, 0, "the data have no classes, so there is no classifier to compare samples by, and no frechet without it"),
+        ({}, 1, "the data have one class, so there is no classifier to compare samples by, and no frechet without it"),
+        (
+            {"metrics": ("frechet", "kid"), "extractors": ("classifier",)},
+            0,
+            "compare samples by, and no frechet and no kid without it; evaluation.extractors names others",
+        ),
+        (
+            {"extractors": ("pixels", "classifier")},
+            0,
+            "no classifier to compare samples by; evaluation.extractors names others",
+        ),
+        ({"metrics": ("vlb",)}, 0, None),
+        ({"extractors": ("pixels",)}, 0, None),
+    ],
+)
+def test_a_classifier_that_the_data_cannot_teach_is_left_out_by_name(settings, classes, said):
+    config = EvaluationConfig(**settings)
+    assert ("classifier" in extractors_of(config, classes)) == ("classifier" in config.extractors and classes > 1)
+    note = left_out(config, classes)
+    assert (note is None) == (said is None)
+    assert said is None or said in str(note)

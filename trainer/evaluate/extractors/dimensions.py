@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from trainer.config.evaluation import EvaluationConfig, ExtractorName
+from trainer.config.evaluation import SAMPLED, EvaluationConfig, ExtractorName
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 
@@ -33,8 +33,21 @@ def dimensions(extractor: ExtractorName, image_shape: tuple[int, int, int]) -> i
 
 
 def extractors_of(config: EvaluationConfig, classes: int) -> tuple[ExtractorName, ...]:
-    """Those that the data allow: a classifier needs classes to learn."""
-    return tuple(name for name in config.extractors if name != "classifier" or classes)
+    """Those that the data allow: a classifier needs classes to tell apart."""
+    return tuple(name for name in config.extractors if name != "classifier" or classes > 1)
+
+
+def left_out(config: EvaluationConfig, classes: int) -> str | None:
+    """What is not measured since the data have too few classes for a classifier; None if nothing is left out."""
+    used = extractors_of(config, classes)
+    if used == config.extractors or not config.samples_images:
+        return None
+    have = "have one class" if classes else "have no classes"
+    metrics = [name for name in config.metrics if name in SAMPLED]
+    without = "" if used or not metrics else f", and no {' and no '.join(metrics)} without it"
+    return (
+        f"the data {have}, so there is no classifier to compare samples by{without}; evaluation.extractors names others"
+    )
 
 
 def check_sizes(config: EvaluationConfig, info: DatasetInfo) -> None:
