@@ -63,7 +63,7 @@ def build_unet(config: UNetConfig, shape: tuple[int, int, int], out_channels: in
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
             layers_per_block=config.layers_per_block,
             norm_num_groups=config.norm_groups,
-            attention_head_dim=None,
+            attention_head_dim=config.head_width,
             dropout=config.dropout,
             num_class_embeds=config.classes + 1 if config.classes else None,
         )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from diffusion.config.base import Config, Count
+from diffusion.config.base import Config, Count, Later
 
 
 class NetworkOptions(Config):
@@ -30,6 +30,7 @@ class UNetConfig(NetworkOptions):
         layers_per_block: residual layers per resolution.
         norm_groups: groups of the group norms; must divide every width.
         dropout: dropout probability in the residual layers.
+        head_width: channels of an attention head; must divide the widths that have attention. None is one head.
     """
 
     kind: Literal["unet"] = "unet"
@@ -38,6 +39,7 @@ class UNetConfig(NetworkOptions):
     layers_per_block: Count = 1
     norm_groups: Count = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    head_width: Annotated[Count | None, Later("0.2")] = None
 
     @model_validator(mode="after")
     def _fields_fit(self) -> "UNetConfig":
@@ -48,6 +50,10 @@ class UNetConfig(NetworkOptions):
         for width in self.channels:
             if width % self.norm_groups:
                 raise ValueError(f"channels has {width}, which norm_groups = {self.norm_groups} does not divide")
+        attended = [width for width, has in zip(self.channels, self.attention, strict=True) if has]
+        for width in [*attended, self.channels[-1]]:  # the middle of the network has attention too
+            if self.head_width is not None and width % self.head_width:
+                raise ValueError(f"channels has {width}, which head_width = {self.head_width} does not divide")
         return self
 
     def check_image(self, height: int, width: int) -> None:

@@ -1,7 +1,8 @@
 """Hugging Face diffusers' model folders read as denoisers, and denoisers written as folders that sample identically.
 
 A folder is a DDPMPipeline's (`unet/` and `scheduler/`), or a UNet2DModel's with scheduler_config.json in it, or in a
-folder `scheduler` in it or beside it. Networks here are given t - 1, which is diffusers' timestep, so a network's
+folder `scheduler` in it, beside it or beside the folder that it is in, as training scripts leave their checkpoints
+(`checkpoint-500/unet_ema` and `scheduler`). Networks here are given t - 1, which is diffusers' timestep, so a network's
 outputs are bitwise the same; the chain is the same up to diffusers' float32. Only safetensors are read, never pickle,
 and nothing is downloaded.
 """
@@ -11,6 +12,8 @@ and nothing is downloaded.
 import copy
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,23 +31,31 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler_config.json"
+SHARDS = f"{WEIGHTS}.index.json"
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+EMA_FIELDS = {
+    "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
+    "device", "foreach",
+}  # fmt: skip
+"""What diffusers' EMAModel adds to the configuration of the network that it averages."""
 
 
-def load_diffusers(folder: Path, null_label: int | None = None) -> Denoiser:
+def load_diffusers(folder: Path, null_label: int | None = None, variant: str | None = None) -> Denoiser:
     """The denoiser of a diffusers folder, in evaluation mode on the CPU, float32.
 
     Args:
         folder: a pipeline's, or a UNet2DModel's with the configuration of its scheduler.
         null_label: the label of a class-conditional network that means "no label", which diffusers' folders do not
             state; None if there is none, and then every row needs a label.
+        variant: of the weights (`diffusion_pytorch_model.VARIANT.safetensors`); None for those without, or for the only
+            ones that there are.
 
     Raises:
         ValueError: a file that is missing or not safetensors, or a field that has no counterpart here; the message
             names the field, its value and what is allowed.
     """
     process, prediction = read_process(folder)
-    network = _load_unet(folder / "unet" if (folder / "unet").is_dir() else folder)
+    network = _load_unet(unet_folder(folder), variant)
     settings = network.model.config
     channels = settings["in_channels"] * (2 if process.reverse_variance == "learned" else 1)
     if settings["out_channels"] != channels:
@@ -63,6 +74,11 @@ def load_diffusers(folder: Path, null_label: int | None = None) -> Denoiser:
         null_label=null_label,
         needs_label=labels > 0 and null_label is None,
     )
+
+
+def unet_folder(folder: Path) -> Path:
+    """Where the network of a diffusers folder is: in `unet` or else in the folder itself."""
+    return folder / "unet" if (folder / "unet").is_dir() else folder
 
 
 def read_process(folder: Path) -> tuple[DdpmProcess, Prediction]:
@@ -84,7 +100,7 @@ def scheduler_fields(folder: Path) -> dict[str, Any]:
         pipeline = _read_json(folder / INDEX).get("_class_name")
         if pipeline not in PIPELINES:
             raise unsupported(f"{folder / INDEX}: _class_name", pipeline, ", ".join(PIPELINES))
-    places = [folder / "scheduler", folder, folder.parent / "scheduler"]
+    places = [folder / "scheduler", folder, folder.parent / "scheduler", folder.parent.parent / "scheduler"]
     for place in places:
         if (place / SCHEDULER_CONFIG).exists():
             return _read_json(place / SCHEDULER_CONFIG)
@@ -119,8 +135,13 @@ def save_diffusers(denoiser: Denoiser, folder: Path) -> None:
     DDPMPipeline(unet=model, scheduler=DDPMScheduler(**arguments)).save_pretrained(folder)
 
 
-def unet_config(model: "UNet2DModel") -> tuple[UNetConfig, tuple[int, int, int]]:
+def unet_config(model: "UNet2DModel", has_null_label: bool = True) -> tuple[UNetConfig, tuple[int, int, int]]:
     """The configuration that builds a UNet2DModel like this one, and its image shape (C, H, W).
+
+    Args:
+        model: the network.
+        has_null_label: whether the last of its labels, if it has any, means "no label". Where it has no such label, the
+            configuration's network has one label more.
 
     Raises:
         ValueError: an architecture that `network.kind = unet` cannot express, or a model without an image size.
@@ -137,8 +158,11 @@ def unet_config(model: "UNet2DModel") -> tuple[UNetConfig, tuple[int, int, int]]
         layers_per_block=theirs["layers_per_block"],
         norm_groups=theirs["norm_num_groups"],
         dropout=theirs["dropout"],
-        classes=labels - 1 if labels else 0,
+        classes=0 if not labels else labels - 1 if has_null_label else labels,
+        head_width=_head_width(theirs),
     )
+    if labels and not has_null_label:
+        theirs["num_class_embeds"] = labels + 1
     with torch.device("meta"):
         ours = dict(build_unet(config, shape, theirs["out_channels"]).model.config)
     for name in inspect.signature(type(model).__init__).parameters:
@@ -147,21 +171,57 @@ def unet_config(model: "UNet2DModel") -> tuple[UNetConfig, tuple[int, int, int]]
     return config, shape
 
 
+def _head_width(theirs: dict[str, Any]) -> int | None:
+    """Channels of an attention head; None where each attention has one head, however that is said."""
+    width, channels = theirs["attention_head_dim"], theirs["block_out_channels"]
+    kinds = [*theirs["down_block_types"], "AttnMid"]
+    attended = {size for size, kind in zip([*channels, channels[-1]], kinds, strict=True) if kind.startswith("Attn")}
+    if width is not None and any(size % width for size in attended):
+        raise unsupported("unet.attention_head_dim", width, f"a divisor of {', '.join(map(str, sorted(attended)))}")
+    return width
+
+
 def _plain(value: object) -> object:
     """A value as JSON represents it, which turns tuples into lists."""
     return json.loads(json.dumps(value))
 
 
-def _load_unet(folder: Path) -> UNet:
+def _variant(folder: Path, variant: str | None) -> str | None:
+    """The variant of the weights that are read: the one that is asked for, none, or the only one that there is.
+
+    Raises:
+        ValueError: there are no safetensors, or only several variants, or not the one that is asked for.
+    """
+    stem, suffix = WEIGHTS.rsplit(".", 1)
+    plain = (folder / WEIGHTS).is_file() or (folder / SHARDS).is_file()
+    names = [path.name.removeprefix(f"{stem}.") for path in folder.glob(f"{stem}.*.{suffix}*")]
+    names = [name.partition(".")[0].partition("-0")[0] for name in names if not name.startswith(suffix)]
+    found = sorted(set(names))
+    if variant is not None:
+        if variant not in found:
+            known = ", ".join(found) or "none"
+            raise ValueError(f"{folder}: variant = {variant}; allowed: {known}")
+        return variant
+    if plain:
+        return None
+    if not found:
+        raise ValueError(f"{folder}: no {WEIGHTS}; allowed: safetensors only, since other formats are pickles")
+    if len(found) > 1:
+        raise ValueError(f"{folder}: several variants of weights; allowed: a variant of {', '.join(found)}")
+    return found[0]
+
+
+def _load_unet(folder: Path, variant: str | None = None) -> UNet:
     """The UNet2DModel of a folder; its weights must be exactly those of the network, in name and shape."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     _check_unet(_read_json(folder / CONFIG), UNet2DModel)
-    if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder}: no {WEIGHTS}; allowed: safetensors only, since other formats are pickles")
     options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
+    if (chosen := _variant(folder, variant)) is not None:
+        options["variant"] = chosen
     try:
-        loaded: Any = UNet2DModel.from_pretrained(folder, output_loading_info=True, **options)
+        with _quiet():
+            loaded: Any = UNet2DModel.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not a UNet2DModel's folder: {error}") from error
     model, report = loaded
@@ -171,13 +231,29 @@ def _load_unet(folder: Path) -> UNet:
     return UNet(copy.deepcopy(model)).eval()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' progress bar, and its warnings of fields that it ignores, which `_check_unet` has seen."""
+    from diffusers.utils import logging
+
+    before, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
 def _check_unet(fields: dict[str, Any], model_type: "type[UNet2DModel]") -> None:
     """Refuse a network that is not a function of (x, float time, int label), or has fields unknown to diffusers."""
     if fields.get("_class_name") != model_type.__name__:
         raise unsupported("unet._class_name", fields.get("_class_name"), model_type.__name__)
     known = inspect.signature(model_type.__init__).parameters
     for name, value in fields.items():
-        if not name.startswith("_") and name not in known:
+        if not name.startswith("_") and name not in known and name not in EMA_FIELDS:
             raise unsupported(f"unet.{name}", value, f"the fields of this diffusers' {model_type.__name__}")
     if (kind := fields.get("time_embedding_type", "positional")) != "positional":
         raise unsupported("unet.time_embedding_type", kind, "positional")

@@ -49,6 +49,8 @@ DEFAULT_ENDS = {  # beta_start and beta_end of a file that lacks them
     "KDPM2DiscreteScheduler": KARRAS_ENDS,
     "KDPM2AncestralDiscreteScheduler": KARRAS_ENDS,
 }
+CLIPPING = ("DDPMScheduler", "DDIMScheduler")
+"""Those that clip where their file does not say."""
 BETA_SCHEDULES = {
     "linear": LinearSchedule,
     "scaled_linear": ScaledLinearSchedule,
@@ -95,6 +97,21 @@ def read_scheduler(fields: Fields) -> tuple[DdpmProcess, Prediction]:
         raise unsupported("scheduler.prediction_type", "epsilon", "sample, v_prediction where the terminal SNR is zero")
     variance = _reverse_variance(fields)
     return DdpmProcess(num_train_timesteps=steps, schedule=schedule, reverse_variance=variance), prediction
+
+
+def clips_x0(fields: Fields) -> bool:
+    """Whether a scheduler clips every estimate of x_0 to [-1, 1].
+
+    Raises:
+        ValueError: it confines the estimates in another way, which no solver here does.
+    """
+    if fields.get("thresholding", False):
+        raise unsupported("scheduler.thresholding", True, "false, since solvers here clip x_0 to [-1, 1] or not at all")
+    clips = bool(fields.get("clip_sample", fields["_class_name"] in CLIPPING))
+    bound = fields.get("clip_sample_range", 1.0)
+    if clips and bound != 1:
+        raise unsupported("scheduler.clip_sample_range", bound, "1, or clip_sample = false")
+    return clips
 
 
 def _choice(fields: Fields, name: str, default: str, choices: Mapping[str, Choice]) -> Choice:

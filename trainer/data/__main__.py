@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from diffusion.config.errors import describe, spelled_as_option
 from trainer.config.data import DataConfig
+from trainer.data.listing import printable
 from trainer.data.manifest import MAX_REJECTED, SPLITS, DatasetInfo, listed
 from trainer.errors import InputError
 from trainer.runtime.command import resumable
@@ -185,7 +186,7 @@ def described(info: DatasetInfo, where: str) -> list[str]:
             f"  {name.ljust(width)}  {'  '.join(f'{info.class_counts[split][at]:8d}' for split in SPLITS)}"
             for at, name in enumerate(names)
         ]
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _numbers(values: tuple[float, ...]) -> str:

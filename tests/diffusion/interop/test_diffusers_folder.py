@@ -13,6 +13,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load, load_file, save_file
 
 from diffusion import convert
@@ -512,8 +513,8 @@ def test_a_package_goes_to_diffusers_and_comes_back(tmp_path, classes, capsys):
     assert torch.equal(old.output(x, t), new.output(x, t))
     torch.testing.assert_close(new.x0(x, t), old.x0(x, t), rtol=1e-6, atol=1e-6)
     if classes:
-        assert convert.main(["from-diffusers", str(folder), str(tmp_path / "never")]) == 2
-        assert "--null-label = None; allowed: 3" in capsys.readouterr().err
+        assert convert.main(["from-diffusers", str(folder), str(tmp_path / "never"), "--null-label", "1"]) == 2
+        assert "--null-label = 1; allowed: 3" in capsys.readouterr().err
 
 
 def test_a_scheduler_that_does_not_clip_gives_a_solver_that_does_not(tmp_path):
@@ -524,9 +525,89 @@ def test_a_scheduler_that_does_not_clip_gives_a_solver_that_does_not(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"thresholding": True}, "scheduler.thresholding = True; allowed: false"),
+        ({"clip_sample_range": 2.0}, "scheduler.clip_sample_range = 2.0; allowed: 1, or clip_sample = false"),
+        ({"clip_sample_range": 2.0, "clip_sample": False}, None),
+    ],
+)
+def test_a_scheduler_that_confines_samples_in_another_way_is_refused(tmp_path, capsys, fields, message):
+    write_folder(tmp_path / "folder")
+    edit(tmp_path / "folder" / "scheduler" / "scheduler_config.json", **fields)
+    assert convert.main(["from-diffusers", str(tmp_path / "folder"), str(tmp_path / "package")]) == (
+        2 if message else 0
+    )
+    assert message is None or message in capsys.readouterr().err
+
+
+def test_what_a_training_script_leaves_converts(tmp_path, capsys):
+    """Default attention heads, averages as EMAModel writes them, and the scheduler beside the checkpoint's folder."""
+    model = UNet2DModel(**{**UNET, "sample_size": 8}).eval()
+    averaged = EMAModel(model.parameters(), model_cls=UNet2DModel, model_config=model.config)
+    with torch.no_grad():
+        for each in averaged.shadow_params:
+            each.add_(0.01)
+    averaged.save_pretrained(tmp_path / "checkpoint-5" / "unet_ema")
+    model.save_pretrained(tmp_path / "checkpoint-5" / "unet")
+    DDPMScheduler(num_train_timesteps=50).save_pretrained(tmp_path / "scheduler")
+    for source, network in (
+        ("checkpoint-5", model),
+        ("checkpoint-5/unet_ema", UNet2DModel(**{**UNET, "sample_size": 8})),
+    ):
+        if network is not model:
+            averaged.copy_to(network.parameters())
+        package = tmp_path / source.replace("/", "-")
+        package = package.with_name(f"{package.name}-package")
+        assert convert.main(["from-diffusers", str(tmp_path / source), str(package)]) == 0
+        assert ("has averaged weights" in capsys.readouterr().out) == (network is model)
+        denoiser, config = load_package(package)
+        assert config.network.head_width == 8
+        x = torch.randn(2, *SHAPE)
+        assert torch.equal(denoiser.output(x, torch.tensor([50, 50])), network.eval()(x, 49).sample)
+
+
+def test_variants_and_shards_are_read(tmp_path, capsys):
+    model = UNet2DModel(**UNET).eval()
+    x = torch.randn(2, *SHAPE)
+    DDPMScheduler(num_train_timesteps=50).save_pretrained(tmp_path / "scheduler")
+
+    def output(name, variant=None):
+        return load_diffusers(tmp_path / name, variant=variant).output(x, torch.tensor([50, 50]))
+
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20kB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    model.save_pretrained(tmp_path / "variant", variant="fp16")
+    model.save_pretrained(tmp_path / "both", variant="ema", max_shard_size="20kB")
+    expected = model(x, 49).sample
+    assert all(torch.equal(output(name), expected) for name in ("shards", "variant", "both"))
+    model.save_pretrained(tmp_path / "both", variant="fp16")
+    assert torch.equal(output("both", "ema"), expected)
+    for variant, message in ((None, "several variants of weights; allowed: a variant of ema, fp16"),
+                             ("fp8", "variant = fp8; allowed: ema, fp16")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            output("both", variant)
+    model.save_pretrained(tmp_path / "both")
+    assert torch.equal(output("both"), expected)
+    capsys.readouterr()
+    assert convert.main(["from-diffusers", str(tmp_path / "variant"), str(tmp_path / "p"), "--variant", "x"]) == 2
+    assert "variant = x; allowed: fp16" in capsys.readouterr().err
+
+
+def test_a_class_conditional_network_without_a_label_for_none_says_so_in_its_package(tmp_path, capsys):
+    model = write_folder(tmp_path / "folder", num_class_embeds=4, sample_size=8)
+    assert convert.main(["from-diffusers", str(tmp_path / "folder"), str(tmp_path / "package")]) == 0
+    assert "its 4 labels are all classes, so samples need one (or --null-label 3)" in capsys.readouterr().out
+    denoiser, config = load_package(tmp_path / "package")
+    assert (config.network.classes, config.null_label_trained, denoiser.needs_label) == (4, False, True)
+    x, label = torch.randn(2, *SHAPE), torch.tensor([3, 0])
+    assert torch.equal(denoiser.output(x, torch.tensor([9, 9]), label), model(x, 8, class_labels=label).sample)
+
+
+@pytest.mark.parametrize(
     ("unet", "message"),
     [
-        ({}, "unet.attention_head_dim = 8; allowed: None, as network.kind = unet has it"),
+        ({"attention_head_dim": 5}, "unet.attention_head_dim = 5; allowed: a divisor of "),
         ({"sample_size": None}, "unet.sample_size = None; allowed: the height and width"),
         ({"attention_head_dim": None, "norm_eps": 1e-6}, "unet.norm_eps = 1e-06; allowed: 1e-05"),
         ({"attention_head_dim": None, "up_block_types": ("UpBlock2D",) * 2}, "unet.up_block_types = "),

@@ -43,6 +43,7 @@ OTHER = {
     "network.attention": [True, True],
     "network.layers_per_block": 2,
     "network.norm_groups": 4,
+    "network.head_width": 16,
     "network.dropout": 0.1,
     "optim.lr": 2e-3,
     "optim.betas": [0.9, 0.999],
