@@ -112,7 +112,11 @@ def package_sha256(digests: dict[str, str]) -> str:
 
 
 def save_package(
-    folder: Path, config: PackageConfig, weights: dict[str, Tensor], dataset_fingerprint: str | None = None
+    folder: Path,
+    config: PackageConfig,
+    weights: dict[str, Tensor],
+    dataset_fingerprint: str | None = None,
+    initialised_from: str | None = None,
 ) -> str:
     """Write a package; the manifest is written last, so a half-written folder never verifies.
 
@@ -122,6 +126,7 @@ def save_package(
         weights: state dictionary of the network, and with prefix `schedule.` of a learned schedule.
         dataset_fingerprint: SHA-256 of the data that the weights were trained on, which the manifest keeps; it is not
             part of the package's own digest.
+        initialised_from: SHA-256 of the package whose weights training began with, which the manifest keeps likewise.
 
     Returns:
         The package's SHA-256.
@@ -141,6 +146,8 @@ def save_package(
     values = {"files": digests, "package_sha256": digest}
     if dataset_fingerprint is not None:
         values["dataset_fingerprint"] = dataset_fingerprint
+    if initialised_from is not None:
+        values["initialised_from"] = initialised_from
     durable.write_text(folder / MANIFEST, json.dumps(values, indent=2, sort_keys=True) + "\n")
     return digest
 

@@ -104,8 +104,9 @@ def _resolve(options: argparse.Namespace) -> "tuple[RunConfig, Resolved]":
     """The configuration of the command, and what is stored of its run."""
     from trainer.config.load import load_config
     from trainer.driver.plan import check
+    from trainer.registry.lookup import package_digest
 
-    config = load_config(options.config, options.sets)
+    config = load_config(options.config, options.sets, package_digest)
     return config, check(config)
 
 

@@ -20,6 +20,7 @@ from trainer.config.load import apply_sets, read_yaml, resolve, setting_paths, v
 from trainer.config.run_config import RunConfig, canonical
 from trainer.data.sources import check_source
 from trainer.errors import InputError
+from trainer.registry.lookup import package_digest
 
 MAX_TRIALS = 1000
 NOT_PART_OF_METHOD = ("run", "parallel", "training.steps")
@@ -175,7 +176,7 @@ def _product(sizes: Iterable[int]) -> int:
 
 def _trial(sweep: str, base: dict[str, Any], settings: dict[str, Any]) -> Trial:
     try:
-        config = resolve(validate(_applied(base, settings.items(), "")))
+        config = resolve(validate(_applied(base, settings.items(), "")), package_digest)
     except InputError as error:
         raise InputError(f"trial {label(settings)}: {error}") from None
     name = f"{sweep}-{config.method_sha256[:8]}"

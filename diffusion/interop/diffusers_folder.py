@@ -12,7 +12,7 @@ and nothing is downloaded.
 import copy
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,7 +216,7 @@ def _load_unet(folder: Path, variant: str | None = None) -> UNet:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     _check_unet(_read_json(folder / CONFIG), UNet2DModel)
-    options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     if (chosen := _variant(folder, variant)) is not None:
         options["variant"] = chosen
     try:
@@ -232,7 +232,7 @@ def _load_unet(folder: Path, variant: str | None = None) -> UNet:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without diffusers' progress bar, and its warnings of fields that it ignores, which `_check_unet` has seen."""
     from diffusers.utils import logging
 

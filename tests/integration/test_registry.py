@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.conftest import Cluster
 from tests.integration.conftest import FinishedRun
+from trainer.run.paths import RunPaths
 
 pytestmark = pytest.mark.integration
 
@@ -45,3 +47,21 @@ def test_a_version_that_is_not_better_is_challenger_until_it_is_promoted_by_hand
     assert listed["2"]["decision"] == "rolled back"
     assert listed["1"]["metrics"]["vlb_bpd"] == finished.summary["vlb_bpd"]
     assert len({each["metrics"]["vlb_bpd"] for each in listed.values()}) == 3
+
+
+def test_a_run_begins_with_the_weights_of_a_registered_model(
+    cluster: Cluster, tiny: Path, finished: FinishedRun
+) -> None:
+    sets = ["run.name=warm", "training.init_from=tiny@champion", "training.steps=1", "evaluation.metrics=[vlb]"]
+    words = [word for item in [*sets, "run.register_as=null"] for word in ("--set", item)]
+    output = cluster.run("trainer", "--config", str(tiny), *words)
+    paths = RunPaths(finished.paths.root.with_name("warm"))
+    version = json.loads(cluster.run("trainer.registry", "list", "tiny", "--alias", "champion", "--json"))[0]
+    digest = version["package_sha256"]
+    assert json.loads(paths.identity.read_text())["config"]["training"]["init_sha256"] == digest
+    assert f"begins with tiny@champion ({digest[:8]}): " in output
+    assert "parts are the package's" in output
+    assert json.loads((paths.package / "manifest.json").read_text())["initialised_from"] == digest
+    before, after = load_file(paths.initial / "model.safetensors"), load_file(paths.package / "model.safetensors")
+    moved = max(float((before[name] - after[name]).abs().max()) for name in before)
+    assert 0 < moved < 0.01  # by one step

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from diffusion.config.errors import describe, masked, models_of
+from trainer.config.initial import Registry, with_initial_digest
 from trainer.config.run import check_tracking_uri, sqlite_url
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
@@ -32,14 +33,19 @@ _Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType] - PyY
 )
 
 
-def load_config(path: Path, sets: list[str]) -> RunConfig:
+def load_config(path: Path, sets: list[str], registry: Registry | None = None) -> RunConfig:
     """Read a run file, apply `--set`, validate, and fill in the places that depend on this machine.
+
+    Args:
+        path: of the file.
+        sets: overrides, PATH=VALUE each.
+        registry: looks up a registered model that `training.init_from` names.
 
     Raises:
         InputError: anything wrong with the file, an override or a value.
     """
     try:
-        return resolve(validate(apply_sets(read_yaml(path), sets)))
+        return resolve(validate(apply_sets(read_yaml(path), sets)), registry)
     except RecursionError:
         raise InputError(f"--config {path}: a value that contains itself") from None
 
@@ -131,10 +137,11 @@ def validate(values: dict[str, Any]) -> RunConfig:
         raise InputError(f"a value that no setting can be: {error}") from None
 
 
-def resolve(config: RunConfig) -> RunConfig:
-    """Fill the null settings of `run`: storage, tracking URI and name."""
+def resolve(config: RunConfig, registry: Registry | None = None) -> RunConfig:
+    """Fill the null settings of `run`: storage, tracking URI and name; and the digest of what training begins with."""
     storage = config.run.storage or str(default_storage())
     uri = tracking_uri(config.run.tracking_uri, storage)
+    config = with_initial_digest(config, uri, registry)
     name = config.run.name or name_by_digest(config)
     run = config.run.model_copy(update={"storage": storage, "tracking_uri": uri, "name": name})
     return config.model_copy(update={"run": run})

@@ -28,7 +28,8 @@ from trainer.config.parallel import ParallelConfig
 from trainer.config.run import RunSettings
 from trainer.config.training import EmaConfig, OptimConfig, TrainingConfig
 
-NOT_METHOD = ("parallel", "run")  # nor `training.steps`
+NOT_METHOD = ("parallel", "run")
+NOT_METHOD_OF_TRAINING = ("steps", "init_from")  # what init_from names is, by its digest
 
 
 class RunConfig(Config):
@@ -82,12 +83,13 @@ class RunConfig(Config):
 
     @property
     def method_sha256(self) -> str:
-        """SHA-256 of what decides the result: all but `parallel`, `run` and `training.steps`.
+        """SHA-256 of what decides the result: all but `parallel`, `run`, `training.steps` and `training.init_from`.
 
         A field that was added later stays out while it has its default (`diffusion.config.Later`).
         """
         values = {name: value for name, value in self.identity().items() if name not in NOT_METHOD}
-        del values["training"]["steps"]
+        for name in NOT_METHOD_OF_TRAINING:
+            values["training"].pop(name, None)
         return _sha256(canonical(values))
 
 

@@ -76,6 +76,9 @@ class TrainingConfig(Config):
 
     `skip` leaves a step with a non-finite loss or gradient out on all ranks; after `max_skips` in a row the weights of
     the last good checkpoint are taken up again, once for each checkpoint.
+
+    `init_from` names a package whose weights the run begins with, where they fit by name and shape: its folder, a
+    run's, or NAME@alias of the registry. `init_sha256`, its digest, is filled in, and is part of the method instead.
     """
 
     steps: Count = 1500
@@ -85,3 +88,5 @@ class TrainingConfig(Config):
     max_skips: Count = 5
     augment: AugmentConfig = AugmentConfig()
     dequantise: Literal["none", "uniform"] = "none"
+    init_from: Annotated[Annotated[str, Field(min_length=1)] | None, Later("0.2")] = None
+    init_sha256: Annotated[Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None, Later("0.2")] = None

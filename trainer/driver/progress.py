@@ -6,7 +6,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-from trainer.run.journal import CheckpointEvaluated, Journal, Metrics, Record, Started, Warned
+from trainer.run.journal import CheckpointEvaluated, Initialised, Journal, Metrics, Record, Started, Warned
 from trainer.runtime.progress_bar import ProgressBar
 
 POLL_SECONDS = 0.5
@@ -83,6 +83,8 @@ class ProgressView:
             case CheckpointEvaluated():
                 scores = [f"{name} {record.scores[name]:.4g}" for name in PROGRESS_METRICS if name in record.scores]
                 self.print_line(f"  step {record.step} evaluated: {', '.join(scores)}")
+            case Initialised():
+                self.print_line(f"  {record.text}")
             case Warned():
                 self.print_line(f"  warning: {record.text}")
             case _:

@@ -22,7 +22,7 @@ from trainer.ema import snapshots
 from trainer.errors import ClusterLostError, InputError, RunFailedError, last_line
 from trainer.evaluate.extractors.dimensions import left_out
 from trainer.run import identity
-from trainer.run.journal import Journal, Warned
+from trainer.run.journal import Initialised, Journal, Warned
 from trainer.run.manifest import CheckpointError, newest_whole
 from trainer.run.paths import RunPaths
 from trainer.run.summary import RunSummary
@@ -111,6 +111,7 @@ def complete(
         dataset = stop.call(lambda: _prepare_data(config))
         undated = identity.check_dataset(config, paths, dataset.info.fingerprint)
         latest = stop.call(lambda: _find_usable(paths, from_scratch))
+        initial = stop.call(lambda: _initial(config, paths, dataset)) if latest.step == 0 else None
         identity.register_name(config, paths, dataset.info.fingerprint, dataset.info.class_names)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
@@ -124,6 +125,9 @@ def complete(
             view.print_line(
                 f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})"
             )
+            if initial:
+                text = f"begins with {config.training.init_from} ({str(config.training.init_sha256)[:8]}): {initial}"
+                journal.append(Initialised(text=text))
             if note := left_out(config.evaluation, info.classes):
                 view.print_line(f"  note: {note}")
             try:
@@ -147,6 +151,15 @@ def _find_usable(paths: RunPaths, from_scratch: bool) -> LatestCheckpoint:
         discard(paths.checkpoints)
         snapshots.forget(paths.ema, 0)
     return find_usable(paths.checkpoints)
+
+
+def _initial(config: RunConfig, paths: RunPaths, dataset: Dataset) -> str | None:
+    """What a run takes from the package that it begins with, in one line; None if it begins with none."""
+    if config.training.init_sha256 is None:
+        return None
+    from trainer.driver.initial import prepare_initial
+
+    return prepare_initial(config, paths, dataset.info.image_shape).describe()
 
 
 def _prepare_data(config: RunConfig) -> Dataset:

@@ -64,7 +64,7 @@ def write_package(
         class_names=tuple(class_names) if len(class_names) == config.network.classes else (),
         null_label_trained=config.objective.label_dropout > 0 if config.network.classes else None,
     )
-    return save_package(folder, package, package_weights(trained), dataset_fingerprint)
+    return save_package(folder, package, package_weights(trained), dataset_fingerprint, config.training.init_sha256)
 
 
 def package_weights(trained: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, RunFailedError
 from trainer.files import check_output
 from trainer.profile.result import Profile, show
+from trainer.registry.lookup import package_digest
 
 EXAMPLES = """\
 examples:
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _profile(options: argparse.Namespace) -> int:
     if options.steps < 1:
         raise InputError(f"--steps = {options.steps}; allowed: at least 1")
-    config = load_config(options.config, options.sets)
+    config = load_config(options.config, options.sets, package_digest)
     out: Path = options.out or Path(f"profile-{config.run.experiment}")
     check_output(out, "--out", own=("profile.json", "trace.json"))
     try:

@@ -261,6 +261,20 @@ def _version(client: "MlflowClient", name: str, model: "ModelInfo", run_id: str,
     return client.create_model_version(name, model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id).version
 
 
+def package_digest_of(name: str, alias: str, tracking_uri: str) -> str:
+    """The digest of the package that a registered model's version has.
+
+    Raises:
+        InputError: there is no such model, it says no digest, or the registry does not answer.
+    """
+    with _asked(f"MODEL = {name}@{alias}", tracking_uri) as client:
+        version = client.get_model_version_by_alias(name, alias)
+    digest: str | None = version.tags.get("package_sha256")
+    if digest is None:
+        raise InputError(f"MODEL = {name}@{alias}: version {version.version} does not say which package it has")
+    return digest
+
+
 def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, str, str]:
     """Download a registered package and its run's configuration.
 

@@ -14,7 +14,7 @@ from diffusion import durable
 from diffusion.config.errors import describe
 from trainer.config import history
 from trainer.config.load import name_by_digest
-from trainer.config.run_config import NOT_METHOD, RunConfig, canonical
+from trainer.config.run_config import NOT_METHOD, NOT_METHOD_OF_TRAINING, RunConfig, canonical
 from trainer.errors import InputError, one_line
 from trainer.files import file_lock, is_mapping, read_json, write_json
 from trainer.run.manifest import CheckpointError, complete_steps, read_manifest, step_folder
@@ -151,6 +151,7 @@ def go_on_with(stored: RunConfig, config: RunConfig, where: str) -> RunConfig:
         raise InputError(f"run.name = {config.run.name!r}: {describe(error, RunConfig)}") from None
 
 
+NOT_METHOD_PATHS = tuple(f"training.{name}" for name in NOT_METHOD_OF_TRAINING)
 Difference = tuple[str, Any, Any]
 """A setting's path, and its value there and here."""
 
@@ -159,7 +160,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
     """The settings of the method in `here` that have another value in `there`."""
     for name, value in here.items():
         path, stored = f"{prefix}{name}", there.get(name)
-        if path in NOT_METHOD or path == "training.steps" or value == stored:
+        if path in NOT_METHOD or path in NOT_METHOD_PATHS or value == stored:
             continue
         if is_mapping(value) and is_mapping(stored):
             yield from _differences(stored, value, f"{path}.")

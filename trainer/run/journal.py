@@ -116,6 +116,20 @@ class Warned(_Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Initialised(_Event):
+    """A run begins with the weights of a package.
+
+    Attributes:
+        text: which package, which parts are its, and which are new; one line.
+        step: 0.
+    """
+
+    kind: ClassVar[str] = "initialised"
+    text: str
+    step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Acknowledged(_Event):
     """The workers have read a request to stop, and write a checkpoint after the step in progress.
 
@@ -157,7 +171,17 @@ class NonFinite(_Event):
     text: str
 
 
-Record = Started | Metrics | CheckpointSaved | CheckpointEvaluated | Warned | Acknowledged | Stopped | NonFinite
+Record = (
+    Started
+    | Initialised
+    | Metrics
+    | CheckpointSaved
+    | CheckpointEvaluated
+    | Warned
+    | Acknowledged
+    | Stopped
+    | NonFinite
+)
 R = TypeVar("R", bound=_Event)
 KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in get_args(Record)}
 

@@ -24,6 +24,11 @@ class RunPaths:
         return cls(Path(config.run.storage) / config.run.experiment / config.run.name)
 
     @property
+    def initial(self) -> Path:
+        """The package whose weights the run begins with, if it begins with any."""
+        return self.root / "initial"
+
+    @property
     def identity(self) -> Path:
         """The method that this name stands for, and the run's configuration."""
         return self.root / "run.json"

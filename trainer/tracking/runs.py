@@ -31,6 +31,8 @@ def create_run(client: "MlflowClient", config: RunConfig, dataset: DatasetInfo, 
         "dualview.config_sha256": config.config_sha256,
         "dualview.dataset_fingerprint": dataset.fingerprint,
     }
+    if config.training.init_sha256:
+        tags["dualview.init_sha256"] = config.training.init_sha256
     return create_once(client, experiment_id(client, config), str(config.run.name), key, tags)
 
 

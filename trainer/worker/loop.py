@@ -32,6 +32,7 @@ from trainer.worker.batch_plan import BatchPlan
 from trainer.worker.batches import BatchLoader
 from trainer.worker.engine import Masters, initialize
 from trainer.worker.flops import best_flops, flops_per_image
+from trainer.worker.initial import load_initial
 from trainer.worker.meters import Meters
 from trainer.worker.nonfinite import HINT, NonFiniteError
 from trainer.worker.objective import build_objective
@@ -50,6 +51,8 @@ def start_worker(context: WorkerContext) -> Worker:
     if resumed:
         resumed.check_dataset(dataset.info.fingerprint)
         objective.load_state_dict(resumed.tensors("param"))
+    elif config.training.init_sha256:
+        load_initial(objective, paths.initial)
     full_precision()
     if config.parallel.compile:
         require_compiler(context.device)

@@ -13,7 +13,7 @@ from trainer.config.load import validate
 from trainer.config.run_config import RunConfig, canonical
 from trainer.errors import InputError
 
-OUTSIDE_THE_METHOD = ("parallel.", "run.", "training.steps")
+OUTSIDE_THE_METHOD = ("parallel.", "run.", "training.steps", "training.init_from")
 
 # another valid value for every leaf; a new field has to be added here, and so thought about
 OTHER = {
@@ -55,6 +55,8 @@ OTHER = {
     "ema.tracks": [0.05, 0.12],
     "ema.snapshot_every": 9,
     "training.steps": 1501,
+    "training.init_from": "/packages/other",
+    "training.init_sha256": "e" * 64,
     "training.global_batch_size": 127,
     "training.precision": "bf16",
     "training.on_nonfinite": "skip",

@@ -1,0 +1,92 @@
+"""What `training.init_from` names: the package whose weights a run begins with, and its digest."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.config.run_config import RunConfig
+from trainer.errors import InputError
+
+Registry = Callable[[str, str, str], str]
+"""Name, alias and tracking URI -> the package digest of the version that has the alias."""
+
+ALLOWED = "the folder of a package or of a run that has one, or NAME@alias of the registry"
+
+
+def with_initial_digest(config: RunConfig, storage_uri: str, registry: Registry | None) -> RunConfig:
+    """The configuration with `training.init_sha256`, which the method is named by, filled in.
+
+    Where it is given already and what `init_from` names is gone, it stays: a run that has begun needs no more.
+
+    Args:
+        config: the configuration.
+        storage_uri: MLflow's tracking URI.
+        registry: looks up a registered model; None where there is no registry to ask.
+
+    Raises:
+        InputError: there is no such package, or it has another digest than the one that is given.
+    """
+    reference, given = config.training.init_from, config.training.init_sha256
+    if reference is None:
+        if given is not None:
+            raise InputError(f"training.init_sha256 = {given[:16]}…: training.init_from is null; allowed: {ALLOWED}")
+        return config
+    try:
+        digest = initial_digest(reference, storage_uri, registry)
+    except InputError:
+        if given is None:
+            raise
+        return config
+    if given not in (None, digest):
+        raise InputError(
+            f"training.init_sha256 = {given[:16]}…: training.init_from = {reference!r} is package {digest[:16]}…; "
+            "allowed: that digest, or none"
+        )
+    training = config.training.model_copy(update={"init_sha256": digest})
+    return config.model_copy(update={"training": training})
+
+
+def package_folder(reference: str) -> Path | None:
+    """The package's folder, where `reference` names a folder; None where it does not.
+
+    Raises:
+        InputError: the folder is neither a package nor a run that has one.
+    """
+    folder = Path(reference)
+    if not folder.is_dir():
+        return None
+    for place in (folder, folder / "package"):
+        if (place / "manifest.json").is_file():
+            return place.absolute()
+    raise InputError(f"training.init_from = {reference!r}: has no package; allowed: {ALLOWED}")
+
+
+def split_alias(reference: str) -> tuple[str, str]:
+    """Name and alias of NAME@alias.
+
+    Raises:
+        InputError: it is of another form.
+    """
+    name, at, alias = reference.partition("@")
+    if not (at and name and alias):
+        raise InputError(f"training.init_from = {reference!r}: no such folder; allowed: {ALLOWED}")
+    return name, alias
+
+
+def initial_digest(reference: str, storage_uri: str, registry: Registry | None) -> str:
+    """The digest that the package states; whether its files have it is looked at before they are used.
+
+    Raises:
+        InputError: there is no such package.
+    """
+    if (folder := package_folder(reference)) is not None:
+        if not reference.startswith("/"):
+            raise InputError(f"training.init_from = {reference!r}: allowed: an absolute path, that every node sees")
+        try:
+            return str(json.loads((folder / "manifest.json").read_text())["package_sha256"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"training.init_from = {reference!r}: not a package: {error}") from None
+    name, alias = split_alias(reference)
+    if registry is None:
+        raise InputError(f"training.init_from = {reference!r}: allowed here: the folder of a package or of a run")
+    return registry(name, alias, storage_uri)
