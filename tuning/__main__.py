@@ -118,10 +118,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from trainer.registry.lookup import package_digest
     from tuning.space import read_sweep
     from tuning.sweep import Sweep
 
-    sweep = Sweep.of(*read_sweep(options.config, options.sets))
+    sweep = Sweep.of(*read_sweep(options.config, options.sets, package_digest))
     states = sweep.states()
     if options.dry_run:
         from tuning.plan import plan, render

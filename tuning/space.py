@@ -16,11 +16,11 @@ from pydantic_core import to_json
 
 from diffusion.config import Config, Count
 from diffusion.config.errors import describe
+from trainer.config.initial import Registry
 from trainer.config.load import apply_sets, read_yaml, resolve, setting_paths, validate
 from trainer.config.run_config import RunConfig, canonical
 from trainer.data.sources import check_source
 from trainer.errors import InputError
-from trainer.registry.lookup import package_digest
 
 MAX_TRIALS = 1000
 NOT_PART_OF_METHOD = ("run", "parallel", "training.steps")
@@ -79,8 +79,10 @@ class Trial:
         return label(self.settings)
 
 
-def read_sweep(path: Path, sets: list[str]) -> tuple[SweepConfig, list[Trial]]:
+def read_sweep(path: Path, sets: list[str], registry: Registry | None = None) -> tuple[SweepConfig, list[Trial]]:
     """Read and validate a sweep file and its trials; `sets` are PATH=VALUE changes of the base.
+
+    `registry` looks up a registered model that `training.init_from` names.
 
     Raises:
         InputError: a file, a path, a value or a combination of values is invalid.
@@ -91,7 +93,7 @@ def read_sweep(path: Path, sets: list[str]) -> tuple[SweepConfig, list[Trial]]:
         base = read_yaml(path.parent / config.base, "base:")
         base = _applied(base, [(path, value) for path, value in config.set.items()], "set: ")
         base = apply_sets(base, sets)
-        return config, expand(config, base)
+        return config, expand(config, base, registry)
     except RecursionError:
         raise InputError(f"--config {path}: a value that contains itself") from None
 
@@ -144,7 +146,7 @@ def _check_method(path: str) -> None:
         )
 
 
-def expand(config: SweepConfig, base: dict[str, Any]) -> list[Trial]:
+def expand(config: SweepConfig, base: dict[str, Any], registry: Registry | None = None) -> list[Trial]:
     """The trials of the grid, the last path changing fastest.
 
     Raises:
@@ -160,7 +162,7 @@ def expand(config: SweepConfig, base: dict[str, Any]) -> list[Trial]:
         raise InputError(f"space: {count} trials; allowed: at most {MAX_TRIALS}")
     trials: dict[str, Trial] = {}
     for values in itertools.product(*axes):
-        trial = _trial(config.name, base, dict(zip(config.space, values, strict=True)))
+        trial = _trial(config.name, base, dict(zip(config.space, values, strict=True)), registry)
         same = trials.setdefault(trial.config.method_sha256, trial)
         if same is not trial:
             raise InputError(f"space: {same.label} and {trial.label} are the same method; allowed: each method once")
@@ -174,9 +176,9 @@ def _product(sizes: Iterable[int]) -> int:
     return result
 
 
-def _trial(sweep: str, base: dict[str, Any], settings: dict[str, Any]) -> Trial:
+def _trial(sweep: str, base: dict[str, Any], settings: dict[str, Any], registry: Registry | None) -> Trial:
     try:
-        config = resolve(validate(_applied(base, settings.items(), "")), package_digest)
+        config = resolve(validate(_applied(base, settings.items(), "")), registry)
     except InputError as error:
         raise InputError(f"trial {label(settings)}: {error}") from None
     name = f"{sweep}-{config.method_sha256[:8]}"

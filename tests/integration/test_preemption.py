@@ -1,17 +1,20 @@
 """A run that has to give its machines back, for real: SIGTERM or a heartbeat, exit code 75, and on as before."""
 
 import json
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+from infra.processes import stack_pids
 from tests.conftest import Cluster
 from tests.integration.conftest import FinishedRun, configured, losses
 from trainer.checkpoint.reader import Checkpoint, find_latest
@@ -120,3 +123,33 @@ def test_before_the_workers_have_begun_there_is_nothing_to_wait_for(cluster: Clu
     assert process.returncode == 75, output
     assert "preempted (SIGTERM): there is no checkpoint yet; the same command goes on" in output
     assert time.monotonic() - began < 30
+
+
+def test_a_rank_that_hangs_ends_the_run_to_be_tried_again(cluster: Cluster, tiny: Path, finished: FinishedRun) -> None:
+    """One of two ranks is held: the other waits for it, and its stacks say where."""
+    words = [*command(tiny, "hung"), "--set", "run.hang_floor=3", "--set", "run.checkpoint_every=5"]
+    _, paths = configured(cluster, tiny, *sets("hung"))
+    process = cluster.command(*words)
+    until(lambda: last_step(paths) >= 6, process)
+    workers = [
+        each
+        for pid in stack_pids(cluster.stack.id)
+        if "ray::RayTrainWorker" in " ".join((each := psutil.Process(pid)).cmdline())
+    ]
+    workers[-1].send_signal(signal.SIGSTOP)
+    try:
+        output, _ = process.communicate(timeout=DEADLINE_S)
+    finally:
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+    assert process.returncode == 75, output
+    [line] = [line for line in output.splitlines() if line.startswith("failed: ")]
+    assert "failed: no step has ended for 0:00:03" in line
+    assert "the same command goes on" in line
+    [stacks] = [file for file in paths.root.glob("stacks/*/rank-*.txt") if file.stat().st_size]
+    assert "most recent call first" in stacks.read_text()
+    assert "in train_step" in stacks.read_text()
+    output = cluster.run(*words)
+    assert "resuming after step" in output
+    assert losses(paths)[-1] == finished.losses()[-1]

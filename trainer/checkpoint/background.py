@@ -56,6 +56,11 @@ class AsyncCheckpointWriter:
 
         self._pending.append(self._thread.submit(work))
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is unfinished."""
+        return not all(pending.done() for pending in self._pending)
+
     def make_room(self) -> None:
         """Wait until at most one checkpoint is unfinished.
 

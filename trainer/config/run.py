@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from diffusion.config import (
     Config,
     Count,
+    Later,
     Positive,
 )
 from trainer.config.fields import Alias, Slug
@@ -33,6 +34,9 @@ class RunSettings(Config):
     """Names, places and intervals; null means the default that `python -m trainer --dry-run` shows.
 
     `evaluate_every` so many steps a checkpoint is evaluated while training goes on; null: the last step alone.
+
+    Where no step ends for `hang_medians` times a step's median duration, and for `hang_floor` seconds, the run writes
+    what every rank is doing to its folder and ends with exit code 75, to be tried again.
     """
 
     experiment: Slug = "digits"
@@ -46,6 +50,8 @@ class RunSettings(Config):
     keep_checkpoints: Count = 2
     evaluate_every: Count | None = None
     log_every: Count = 25
+    hang_medians: Annotated[Positive, Later("0.2")] = 20.0
+    hang_floor: Annotated[Positive, Later("0.2")] = 300.0
 
     @model_validator(mode="after")
     def _evaluates_checkpoints(self) -> "RunSettings":

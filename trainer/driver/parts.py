@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import files
 from trainer.config.run_config import RunConfig
 from trainer.data.dataset import Dataset
+from trainer.driver.hang_watch import HangWatch
 from trainer.driver.preemption import CheckpointFirst
 from trainer.driver.progress import ProgressView
 from trainer.errors import ClusterLostError, RunFailedError, last_line
@@ -140,7 +141,12 @@ class Driver:
         reminder.start()
         try:
             checkpoint_first = CheckpointFirst(self.paths, self.journal, self.stop, self.view.print_line)
-            self.stop.call(lambda: self._fit(device), checkpoint_first)
+            hang_watch = HangWatch(self.paths, self.stop.fail)
+            hang_watch.start()
+            try:
+                self.stop.call(lambda: self._fit(device), checkpoint_first)
+            finally:
+                hang_watch.close()
         except ClusterLostError:
             raise
         except Exception as error:  # whatever Ray raises, the user gets one line and the place of the rest

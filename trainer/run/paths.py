@@ -28,6 +28,10 @@ class RunPaths:
         """The package whose weights the run begins with, if it begins with any."""
         return self.root / "initial"
 
+    def stacks(self, attempt: str) -> Path:
+        """Stacks of an attempt's ranks, where they hung: rank-N.txt."""
+        return self.root / "stacks" / attempt
+
     @property
     def identity(self) -> Path:
         """The method that this name stands for, and the run's configuration."""

@@ -37,6 +37,7 @@ from trainer.worker.meters import Meters
 from trainer.worker.nonfinite import HINT, NonFiniteError
 from trainer.worker.objective import build_objective
 from trainer.worker.step import Worker, WorkerContext
+from trainer.worker.watchdog import Watchdog
 
 
 def start_worker(context: WorkerContext) -> Worker:
@@ -139,6 +140,8 @@ def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> Non
     meters = Meters(context.device, _images_per_second_at_best(worker) if worker.journal else None)
     worker.record(Started(step=worker.step, steps=last, world_size=dist.get_world_size()))
     returned_to: int | None = None
+    settings, stacks = context.config.run, context.paths.stacks(context.attempt)
+    watchdog = Watchdog(stacks / f"rank-{dist.get_rank()}.txt", settings.hang_floor, settings.hang_medians)
     try:
         while worker.step < last and not worker.stopping:
             worker.train_step(meters)
@@ -149,6 +152,8 @@ def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> Non
                 meters.forget_rows()
             if worker.is_due:
                 _save(worker, meters, report)
+            watchdog.step_ended(writing=worker.writer.is_writing)
+        watchdog.close()
         worker.close()
         if worker.stopping:
             worker.record(
@@ -157,6 +162,8 @@ def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> Non
     except NonFiniteError as error:
         worker.close()
         worker.record(NonFinite(step=error.step, text=str(error)))
+    finally:
+        watchdog.close()
 
 
 def _save(worker: Worker, meters: Meters, report: Callable[[dict[str, Any]], None]) -> None:

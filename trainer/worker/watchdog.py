@@ -1,0 +1,74 @@
+"""What a rank was doing when no step ends any more: the stacks of its threads, in a file that the driver looks for.
+
+The file is written by a thread of the interpreter that needs none of Python's locks (`faulthandler`), so that it is
+written too where a rank hangs inside a library's call.
+"""
+
+import faulthandler
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+REMEMBERED = 101  # steps whose median is taken
+SLACK = 8
+"""The patience is counted anew each time an eighth of it has passed, and not at each step."""
+WRITING_S = 3600.0
+"""Patience where the next checkpoint waits for one that is being written: slow storage is no hang."""
+
+
+class Watchdog:
+    """Writes the stacks of this process to a file if no step ends for a long time.
+
+    Long is `medians` times the median duration of the last steps, or `floor_s` if that is longer. The first step may
+    take as long as it needs: it compiles.
+    """
+
+    def __init__(self, file: Path, floor_s: float, medians: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Not counting yet.
+
+        Args:
+            file: for the stacks; empty, and in the end removed, where all goes well.
+            floor_s: shortest patience, in seconds.
+            medians: patience in medians of a step's duration.
+            clock: the current time in seconds.
+        """
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._file = file, file.open("w")
+        self._floor_s, self._medians, self._clock = floor_s, medians, clock
+        self._durations = deque[float](maxlen=REMEMBERED)
+        self._last: float | None = None
+        self._armed: tuple[float, float] | None = None
+
+    def patience_s(self, writing: bool) -> float:
+        """Seconds after which a step is overdue."""
+        floor_s = max(self._floor_s, WRITING_S) if writing else self._floor_s
+        return max(floor_s, self._medians * statistics.median(self._durations))
+
+    def step_ended(self, writing: bool = False) -> None:
+        """Count from now on.
+
+        Args:
+            writing: whether a checkpoint is being written, for which the next step may have to wait.
+        """
+        now, last = self._clock(), self._last
+        self._last = now
+        if last is None:
+            return
+        self._durations.append(now - last)
+        patience = self.patience_s(writing)
+        if self._armed is None or now - self._armed[0] >= patience / SLACK or writing != (self._armed[1] >= WRITING_S):
+            faulthandler.dump_traceback_later(patience, file=self._file)
+            self._armed = now, patience
+
+    def close(self) -> None:
+        """Stop counting; a file without stacks is removed."""
+        if self._file.closed:
+            return
+        faulthandler.cancel_dump_traceback_later()
+        self._file.close()
+        if not self._path.stat().st_size:
+            self._path.unlink()
+            if not any(self._path.parent.iterdir()):
+                self._path.parent.rmdir()
