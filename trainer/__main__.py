@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from diffusion.command import BAD_INPUT, end, end_of_pipe, plain_output, unforeseen
 from diffusion.json_text import json_text
 from trainer.errors import InputError
+from trainer.runtime.command import add_keep, kept
 from trainer.runtime.stop import EXIT_CODE, Preempted, Stop, exit_process, listening
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--set", dest="sets", action="append", default=[], metavar="PATH=VALUE",
         help="change a setting, e.g. optim.lr=5e-4; repeatable; a new *.kind resets its group to that kind's defaults",
     )  # fmt: skip
+    add_keep(result, "the run")
     result.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
     result.add_argument(
         "--from-scratch",
@@ -106,7 +108,8 @@ def _resolve(options: argparse.Namespace) -> "tuple[RunConfig, Resolved]":
     from trainer.driver.plan import check
     from trainer.registry.lookup import package_digest
 
-    config = load_config(options.config, options.sets, package_digest)
+    sets = [*options.sets, *kept(options)]
+    config = load_config(options.config, sets, package_digest)
     return config, check(config)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from diffusion.command import run_command
 from diffusion.json_text import json_text
 from trainer.errors import InputError
+from trainer.runtime.command import add_keep, kept
 
 EXAMPLES = """\
 examples:
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="begin trials at step 0 of which there are damaged checkpoints only; all others go on as they would",
     )
+    add_keep(run, "each trial")
     run.add_argument("--dry-run", action="store_true", help="print the trials that would run, and exit")
     run.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     report = commands.add_parser("report", help="show the scores of a sweep as a table and a heat map")
@@ -122,7 +124,8 @@ def _run(options: argparse.Namespace) -> int:
     from tuning.space import read_sweep
     from tuning.sweep import Sweep
 
-    sweep = Sweep.of(*read_sweep(options.config, options.sets, package_digest))
+    sets = [*options.sets, *kept(options)]
+    sweep = Sweep.of(*read_sweep(options.config, sets, package_digest))
     states = sweep.states()
     if options.dry_run:
         from tuning.plan import plan, render

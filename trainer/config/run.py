@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -30,6 +30,9 @@ class GateConfig(Config):
     likelihood_gap: Positive = 1.0
 
 
+Keep = Literal["all", "latest", "package"]
+
+
 class RunSettings(Config):
     """Names, places and intervals; null means the default that `python -m trainer --dry-run` shows.
 
@@ -37,6 +40,9 @@ class RunSettings(Config):
 
     Where no step ends for `hang_medians` times a step's median duration, and for `hang_floor` seconds, the run writes
     what every rank is doing to its folder and ends with exit code 75, to be tried again.
+
+    `keep` is what stays of a run that is done and recorded: `all`; `latest`, the newest checkpoint, from which it can
+    be lengthened, without EMA snapshots; or `package`, with the results, and no checkpoint.
     """
 
     experiment: Slug = "digits"
@@ -50,6 +56,7 @@ class RunSettings(Config):
     keep_checkpoints: Count = 2
     evaluate_every: Count | None = None
     log_every: Count = 25
+    keep: Annotated[Keep, Later("0.2")] = "all"
     hang_medians: Annotated[Positive, Later("0.2")] = 20.0
     hang_floor: Annotated[Positive, Later("0.2")] = 300.0
 

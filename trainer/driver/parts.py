@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import files
 from trainer.config.run_config import RunConfig
 from trainer.data.dataset import Dataset
+from trainer.driver.disk import give_back, held
 from trainer.driver.hang_watch import HangWatch
 from trainer.driver.preemption import CheckpointFirst
 from trainer.driver.progress import ProgressView
@@ -66,7 +67,11 @@ class Driver:
                 self._train()
             summary = self.stop.call(self._evaluate)
             recording = True
-            return self.stop.call(lambda: self._record(tracker, summary))
+            summary = self.stop.call(lambda: self._record(tracker, summary))
+            if summary.registration.recorded:
+                give_back(self.config.run.keep, self.paths)
+            self.view.print_line(f"holds {held(self.paths).describe()} in {self.paths.root}")
+            return summary
         except (Preempted, ClusterLostError):
             if not recording:  # what was left behind may still finish it
                 self._finish(tracker, "KILLED", PREEMPTED_DEADLINE_S)

@@ -22,7 +22,7 @@ from trainer.ema import snapshots
 from trainer.errors import ClusterLostError, InputError, RunFailedError, last_line
 from trainer.evaluate.extractors.dimensions import left_out
 from trainer.run import identity
-from trainer.run.journal import Initialised, Journal, Warned
+from trainer.run.journal import Initialised, Journal, Record, Warned
 from trainer.run.manifest import CheckpointError, newest_whole
 from trainer.run.paths import RunPaths
 from trainer.run.summary import RunSummary
@@ -110,26 +110,23 @@ def complete(
             return summary
         dataset = stop.call(lambda: _prepare_data(config))
         undated = identity.check_dataset(config, paths, dataset.info.fingerprint)
-        latest = stop.call(lambda: _find_usable(paths, from_scratch))
-        initial = stop.call(lambda: _initial(config, paths, dataset)) if latest.step == 0 else None
+        latest = stop.call(lambda: _find_usable(config, paths, from_scratch))
+        told = stop.call(lambda: list(_to_tell(config, paths, dataset, latest)))
         identity.register_name(config, paths, dataset.info.fingerprint, dataset.info.class_names)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
             view.print_line(f"run {config.run.name}  (method {config.method_sha256[:8]})  in {paths.root}")
             for note in resolved.notes:
                 view.print_line(f"  note: {note}")
-            warnings = [f"checkpoint set aside: {reason}" for reason in latest.refused.values()]
-            for text in [*([undated] if undated else []), *warnings]:
-                journal.append(Warned(text=text))
             info = dataset.info
             view.print_line(
                 f"data {info.source}: {info.train} to train on, {info.heldout} held out  ({info.fingerprint[:8]})"
             )
-            if initial:
-                text = f"begins with {config.training.init_from} ({str(config.training.init_sha256)[:8]}): {initial}"
-                journal.append(Initialised(text=text))
-            if note := left_out(config.evaluation, info.classes):
-                view.print_line(f"  note: {note}")
+            for each in [*([Warned(text=undated)] if undated else []), *told]:
+                if isinstance(each, str):
+                    view.print_line(f"  {each}")
+                else:
+                    journal.append(each)
             try:
                 with heartbeats(queue, config, journal, view, stop):
                     return Driver(config, paths, dataset, journal, view, stop, latest.step).run()
@@ -141,25 +138,61 @@ def complete(
                 raise RunFailedError(reason) from error
 
 
-def _find_usable(paths: RunPaths, from_scratch: bool) -> LatestCheckpoint:
+def _find_usable(config: RunConfig, paths: RunPaths, from_scratch: bool) -> LatestCheckpoint:
     """The checkpoint that the run goes on from.
 
     Raises:
-        InputError: no checkpoint is good, or one is and the run is to begin from scratch.
+        InputError: no checkpoint is good, or one is and the run is to begin from scratch; or those of its last steps
+            were not kept.
     """
     if from_scratch:
         discard(paths.checkpoints)
         snapshots.forget(paths.ema, 0)
-    return find_usable(paths.checkpoints)
+    latest, summary = find_usable(paths.checkpoints), identity.read_summary(paths)
+    if summary and latest.step < summary.step < config.training.steps and not from_scratch:
+        raise InputError(
+            f"training.steps = {config.training.steps}: {paths.root.name} has trained {summary.step} steps, and has no "
+            f"checkpoint of them any more (run.keep = {config.run.keep}); allowed: {summary.step}, another run that "
+            "begins with its weights (training.init_from), or --from-scratch"
+        )
+    return latest
 
 
-def _initial(config: RunConfig, paths: RunPaths, dataset: Dataset) -> str | None:
-    """What a run takes from the package that it begins with, in one line; None if it begins with none."""
-    if config.training.init_sha256 is None:
-        return None
-    from trainer.driver.initial import prepare_initial
+def _to_tell(config: RunConfig, paths: RunPaths, dataset: Dataset, latest: LatestCheckpoint) -> Iterator[str | Record]:
+    """What the user should know before training begins: lines, and records of the journal, which are shown too.
 
-    return prepare_initial(config, paths, dataset.info.image_shape).describe()
+    Raises:
+        InputError: what it begins with cannot be had, or there is too little room for it.
+    """
+    for reason in latest.refused.values():
+        yield Warned(text=f"checkpoint set aside: {reason}")
+    if latest.step < config.training.steps:
+        yield from _space(config, paths, dataset)
+    if latest.step == 0 and config.training.init_sha256:
+        from trainer.driver.initial import prepare_initial
+
+        found = prepare_initial(config, paths, dataset.info.image_shape).describe()
+        source = f"{config.training.init_from} ({config.training.init_sha256[:8]})"
+        yield Initialised(text=f"begins with {source}: {found}")
+    if note := left_out(config.evaluation, dataset.info.classes):
+        yield f"note: {note}"
+
+
+def _space(config: RunConfig, paths: RunPaths, dataset: Dataset) -> Iterator[str | Record]:
+    """What the run takes of its storage, and what is free.
+
+    Raises:
+        InputError: there is too little room for it to begin.
+    """
+    from trainer.driver.disk import check_space, estimate
+    from trainer.worker.objective import build_objective
+
+    objective = build_objective(config, dataset.info.image_shape, device="meta")
+    parameters = sum(each.numel() for each in objective.parameters())
+    line, warning = check_space(estimate(config, dataset.info, parameters), config, paths, parameters)
+    yield line
+    if warning:
+        yield Warned(text=warning)
 
 
 def _prepare_data(config: RunConfig) -> Dataset:

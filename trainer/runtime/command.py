@@ -1,5 +1,6 @@
-"""How a command ends that the same command line resumes: one line on stderr and an exit code, whatever happens."""
+"""What commands share: how those end that the same command line resumes, and the option that says what they keep."""
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -38,3 +39,18 @@ def resumable(command: Callable[[Stop], int]) -> int:
                 return end(EXIT_CODE, f"failed: {type(error).__name__}: {last_line(error)}; {AGAIN}")
             return end(1, f"failed: {unforeseen(error, last_line(error))}; {AGAIN}")
         return code
+
+
+def add_keep(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --keep, which says what stays of a run, or of each run, once it is done."""
+    parser.add_argument(
+        "--keep",
+        choices=("all", "latest", "package"),
+        help=f"what stays of {what} once it is done: all; latest, the newest checkpoint, from which it can be "
+        "lengthened; or package, with the results (the setting run.keep; default: all)",
+    )
+
+
+def kept(options: argparse.Namespace) -> list[str]:
+    """The change of the settings that --keep stands for."""
+    return [f"run.keep={options.keep}"] if options.keep else []

@@ -108,6 +108,7 @@ OTHER = {
     "run.keep_checkpoints": 3,
     "run.evaluate_every": 500,
     "run.log_every": 10,
+    "run.keep": "package",
     "run.hang_medians": 5.0,
     "run.hang_floor": 60.0,
     "seed": 1,
