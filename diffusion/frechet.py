@@ -82,7 +82,11 @@ class FrechetReference:
         Raises:
             ValueError: as `Moments.mean_and_covariance`.
         """
-        mean, covariance = moments.mean_and_covariance()
+        return cls.of_statistics(*moments.mean_and_covariance())
+
+    @classmethod
+    def of_statistics(cls, mean: Tensor, covariance: Tensor) -> "FrechetReference":
+        """The Gaussian with this mean, float64 [d], and covariance, float64 [d, d]."""
         values, vectors = torch.linalg.eigh(covariance)
         return cls(mean, covariance, (vectors * values.clamp(min=0).sqrt()) @ vectors.T)
 

@@ -9,6 +9,7 @@ from diffusion.config import (
     Count,
     Dpmpp2M,
     GuidanceConfig,
+    Later,
     ProcessConfig,
     SolverConfig,
     check_solver,
@@ -28,7 +29,8 @@ class EvaluationConfig(Config):
     other; their denoising error against log-SNR; and what `seeds` sets of samples are like, by the features of
     `extractors`, the first of which also tells precision and recall. `inception` needs a TorchScript file of yours.
     `nfe_curve` scores samples at these numbers of network evaluations too. `nll_rtol` is how closely the ODE is
-    integrated.
+    integrated. `reference` is an .npz of published statistics (mu and sigma, as the FID literature has them), which the
+    Frechet distance by the extractor with as many features is to, instead of to the training images.
     """
 
     metrics: tuple[Metric, ...] = ("vlb", "frechet")
@@ -44,6 +46,7 @@ class EvaluationConfig(Config):
     vlb_draws: Annotated[int, Field(ge=1)] = 32
     nll_rtol: Fraction = 1e-3
     classifier_seed: Seed = 0
+    reference: Annotated[str | None, Later("0.2")] = None
 
     @property
     def samples_images(self) -> bool:
@@ -60,7 +63,7 @@ class EvaluationConfig(Config):
             )
         return value
 
-    @field_validator("inception_file")
+    @field_validator("inception_file", "reference")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith("/"):

@@ -9,6 +9,7 @@ from trainer.data.dataset import Dataset
 from trainer.errors import InputError
 from trainer.evaluate.extractors.dimensions import check_sizes
 from trainer.evaluate.extractors.requirements import check_extractors
+from trainer.evaluate.references.published import check_published
 
 
 def check_data(config: RunConfig, dataset: Dataset) -> None:
@@ -33,6 +34,7 @@ def check_data(config: RunConfig, dataset: Dataset) -> None:
     check_guide(config, dataset.info.image_shape)
     check_sizes(config.evaluation, dataset.info)
     check_extractors(config.evaluation)
+    check_published(config.evaluation, dataset.info)
 
 
 def _check_crop(padding: int, image_shape: tuple[int, int, int]) -> None:

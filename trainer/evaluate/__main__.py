@@ -75,6 +75,12 @@ def parser() -> argparse.ArgumentParser:
     add("--nfe", type=int, metavar="N", help="at most N network evaluations per sample")
     add("--nfe-curve", metavar="5,10,…", help="also score samples at these numbers of network evaluations")
     add("--extractors", metavar="A,B", help="feature extractors of the sample metrics")
+    add(
+        "--reference",
+        metavar="FILE.npz",
+        help="published statistics (mu and sigma, as the FID literature has them) that the Frechet distance by the "
+        "extractor with as many features is to",
+    )
     add("--inception-file", metavar="FILE", help="TorchScript file of an Inception-v3, for the extractor inception")
     add("--data", metavar="SOURCE", help="data source; default: the one that the run was trained on")
     add("--out", type=Path, metavar="FOLDER", help="output folder; default: RUN/evaluation")

@@ -111,7 +111,17 @@ def protocol_difference(first: ComparedModel, other: ComparedModel, metric: str)
         return f"samples is {other.evaluated.samples}, not {first.evaluated.samples}"
     if _extractors(first.evaluated, metric) != _extractors(other.evaluated, metric):
         return "the extractors are not the same"
+    theirs, ours = (_published(model.evaluated, metric) for model in (other, first))
+    if theirs != ours:
+        to = {None: "the training images"}
+        return f"it is to {to.get(theirs, f'statistics {str(theirs)[:8]}')}, not {to.get(ours, f'{str(ours)[:8]}')}"
     return None
+
+
+def _published(evaluated: Evaluated, metric: str) -> str | None:
+    """Digest of the published statistics that a metric is to; None where it is to the training images."""
+    score = evaluated.scores.get(metric)
+    return score.protocol.reference if score and score.protocol else None
 
 
 def _extractors(evaluated: Evaluated, metric: str) -> dict[str, str]:

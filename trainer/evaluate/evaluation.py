@@ -34,7 +34,7 @@ from trainer.run.summary import Evaluated
 # settings that select blocks or their use, but do not change the content of a block
 NOT_IN_BLOCK_KEY = {
     *("metrics", "seeds", "samples", "nfe_curve"),
-    *("extractors", "inception_file", "inception_sha256", "classifier_seed"),
+    *("extractors", "inception_file", "inception_sha256", "classifier_seed", "reference"),
 }
 POLL_INTERVAL_S = 0.5
 BACKGROUND_ENVIRONMENT = {"env_vars": {"DUALVIEW_BACKGROUND": "1"}}

@@ -32,8 +32,9 @@ from trainer.evaluate.metrics.sample_scores import (
     neighbour_scores,
     pairs_with_nearest,
 )
-from trainer.evaluate.references.baselines import reference_sets
+from trainer.evaluate.references.baselines import BASELINES, reference_sets
 from trainer.evaluate.references.cache import ReferenceCache
+from trainer.evaluate.references.published import Published, load_published, owner
 from trainer.evaluate.results import EvaluationResults
 from trainer.run.summary import ClassCounts, CurvePoint, Evaluated, ExtractorUsed, Protocol, Score
 
@@ -101,13 +102,18 @@ def sample_view(
     if note := left_out(config, data.info.classes):
         view.notes.append(note)
     cache = ReferenceCache(references)
+    published = load_published(Path(config.reference)) if config.reference and "frechet" in config.metrics else None
+    theirs = owner(config, data.info, published.dimensions) if published else None
     for extractor in extractors:
         scored = extractor.name in scoring
         comparison = FeatureComparison(
             extractor,
             [results.features(each, extractor) for each in (sets if scored else sets[:1])],
             {name: cache.get(data, which, extractor) for name, which in reference_sets(config).items()},
+            published.reference if published and extractor.name == theirs else None,
         )
+        if published and extractor.name == theirs:
+            view.add_published(published, frechet_name(extractor))
         if scored:
             view.add_distances(results, comparison, with_neighbours=extractor.name == scoring[0])
         if isinstance(extractor, ClassifierExtractor):
@@ -126,6 +132,7 @@ class _SampleView:
     curves: dict[str, tuple[CurvePoint, ...]] = field(default_factory=dict[str, tuple[CurvePoint, ...]])
     classes: ClassCounts | None = None
     notes: list[str] = field(default_factory=list[str])
+    published: dict[str, str] = field(default_factory=dict[str, str])
 
     def add_distances(self, results: EvaluationResults, comparison: FeatureComparison, with_neighbours: bool) -> None:
         """Distances to the training images by one extractor."""
@@ -139,6 +146,15 @@ class _SampleView:
             self.scores |= neighbour_scores(comparison)
         if "frechet" in config.metrics and config.nfe_curve:
             self.curves[frechet_name(extractor)] = _curve(results, comparison)
+
+    def add_published(self, published: Published, name: str) -> None:
+        """Say what a Frechet distance is to, and what is therefore left out."""
+        self.published = dict.fromkeys((name, f"{name}_infinite"), published.sha256)
+        yardsticks = [f"{name}_{baseline}" for baseline in BASELINES]
+        self.notes.append(
+            f"{name} is to published statistics ({published.sha256[:8]}), so {', '.join(yardsticks[:-1])} and "
+            f"{yardsticks[-1]}, which are of this data set, are left out"
+        )
 
     def add_classes(self, comparison: FeatureComparison, classifier: ClassifierExtractor, data: Dataset) -> None:
         """Class coverage of the samples, and the classifier's accuracy on held-out images."""
@@ -164,7 +180,10 @@ class _SampleView:
     def evaluated(self, config: EvaluationConfig) -> Evaluated:
         """All scores, each with the protocol by which it was measured."""
         scores = {
-            name: replace(score, protocol=sample_protocol(name, config, self.extractors))
+            name: replace(
+                score,
+                protocol=replace(sample_protocol(name, config, self.extractors), reference=self.published.get(name)),
+            )
             for name, score in self.scores.items()
         }
         return Evaluated(scores, config.samples, self.extractors, self.curves, self.classes, tuple(self.notes))

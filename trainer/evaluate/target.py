@@ -116,8 +116,11 @@ class EvaluationTarget:
             raise InputError(f"MODEL: {error}") from None
         if not self.any_data and (difference := self.data_difference(info)):
             raise InputError(f"{difference}; allowed: those, or other data named with --data")
+        from trainer.evaluate.references.published import check_published
+
         check_sizes(self.evaluation, info)
         check_extractors(self.evaluation)
+        check_published(self.evaluation, info)
         shape, classes = tuple(self._config["image_shape"]), self._config["network"]["classes"]
         if shape != info.image_shape:
             raise InputError(
@@ -220,6 +223,8 @@ def _changes(target: EvaluationTarget, options: argparse.Namespace) -> dict[str,
     if options.inception_file is not None:
         given["inception_file"] = str(Path(options.inception_file).absolute())
         given.setdefault("extractors", [*target.evaluation.extractors, "inception"])
+    if options.reference is not None:
+        given["reference"] = str(Path(options.reference).absolute())
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -25,12 +25,14 @@ class Protocol:
         sampler: the solver and its settings, as canonical JSON; None for likelihoods.
         extractors: name of a feature extractor -> its digest; empty for likelihoods.
         log_snr_ends: highest and lowest log-SNR of the integral; None for the discrete bound and for samples.
+        reference: digest of the published statistics that a distance is to; None where it is to the training images.
     """
 
     samples: int | None = None
     sampler: str | None = None
     extractors: Mapping[str, str] = field(default_factory=dict[str, str])
     log_snr_ends: tuple[float, float] | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ def _score(name: str, values: Mapping[str, Any], entry: Json) -> Score:
         sampler=entry.get("sampler"),
         extractors=entry.get("extractors", {}),
         log_snr_ends=None if ends is None else (ends[0], ends[1]),
+        reference=entry.get("reference"),
     )
     return replace(score, protocol=protocol)
 

@@ -79,6 +79,7 @@ OTHER = {
     "evaluation.solver.spacing": "karras",
     "evaluation.guidance": {"kind": "autoguidance", "guide": "/models/weak"},
     "evaluation.vlb_draws": 33,
+    "evaluation.reference": "/other.npz",
     "evaluation.classifier_seed": 1,
     "parallel.workers": 3,
     "parallel.zero_stage": 3,

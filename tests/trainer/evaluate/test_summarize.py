@@ -1,5 +1,6 @@
 """Both views put together from files: each score with its error, what was replicated, and how it was measured."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from diffusion.config import Ancestral, DdpmProcess, MLPConfig
+from diffusion.frechet import Moments
 from diffusion.likelihood.continuous import log_snr_ends
 from diffusion.network import build_network
 from diffusion.package import PackageConfig, load_package, save_package
@@ -18,9 +20,12 @@ from trainer.data.manifest import DatasetInfo
 from trainer.data.split import members_of
 from trainer.data.store import Store
 from trainer.data.writer import Block as Rows, write_dataset
+from trainer.errors import InputError
 from trainer.evaluate.blocks import blocks_of, sample_sets
+from trainer.evaluate.comparison import ComparedModel, protocol_difference
 from trainer.evaluate.evaluator import BlockEvaluator
 from trainer.evaluate.extractors.base import PixelExtractor, feature_key
+from trainer.evaluate.references.published import check_published, load_published
 from trainer.evaluate.summarize import both_views
 from trainer.run.summary import Evaluated, Protocol, evaluated_from_json
 
@@ -33,9 +38,9 @@ CONFIG = EvaluationConfig(
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory) -> tuple[Path, Path, Evaluated]:
-    """(package, results, both views) of a network that was never trained."""
-    package, folder, blocks, results = (tmp_path_factory.mktemp(name) for name in ("package", "data", "blocks", "out"))
+def computed(tmp_path_factory) -> tuple[Path, Dataset, Path]:
+    """(package, data, blocks) of a network that was never trained."""
+    package, folder, blocks = (tmp_path_factory.mktemp(name) for name in ("package", "data", "blocks"))
     network = MLPConfig(width=16, depth=1)
     process = DdpmProcess(num_train_timesteps=40)
     made = PackageConfig(process=process, prediction="epsilon", network=network, image_shape=SHAPE)
@@ -55,7 +60,93 @@ def measured(tmp_path_factory) -> tuple[Path, Path, Evaluated]:
             part = block.pixels.load(blocks)
             assert part is not None
             block.save(blocks, {"features": extractor.features(part["pixels"].numpy()).float()})
+    return package, data, blocks
+
+
+@pytest.fixture(scope="module")
+def measured(computed, tmp_path_factory) -> tuple[Path, Path, Evaluated]:
+    """(package, results, both views) of it."""
+    (package, data, blocks), results = computed, tmp_path_factory.mktemp("out")
     return package, results, both_views(CONFIG, data, package, blocks, results / "references", results)
+
+
+def published(file: Path, data: Dataset, shift: float = 0.0, **arrays) -> EvaluationConfig:
+    """The evaluation with published statistics: those of the training pixels, or moved."""
+    features = PixelExtractor(SHAPE).features(data.images("train")[:])
+    mean, covariance = Moments.of(features).mean_and_covariance()
+    np.savez(file, **{"mu": mean.numpy() + shift, "sigma": covariance.numpy(), **arrays})
+    return CONFIG.model_copy(update={"reference": str(file)})
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_a_distance_to_published_statistics_stands_without_our_own_yardsticks(computed, measured, tmp_path, shift):
+    (package, data, blocks), (_, results, ours) = computed, measured
+    config = published(tmp_path / "statistics.npz", data, shift)
+    check_published(config, data.info)
+    found = both_views(config, data, package, blocks, results / "references", tmp_path)
+    assert found.scores["frechet_pixels"].value == pytest.approx(ours.scores["frechet_pixels"].value, abs=1e-9) or shift
+    digest = hashlib.sha256((tmp_path / "statistics.npz").read_bytes()).hexdigest()
+    for name, score in found.scores.items():
+        assert score.protocol is not None
+        assert score.protocol.reference == (digest if name.startswith("frechet_pixels") else None)
+    yardsticks = {f"frechet_pixels_{name}" for name in ("heldout", "gaussian", "noise")}
+    assert set(ours.scores) - set(found.scores) == yardsticks & set(ours.scores) != set()
+    [note] = [note for note in found.notes if "published" in note]
+    assert note.startswith(f"frechet_pixels is to published statistics ({digest[:8]}), so frechet_pixels_heldout, ")
+    again = evaluated_from_json(json.loads(json.dumps(found.to_json())))
+    assert again.scores["frechet_pixels"].protocol == found.scores["frechet_pixels"].protocol
+    first, other = (ComparedModel(name, "d", each, {}) for name, each in (("ours", ours), ("theirs", found)))
+    assert protocol_difference(first, first, "frechet_pixels") is None
+    assert protocol_difference(first, other, "frechet_pixels") == (
+        f"it is to statistics {digest[:8]}, not the training images"
+    )
+
+
+def test_a_mean_that_is_moved_moves_the_distance_by_what_the_formula_says(computed, tmp_path):
+    """||mu_a - mu_b||^2 is all that changes, and its change is linear in the samples' own difference."""
+    data = computed[1]
+    plain, moved = (
+        load_published(Path(str(published(tmp_path / f"{shift}.npz", data, shift).reference))).reference
+        for shift in (0.0, 0.5)
+    )
+    samples = Moments.of(torch.from_numpy(np.random.default_rng(3).normal(size=(99, 16))))
+    mean = samples.mean_and_covariance()[0]
+    expected = float(((plain.mean + 0.5 - mean) ** 2 - (plain.mean - mean) ** 2).sum())
+    assert moved.distance(samples) - plain.distance(samples) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"mu": np.zeros(9), "sigma": np.eye(9)}, r"statistics of 9 features; allowed: .*\(pixels has 16\)"),
+        ({"mu": np.zeros(16), "sigma": np.eye(9)}, r"mu is \(16,\), sigma \(9, 9\); allowed: \[d\] and \[d, d\]"),
+        ({"mu": np.full(16, np.nan)}, "holds NaN or infinity"),
+        ({"sigma": np.triu(np.ones((16, 16)))}, "is not a covariance"),
+        ({"sigma": -np.eye(16)}, "is not a covariance"),
+        ({"mu": np.array([{}], dtype=object)}, "not an .npz with mu and sigma"),
+    ],
+)
+def test_statistics_that_are_none_are_refused(computed, tmp_path, arrays, said):
+    config = published(tmp_path / "statistics.npz", computed[1], **arrays)
+    with pytest.raises(InputError, match=rf"evaluation\.reference.*{said}"):
+        check_published(config, computed[1].info)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "No such file"), (b"text", "not an .npz"), ("npy", "not an .npz"), ("other", "has no mu")],
+)
+def test_a_file_of_something_else_is_refused(computed, tmp_path, content, said):
+    file = tmp_path / "statistics.npz"
+    if content == "npy":
+        with file.open("wb") as out:
+            np.save(out, np.zeros(3))
+    elif content == "other":
+        np.savez(file, mean=np.zeros(3))
+    elif content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=rf"evaluation\.reference: .*{said}"):
+        check_published(CONFIG.model_copy(update={"reference": str(file)}), computed[1].info)
 
 
 def test_likelihoods_are_means_over_the_heldout_images(measured):

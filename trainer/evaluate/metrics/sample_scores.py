@@ -38,11 +38,13 @@ class FeatureComparison:
         extractor: which.
         sets: of the samples, a set a seed, N in each.
         references: of `train` and of each baseline.
+        published: what Frechet distances are to, instead of the training images; None without.
     """
 
     extractor: FeatureExtractor
     sets: Sequence[SampleFeatures]
     references: Mapping[str, Reference]
+    published: FrechetReference | None = None
 
     @property
     def train(self) -> Reference:
@@ -51,8 +53,8 @@ class FeatureComparison:
 
     @cached_property
     def gaussian(self) -> FrechetReference:
-        """That of the training images, which Frechet distances are to."""
-        return FrechetReference.of(self.train.moments)
+        """What Frechet distances are to: that of the training images, unless another is published."""
+        return self.published or FrechetReference.of(self.train.moments)
 
 
 def aggregate_seeds(
@@ -78,13 +80,14 @@ def aggregate_seeds(
 def frechet_scores(comparison: FeatureComparison, seed: int) -> Scores:
     """The Frechet distance to the training images of the samples, also extrapolated, and of the baselines.
 
-    A baseline of no more images than there are features has no value; neither has an extrapolation from too few.
+    To published statistics there are no baselines: ours are of other images. A baseline of no more images than there
+    are features has no value; neither has an extrapolation from too few.
     """
     name, reference = frechet_name(comparison.extractor), comparison.gaussian
     found = [extrapolate(features, reference, seed) for features in comparison.sets]
     scores = {name: _over_blocks([each.distance for each in found], [each.distance_se for each in found])}
     scores |= _infinite(f"{name}_infinite", found)
-    for baseline in BASELINES:
+    for baseline in BASELINES if comparison.published is None else ():
         moments = comparison.references[baseline].moments
         if moments.count > comparison.extractor.dimensions:
             scores[f"{name}_{baseline}"] = Score(reference.distance(moments))
