@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import lifecycle, machine, main_job, processes, stack
+from infra import lifecycle, local, machine, main_job, processes, stack
 from infra.local import main
 from infra.processes import STACK_ID_VARIABLE, ProcessId
 from infra.stack import Stack, StackError
@@ -376,3 +376,16 @@ def _listening(stack_id: str) -> set[str]:
 
 def _command_lines() -> list[str]:
     return subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines()
+
+
+def test_what_nobody_foresaw_is_one_line_and_a_file_with_the_rest(monkeypatch, tmp_path, capsys):
+    def fail() -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(local, "_status", fail)
+    monkeypatch.setattr(local.signals, "exit_on_signals", lambda: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert local.main(["status"]) == 1
+    [file] = tmp_path.glob("dualview-*.log")
+    assert capsys.readouterr().err == f"failed: KeyError: 'x'  (all of it: {file})\n"
+    assert "Traceback" in file.read_text()

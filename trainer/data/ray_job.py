@@ -109,7 +109,7 @@ def _run_partition(
     partition = Partition(**{**values, "files": tuple(values["files"])})
     try:
         action(task, partition)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return {"problem": f"{task.url}: {' '.join(str(error).split())[:300]}", "is_full": True}
         where = "" if partition.row_group is None else f", row group {partition.row_group}"

@@ -111,10 +111,10 @@ def protocol_difference(first: ComparedModel, other: ComparedModel, metric: str)
         return f"samples is {other.evaluated.samples}, not {first.evaluated.samples}"
     if _extractors(first.evaluated, metric) != _extractors(other.evaluated, metric):
         return "the extractors are not the same"
-    theirs, ours = (_published(model.evaluated, metric) for model in (other, first))
-    if theirs != ours:
-        to = {None: "the training images"}
-        return f"it is to {to.get(theirs, f'statistics {str(theirs)[:8]}')}, not {to.get(ours, f'{str(ours)[:8]}')}"
+    published = [_published(model.evaluated, metric) for model in (other, first)]
+    if published[0] != published[1]:
+        theirs, ours = ("the training images" if each is None else f"statistics {each[:8]}" for each in published)
+        return f"it is to {theirs}, not {ours}"
     return None
 
 

@@ -109,6 +109,7 @@ class EvaluationTarget:
             InputError: names what does not fit.
         """
         from diffusion.package import verify_package
+        from trainer.evaluate.references.published import check_published
 
         try:
             verify_package(self.package)
@@ -116,8 +117,6 @@ class EvaluationTarget:
             raise InputError(f"MODEL: {error}") from None
         if not self.any_data and (difference := self.data_difference(info)):
             raise InputError(f"{difference}; allowed: those, or other data named with --data")
-        from trainer.evaluate.references.published import check_published
-
         check_sizes(self.evaluation, info)
         check_extractors(self.evaluation)
         check_published(self.evaluation, info)

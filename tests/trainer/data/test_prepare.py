@@ -411,6 +411,23 @@ def test_a_label_that_is_no_class_is_one_line(tmp_path, capsys, label):
     assert f"raw.parquet, row group 0: row 1 has label {label}; allowed: 0 to K - 1" in line
 
 
+def test_labels_that_are_not_utf8_are_one_line(tmp_path, capsys):
+    texts = pa.array([b"cat", b"\xff\xfe"], pa.binary())
+    broken = pa.StringArray.from_buffers(2, texts.buffers()[1], texts.buffers()[2])
+    source = parquet(tmp_path / "raw.parquet", many(2), broken)
+    line = refused(capsys, source, tmp_path / "dest")
+    assert "raw.parquet, row group 0: " in line
+    assert "utf" in line.lower()
+
+
+def test_names_of_classes_cannot_reach_the_terminal_as_anything_but_text(tmp_path, capsys):
+    source = parquet(tmp_path / "raw.parquet", many(4), ["\x1b[31mred", "blue\n", "\x1b[31mred", "blue\n"])
+    prepared(source, tmp_path / "dest", "--heldout-fraction", 0.5)
+    shown = capsys.readouterr().out
+    assert "\\x1b[31mred" in shown
+    assert "\x1b" not in shown
+
+
 def test_paths_instead_of_images_are_named(tmp_path, capsys):
     pq.write_table(pa.table({"image": ["a.png", "b.png"], "label": [0, 1]}), tmp_path / "paths.parquet")
     line = refused(capsys, tmp_path / "paths.parquet", tmp_path / "dest")
