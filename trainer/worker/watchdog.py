@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 REMEMBERED = 101  # steps whose median is taken
@@ -70,5 +71,5 @@ class Watchdog:
         self._file.close()
         if not self._path.stat().st_size:
             self._path.unlink()
-            if not any(self._path.parent.iterdir()):
+            with suppress(OSError):  # other ranks have files there, or have removed it
                 self._path.parent.rmdir()
