@@ -134,7 +134,7 @@ def save_package(
     durable.make_folder(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, folder / WEIGHTS)
-    settings = config.model_dump(mode="json")
+    settings = config.identity()  # without settings that were added later and have their default
     for name, unsaid in (("null_label_trained", None), ("class_names", [])):  # as packages were before they said
         if settings[name] == unsaid:
             del settings[name]

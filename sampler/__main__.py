@@ -13,7 +13,7 @@ from typing import NoReturn, get_args
 
 from pydantic import TypeAdapter
 
-from diffusion.command import end, run_command
+from diffusion.command import end, printable, run_command
 from diffusion.config import ClassifierFree, SolverConfig, evaluations
 from sampler.models import UNSAID, Model, ModelError, load, resolve
 
@@ -154,7 +154,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--label",
         metavar="CLASS",
-        help="class of all images, by its name or its number, for class-conditional models",
+        help="class of all images, for class-conditional models: its name or, where no class has that name, its number",
     )
     scale = "guidance scale: classifier-free towards --label, or away from --guide"
     add("--guidance", type=positive_float, metavar="SCALE", help=scale)
@@ -220,7 +220,13 @@ def run_generate(arguments: argparse.Namespace) -> None:
         print(f"warning: {arguments.model} {UNSAID}", file=sys.stderr)
     arguments.out.write_bytes(ENCODERS[format_](pixels))
     solver_text = f"{config.kind}, {evaluations_per_image} evaluations" if evaluations_per_image else config.kind
-    print(f"{arguments.out}: {arguments.count} images of {arguments.model} ({solver_text})")
+    number = model.config.class_index(arguments.label)
+    drawn = "" if number is None else f", class {number}{_named(model, number)}"
+    print(f"{arguments.out}: {arguments.count} images of {arguments.model}{drawn} ({solver_text})")
+
+
+def _named(model: Model, number: int) -> str:
+    return f" ({printable(model.config.class_names[number])})" if model.config.class_names else ""
 
 
 def device(arguments: argparse.Namespace) -> str:

@@ -43,7 +43,10 @@ def _class(value: object) -> object:
 
 
 class ImageRequest(Config):
-    """Body of `POST /v1/images`: images 0..n-1 of a seed, which do not depend on other requests."""
+    """Body of `POST /v1/images`: images 0..n-1 of a seed, which do not depend on other requests.
+
+    A `label` that is text is the name of a class or, where no class has that name, its number.
+    """
 
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)]

@@ -9,6 +9,10 @@ class ClusterLostError(RunFailedError):
     """The cluster, or a part of it that the run needs, is gone: the exit code is 75, and the same command goes on."""
 
 
+class HungError(ClusterLostError):
+    """The ranks take no step any more; their processes are still there."""
+
+
 def last_line(error: BaseException) -> str:
     """The last line of an error's text, where Ray puts the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -8,6 +8,7 @@ group reserves one byte of memory (Tune refuses an empty one), so that the clust
 import logging
 import os
 import shutil
+import threading
 from typing import Any
 
 import ray
@@ -18,7 +19,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from trainer.checkpoint.damaged import NoGoodCheckpointError
 from trainer.config.run_config import RunConfig as TrainerConfig
 from trainer.driver import run as driver
-from trainer.errors import InputError, RunFailedError, last_line
+from trainer.errors import HungError, InputError, RunFailedError, last_line
 from trainer.runtime.ray_cluster import connect_ray
 from tuning.progress import SweepProgress
 from tuning.scores import FRECHET, VLB, VLB_SE
@@ -27,6 +28,7 @@ from tuning.sweep import Sweep
 
 RESOURCES = {"CPU": 0.0, "memory": 1.0}
 LOCK_TIMEOUT_S = 60.0
+ANSWER_S = 0.5  # for an answer to arrive before its process ends
 RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # SweepProgress prints instead
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -92,6 +94,10 @@ def complete_trial(text: str, from_scratch: bool) -> dict[str, Any]:
             if not from_scratch:
                 raise
             summary = driver.complete(config, LOCK_TIMEOUT_S, from_scratch=True)
+    except HungError as error:
+        # the ranks, which wait for each other, belong to this process and end with it, once it has answered
+        threading.Timer(ANSWER_S, os._exit, [1]).start()
+        return {"reason": str(error)}
     except (RunFailedError, InputError) as error:
         return {"reason": str(error)}
     numbers = summary.evaluated.numbers()

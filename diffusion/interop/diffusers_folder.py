@@ -172,7 +172,11 @@ def unet_config(model: "UNet2DModel", has_null_label: bool = True) -> tuple[UNet
 
 
 def _head_width(theirs: dict[str, Any]) -> int | None:
-    """Channels of an attention head; None where each attention has one head, however that is said."""
+    """Channels of an attention head; None where each attention has one head.
+
+    Raises:
+        ValueError: they do not divide the channels of each resolution with attention.
+    """
     width, channels = theirs["attention_head_dim"], theirs["block_out_channels"]
     kinds = [*theirs["down_block_types"], "AttnMid"]
     attended = {size for size, kind in zip([*channels, channels[-1]], kinds, strict=True) if kind.startswith("Attn")}

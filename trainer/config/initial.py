@@ -13,37 +13,40 @@ Registry = Callable[[str, str, str], str]
 ALLOWED = "the folder of a package or of a run that has one, or NAME@alias of the registry"
 
 
-def with_initial_digest(config: RunConfig, storage_uri: str, registry: Registry | None) -> RunConfig:
+def with_initial_digest(
+    config: RunConfig, run_json: Path | None, storage_uri: str, registry: Registry | None
+) -> RunConfig:
     """The configuration with `training.init_sha256`, which the method is named by, filled in.
 
-    Where it is given already and what `init_from` names is gone, it stays: a run that has begun needs no more.
+    A digest that is given is not looked up: whether the package has it is seen when it is used. Nor is one that the run
+    of this name has begun with, so that the run goes on when the package is gone, or an alias has moved on.
 
     Args:
         config: the configuration.
+        run_json: the stored configuration of the run of this name; None without a name.
         storage_uri: MLflow's tracking URI.
         registry: looks up a registered model; None where there is no registry to ask.
 
     Raises:
-        InputError: there is no such package, or it has another digest than the one that is given.
+        InputError: there is no such package, or a digest is given without one.
     """
     reference, given = config.training.init_from, config.training.init_sha256
     if reference is None:
         if given is not None:
             raise InputError(f"training.init_sha256 = {given[:16]}…: training.init_from is null; allowed: {ALLOWED}")
         return config
-    try:
-        digest = initial_digest(reference, storage_uri, registry)
-    except InputError:
-        if given is None:
-            raise
-        return config
-    if given not in (None, digest):
-        raise InputError(
-            f"training.init_sha256 = {given[:16]}…: training.init_from = {reference!r} is package {digest[:16]}…; "
-            "allowed: that digest, or none"
-        )
+    digest = given or _begun_with(run_json, reference) or initial_digest(reference, storage_uri, registry)
     training = config.training.model_copy(update={"init_sha256": digest})
     return config.model_copy(update={"training": training})
+
+
+def _begun_with(run_json: Path | None, reference: str) -> str | None:
+    """The digest that a stored configuration has for the same reference; None if there is none."""
+    try:
+        training: dict[str, str | None] = json.loads(run_json.read_text())["config"]["training"] if run_json else {}
+        return training.get("init_sha256") if training.get("init_from") == reference else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def package_folder(reference: str) -> Path | None:

@@ -141,7 +141,8 @@ def resolve(config: RunConfig, registry: Registry | None = None) -> RunConfig:
     """Fill the null settings of `run`: storage, tracking URI and name; and the digest of what training begins with."""
     storage = config.run.storage or str(default_storage())
     uri = tracking_uri(config.run.tracking_uri, storage)
-    config = with_initial_digest(config, uri, registry)
+    run_json = Path(storage, config.run.experiment, config.run.name, "run.json") if config.run.name else None
+    config = with_initial_digest(config, run_json, uri, registry)
     name = config.run.name or name_by_digest(config)
     run = config.run.model_copy(update={"storage": storage, "tracking_uri": uri, "name": name})
     return config.model_copy(update={"run": run})

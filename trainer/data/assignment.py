@@ -39,9 +39,14 @@ class Assignment:
     notes: tuple[str, ...]
 
     @property
+    def used(self) -> NDArray[np.int64]:
+        """Numbers of the images that are in a split."""
+        return np.flatnonzero(np.logical_or.reduce(list(self.members.values())))
+
+    @property
     def unused(self) -> NDArray[np.int64]:
         """Numbers of the images that are in neither split."""
-        return np.flatnonzero(~np.logical_or.reduce(list(self.members.values())))
+        return np.setdiff1d(np.arange(len(self.labels)), self.used)
 
 
 def assign(good: pa.Table, source: Source, data: DataConfig) -> Assignment:

@@ -4,8 +4,8 @@ Alpha is composited on white. Values v of more than 8 bits become round(v 255 / 
 unless `data.white_level` says otherwise. An image of another size is scaled, with antialiasing, until it covers the
 requested size, and cropped at the centre.
 
-The content decides what a file is, not its name, and what the pixels do not need never costs an image: where an image
-does not decode with its metadata, it is tried without them.
+The content decides what a file is, not its name, and damaged metadata never costs an image: where decoding fails, it is
+tried again without the metadata.
 """
 
 import io

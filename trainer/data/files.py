@@ -3,7 +3,6 @@
 A partition depends only on the source, so the prepared data set is the same for any number of workers.
 """
 
-import mimetypes
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from trainer.config.data import DataConfig
 from trainer.data.columns import NO_LABELS, class_names, find_columns, label_kind
 from trainer.data.decode import FORMATS, SIGNATURE_BYTES, is_image
 from trainer.data.layout import LayoutError, file_layout, folder_layout
-from trainer.data.listing import File, list_source, printable
+from trainer.data.listing import File, Listing, list_source, printable
 from trainer.data.manifest import check_no_columns, listed
 from trainer.data.metadata import Label, is_metadata, read_metadata
 from trainer.data.store import Store
@@ -26,11 +25,14 @@ from trainer.errors import InputError
 
 FILES_PER_PARTITION = 512
 ROWS_PER_BATCH = 256
-IMAGE_SUFFIXES = (
-    ".avif", ".bmp", ".cr2", ".dng", ".gif", ".heic", ".jfif", ".jpeg", ".jpg", ".nef", ".pbm", ".pgm", ".png", ".pnm",
-    ".ppm", ".svg", ".tif", ".tiff", ".webp",
+READ_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-"""Names of files that are images whether or not they can be read; others are images if their content is."""
+IMAGE_SUFFIXES = (
+    *READ_SUFFIXES, ".arw", ".cr2", ".dng", ".exr", ".hdr", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".nef", ".psd",
+    ".svg", ".tga",
+)  # fmt: skip
+"""Names of files that are meant as images whether or not they can be read; others are images if their content is."""
 NOT_AN_IMAGE = "not an image"
 NO_SUFFIX = "without suffix"
 
@@ -113,8 +115,12 @@ class Row(NamedTuple):
         return self.path if self.row is None else f"{self.path}:{self.row}"
 
 
-def scan_files(data: DataConfig) -> Source:
-    """Scan a source for its files, columns and splits, without reading any image.
+def scan_files(data: DataConfig, listing: Listing | None = None) -> Source:
+    """Scan a source for its columns and splits, without reading any image.
+
+    Args:
+        data: the source and its settings.
+        listing: of the source's files; None to list them here.
 
     Raises:
         InputError: it has no files to look at, they contradict each other, or its columns cannot be determined.
@@ -122,13 +128,17 @@ def scan_files(data: DataConfig) -> Source:
     store = Store(data.source)
     where = f"data.source = {data.source!r}"
     try:
-        listing = list_source(store)
-        parquet = [file for file in listing.files if file.path.endswith(".parquet") and not is_metadata(file.path)]
+        listing = listing or list_source(store)
+        parquet = [file for file in listing.files if _is_parquet(file.path, listing.is_file)]
         images = [file.path for file in listing.files if _has_image_suffix(file.path)]
-        if parquet and images:
+        if parquet and any(suffix(path) in READ_SUFFIXES for path in images):
             raise InputError(f"{where}: holds both Parquet files and images; allowed: one")
         if parquet:
-            others = [(printable(file.path), NOT_AN_IMAGE) for file in listing.files if file not in set(parquet)]
+            others = [
+                (printable(file.path), NOT_AN_IMAGE)
+                for file in listing.files
+                if not _is_parquet(file.path, listing.is_file)
+            ]
             return _parquet(store, parquet, (*listing.left_out, *others), data)
         if not listing.files:
             hidden = f": all {len(listing.left_out)} files are hidden or cannot be read" if listing.left_out else ""
@@ -136,8 +146,12 @@ def scan_files(data: DataConfig) -> Source:
         return _folder(store, listing.files, images, listing.left_out, data)
     except LayoutError as error:
         raise InputError(f"{where}: {error}") from None
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid, UnicodeError) as error:
         raise InputError(f"{where}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _is_parquet(path: str, is_alone: bool) -> bool:
+    return path.endswith(".parquet") and (is_alone or not is_metadata(path))
 
 
 def suffix(path: str) -> str:
@@ -146,7 +160,7 @@ def suffix(path: str) -> str:
 
 
 def _has_image_suffix(path: str) -> bool:
-    return suffix(path) in IMAGE_SUFFIXES or (mimetypes.guess_type(path)[0] or "").startswith("image/")
+    return suffix(path) in IMAGE_SUFFIXES
 
 
 def no_images(where: str, paths: Sequence[str]) -> InputError:
@@ -165,7 +179,8 @@ def _folder(
         check_no_columns(data, "is a folder of images without metadata")
     has_classes = metadata.labels is None and data.label_column != NO_LABELS
     folder_layout(images, data.split == "seeded", has_classes)  # what is known before any file is read
-    looked_at = [file for file in files if file.path not in metadata.files]
+    known = set(metadata.files)
+    looked_at = [file for file in files if file.path not in known]
     cut = range(0, len(looked_at), FILES_PER_PARTITION)
     partitions = tuple(
         Partition(number, tuple(file.path for file in looked_at[at : at + FILES_PER_PARTITION]))
@@ -188,8 +203,9 @@ def _parquet(store: Store, entries: Sequence[File], left_out: tuple[tuple[str, s
     schema = pa.schema([])
     names: tuple[str, ...] = ()
     where = f"data.source = {data.source!r}"
+    is_alone = _is_file(store)
     for entry in entries:
-        with store.files.open_input_file(_place(store, entry.path)) as opened:
+        with store.files.open_input_file(store.path("" if is_alone else entry.path)) as opened:
             file = pq.ParquetFile(opened)
             if columns is None:
                 schema, columns = file.schema_arrow, find_columns(file.schema_arrow, data)
@@ -219,10 +235,9 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "") if names else "no names"
 
 
-def _place(store: Store, path: str) -> str:
-    """Where a file of a source is: a source that is a single file is that file."""
-    alone = store.files.get_file_info(store.root).type == fs.FileType.File
-    return store.path("" if alone else path)
+def _is_file(store: Store) -> bool:
+    """Whether a source is a single file."""
+    return store.files.get_file_info(store.root).type == fs.FileType.File
 
 
 def read_partition(source: Source, partition: Partition) -> Iterator[list[Row]]:
@@ -266,7 +281,7 @@ def _read_row_group(store: Store, source: Source, partition: Partition) -> Itera
     (path,) = partition.files
     columns = [name for name in (source.image_column, source.label_column) if name]
     row = partition.first
-    with store.files.open_input_file(_place(store, path)) as opened:
+    with store.files.open_input_file(store.path("" if _is_file(store) else path)) as opened:
         file = pq.ParquetFile(opened)
         for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[partition.row_group], columns=columns):
             column = batch.column(source.image_column)

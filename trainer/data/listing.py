@@ -34,10 +34,12 @@ class Listing:
     Attributes:
         files: sorted by the components of their paths.
         left_out: printable path of each file or link that is not looked at, and why.
+        is_file: whether the source is a single file, which is listed under its own name.
     """
 
     files: tuple[File, ...]
     left_out: tuple[tuple[str, str], ...]
+    is_file: bool = False
 
 
 def printable(path: str) -> str:
@@ -47,7 +49,7 @@ def printable(path: str) -> str:
 
 
 def list_source(store: Store) -> Listing:
-    """List a source; a source that is a single file is listed under its own name.
+    """List a source.
 
     Hidden files and folders are left out. Links to files are followed, and links to folders elsewhere, each folder
     once; not those to a folder of the source itself, whose images would be there twice.
@@ -57,7 +59,7 @@ def list_source(store: Store) -> Listing:
     """
     own = store.files.get_file_info(store.root)
     if own.type == fs.FileType.File:
-        return Listing((File(own.base_name, own.size or 0, own.mtime_ns or 0),), ())
+        return Listing((File(own.base_name, own.size or 0, own.mtime_ns or 0),), (), is_file=True)
     left_out: list[tuple[str, str]] = []
     if store.local:
         found = list(_walk(Path(store.root), left_out))
@@ -74,7 +76,7 @@ def list_source(store: Store) -> Listing:
 
 def _walk(top: Path, left_out: list[tuple[str, str]]) -> Iterator[File]:
     """All files below a folder, following links; what cannot be followed is added to `left_out`."""
-    visited, above = set[Path](), set[Path]()
+    visited, above = set[Path](), set(top.resolve().parents)
     links = [("", top)]
     while links:  # after all real folders, so that a folder counts under its own name
         name, link = links.pop(0)
@@ -85,11 +87,12 @@ def _walk(top: Path, left_out: list[tuple[str, str]]) -> Iterator[File]:
         pending = [(name, link)]
         while pending:
             prefix, folder = pending.pop()
+            if folder.resolve() in visited:  # by a link to a folder of this one
+                continue
             visited.add(folder.resolve())
-            above.update(folder.resolve().parents)
             for entry in _entries(prefix, folder, left_out):
                 path = prefix + entry.name
-                if entry.is_dir():
+                if _is_folder(entry):
                     (links if entry.is_symlink() else pending).append((f"{path}/", Path(entry.path)))
                 elif (file := _file(path, entry)) is not None:
                     yield file
@@ -97,11 +100,21 @@ def _walk(top: Path, left_out: list[tuple[str, str]]) -> Iterator[File]:
                     left_out.append((printable(path), "neither a file nor a folder"))
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _file(path: str, entry: "os.DirEntry[str]") -> File | None:
     """A file, or a broken link, which cannot be read and says so then; None for anything else."""
-    if entry.is_file():
-        state = entry.stat()
-        return File(path, state.st_size, state.st_mtime_ns)
+    try:
+        if entry.is_file():
+            state = entry.stat()
+            return File(path, state.st_size, state.st_mtime_ns)
+    except OSError:
+        pass
     return File(path, 0, 0) if entry.is_symlink() else None
 
 

@@ -86,14 +86,14 @@ def read_metadata(store: Store, paths: Sequence[str], data: DataConfig) -> Metad
 
 def _rows(name: str, content: bytes, where: str, data: DataConfig) -> list[tuple[str, Label]] | None:
     """Path and label of each row; None if the file has no labels."""
+    if data.label_column == NO_LABELS:
+        return None
     if name == NVLABS:
-        if data.label_column == NO_LABELS:
-            return None
         return _of_nvlabs(json.loads(content), where)
     if name.endswith(".csv"):
         rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
     elif name.endswith(".jsonl"):
-        rows = [json.loads(line) for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()]
     else:
         rows = pq.read_table(io.BytesIO(content)).to_pylist()
     for number, row in enumerate(rows, 1):
@@ -101,7 +101,10 @@ def _rows(name: str, content: bytes, where: str, data: DataConfig) -> list[tuple
             raise InputError(f"{where}: row {number} has no {FILE_NAME}; allowed: a {FILE_NAME} in each row")
     columns = sorted({str(column) for row in rows for column in row} - {FILE_NAME})
     label = _label_column(columns, where, data)
-    return None if label is None else [(row[FILE_NAME], _label(row.get(label), where, label)) for row in rows]
+    if label is None:
+        return None
+    said = [row for row in rows if row.get(label) not in (None, "")]
+    return [(row[FILE_NAME], _label(row[label], where, label)) for row in said]
 
 
 def _label_column(columns: Sequence[str], where: str, data: DataConfig) -> str | None:
@@ -134,7 +137,7 @@ def _of_nvlabs(values: object, where: str) -> list[tuple[str, Label]] | None:
 
 
 def _label(value: object, where: str, column: str) -> Label:
-    if isinstance(value, (int, str)) and not isinstance(value, bool) and value != "":
+    if isinstance(value, (int, str)) and not isinstance(value, bool):
         return value
     raise InputError(
         f"{where}: {column} holds {str(value)[:40]!r}; allowed: integers or text for each image, or "
@@ -143,7 +146,7 @@ def _label(value: object, where: str, column: str) -> Label:
 
 
 def _of_one_kind(labels: dict[str, Label]) -> dict[str, Label]:
-    """Integers where all are, as text or as numbers; else text."""
-    if all(re.fullmatch(r"[0-9]{1,18}", str(label)) for label in labels.values()):
+    """Integers where all are, as text or as numbers; else text. A negative one means that there is none."""
+    if all(re.fullmatch(r"-?[0-9]{1,18}", str(label)) for label in labels.values()):
         return {path: int(label) for path, label in labels.items()}
     return {path: str(label) for path, label in labels.items()}

@@ -16,7 +16,7 @@ from trainer.config.run_config import canonical
 from trainer.data.arrays import load_array
 from trainer.data.dataset import Dataset
 from trainer.data.files import Source, scan_files
-from trainer.data.listing import File, printable
+from trainer.data.listing import File, Listing, list_source, printable
 from trainer.data.manifest import FILE, FORMAT_VERSION, MAX_REJECTED, DatasetInfo, parse
 from trainer.data.sources import check_source, is_array, prepared_info
 from trainer.data.split import seeded_split
@@ -35,6 +35,7 @@ SUFFIXES_OF_DECODER_1 = (
 
 PARTS_FOLDER = ".parts"
 PREPARATION_FILE = re.compile(r"(train|heldout)-\d{5}\.arrow|rejected\.parquet|\.parts|\.writing-.*")
+EARLIER = "prepared by an earlier version"
 BLOCK_ROWS = 4096
 LOCK_TIMEOUT_S = 24 * 3600.0
 Stamp = tuple[str, int, int]
@@ -56,8 +57,12 @@ class Scan:
     earlier: str | None = None
 
 
-def scan_source(data: DataConfig) -> Scan:
+def scan_source(data: DataConfig, listing: Listing | None = None) -> Scan:
     """Scan a source.
+
+    Args:
+        data: the source and its settings.
+        listing: of a source of files; None to list it here.
 
     Raises:
         InputError: it has no images.
@@ -69,15 +74,25 @@ def scan_source(data: DataConfig) -> Scan:
             state = Path(data.source).stat()
             place, stamps = os.path.abspath(data.source), [(Path(data.source).name, state.st_size, state.st_mtime_ns)]
         return Scan(None, _plan(data, place, ARRAY_VERSION, stamps))
-    source = scan_files(data)
-    taken_earlier = [
-        file for file in source.files if source.is_parquet or file.path.lower().endswith(SUFFIXES_OF_DECODER_1)
-    ]
-    return Scan(
-        source,
-        _plan(data, source.url, DECODER_VERSION, _stamps(source.files)),
-        _plan(data, source.url, 1, _stamps(taken_earlier)),
-    )
+    listing = listing or _listed(data)
+    source = scan_files(data, listing)
+    plan = _plan(data, source.url, DECODER_VERSION, _stamps(source.files))
+    return Scan(source, plan, earlier_plan(data, listing))
+
+
+def _listed(data: DataConfig) -> Listing:
+    try:
+        return list_source(Store(data.source))
+    except OSError as error:
+        raise InputError(f"data.source = {data.source!r}: {' '.join(str(error).split())[:300]}") from None
+
+
+def earlier_plan(data: DataConfig, listing: Listing) -> str:
+    """The plan of the version before, which took Parquet files, or else images by their suffix."""
+    there = [file for file in listing.files if (file.size, file.mtime_ns) != (0, 0)]  # links that are broken are not
+    taken = [file for file in there if file.path.endswith(".parquet")]
+    taken = taken or [file for file in there if file.path.lower().endswith(SUFFIXES_OF_DECODER_1)]
+    return _plan(data, Store(data.source).url, 1, [(file.path, file.size, file.mtime_ns) for file in taken])
 
 
 def _plan(data: DataConfig, place: str, version: int, stamps: Sequence[Stamp]) -> str:
@@ -151,7 +166,10 @@ def _done(store: Store, scan: Scan) -> DatasetInfo | None:
     if text is None:
         return None
     info = parse(text, store.url)
-    if info.plan not in (scan.plan, scan.earlier):
+    if info.plan == scan.earlier != scan.plan:
+        print(f"note: {EARLIER}; in another folder, the source is prepared anew", flush=True)
+        return info
+    if info.plan != scan.plan:
         raise InputError(
             f"{store.url}: holds {info.source!r} prepared otherwise: with other settings, or before its files "
             "changed; allowed: a new or an empty folder"
@@ -215,16 +233,18 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
     check_source(data)
     info = prepared_info(data.source)
     if info is None:
-        scan = scan_source(data)
-        plans = [plan for plan in (scan.plan, scan.earlier) if plan]
-        folders = [storage / "datasets" / plan[:16] for plan in plans]
-        done = [folder for folder in folders if _is_prepared(folder)]
-        if not done:
-            _check_apart(data.source, storage)
-        folder = (done or folders)[0]
-        info = prepare_into(data, Store(str(folder)), scan)
-        if info.plan != scan.plan:
-            print(f"  note: prepared by an earlier version: {folder} (without it, they are prepared anew)", flush=True)
+        listing = None if is_array(data.source) else _listed(data)
+        older = storage / "datasets" / earlier_plan(data, listing)[:16] if listing else None
+        if older is not None and _is_prepared(older):
+            folder = older
+            info = parse((folder / FILE).read_bytes(), str(folder))
+            print(f"  note: {EARLIER}: {folder} (without it, they are prepared anew)", flush=True)
+        else:
+            scan = scan_source(data, listing)
+            folder = storage / "datasets" / scan.plan[:16]
+            if not _is_prepared(folder):
+                _check_apart(data.source, storage)
+            info = prepare_into(data, Store(str(folder)), scan)
         for note in info.notes:
             print(f"  note: {note}", flush=True)
     elif is_s3(data.source):

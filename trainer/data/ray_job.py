@@ -84,8 +84,8 @@ def prepare_files(
     if len(found.unused):
         left_out = pa.concat_tables([left_out, left_out_of_splits(parts.good, found.unused)])
         _write_unused(rejected, left_out, store)
-    used = sum(int(members.sum()) for members in found.members.values())
-    print_line(f"writing {used} images of {task.size[0]} x {task.size[1]}, {parts.channels} channels")
+    used = parts.good.take(pa.array(found.used))
+    print_line(f"writing {len(used)} images of {task.size[0]} x {task.size[1]}, {parts.channels} channels")
     known = replace(
         known,
         image_shape=(parts.channels, task.size[1], task.size[0]),
@@ -95,7 +95,7 @@ def prepare_files(
         left_out=len(left_out),
         peak=parts.peak,
         split=found.split,
-        files=kinds(parts.good, rejected, left_out),
+        files=kinds(used, rejected, left_out),
         notes=found.notes,
     )
     return write_dataset(store, parts.blocks, found.labels, found.members, known)

@@ -22,7 +22,7 @@ from trainer.data.store import Store
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 65536
 DARK = 64
-"""Images of which none is brighter are hardly meant so."""
+"""A data set with no pixel brighter than this is probably a mistake."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class _DatasetWriter:
             notes.append(f"the images use 0 to {brightest} of 0 to 255: are they label maps, or too dark?")
         if self.duplicates:
             notes.append(
-                f"{self.duplicates} held-out images are trained on as well, pixel for pixel; the first: "
+                f"{self.duplicates} held-out images are pixel-identical to training images; the first: "
                 f"{self._first_duplicate}"
             )
         return notes

@@ -4,9 +4,7 @@ import shutil
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from trainer.checkpoint.writer import remove
 from trainer.config.evaluation import EvaluationConfig
-from trainer.config.run import Keep
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.ema.snapshots import interval
@@ -71,7 +69,7 @@ def estimate(config: RunConfig, info: DatasetInfo, parameters: int) -> DiskUse:
     return DiskUse(
         checkpoints * KINDS_IN_CHECKPOINT * weights,
         snapshots * TRACKS * weights,
-        recorded_beside * weights,
+        (recorded_beside + bool(config.training.init_sha256)) * weights,
         _of_samples(config.evaluation, info),
     )
 
@@ -125,7 +123,7 @@ def check_space(need: DiskUse, config: RunConfig, paths: RunPaths, parameters: i
         return line, None
     return line, (
         f"storage may run full: the run takes up to {size(need.total)}, and has {size(have.total)} of it; "
-        f"{size(free)} are free. What takes less: run.keep_checkpoints, ema.snapshot_every"
+        f"{size(free)} are free. To use less, lower run.keep_checkpoints or raise ema.snapshot_every"
     )
 
 
@@ -133,13 +131,20 @@ def _existing(folder: Path) -> Path:
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
-def give_back(keep: Keep, paths: RunPaths) -> None:
-    """Remove what a run that is done and recorded need not keep."""
+def give_back(config: RunConfig, paths: RunPaths) -> None:
+    """Remove what `run.keep` says that a run which is done and recorded need not keep.
+
+    With the newest checkpoint stay the EMA snapshots where the model's width is made of them.
+    """
+    keep = config.run.keep
     if keep == "all":
         return
-    kept = complete_steps(paths.checkpoints)[-1:] if keep == "latest" else []
-    for folder, steps in ((paths.checkpoints, kept), (paths.ema, [])):
-        for step in complete_steps(folder):
-            if step not in steps:
-                remove(step_folder(folder, step))
     shutil.rmtree(paths.initial, ignore_errors=True)
+    if keep == "package":
+        shutil.rmtree(paths.checkpoints, ignore_errors=True)
+    if keep == "package" or config.ema.sigma_rel in config.ema.tracks:
+        shutil.rmtree(paths.ema, ignore_errors=True)
+    newest = complete_steps(paths.checkpoints)[-1:]
+    for folder in paths.checkpoints.glob("*"):
+        if folder.name not in [step_folder(paths.checkpoints, step).name for step in newest]:
+            shutil.rmtree(folder, ignore_errors=True)

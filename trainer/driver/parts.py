@@ -37,7 +37,8 @@ class Driver:
     """The parts of a run, in order.
 
     Attributes:
-        reached: step of the checkpoint that the run goes on from; 0 for none.
+        reached: step that the run goes on from: that of its checkpoint, or of a package that is evaluated; 0 for none.
+        evaluated: training steps of the package, if it is the one that the results are of; 0 without.
         seconds: how long each part took, of those that this process did.
     """
 
@@ -48,6 +49,7 @@ class Driver:
     view: ProgressView
     stop: Stop
     reached: int
+    evaluated: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> RunSummary:
@@ -69,7 +71,7 @@ class Driver:
             recording = True
             summary = self.stop.call(lambda: self._record(tracker, summary))
             if summary.registration.recorded:
-                give_back(self.config.run.keep, self.paths)
+                give_back(self.config, self.paths)
             self.view.print_line(f"holds {held(self.paths).describe()} in {self.paths.root}")
             return summary
         except (Preempted, ClusterLostError):
@@ -185,12 +187,14 @@ class Driver:
         from trainer.ema.export import package_latest
         from trainer.evaluate.evaluation import Evaluation, evaluate_package
 
+        known = identity.read_summary(self.paths)
+        if known and known.step == self.config.training.steps == self.evaluated:
+            return known
         step, digest = package_latest(self.config, self.paths, self.dataset.info)
         if step < self.config.training.steps:
             raise RunFailedError(
                 f"the newest good checkpoint is of step {step}, not {self.config.training.steps}; run it again"
             )
-        known = identity.read_summary(self.paths)
         if known is not None and (known.step, known.package_sha256) == (step, digest):
             return known
         self.view.print_line(
@@ -276,6 +280,17 @@ class Driver:
                 f"as {registration.alias}: {registration.gate.reason}"
             )
         return summary
+
+
+def evaluated_steps(paths: RunPaths) -> int:
+    """Training steps of the package, if it is the one that the run's results are of; 0 without."""
+    from diffusion.package import PackageError, verify_package
+
+    summary = identity.read_summary(paths)
+    try:
+        return summary.step if summary and verify_package(paths.package) == summary.package_sha256 else 0
+    except PackageError:
+        return 0
 
 
 def throughput(journal: Journal) -> float:

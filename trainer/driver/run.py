@@ -15,8 +15,9 @@ from trainer.config.run_config import RunConfig
 from trainer.data.dataset import Dataset
 from trainer.data.prepare import prepare
 from trainer.driver.data_checks import check_data
+from trainer.driver.disk import give_back
 from trainer.driver.heartbeat import Heartbeat, queue_url
-from trainer.driver.parts import Driver
+from trainer.driver.parts import Driver, evaluated_steps
 from trainer.driver.progress import ProgressView
 from trainer.ema import snapshots
 from trainer.errors import ClusterLostError, InputError, RunFailedError, last_line
@@ -46,6 +47,7 @@ def execute(config: RunConfig, stop: Stop, from_scratch: bool = False) -> int:
     resolved = stop.call(lambda: identity.resolve_run(config))
     paths = resolved.paths
     if resolved.state == "done":
+        give_back(resolved.config, paths)
         print(f"{paths.root.name} is done: {paths.results}")
         print("to start another: change the configuration, e.g. --set seed=1, or name it with --set run.name=…")
         return 0
@@ -110,8 +112,10 @@ def complete(
             return summary
         dataset = stop.call(lambda: _prepare_data(config))
         undated = identity.check_dataset(config, paths, dataset.info.fingerprint)
-        latest = stop.call(lambda: _find_usable(config, paths, from_scratch))
-        told = stop.call(lambda: list(_to_tell(config, paths, dataset, latest)))
+        evaluated = 0 if from_scratch else stop.call(lambda: evaluated_steps(paths))
+        latest = stop.call(lambda: _find_usable(config, paths, from_scratch, evaluated))
+        reached = max(latest.step, evaluated)
+        told = stop.call(lambda: list(_to_tell(config, paths, dataset, latest, reached)))
         identity.register_name(config, paths, dataset.info.fingerprint, dataset.info.class_names)
         journal = Journal(paths.journal)
         with ProgressView(journal) as view:
@@ -129,7 +133,7 @@ def complete(
                     journal.append(each)
             try:
                 with heartbeats(queue, config, journal, view, stop):
-                    return Driver(config, paths, dataset, journal, view, stop, latest.step).run()
+                    return Driver(config, paths, dataset, journal, view, stop, reached, evaluated).run()
             except RunFailedError:
                 raise
             except Exception as error:
@@ -138,8 +142,14 @@ def complete(
                 raise RunFailedError(reason) from error
 
 
-def _find_usable(config: RunConfig, paths: RunPaths, from_scratch: bool) -> LatestCheckpoint:
+def _find_usable(config: RunConfig, paths: RunPaths, from_scratch: bool, evaluated: int) -> LatestCheckpoint:
     """The checkpoint that the run goes on from.
+
+    Args:
+        config: the run's configuration.
+        paths: its files.
+        from_scratch: whether to begin at step 0 where there are damaged checkpoints only.
+        evaluated: steps of the package that the run's results are of; 0 without.
 
     Raises:
         InputError: no checkpoint is good, or one is and the run is to begin from scratch; or those of its last steps
@@ -148,17 +158,19 @@ def _find_usable(config: RunConfig, paths: RunPaths, from_scratch: bool) -> Late
     if from_scratch:
         discard(paths.checkpoints)
         snapshots.forget(paths.ema, 0)
-    latest, summary = find_usable(paths.checkpoints), identity.read_summary(paths)
-    if summary and latest.step < summary.step < config.training.steps and not from_scratch:
+    latest = find_usable(paths.checkpoints)
+    if latest.step < evaluated < config.training.steps:
         raise InputError(
-            f"training.steps = {config.training.steps}: {paths.root.name} has trained {summary.step} steps, and has no "
-            f"checkpoint of them any more (run.keep = {config.run.keep}); allowed: {summary.step}, another run that "
+            f"training.steps = {config.training.steps}: {paths.root.name} has trained {evaluated} steps, and has no "
+            f"checkpoint of them any more (run.keep = {config.run.keep}); allowed: {evaluated}, another run that "
             "begins with its weights (training.init_from), or --from-scratch"
         )
     return latest
 
 
-def _to_tell(config: RunConfig, paths: RunPaths, dataset: Dataset, latest: LatestCheckpoint) -> Iterator[str | Record]:
+def _to_tell(
+    config: RunConfig, paths: RunPaths, dataset: Dataset, latest: LatestCheckpoint, reached: int
+) -> Iterator[str | Record]:
     """What the user should know before training begins: lines, and records of the journal, which are shown too.
 
     Raises:
@@ -166,9 +178,9 @@ def _to_tell(config: RunConfig, paths: RunPaths, dataset: Dataset, latest: Lates
     """
     for reason in latest.refused.values():
         yield Warned(text=f"checkpoint set aside: {reason}")
-    if latest.step < config.training.steps:
+    if reached < config.training.steps:
         yield from _space(config, paths, dataset)
-    if latest.step == 0 and config.training.init_sha256:
+    if reached == 0 and config.training.init_sha256:
         from trainer.driver.initial import prepare_initial
 
         found = prepare_initial(config, paths, dataset.info.image_shape).describe()

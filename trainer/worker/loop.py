@@ -148,6 +148,7 @@ def run(context: WorkerContext, report: Callable[[dict[str, Any]], None]) -> Non
             if worker.is_due and not worker.is_stuck:
                 worker.settle(meters)
             if worker.is_stuck:
+                watchdog.pause()
                 worker, returned_to = rolled_back(worker, returned_to)
                 meters.forget_rows()
             if worker.is_due:

@@ -36,7 +36,7 @@ class Watchdog:
             clock: the current time in seconds.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._file = file, file.open("w")
+        self._path, self._file = file, file.open("a")  # what an earlier process of this rank wrote stays
         self._floor_s, self._medians, self._clock = floor_s, medians, clock
         self._durations = deque[float](maxlen=REMEMBERED)
         self._last: float | None = None
@@ -57,11 +57,18 @@ class Watchdog:
         self._last = now
         if last is None:
             return
+        if self._armed and now - last >= self._armed[1]:
+            self._file.truncate(0)  # it was only slow
         self._durations.append(now - last)
         patience = self.patience_s(writing)
         if self._armed is None or now - self._armed[0] >= patience / SLACK or writing != (self._armed[1] >= WRITING_S):
             faulthandler.dump_traceback_later(patience, file=self._file)
             self._armed = now, patience
+
+    def pause(self) -> None:
+        """Do not count until two more steps have ended: weights are loaded, and the next step compiles anew."""
+        faulthandler.cancel_dump_traceback_later()
+        self._last = self._armed = None
 
     def close(self) -> None:
         """Stop counting; a file without stacks is removed."""
@@ -70,6 +77,6 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
         if not self._path.stat().st_size:
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)
             with suppress(OSError):  # other ranks have files there, or have removed it
                 self._path.parent.rmdir()

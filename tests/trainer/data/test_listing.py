@@ -44,6 +44,23 @@ def test_links_to_elsewhere_are_followed_once(folder, tmp_path):
     assert sorted(left_out) == ["c/back", "d"]
 
 
+def test_a_link_to_a_parent_of_what_a_link_has_shown_shows_the_rest(folder, tmp_path):
+    for name in ("elsewhere/x/1.png", "elsewhere/y/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (folder / "c").symlink_to(tmp_path / "elsewhere/x")
+    (folder / "d").symlink_to(tmp_path / "elsewhere")
+    assert listed(folder)[0] == ["a/1.png", "b/2.png", "c/1.png", "d/y/2.png"]
+
+
+def test_a_link_to_itself_is_a_broken_one(folder):
+    (folder / "a/loop.png").symlink_to("loop.png")
+    (folder / ".loop").symlink_to(".loop")
+    files, left_out = listed(folder)
+    assert files == ["a/1.png", "a/loop.png", "b/2.png"]
+    assert left_out == {".loop": "hidden"}
+
+
 def test_hidden_and_odd_files_are_left_out_by_name(folder):
     for name in (".DS_Store", "a/._1.png", ".cache/3.png"):
         (folder / name).parent.mkdir(exist_ok=True)

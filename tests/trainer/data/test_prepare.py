@@ -317,7 +317,7 @@ def test_the_splits_of_folders_are_the_split_and_the_folders_below_are_the_class
     shown = capsys.readouterr().out
     assert "note: the split is the source's own: validation is held out" in shown
     assert "note: split test is not used" in shown
-    assert "1 held-out images are trained on as well, pixel for pixel; the first: val/10/again.png" in shown
+    assert "1 held-out images are pixel-identical to training images; the first: val/10/again.png" in shown
     left_out = pq.read_table(tmp_path / "own/rejected.parquet").to_pylist()
     assert [(row["path"], row["kind"]) for row in left_out] == [("test/2/f.png", "left out")]
     merged = prepared(tmp_path / "source", tmp_path / "merged", "--split", "seeded", "--heldout-fraction", 0.4)

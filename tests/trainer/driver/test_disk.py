@@ -89,14 +89,25 @@ def finished(config) -> RunPaths:
     ("keep", "checkpoints", "snapshots"), [("all", [50, 100], [8]), ("latest", [100], []), ("package", [], [])]
 )
 def test_what_stays_of_a_run_that_is_done(tmp_path, keep, checkpoints, snapshots):
-    paths = finished(configured(tmp_path))
+    config = configured(tmp_path, keep=keep)
+    paths = finished(config)
     assert held(paths) == DiskUse(100, 50, 50, 100)
-    give_back(keep, paths)
+    give_back(config, paths)
     assert disk.complete_steps(paths.checkpoints) == checkpoints
     assert disk.complete_steps(paths.ema) == snapshots
     assert paths.initial.exists() == (keep == "all")
     assert (paths.package / "file").exists()
     assert (paths.results / "file").exists()
+
+
+def test_snapshots_stay_where_the_models_width_is_made_of_them(tmp_path):
+    config = configured(tmp_path, keep="latest")
+    config = config.model_copy(update={"ema": config.ema.model_copy(update={"sigma_rel": 0.075})})
+    paths = finished(config)
+    (paths.checkpoints / "refused").mkdir()
+    give_back(config, paths)
+    assert disk.complete_steps(paths.ema) == [8]
+    assert [folder.name for folder in paths.checkpoints.iterdir()] == ["step-00000100"]
 
 
 @pytest.mark.parametrize(

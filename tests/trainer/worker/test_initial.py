@@ -127,6 +127,10 @@ def test_a_run_goes_on_whatever_the_same_package_is_called(tmp_path):
     begun = named(tmp_path, str(tmp_path / "a"))
     register_name(begun, RunPaths.of(begun), "d" * 64)
     assert resolve_run(named(tmp_path, str(tmp_path / "b"))).state == "resumable"
+    shutil.rmtree(tmp_path / "a")  # a run that is named begins with what it has begun with, there or not
+    run = {"storage": str(tmp_path / "storage"), "tracking_uri": "http://127.0.0.1:9", "name": begun.run.name}
+    again = validate({"network": UNET, "training": {"init_from": str(tmp_path / "a")}, "run": run})
+    assert resolve_run(resolve(again)).state == "resumable"
     package(tmp_path / "b", seed=7)
     other = named(tmp_path, str(tmp_path / "b"))
     other = other.model_copy(update={"run": other.run.model_copy(update={"name": begun.run.name})})
@@ -148,10 +152,11 @@ def test_what_is_no_package_is_refused(tmp_path, reference, said):
         named(tmp_path, reference.format(tmp_path))
 
 
-def test_a_digest_without_a_package_or_of_another_is_refused(tmp_path):
+def test_a_digest_that_is_given_is_not_looked_up_and_must_be_the_packages_when_it_is_used(tmp_path):
     package(tmp_path / "a")
-    with pytest.raises(InputError, match=r"training\.init_sha256 = 0000.*: training\.init_from = .* is package"):
-        named(tmp_path, str(tmp_path / "a"), init_sha256="0" * 64)
+    config = named(tmp_path, str(tmp_path / "a"), init_sha256="0" * 64)
+    with pytest.raises(InputError, match=r"is package .* by now; the run is to begin with 0000"):
+        prepare_initial(config, RunPaths.of(config), SHAPE)
     with pytest.raises(InputError, match=r"training\.init_from is null"):
         resolve(validate({"training": {"init_sha256": "0" * 64}, "run": {"storage": str(tmp_path)}}))
 

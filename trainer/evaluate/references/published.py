@@ -6,6 +6,8 @@ every score.
 """
 
 import hashlib
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def load_published(file: Path) -> Published:
             mean, covariance = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
     except KeyError as error:
         raise ValueError(f"{file}: has no {error.args[0].split()[0]}; allowed: an .npz with mu and sigma") from None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file}: not an .npz with mu and sigma: {' '.join(str(error).split())[:200]}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
         raise ValueError(f"{file}: mu is {mean.shape}, sigma {covariance.shape}; allowed: [d] and [d, d]")
