@@ -17,7 +17,8 @@ Free = namedtuple("Free", "total used free")
 
 
 def configured(tmp_path, steps=100, **run):
-    values = {"training": {"steps": steps}, "run": {"storage": str(tmp_path), **run}, "evaluation": {"samples": 130}}
+    places = {"storage": str(tmp_path), "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    values = {"training": {"steps": steps}, "run": {**places, **run}, "evaluation": {"samples": 130}}
     return resolve(validate(values))
 
 

@@ -153,8 +153,9 @@ def test_a_killed_first_use_leaves_no_database_and_the_next_one_makes_it(tmp_pat
     assert client.search_registered_models() == []
 
 
-def test_a_storage_of_any_name_has_its_database_and_its_files_inside(tmp_path):
+def test_a_storage_of_any_name_has_its_database_and_its_files_inside(tmp_path, monkeypatch):
     """Nothing lands beside it, under the name that its quoted URL has."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     storage = tmp_path / "my runs #1?a=b%41+c"
     storage.mkdir()
     config = resolve(RunConfig(run=RunSettings(storage=str(storage))))
