@@ -125,6 +125,7 @@ def test_before_the_workers_have_begun_there_is_nothing_to_wait_for(cluster: Clu
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.chaos
 def test_a_rank_that_hangs_ends_the_run_to_be_tried_again(cluster: Cluster, tiny: Path, finished: FinishedRun) -> None:
     """One of two ranks is held: the other waits for it, and its stacks say where."""
     words = [*command(tiny, "hung"), "--set", "run.hang_floor=3", "--set", "run.checkpoint_every=5"]
@@ -146,6 +147,7 @@ def test_a_rank_that_hangs_ends_the_run_to_be_tried_again(cluster: Cluster, tiny
     assert process.returncode == 75, output
     [line] = [line for line in output.splitlines() if line.startswith("failed: ")]
     assert "failed: no step has ended for 0:00:03" in line
+    assert "the stacks of 1 of 2 ranks: " in line
     assert "the same command goes on" in line
     [stacks] = [file for file in paths.root.glob("stacks/*/rank-*.txt") if file.stat().st_size]
     assert "most recent call first" in stacks.read_text()
