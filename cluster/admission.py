@@ -12,6 +12,7 @@ from datetime import datetime
 
 from cluster.spec import Bundle, format_bundle, format_gang
 
+MAX_HOLD_S = 60.0
 TOLERANCE = 1e-9  # of a quotient of two amounts, for rounding
 
 
@@ -88,7 +89,7 @@ def _passed_over(job: Waiting, nodes: Sequence[Bundle], now: float) -> str | Non
         asked = sorted({name for gang in job.gangs for bundle in gang for name in bundle})
         offers = "; ".join(format_bundle({name: node.get(name, 0.0) for name in asked}) for node in nodes)
         return f"asks for {' or '.join(format_gang(gang) for gang in job.gangs)}; the nodes have {offers or 'nothing'}"
-    if now < job.held_until:
+    if now < job.held_until <= now + MAX_HOLD_S:  # or the clock was set back since
         clock = datetime.fromtimestamp(job.held_until).astimezone().strftime("%H:%M:%S")
         return f"held until {clock}: its last attempt ended as soon as it had begun"
     return None

@@ -25,6 +25,7 @@ REQUEST_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 STOP_GRACE_S = 120
 MAX_NODES = 10_000
+MAX_MESSAGE = 300
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 _Result = TypeVar("_Result")
@@ -119,7 +120,7 @@ class RayJobs:
             {
                 "status": ENDING_STATUSES[info.status],
                 "exit_code": info.driver_exit_code,
-                "message": _one_line(info.message or ""),
+                "message": _cause(info.message or ""),
             }
         )
 
@@ -192,5 +193,11 @@ def _only_given_address(address: str | None) -> Generator[None]:
         os.environ |= hidden
 
 
+def _cause(message: str) -> str:
+    """A message on one line; of a long one its end, which in a traceback is the cause."""
+    text = " ".join(message.split())
+    return text if len(text) <= MAX_MESSAGE else f"…{text[-MAX_MESSAGE:]}"
+
+
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:MAX_MESSAGE]

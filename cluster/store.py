@@ -4,6 +4,7 @@ An attempt is committed before it is submitted to Ray, under a unique submission
 a crash the database shows what may be running, and Ray can be asked about it.
 """
 
+import fcntl
 import os
 import sqlite3
 import time
@@ -17,6 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
+from cluster import durable
 from cluster.errors import InputError, StoreUnavailableError
 from cluster.spec import END_STATES, Ending, JobSpec, next_transition
 from cluster.tables import Attempt, Event, Job, Queue
@@ -58,9 +60,10 @@ class Store:
             raise InputError(f"--queue {url}: no queue there yet; `python -m cluster submit` creates one")
         engine = _engine(file)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                _create(file)
             with engine.begin() as connection:
-                _check_or_create_schema(connection, url)
+                _check_schema(connection, url)
             return cls(engine, file)
         except OSError as error:
             raise InputError(f"--queue {url}: {error.strerror}; allowed: a file in a writable folder") from None
@@ -264,11 +267,39 @@ def _configure(connection: sqlite3.Connection, _: object) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _check_or_create_schema(connection: Connection, url: str) -> None:
+def _create(file: Path) -> None:
+    """Make a queue's database whole under another name, and give it its own unless another process was first.
+
+    So a file that is there without a queue in it has been damaged, or is something else.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    with _folder_locked(file.parent):
+        if file.exists():
+            return
+        engine = _engine(part)
+        try:
+            with engine.begin() as connection:
+                _create_schema(connection)
+            engine.dispose()  # SQLite has synced it
+            durable.replace_durably(part, file)
+        finally:
+            engine.dispose()
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _folder_locked(folder: Path) -> Generator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_schema(connection: Connection, url: str) -> None:
     tables: Iterable[str] = inspect(connection).get_table_names()
-    if not tables:
-        _create_schema(connection)
-        return
     version = (
         connection.scalar(text("SELECT version_num FROM alembic_version")) if "alembic_version" in tables else None
     )

@@ -55,6 +55,11 @@ def test_a_job_that_ended_as_soon_as_it_began_is_held_back_and_holds_nobody_up()
     assert decide(queue, [], NODES, NOW + 1)[0] == Decision(1, True, "first in line")
 
 
+def test_a_job_is_not_held_for_longer_than_a_hold_takes_where_the_clock_was_set_back():
+    job = Waiting(1, 0, [[{"CPU": 1.0}]], held_until=1_000_030.0)
+    assert [decide([job], [], [{"CPU": 4.0}], now)[0].admitted for now in (1_000_000.0, 996_400.0)] == [False, True]
+
+
 def test_an_empty_queue_decides_nothing():
     assert decide([], [], NODES, NOW) == []
 

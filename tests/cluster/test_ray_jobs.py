@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import ray_jobs
 from cluster.errors import RayUnavailableError, RefusedError
 from cluster.ray_jobs import ADDRESS_VARIABLES, RayJobs
 from cluster.spec import Ending
@@ -162,3 +163,12 @@ def test_nodes(server: Server):
     rows = [{"resources_total": {"CPU": 2.0}, "state": "ALIVE"}]
     server.answers["GET", "/api/v0/nodes"] = (200, {"data": {"result": {"result": rows}}})
     assert RayJobs(server.address).nodes() == [{"CPU": 2.0}]
+
+
+def test_the_cause_of_a_failure_is_at_the_end_of_its_message():
+    assert ray_jobs._cause("") == ""
+    assert ray_jobs._cause("Traceback:\nValueError:  the   cause\n") == "Traceback: ValueError: the cause"
+    long = ray_jobs._cause(f"Traceback\n{'a ' * 400}\nValueError: the cause\n")
+    assert len(long) == 301
+    assert long.startswith("…")
+    assert long.endswith("a a ValueError: the cause")

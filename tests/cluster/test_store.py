@@ -210,6 +210,24 @@ def test_a_file_that_is_no_database(url: str):
     assert file.read_text() == "hello " * 1000
 
 
+@pytest.mark.parametrize("content", [b"", b"SQLite format 3\0"])
+def test_an_empty_file_is_no_queue_and_stays_as_it_is(url: str, content: bytes):
+    file = Path(url.removeprefix("sqlite:///"))
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"allowed: (that|the database) of a queue, or no file yet"):
+        Store.open(url)
+    assert file.read_bytes() == content
+
+
+def test_processes_that_make_a_queue_at_once_make_one(url: str):
+    file = Path(url.removeprefix("sqlite:///"))
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(lambda _: Store.open(url), range(8)))
+    assert len({store.id for store in stores}) == 1
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
 @pytest.mark.parametrize("bad", ["", "queue.db", "sqlite:///relative.db", "sqlite://", "postgresql://host/queue"])
 def test_malformed_urls(bad: str):
     with pytest.raises(InputError, match=r"allowed: sqlite:////an/absolute/path/queue\.db"):
