@@ -3,12 +3,15 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from cluster.command import run_command
@@ -108,31 +111,81 @@ def queue_url(given: str | None) -> str:
 
 def submit(options: argparse.Namespace) -> None:
     """Queue a job; all input is validated before anything is written."""
+    from cluster import request, snapshot
+
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not any(argument.strip() for argument in command):
+        raise InputError("no command; allowed: python -m cluster submit -- COMMAND …")
+    folder = options.working_dir.absolute()
+    contents = snapshot.list_files(folder)
+    variables = request.job_environment(options.env, snapshot.git_commit(folder))
+    gangs = [request.parse_resources(options.resources)] if options.resources else None
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = snapshot.archive_path(Path(scratch), snapshot.create(folder, contents.names, Path(scratch)))
+        description = _dry_run(command, folder, archive, variables)
+        _queue(options, command, description, gangs, variables, archive)
+    for path, kind in contents.left_out.items():
+        print(f"  not in its snapshot: {path} ({kind})")
+
+
+def _dry_run(command: list[str], folder: Path, archive: Path, variables: dict[str, str]) -> dict[str, Any] | None:
+    """What the command says of itself where the job will run: in its unpacked snapshot.
+
+    Raises:
+        InputError: it rejects its input; paths that are in the folder and not in the snapshot are named.
+    """
+    from cluster import request, snapshot
+
+    if not request.describes_itself(command):
+        return None
+    place = archive.with_suffix("")
+    snapshot.unpack(archive, place)
+    try:
+        return request.describe(command, place, variables)
+    except InputError as error:
+        words = [*(word.rpartition("=")[2] for word in command), *re.findall(r"'([^']+)'", str(error))]
+        missing = next((word for word in words if _is_there(folder, word) and not _is_there(place, word)), None)
+        if missing is None:
+            raise
+        raise InputError(
+            f"{error}; {missing} is in {folder}, but git ignores it, so it is not in the job's snapshot: allowed: an "
+            "absolute path that the cluster sees, or a file that is not ignored"
+        ) from None
+
+
+def _is_there(folder: Path, word: str) -> bool:
+    try:
+        return bool(word) and not word.startswith("/") and (folder / word).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _queue(
+    options: argparse.Namespace,
+    command: list[str],
+    description: dict[str, Any] | None,
+    gangs: list[list[dict[str, float]]] | None,
+    variables: dict[str, str],
+    archive: Path,
+) -> None:
     from pydantic import ValidationError
 
     from cluster import request, snapshot
     from cluster.spec import JobSpec
     from cluster.store import Store
 
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if not any(argument.strip() for argument in command):
-        raise InputError("no command; allowed: python -m cluster submit -- COMMAND …")
-    folder = options.working_dir.absolute()
-    files = snapshot.list_files(folder)
-    variables = request.job_environment(options.env, snapshot.git_commit(folder))
-    gangs = [request.parse_resources(options.resources)] if options.resources else None
-    description = request.describe(command, folder, variables)
     name = options.name or request.job_name(description, command)
     gangs = gangs or (request.gang_alternatives(description) if description else [[{"CPU": 1.0}]])
     fields = {"name": name, "command": command, "priority": options.priority, "environment": variables, "gangs": gangs}
     try:
-        JobSpec.model_validate({**fields, "snapshot": "0" * 64})
+        spec = JobSpec.model_validate({**fields, "snapshot": archive.stem})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         allowed = problem["msg"].replace("Input should be", "allowed:").replace("String should", "allowed: it should")
         raise InputError(f"{problem['loc'][0]} = {problem['input']!r}: {allowed}") from None
     store = Store.open(queue_url(options.queue))
-    job = store.submit(JobSpec.model_validate({**fields, "snapshot": snapshot.create(folder, files, store.snapshots)}))
+    snapshot.keep(archive, store.snapshots)
+    job = store.submit(spec)
     print(f"job {job.id} queued: {name} (priority {job.priority}); python -m cluster logs -f {job.id}")
 
 

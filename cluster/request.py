@@ -22,16 +22,21 @@ INHERITED_VARIABLES = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_
 DRY_RUN_TIMEOUT_S = 120
 
 
+def describes_itself(command: Sequence[str]) -> bool:
+    """Whether a command answers --dry-run --json: the trainer's and the sweep's, unless it asks for help."""
+    if not command or not PYTHON_EXECUTABLE.fullmatch(command[0]) or list(command[1:2]) != ["-m"]:
+        return False
+    known = any(list(command[2 : 2 + len(start)]) == start for start in SELF_DESCRIBING_COMMANDS)
+    return known and "-h" not in command and "--help" not in command
+
+
 def describe(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> dict[str, Any] | None:
     """The `--dry-run --json` answer of the trainer or the sweep, parsed; None for any other command.
 
     Raises:
         InputError: the command rejects its input, with its own message, or does not answer with JSON in time.
     """
-    if not command or not PYTHON_EXECUTABLE.fullmatch(command[0]) or list(command[1:2]) != ["-m"]:
-        return None
-    self_describing = any(list(command[2 : 2 + len(start)]) == start for start in SELF_DESCRIBING_COMMANDS)
-    if not self_describing or "-h" in command or "--help" in command:
+    if not describes_itself(command):
         return None
     try:
         completed = subprocess.run(

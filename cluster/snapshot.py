@@ -6,10 +6,12 @@ Elsewhere, e.g. in the working directory of a Ray job, it holds all files. The s
 
 import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import durable
@@ -20,8 +22,21 @@ ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 SKIPPED_FOLDERS = {"__pycache__", ".venv", ".git"}
 
 
-def list_files(folder: Path) -> list[str]:
-    """Paths, relative to the folder, of the files that a snapshot of it would hold; sorted.
+@dataclass(frozen=True)
+class Contents:
+    """What a snapshot of a folder would hold.
+
+    Attributes:
+        names: paths of the files, relative to the folder; sorted.
+        left_out: paths of what is no file, and what it is.
+    """
+
+    names: list[str]
+    left_out: dict[str, str]
+
+
+def list_files(folder: Path) -> Contents:
+    """The files that a snapshot of a folder would hold, and what it would leave out beside what git ignores.
 
     Raises:
         InputError: no such folder, no files in it, more than MAX_SNAPSHOT_BYTES, or a checkout that git cannot read.
@@ -30,7 +45,9 @@ def list_files(folder: Path) -> list[str]:
         raise InputError(f"--working-dir {folder}: no such folder; allowed: the folder that the command runs in")
     listed = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     candidates = _walk(folder) if listed is None else listed.split("\0")
-    names = sorted({name for name in candidates if name and (folder / name).is_file()})
+    found = sorted({name.rstrip("/") for name in candidates if name})
+    names = [name for name in found if (folder / name).is_file()]
+    left_out = {name: _kind(folder / name) for name in found if (folder / name).is_dir() or _is_broken(folder / name)}
     if not names:
         raise InputError(f"--working-dir {folder}: no files there; allowed: the folder that the command runs in")
     sizes = {name: (folder / name).stat().st_size for name in names}
@@ -40,35 +57,66 @@ def list_files(folder: Path) -> list[str]:
             f"{max(sizes, key=sizes.__getitem__)}; allowed: at most {MAX_SNAPSHOT_BYTES >> 20} MiB (files that "
             ".gitignore names are left out)"
         )
-    return names
+    return Contents(names, left_out)
 
 
-def create(folder: Path, names: Sequence[str], snapshots: Path) -> str:
-    """Archive files of a folder in `snapshots`; returns the archive's SHA-256 in hex, which names it.
+def _is_broken(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def _kind(path: Path) -> str:
+    if path.is_symlink():
+        return "a link to a folder" if path.is_dir() else "a broken link"
+    return "a checkout of its own"
+
+
+def create(folder: Path, names: Sequence[str], target: Path) -> str:
+    """Archive files of a folder in another folder; returns the archive's SHA-256 in hex, which names it.
 
     Raises:
         InputError: a file cannot be read, or the archive cannot be written.
     """
-    part: Path | None = None
+    part = target / "snapshot.part"
+    try:
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+            for entry in names:
+                _add(archive, folder / entry, entry)
+        with part.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        part.replace(archive_path(target, digest))
+    except (OSError, UnicodeError) as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"--working-dir {folder}: cannot be archived into {target}: {error}") from None
+    return digest
+
+
+def unpack(archive: Path, place: Path) -> None:
+    """Unpack an archive into a new folder, as the job will find it."""
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(place)
+
+
+def keep(archive: Path, snapshots: Path) -> None:
+    """Have an archive among the snapshots.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
     try:
         snapshots.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=snapshots, suffix=".part")
         part = Path(name)
-        with os.fdopen(descriptor, "w+b") as file:
-            os.fchmod(descriptor, 0o644)  # the dispatcher may run as another user
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                for entry in names:
-                    _add(archive, folder / entry, entry)
-            file.flush()
-            os.fsync(descriptor)
-            file.seek(0)
-            digest = hashlib.sha256(file.read()).hexdigest()
-        durable.replace_durably(part, archive_path(snapshots, digest))
-    except (OSError, UnicodeError) as error:
-        if part is not None:
+        try:
+            with os.fdopen(descriptor, "wb") as file, archive.open("rb") as source:
+                os.fchmod(descriptor, 0o644)  # the dispatcher may run as another user
+                shutil.copyfileobj(source, file)
+                file.flush()
+                os.fsync(descriptor)
+            durable.replace_durably(part, snapshots / archive.name)
+        finally:
             part.unlink(missing_ok=True)
-        raise InputError(f"--working-dir {folder}: cannot be archived into {snapshots}: {error}") from None
-    return digest
+    except OSError as error:
+        raise InputError(f"the snapshot cannot be written to {snapshots}: {error}") from None
 
 
 def archive_path(snapshots: Path, digest: str) -> Path:

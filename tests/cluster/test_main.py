@@ -2,16 +2,19 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cluster.__main__ import main, queue_url
 from cluster.dispatcher import dispatcher_lock
 from cluster.request import INHERITED_VARIABLES
 from cluster.store import Store
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +59,32 @@ def test_submit_list_show_cancel(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert history[-1]["text"] == "cancelled: cancelled while it waited"
     main(["logs", "2"])
     assert "job 2 cancelled" in capsys.readouterr().err
+
+
+def test_a_path_that_is_not_in_the_snapshot_is_found_by_the_dry_run_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str
+):
+    """The dry run sees what the job will see: an ignored configuration, and data that git ignores."""
+    code = tmp_path / "code"
+    shutil.copytree(
+        ROOT, code, ignore=lambda folder, names: {n for n in names if n not in KEPT and folder == str(ROOT)}
+    )
+    (code / ".gitignore").write_text("mine.yaml\nimages/\n__pycache__/\n")
+    (code / "mine.yaml").write_text("data: {source: images}\n")
+    (code / "images").mkdir()
+    Image.new("L", (8, 8)).save(code / "images" / "1.png")
+    subprocess.run(["git", "init", "-q"], cwd=code, check=True)
+    command = ["submit", "--working-dir", str(code), "--", "python", "-m", "trainer"]
+    for words, path in ((["--config", "mine.yaml"], "mine.yaml"), (["--config", "own.yaml"], "images")):
+        (code / "own.yaml").write_text("data: {source: images}\n")
+        line = run(capsys, *command, *words, expect=2)
+        assert line.startswith("error: the command rejects its input: ")
+        assert f"; {path} is in {code}, but git ignores it, so it is not in the job's snapshot" in line
+        assert line.count("\n") == 1
+    assert not Path(url.removeprefix("sqlite:///")).exists()
+
+
+KEPT = {"trainer", "diffusion", "pyproject.toml"}
 
 
 def test_only_the_last_that_ended_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -1,6 +1,7 @@
 """Snapshots: the files as they lie there, the same archive for the same files."""
 
 import subprocess
+import tempfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,10 @@ def git(folder: Path, *arguments: str) -> None:
 
 
 def take(folder: Path, store: Path) -> str:
-    return snapshot.create(folder, snapshot.list_files(folder), store)
+    with tempfile.TemporaryDirectory() as scratch:
+        digest = snapshot.create(folder, snapshot.list_files(folder).names, Path(scratch))
+        snapshot.keep(snapshot.archive_path(Path(scratch), digest), store)
+    return digest
 
 
 def names(folder: Path, store: Path) -> set[str]:
@@ -88,12 +92,36 @@ def test_refusals(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no files there"):
         snapshot.list_files(tmp_path / "empty")
+    (tmp_path / "s").mkdir()
     with pytest.raises(InputError, match="cannot be archived into"):
         snapshot.create(folder, ["gone.py"], tmp_path / "s")
     assert list((tmp_path / "s").iterdir()) == []
     monkeypatch.setattr(snapshot, "MAX_SNAPSHOT_BYTES", 500)
     with pytest.raises(InputError, match=r"the largest large\.npy; allowed: at most"):
         snapshot.list_files(folder)
+
+
+def test_what_is_no_file_is_left_out_by_name(folder: Path, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (folder / "data").symlink_to(tmp_path / "data")
+    (folder / "gone").symlink_to(tmp_path / "gone")
+    (folder / "nested").mkdir()
+    (folder / "nested" / "main.py").write_text("nested\n")
+    for repository in (folder / "nested", folder):
+        git(repository, "init")
+    git(folder / "nested", "add", "-A")
+    git(folder / "nested", "commit", "-m", "first")
+    contents = snapshot.list_files(folder)
+    assert contents.left_out == {
+        "data": "a link to a folder", "gone": "a broken link", "nested": "a checkout of its own",
+    }  # fmt: skip
+    assert "run.sh" in contents.names
+
+
+def test_a_snapshot_is_unpacked_as_it_was(folder: Path, tmp_path: Path):
+    archive = snapshot.archive_path(tmp_path / "s", take(folder, tmp_path / "s"))
+    snapshot.unpack(archive, tmp_path / "place")
+    assert (tmp_path / "place" / "package" / "main.py").read_text() == "print('hello')\n"
 
 
 def test_a_checkout_that_git_cannot_read_is_not_taken_for_none(folder: Path):
