@@ -9,7 +9,7 @@ its submission id.
 import fcntl
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -44,8 +44,8 @@ class JobServer(Protocol):
         """Ask Ray to stop an attempt."""
         ...
 
-    def log(self, submission_id: str) -> str:
-        """All output of an attempt so far."""
+    def log(self, submission_id: str) -> Iterable[bytes]:
+        """All output of an attempt so far, in parts."""
         ...
 
 
@@ -144,14 +144,16 @@ class Dispatcher:
         """
         target = self._store.log(attempt)
         try:
-            try:
-                text = self._server.log(attempt.submission_id)
-            except RayUnavailableError as error:
-                text = f"(the output could not be fetched: {error})\n"
             target.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_bytes(target, text.encode(errors="replace"))
+            durable.write_parts(target, self._output(attempt))
         except OSError as error:
             self._report(f"the output of {attempt.submission_id} could not be saved: {error}")
+
+    def _output(self, attempt: Attempt) -> Iterator[bytes]:
+        try:
+            yield from self._server.log(attempt.submission_id)
+        except RayUnavailableError as error:
+            yield f"(the output could not be fetched: {error})\n".encode()
 
     def _explain_waiting(self, reason: str) -> None:
         self._store.explain({job.id: reason for job in self._store.jobs("queued")})

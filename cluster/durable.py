@@ -1,15 +1,16 @@
 """Atomic and durable file writes: write, sync, rename, sync the folder."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file atomically: readers see either the old content or the new, even after a power cut."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         replace_durably(part, path)

@@ -1,8 +1,11 @@
 """`python -m cluster logs`: the output of all attempts of a job, from the saved logs or live from Ray."""
 
 import asyncio
+import codecs
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from cluster.errors import RayUnavailableError
 from cluster.ray_jobs import RayJobs
@@ -11,6 +14,7 @@ from cluster.store import Store
 from cluster.tables import Attempt
 
 POLL_S = 0.5
+PART_BYTES = 2**20
 
 
 def print_logs(store: Store, job_id: int, follow: bool, address: str | None = None) -> None:
@@ -57,13 +61,24 @@ def _print_so_far(store: Store, attempt: Attempt, address: str | None, skip: int
     """Print an attempt's output up to now, without its first `skip` characters."""
     saved = store.log(attempt)
     if attempt.ended_at is None:
-        text = RayJobs(address).log(attempt.submission_id)
+        parts: Iterable[bytes] = RayJobs(address).log(attempt.submission_id)
     elif saved.exists():
-        text = saved.read_bytes().decode(errors="replace")
+        parts = _read(saved)
     else:
-        text = ""
+        parts = ()
         print(f"(no output: {attempt.reason})", file=sys.stderr)
-    print(text[skip:], end="", flush=True)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for part in parts:
+        text = decoder.decode(part)
+        print(text[skip:], end="", flush=True)
+        skip = max(0, skip - len(text))
+    print(decoder.decode(b"", final=True)[skip:], end="", flush=True)
+
+
+def _read(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while part := opened.read(PART_BYTES):
+            yield part
 
 
 def _follow(store: Store, attempt: Attempt, address: str | None) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import socket
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict, TypeVar, cast
@@ -26,6 +26,7 @@ CONNECT_TIMEOUT_S = 10.0
 STOP_GRACE_S = 120
 MAX_NODES = 10_000
 MAX_MESSAGE = 300
+LOG_PART_BYTES = 2**20
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 _Result = TypeVar("_Result")
@@ -46,6 +47,11 @@ class _Client(JobSubmissionClient):
         inherited = super()._do_request  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         send = cast("Callable[..., requests.Response]", inherited)  # Ray annotates its method only in part
         return send(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S, **options})
+
+    def open_log(self, submission_id: str) -> requests.Response:
+        """The output of a job, as `ray logs job` reads it; to be read in parts and closed."""
+        whole = f"submission_id={submission_id}&lines=-1&timeout={int(REQUEST_TIMEOUT_S)}"
+        return self._do_request("GET", f"/api/v0/logs/file?{whole}", stream=True)
 
     def nodes(self) -> list[_Node]:
         """Every live node, as `ray list nodes --detail` shows it."""
@@ -134,11 +140,20 @@ class RayJobs:
         except RuntimeError as error:
             raise self._server_error(error) from error
 
-    def log(self, submission_id: str) -> str:
-        """All output of an attempt so far."""
+    def log(self, submission_id: str) -> Iterator[bytes]:
+        """All output of an attempt so far, in parts, as the bytes that it wrote.
+
+        Ray's job API would hand it out as one text, and fails where it is not UTF-8.
+
+        Raises:
+            RayUnavailableError: the output cannot be fetched.
+        """
         try:
-            return self._call(lambda: self._client.get_job_logs(submission_id))
-        except RuntimeError as error:
+            with self._call(lambda: self._client.open_log(submission_id)) as reply:
+                if not reply.ok:
+                    raise self._server_error(RuntimeError(f"status code {reply.status_code}: {reply.text}"))
+                yield from reply.iter_content(LOG_PART_BYTES)
+        except requests.RequestException as error:
             raise self._server_error(error) from error
 
     async def follow(self, submission_id: str) -> AsyncIterator[str]:

@@ -79,8 +79,8 @@ class FakeRay:
         self.left[submission_id] = 1
         self.ends[submission_id] = Ending(status="stopped", exit_code=-15)
 
-    def log(self, submission_id: str) -> str:
-        return f"output of {submission_id}\n"
+    def log(self, submission_id: str) -> list[bytes]:
+        return [b"output of ", f"{submission_id}\n".encode()]
 
     def restart(self) -> None:
         """A new head: no history, and nothing runs."""

@@ -41,7 +41,8 @@ class Handler(BaseHTTPRequestHandler):
         status, body = self.server.answers.get((self.command, path), otherwise)
         self.send_response(status)
         self.end_headers()
-        self.wfile.write((body if isinstance(body, str) else json.dumps(body)).encode())
+        text = body if isinstance(body, (str, bytes)) else json.dumps(body)
+        self.wfile.write(text if isinstance(text, bytes) else text.encode())
 
     do_GET = do_POST = do_PUT = answer  # noqa: N815 - the names that http.server looks for
 
@@ -111,9 +112,9 @@ def test_endings(server: Server, answer: tuple[int, object], ending: Ending | No
 @pytest.mark.parametrize("answer", [(404, "<html>backend not ready</html>"), (502, "bad gateway"), (500, "trouble")])
 def test_trouble_is_not_taken_for_an_ending(server: Server, answer: tuple[int, object]):
     server.answers["GET", "/api/jobs/one"] = answer
-    server.answers["POST", "/api/jobs/one/stop"] = server.answers["GET", "/api/jobs/one/logs"] = answer
+    server.answers["POST", "/api/jobs/one/stop"] = server.answers["GET", "/api/v0/logs/file"] = answer
     jobs = RayJobs(server.address)
-    for ask in (jobs.ending, jobs.stop, jobs.log):
+    for ask in (jobs.ending, jobs.stop, lambda name: list(jobs.log(name))):
         with pytest.raises(RayUnavailableError, match="failed: "):
             ask("one")
 
@@ -172,3 +173,11 @@ def test_the_cause_of_a_failure_is_at_the_end_of_its_message():
     assert len(long) == 301
     assert long.startswith("…")
     assert long.endswith("a a ValueError: the cause")
+
+
+def test_the_output_is_what_was_written_byte_by_byte(server: Server):
+    output = b"hello\xff\x00\n" * 400_000
+    server.answers["GET", "/api/v0/logs/file"] = (200, output)
+    parts = list(RayJobs(server.address).log("one"))
+    assert b"".join(parts) == output
+    assert max(map(len, parts)) <= ray_jobs.LOG_PART_BYTES

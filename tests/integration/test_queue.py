@@ -73,7 +73,7 @@ def test_jobs_run_by_priority_past_a_preemption_and_a_killed_dispatcher(
 ) -> None:
     """What the test of whole runs below does, with commands of a second: one gives its machines back, then goes on."""
     marker, code = tmp_path / "been here", ["--working-dir", str(_code(tmp_path))]
-    queue.run("submit", *code, "--name", "low", "--", "bash", "-c", "echo low")
+    queue.run("submit", *code, "--name", "low", "--", "bash", "-c", "printf 'low \\377\\n'")
     queue.run("submit", *code, "--name", "middle", "--priority", "5", "--", "bash", "-c", "echo middle")
     script = f"if [ -e '{marker}' ]; then echo goes on; else touch '{marker}'; sleep 6; exit 75; fi"
     queue.run("submit", *code, "--name", "high", "--priority", "10", "--", "bash", "-c", script)
@@ -94,6 +94,9 @@ def test_jobs_run_by_priority_past_a_preemption_and_a_killed_dispatcher(
     assert [name.split("-", 2)[2] for *_, name in times] == ["3-1", "3-2", "2-1", "1-1"]
     assert all(ended <= began for (_, ended, _), (began, *_) in itertools.pairwise(times))
     assert "goes on" in queue.run("logs", "3")
+    [log] = (tmp_path / "queue" / "logs").glob("*-1-1.log")
+    assert log.read_bytes() == b"low \xff\n"  # which is not UTF-8
+    assert queue.run("logs", "1") == "low \ufffd\n"
 
 
 @pytest.mark.slow
