@@ -13,7 +13,7 @@ from trainer.config.data import DataConfig
 from trainer.data.files import NO_SUFFIX, Source, suffix
 from trainer.data.labels import raw_labels, resolve_labels
 from trainer.data.layout import Layout, LayoutError, file_layout, folder_layout
-from trainer.data.listing import HIDDEN
+from trainer.data.listing import HIDDEN, LINK
 from trainer.data.split import Members, seeded_split, source_split
 from trainer.errors import InputError
 
@@ -105,13 +105,19 @@ def by_suffix(rows: pa.Table) -> Counter[str]:
     return Counter(suffix(path) or NO_SUFFIX for path in rows["path"].to_pylist())
 
 
+def _kind(path: str, reason: str) -> str:
+    if reason.startswith(LINK):
+        return "links to folders"
+    return reason if reason in (HIDDEN, OTHER_SPLIT) else suffix(path) or NO_SUFFIX
+
+
 def kinds(used: pa.Table, rejected: pa.Table, left_out: pa.Table) -> dict[str, dict[str, int]]:
     """How many there are of each kind: those used and rejected by suffix, those left out by reason or suffix."""
     counts = {
         "used": by_suffix(used),
         "rejected": by_suffix(rejected),
         "left out": Counter(
-            reason if reason in (HIDDEN, OTHER_SPLIT) else suffix(path) or NO_SUFFIX
+            _kind(path, reason)
             for path, reason in zip(left_out["path"].to_pylist(), left_out["reason"].to_pylist(), strict=True)
         ),
     }

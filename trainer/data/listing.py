@@ -10,6 +10,7 @@ from pyarrow import fs
 from trainer.data.store import Store
 
 HIDDEN = "hidden"
+LINK = "a link to "
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _walk(top: Path, left_out: list[tuple[str, str]]) -> Iterator[File]:
         name, link = links.pop(0)
         target = link.resolve()
         if target in visited or target in above:
-            left_out.append((printable(name.rstrip("/")), f"a link to {printable(str(target))}, which is read already"))
+            left_out.append((printable(name.rstrip("/")), f"{LINK}{printable(str(target))}, which is read already"))
             continue
         pending = [(name, link)]
         while pending:

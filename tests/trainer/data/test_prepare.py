@@ -392,7 +392,7 @@ def test_images_that_use_few_levels_are_pointed_out(tmp_path, capsys):
     (note,) = prepared(tmp_path / "map", tmp_path / "c").info.notes
     assert note == "the images use 0 to 20 of 0 to 255: are they label maps, or too dark?"
     (note,) = prepared(tmp_path / "dark", tmp_path / "d").info.notes[:1]
-    assert note.endswith("if 20 is nearly white, say so with --white-level 31")
+    assert note.endswith("are they label maps? If 20 is nearly white, say so with --white-level 31")
 
 
 def test_class_names_that_differ_between_files_are_refused(tmp_path, capsys):
