@@ -87,7 +87,8 @@ def folder_layout(paths: Sequence[str], seeded: bool = False, has_classes: bool 
         alone = next(path for path, names, one in zip(paths, parts, used, strict=True) if one and len(names) == 1)
         raise LayoutError(
             f"labels without classes: {alone!r} is in no sub-folder, others are; allowed: all images in sub-folders, "
-            f"one for each class, or none{', the folder of one split alone' if splits else ''}, or data.label_column = none"
+            f"one for each class, or none{', the folder of one split alone' if splits else ''}, or "
+            "data.label_column = none"
         )
     classes = tuple(names[0] if len(names) > 1 else "" for names in parts) if any(inside) else None
     return Layout(splits, classes, tuple(notes))

@@ -163,10 +163,10 @@ class _DatasetWriter:
         notes: list[str] = []
         brightest = int(np.flatnonzero(self._level_counts.sum(0)).max())
         if peak is not None and peak <= WHITE_16_BIT // 2 and brightest < 128:
+            maps = "are they label maps? If " if peak < 256 else "if "
             notes.append(
                 f"the images of more than 8 bits use 0 to {peak} of 0 to {WHITE_16_BIT}, and become 0 to {brightest} "
-                f"of 0 to 255: {'are they label maps? If ' if peak < 256 else 'if '}{peak} is nearly white, say so with "
-                f"--white-level {2 ** peak.bit_length() - 1}"
+                f"of 0 to 255: {maps}{peak} is nearly white, say so with --white-level {2 ** peak.bit_length() - 1}"
             )
         elif brightest < DARK:
             notes.append(f"the images use 0 to {brightest} of 0 to 255: are they label maps, or too dark?")
