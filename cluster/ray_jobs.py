@@ -48,9 +48,9 @@ class _Client(JobSubmissionClient):
         send = cast("Callable[..., requests.Response]", inherited)  # Ray annotates its method only in part
         return send(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S, **options})
 
-    def open_log(self, submission_id: str) -> requests.Response:
-        """The output of a job, as `ray logs job` reads it; to be read in parts and closed."""
-        whole = f"submission_id={submission_id}&lines=-1&timeout={int(REQUEST_TIMEOUT_S)}"
+    def open_log(self, node: str, submission_id: str) -> requests.Response:
+        """The output of a job, as `ray logs` reads a file of a node; to be read in parts and closed."""
+        whole = f"node_id={node}&filename=job-driver-{submission_id}.log&lines=-1&timeout={int(REQUEST_TIMEOUT_S)}"
         return self._do_request("GET", f"/api/v0/logs/file?{whole}", stream=True)
 
     def nodes(self) -> list[_Node]:
@@ -143,13 +143,18 @@ class RayJobs:
     def log(self, submission_id: str) -> Iterator[bytes]:
         """All output of an attempt so far, in parts, as the bytes that it wrote.
 
-        Ray's job API would hand it out as one text, and fails where it is not UTF-8.
+        It is the file that the attempt's node keeps: Ray's job API would hand it out as one text, and fails where it is
+        not UTF-8.
 
         Raises:
             RayUnavailableError: the output cannot be fetched.
         """
+        info = self._info(submission_id)
+        node = info.driver_node_id if info else None
+        if node is None:  # it has not come to a node
+            return
         try:
-            with self._call(lambda: self._client.open_log(submission_id)) as reply:
+            with self._call(lambda: self._client.open_log(node, submission_id)) as reply:
                 if not reply.ok:
                     raise self._server_error(RuntimeError(f"status code {reply.status_code}: {reply.text}"))
                 yield from reply.iter_content(LOG_PART_BYTES)

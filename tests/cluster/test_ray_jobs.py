@@ -117,6 +117,9 @@ def test_trouble_is_not_taken_for_an_ending(server: Server, answer: tuple[int, o
     for ask in (jobs.ending, jobs.stop, lambda name: list(jobs.log(name))):
         with pytest.raises(RayUnavailableError, match="failed: "):
             ask("one")
+    server.answers["GET", "/api/jobs/one"] = (200, {**info("RUNNING"), "driver_node_id": "a" * 56})
+    with pytest.raises(RayUnavailableError, match="failed: "):
+        list(jobs.log("one"))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +181,9 @@ def test_the_cause_of_a_failure_is_at_the_end_of_its_message():
 def test_the_output_is_what_was_written_byte_by_byte(server: Server):
     output = b"hello\xff\x00\n" * 400_000
     server.answers["GET", "/api/v0/logs/file"] = (200, output)
+    server.answers["GET", "/api/jobs/one"] = (200, info("PENDING"))  # which has not come to a node
+    assert list(RayJobs(server.address).log("one")) == []
+    server.answers["GET", "/api/jobs/one"] = (200, {**info("RUNNING"), "driver_node_id": "a" * 56})
     parts = list(RayJobs(server.address).log("one"))
     assert b"".join(parts) == output
     assert max(map(len, parts)) <= ray_jobs.LOG_PART_BYTES
