@@ -445,7 +445,9 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, capsys, 
     source = parquet(tmp_path / "raw.parquet", many(6), rows=3)
     small = tmp_path / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here, which takes root")
     try:
         (small / "ballast").write_bytes(bytes(60 * 1024))
         (small / "dest").mkdir()
