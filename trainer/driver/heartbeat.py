@@ -1,8 +1,9 @@
 """Heartbeats to the queue that lent the machines, which may answer that it wants them back.
 
-The contract, also in docs/operations.md: every INTERVAL_S seconds a POST of a JSON object {job, run, step, steps} to
-the URL in DUALVIEW_QUEUE_URL; the answer is a JSON object whose `preempt` is true to ask for a checkpoint and exit code
-75, with an optional `reason`. Anything else, and no answer at all, means: go on.
+The contract, also in docs/queue.md: every INTERVAL_S seconds a POST of a JSON object {job, run, step, steps,
+saved_step, state, doing} to the URL in DUALVIEW_QUEUE_URL, with the token in the file that DUALVIEW_QUEUE_TOKEN_FILE
+names; the answer is a JSON object whose `preempt` is true to ask for a checkpoint and exit code 75, with an optional
+`reason`. Anything else, and no answer at all, means: go on.
 """
 
 import json
@@ -10,17 +11,21 @@ import os
 import threading
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from diffusion.json_text import json_text
 from trainer.config.run_config import RunConfig
+from trainer.driver.progress import PREPARING, STARTING_WORKERS
 from trainer.errors import InputError
-from trainer.run.journal import Journal
+from trainer.run.journal import CheckpointSaved, Journal
 
 QUEUE_URL_VARIABLE = "DUALVIEW_QUEUE_URL"
+TOKEN_FILE_VARIABLE = "DUALVIEW_QUEUE_TOKEN_FILE"  # noqa: S105 - the name of a variable
 INTERVAL_S = 5.0
 TIMEOUT_S = 5.0
+LAST_TIMEOUT_S = 2.0
 MAX_ANSWER_BYTES = 1 << 16
 
 
@@ -53,6 +58,7 @@ class Heartbeat:
         journal: Journal,
         ask: Callable[[str], None],
         warn: Callable[[str], None],
+        doing: Callable[[], str] = lambda: "training",
         interval_s: float = INTERVAL_S,
     ) -> None:
         """Begin.
@@ -63,19 +69,22 @@ class Heartbeat:
             journal: the run's journal, from which the current step is read.
             ask: called once, with the reason, when the queue wants the machines back.
             warn: called once, with a message, when a heartbeat gets no valid answer.
+            doing: name of the run's current stage.
             interval_s: seconds between heartbeats.
         """
-        self._url, self._journal, self._ask, self._warn = url, journal, ask, warn
+        self._url, self._journal, self._ask, self._warn, self._doing = url, journal, ask, warn, doing
         self._status: dict[str, Any] = {"job": os.environ.get("DUALVIEW_JOB"), "run": config.run.name, "step": 0}
-        self._status["steps"] = config.training.steps
+        self._status |= {"steps": config.training.steps, "saved_step": 0}
         self._offset, self._warned, self._interval_s = 0, False, interval_s
-        self._closed = threading.Event()
+        self._closed, self._sending = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Send no more heartbeats; does not wait for one in progress."""
+        """Say how far the run came, which the last checkpoint belongs to, to a queue that has answered until now."""
         self._closed.set()
+        if not self._warned:
+            self._send(LAST_TIMEOUT_S)
 
     def _run(self) -> None:
         while True:
@@ -88,14 +97,23 @@ class Heartbeat:
             if self._closed.wait(self._interval_s):
                 return
 
-    def _send(self) -> dict[str, Any]:
+    def _send(self, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+        with self._sending:
+            return self._send_alone(timeout_s)
+
+    def _send_alone(self, timeout_s: float) -> dict[str, Any]:
         for record, offset in self._journal.read(self._offset):
             self._offset = offset
             self._status["step"] = self._status["step"] if record.step is None else record.step
-        body = json_text(self._status).encode()
-        request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})  # noqa: S310 - checked
+            if isinstance(record, CheckpointSaved):
+                self._status["saved_step"] = record.step
+        doing = self._doing()
+        state = "starting" if doing in (PREPARING, STARTING_WORKERS) else "running"
+        body = json_text({**self._status, "state": state, "doing": doing}).encode()
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:  # noqa: S310 - checked
+            headers = {"Content-Type": "application/json", **_authorization()}
+            request = urllib.request.Request(self._url, body, headers)  # noqa: S310 - checked
+            with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310 - checked
                 answer = json.loads(reply.read(MAX_ANSWER_BYTES))
         except (OSError, ValueError) as error:
             return self._warn_once(str(error))
@@ -106,3 +124,9 @@ class Heartbeat:
             self._warn(f"warning: {QUEUE_URL_VARIABLE} = {self._url}: {problem}; the run goes on")
         self._warned = True
         return {}
+
+
+def _authorization() -> dict[str, str]:
+    """The header that shows which attempt this is; the queue keeps its token in a file that its user alone can read."""
+    file = os.environ.get(TOKEN_FILE_VARIABLE)
+    return {"Authorization": f"Bearer {Path(file).read_text().strip()}"} if file else {}

@@ -14,7 +14,7 @@ from trainer.data.dataset import Dataset
 from trainer.driver.disk import give_back, held
 from trainer.driver.hang_watch import HangWatch
 from trainer.driver.preemption import CheckpointFirst
-from trainer.driver.progress import ProgressView
+from trainer.driver.progress import STARTING_WORKERS, ProgressView
 from trainer.errors import ClusterLostError, RunFailedError, last_line
 from trainer.run import identity
 from trainer.run.journal import Journal, Metrics, NonFinite, Started
@@ -141,7 +141,7 @@ class Driver:
             f"asking Ray for {workers} x {self.config.parallel.cpus_per_worker:g} CPU"
             f"{' + 1 GPU' if device == 'cuda' else ''}"
         )
-        self.view.stage("starting workers")
+        self.view.stage(STARTING_WORKERS)
         before, asked = self.journal.size(), time.monotonic()
         reminder = threading.Timer(WAITING_NOTICE_S, self._print_if_waiting, (before,))
         reminder.daemon = True

@@ -10,6 +10,7 @@ from trainer.run.journal import CheckpointEvaluated, Initialised, Journal, Metri
 from trainer.runtime.progress_bar import ProgressBar
 
 POLL_SECONDS = 0.5
+PREPARING, STARTING_WORKERS = "preparing", "starting workers"  # the stages before a run has its gang
 PROGRESS_METRICS = (
     "vlb_bpd",
     "frechet_classifier",
@@ -27,6 +28,7 @@ class ProgressView:
     Attributes:
         training_since: when the first group of workers was seen to begin, by this process's monotonic clock, in
             seconds; None before. The clocks of the records may jump, or be other machines'.
+        doing: name of the run's current stage, for people.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -35,9 +37,10 @@ class ProgressView:
         self._journal = journal
         self._offset = journal.size()
         self.training_since: float | None = None
+        self.doing = PREPARING
         self._stop, self._lock = threading.Event(), threading.RLock()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
-        self._bar = ProgressBar(self._console, "preparing")
+        self._bar = ProgressBar(self._console, self.doing)
 
     def __enter__(self) -> "ProgressView":
         """Begin to follow."""
@@ -62,6 +65,7 @@ class ProgressView:
         """Begin a part of the run: the bar shows its name and, where `total` is known, its progress."""
         with self._lock:
             self._show_new()
+            self.doing = name
             self._bar.begin(name, completed, total)
 
     def _follow(self) -> None:
@@ -94,7 +98,8 @@ class ProgressView:
         self.training_since = self.training_since or time.monotonic()
         after = f"resuming after step {record.step} of" if record.step else "training"
         self.print_line(f"  {after} {record.steps} steps on {record.world_size} workers")
-        self._bar.begin("training", record.step, record.steps)
+        self.doing = "training"
+        self._bar.begin(self.doing, record.step, record.steps)
 
     def _metrics(self, record: Metrics) -> None:
         values = record.values

@@ -17,6 +17,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from trainer.config.run_config import RunConfig
 from trainer.driver.cleaner import EndingCleanerCallback
 from trainer.driver.elastic import CheckpointBeforeResize
+from trainer.driver.placement import worker_selectors
 from trainer.driver.plan import bundles
 from trainer.errors import last_line
 from trainer.run.attempt import begin_attempt
@@ -92,6 +93,7 @@ def _attempt(config: RunConfig, paths: RunPaths, dataset_folder: Path, device: s
             elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
             use_gpu=device == "cuda",
             resources_per_worker=bundles(config, device)[0],
+            label_selector=worker_selectors(config.parallel.workers),
         ),
         run_config=RayRunConfig(
             name=attempt,

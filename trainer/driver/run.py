@@ -230,7 +230,7 @@ def heartbeats(
     if queue is None:
         yield
         return
-    heartbeat = Heartbeat(queue, config, journal, stop.ask, view.print_line)
+    heartbeat = Heartbeat(queue, config, journal, stop.ask, view.print_line, lambda: view.doing)
     try:
         yield
     finally:

@@ -13,13 +13,13 @@ import pytest
 
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
-from trainer.driver.heartbeat import QUEUE_URL_VARIABLE, Heartbeat, queue_url
+from trainer.driver.heartbeat import QUEUE_URL_VARIABLE, TOKEN_FILE_VARIABLE, Heartbeat, queue_url
 from trainer.driver.parts import PREEMPTED_DEADLINE_S
 from trainer.driver.preemption import ACKNOWLEDGE_S, SHUTDOWN_S, CheckpointFirst
-from trainer.driver.progress import POLL_SECONDS
+from trainer.driver.progress import POLL_SECONDS, PREPARING, STARTING_WORKERS
 from trainer.driver.run import VERIFY_DEADLINE_S
 from trainer.errors import InputError
-from trainer.run.journal import Acknowledged, Journal, Metrics, Started, Stopped
+from trainer.run.journal import Acknowledged, CheckpointSaved, Journal, Metrics, Started, Stopped
 from trainer.run.paths import RunPaths
 from trainer.runtime.stop import Stop
 
@@ -150,12 +150,16 @@ def test_once_the_checkpoint_is_there_only_ray_is_waited_for(training):
 
 
 @contextmanager
-def queue(answers: list[tuple[int, bytes]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def queue(
+    answers: list[tuple[int, bytes]], tokens: list[str | None] | None = None
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A server that gives these answers in turn, the last one for ever; its URL, and what it was sent."""
     sent: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            if tokens is not None:
+                tokens.append(self.headers["Authorization"])
             sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             status, body = answers[min(len(sent), len(answers)) - 1]
             self.send_response(status)
@@ -179,13 +183,23 @@ def queue(answers: list[tuple[int, bytes]]) -> Iterator[tuple[str, list[dict[str
 def test_a_heartbeat_tells_how_far_the_run_is_and_passes_the_reason_on(paths, monkeypatch):
     monkeypatch.setenv("DUALVIEW_JOB", "12")
     journal, asked, warned = Journal(paths.journal), list[str](), list[str]()
+    journal.append(CheckpointSaved(step=2, stalled=0.0, seconds=0.0))
     journal.append(Metrics(step=3, values={"loss": 1.0}))
-    with queue([(200, b"{}"), (200, b'{"preempt": true, "reason": "a job of priority 9"}')]) as (url, sent):
-        Heartbeat(url, CONFIG, journal, asked.append, warned.append, interval_s=0.05)
+    doing = iter([PREPARING, STARTING_WORKERS, "training"])
+    with queue([(200, b"{}"), (200, b"{}"), (200, b'{"preempt": true, "reason": "a job of priority 9"}')]) as (
+        url,
+        sent,
+    ):
+        Heartbeat(url, CONFIG, journal, asked.append, warned.append, lambda: next(doing), interval_s=0.05)
         assert until(lambda: bool(asked))
     assert asked == ["a job of priority 9"]
     assert not warned
-    assert sent == [{"job": "12", "run": "mine", "step": 3, "steps": 1500}] * 2
+    same = {"job": "12", "run": "mine", "step": 3, "steps": 1500, "saved_step": 2}
+    assert sent == [
+        {**same, "state": "starting", "doing": "preparing"},
+        {**same, "state": "starting", "doing": "starting workers"},
+        {**same, "state": "running", "doing": "training"},
+    ]
 
 
 @pytest.mark.parametrize("answer", [(500, b""), (200, b"<html>"), (200, b"[]"), (404, b'{"preempt": true}')])
@@ -208,6 +222,22 @@ def test_only_true_is_a_request(paths, answer):
         heartbeat.close()
     assert not asked
     assert not warned
+
+
+def test_the_queues_token_goes_along_and_one_that_is_gone_is_told_once(paths, monkeypatch, tmp_path):
+    asked, warned, token = list[str](), list[str](), tmp_path / "token"
+    token.write_text("one.abc\n")
+    monkeypatch.setenv(TOKEN_FILE_VARIABLE, str(token))
+    with queue([(200, b"{}")], (headers := [])) as (url, _):
+        heartbeat = Heartbeat(url, CONFIG, Journal(paths.journal), asked.append, warned.append, interval_s=0.02)
+        assert until(lambda: len(headers) > 1)
+        assert set(headers) == {"Bearer one.abc"}
+        token.unlink()
+        assert until(lambda: bool(warned))
+        heartbeat.close()
+    assert len(warned) == 1
+    assert "the run goes on" in warned[0]
+    assert not asked
 
 
 def test_a_queue_that_is_not_there_is_told_once(paths):
