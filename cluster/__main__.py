@@ -3,102 +3,26 @@
 import argparse
 import json
 import os
-import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from cluster.arguments import optional_count, parser
 from cluster.command import run_command
 from cluster.errors import InputError, RayUnavailableError
 
-EPILOG = """\
-examples:
-  python -m cluster submit -- python -m trainer --config configs/digits.yaml
-  python -m cluster submit --priority 10 -- python -m tuning run --config configs/sweep-digits.yaml
-  python -m cluster submit --resources 2*CPU=1 -- python my_script.py
-  python -m cluster dispatch                    # on one machine that can reach Ray; leave it running
-  python -m cluster list                        # what is running, what is waiting, and why
-  python -m cluster logs -f 3
-  ray job submit --working-dir . -- python -m cluster submit -- python -m trainer --config configs/digits.yaml
+if TYPE_CHECKING:
+    from cluster.store import Selection, Store
 
-The queue is a SQLite file with code snapshots and logs beside it. Its location is --queue, or else DUALVIEW_QUEUE,
-$DUALVIEW_STORAGE/queue/queue.db or ~/dualview/queue/queue.db. Jobs run one at a time: the highest priority first, and
-within a priority the oldest first. A job that exits with 75 (preempted after a checkpoint) is queued again and resumes.
-
-exit codes: 0 done; 2 bad input; 1 anything else
-"""
-ADDRESS_HELP = "Ray's dashboard, e.g. http://127.0.0.1:8265 (default: the one `ray job submit` finds)"
 MAX_ENDED_SHOWN = 10
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m cluster",
-        description="A durable queue of jobs for one Ray cluster.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument(
-        "--queue", metavar="URL", help="the queue's database: sqlite:////absolute/path/queue.db (default: see below)"
-    )
-    commands = result.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    _add_submit(commands.add_parser("submit", help="add a command, with a snapshot of its code, to the queue"))
-    listing = commands.add_parser("list", help="list waiting and running jobs, and the last ones that ended")
-    listing.add_argument("--all", action="store_true", help="include every job that has ended")
-    listing.add_argument("--json", action="store_true", help="print JSON")
-    shown = commands.add_parser("show", help="show one job with its attempts and its history")
-    shown.add_argument("job", type=int, metavar="JOB")
-    shown.add_argument("--json", action="store_true", help="print JSON")
-    logs = commands.add_parser("logs", help="print the output of a job")
-    logs.add_argument("job", type=int, metavar="JOB")
-    logs.add_argument("--address", metavar="URL", help=ADDRESS_HELP)
-    logs.add_argument("-f", "--follow", action="store_true", help="wait for the job to start and print until it ends")
-    cancelled = commands.add_parser(
-        "cancel", help="remove a waiting job, or stop a running one (SIGTERM, later SIGKILL)"
-    )
-    cancelled.add_argument("job", type=int, metavar="JOB")
-    dispatch = commands.add_parser(
-        "dispatch", help="run the queue's jobs on Ray until interrupted; running jobs go on without it"
-    )
-    dispatch.add_argument("--address", metavar="URL", help=ADDRESS_HELP)
-    dispatch.add_argument(
-        "--moved", action="store_true", help="the cluster on which earlier attempts were started no longer exists"
-    )
-    dispatch.add_argument("--drain", action="store_true", help="exit once no job is waiting or running")
-    dispatch.add_argument(
-        "--poll", type=_seconds, default=1.0, metavar="SECONDS", help="interval between passes (default: 1)"
-    )
-    return result
-
-
-def _add_submit(submit: argparse.ArgumentParser) -> None:
-    submit.add_argument("--name", help="a name to show (default: that of the run, the sweep or the command)")
-    submit.add_argument("--priority", type=int, default=0, help="higher runs first (default: 0)")
-    submit.add_argument(
-        "--working-dir", type=Path, default=Path("."), metavar="DIR", help="folder of code to snapshot (default: .)"
-    )
-    submit.add_argument(
-        "--env", action="append", default=[], metavar="NAME=VALUE", help="set an environment variable; repeatable"
-    )
-    submit.add_argument(
-        "--resources", metavar="GANG",
-        help="resources to ask Ray for, e.g. 2*CPU=1,GPU=1 (default: as the trainer or the sweep reports; else CPU=1)",
-    )  # fmt: skip
-    submit.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command to run")
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0.05 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text}: allowed: 0.05 to 3600 seconds")
-    return value
+LIST_LIMIT = 100
+DRAIN_POLL_S = 1.0
 
 
 def queue_url(given: str | None) -> str:
@@ -109,117 +33,67 @@ def queue_url(given: str | None) -> str:
     return f"sqlite:///{quote(str(Path(storage, 'queue', 'queue.db')))}"
 
 
-def submit(options: argparse.Namespace) -> None:
-    """Queue a job; all input is validated before anything is written."""
-    from cluster import request, snapshot
-
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if not any(argument.strip() for argument in command):
-        raise InputError("no command; allowed: python -m cluster submit -- COMMAND …")
-    folder = options.working_dir.absolute()
-    contents = snapshot.list_files(folder)
-    variables = request.job_environment(options.env, snapshot.git_commit(folder))
-    gangs = [request.parse_resources(options.resources)] if options.resources else None
-    with tempfile.TemporaryDirectory() as scratch:
-        archive = snapshot.archive_path(Path(scratch), snapshot.create(folder, contents.names, Path(scratch)))
-        description = _dry_run(command, folder, archive, variables)
-        _queue(options, command, description, gangs, variables, archive)
-    for path, kind in contents.left_out.items():
-        print(f"  not in its snapshot: {path} ({kind})")
-
-
-def _dry_run(command: list[str], folder: Path, archive: Path, variables: dict[str, str]) -> dict[str, Any] | None:
-    """What the command says of itself where the job will run: in its unpacked snapshot.
-
-    Raises:
-        InputError: it rejects its input; paths that are in the folder and not in the snapshot are named.
-    """
-    from cluster import request, snapshot
-
-    if not request.describes_itself(command):
-        return None
-    place = archive.with_suffix("")
-    snapshot.unpack(archive, place)
-    try:
-        return request.describe(command, place, variables)
-    except InputError as error:
-        words = [*(word.rpartition("=")[2] for word in command), *re.findall(r"'([^']+)'", str(error))]
-        missing = next((word for word in words if _is_there(folder, word) and not _is_there(place, word)), None)
-        if missing is None:
-            raise
-        raise InputError(
-            f"{error}; {missing} is in {folder}, but git ignores it, so it is not in the job's snapshot: allowed: an "
-            "absolute path that the cluster sees, or a file that is not ignored"
-        ) from None
-
-
-def _is_there(folder: Path, word: str) -> bool:
-    try:
-        return bool(word) and not word.startswith("/") and (folder / word).exists()
-    except (OSError, ValueError):
-        return False
-
-
-def _queue(
-    options: argparse.Namespace,
-    command: list[str],
-    description: dict[str, Any] | None,
-    gangs: list[list[dict[str, float]]] | None,
-    variables: dict[str, str],
-    archive: Path,
-) -> None:
-    from pydantic import ValidationError
-
-    from cluster import request, snapshot
-    from cluster.spec import JobSpec
+def _open(options: argparse.Namespace) -> "Store":
     from cluster.store import Store
 
-    name = options.name or request.job_name(description, command)
-    gangs = gangs or (request.gang_alternatives(description) if description else [[{"CPU": 1.0}]])
-    fields = {"name": name, "command": command, "priority": options.priority, "environment": variables, "gangs": gangs}
-    try:
-        spec = JobSpec.model_validate({**fields, "snapshot": archive.stem})
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        allowed = problem["msg"].replace("Input should be", "allowed:").replace("String should", "allowed: it should")
-        raise InputError(f"{problem['loc'][0]} = {problem['input']!r}: {allowed}") from None
-    store = Store.open(queue_url(options.queue))
-    snapshot.keep(archive, store.snapshots)
-    job = store.submit(spec)
-    print(f"job {job.id} queued: {name} (priority {job.priority}); python -m cluster logs -f {job.id}")
+    return Store.open(queue_url(options.store), create=False)
+
+
+def submit(options: argparse.Namespace) -> None:
+    """Queue a job; all input is validated before anything is written."""
+    from cluster import submission
+
+    submission.submit(options, queue_url(options.store))
+
+
+def _selection(options: argparse.Namespace) -> "Selection":
+    from cluster.store import Selection
+
+    words = (options.name or "", options.user or "", options.team or "")
+    return Selection(tuple(options.jobs), tuple(options.state), *words, options.array)
 
 
 def list_jobs(options: argparse.Namespace) -> None:
     """List waiting and running jobs, and the last ones that ended."""
-    from cluster import views
-    from cluster.dispatcher import has_dispatcher
-    from cluster.spec import END_STATES
-    from cluster.store import Store
+    from cluster import dispatcher_lock, views
+    from cluster.spec import END_STATES, OPEN_STATES
+    from cluster.store import Selection
 
-    store = Store.open(queue_url(options.queue), create=False)
-    jobs = store.jobs()
-    ended = [job.id for job in jobs if job.state in END_STATES]
-    hidden: set[int] = set() if options.all else set(ended[:-MAX_ENDED_SHOWN])
-    shown = [(job, store.attempts(job.id)) for job in jobs if job.id not in hidden]
+    store, selection = _open(options), _selection(options)
+    chosen = selection != type(selection)()
+    limit = options.limit or LIST_LIMIT
+    if options.json or options.all or chosen:
+        page = None if options.json and options.limit is None and options.page == 1 else limit
+        skipped = (options.page - 1) * limit if page else 0
+        jobs = store.select(selection, newest=page, skip=skipped)
+        hidden = store.count(selection) - len(jobs) - skipped
+        more = f"and {hidden} older ones (--page {options.page + 1}, --limit)"
+    else:
+        running = store.jobs(*OPEN_STATES)
+        waiting = store.oldest(Selection(states=("queued",)), limit)
+        ended = store.select(Selection(states=END_STATES), newest=MAX_ENDED_SHOWN)
+        jobs = sorted([*running, *waiting, *ended], key=lambda job: job.id)
+        hidden = store.count(selection) - len(jobs)
+        more = f"and {hidden} more (--all shows those that ended earlier, --limit more of those that wait)"
+    attempts = store.attempts_of(job.id for job in jobs)
     if options.json:
-        print(json.dumps([views.job_row(job, attempts) for job, attempts in shown], indent=2))
+        print(json.dumps([views.job_row(job, attempts[job.id]) for job in jobs], indent=2))
         return
     if not jobs:
-        print("the queue is empty; python -m cluster submit -- COMMAND …")
+        print("no such jobs" if chosen else "the queue is empty; python -m cluster submit -- COMMAND …")
         return
-    views.console().print(views.jobs_table(shown))
-    if hidden:
-        print(f"and {len(hidden)} more that ended earlier (--all shows them)")
-    if len(ended) < len(jobs) and not has_dispatcher(store):
+    views.console().print(views.jobs_table([(job, attempts[job.id]) for job in jobs]))
+    if hidden > 0:
+        print(more)
+    if any(job.state not in END_STATES for job in jobs) and not dispatcher_lock.is_held(store.file):
         print("no dispatcher is running on this machine: python -m cluster dispatch")
 
 
 def show(options: argparse.Namespace) -> None:
     """Show one job, its attempts and its history."""
     from cluster import views
-    from cluster.store import Store
 
-    store = Store.open(queue_url(options.queue), create=False)
+    store = _open(options)
     job, attempts, events = store.job(options.job), store.attempts(options.job), store.events(options.job)
     if options.json:
         history = [{"at": event.at, "text": event.text} for event in events]
@@ -228,26 +102,224 @@ def show(options: argparse.Namespace) -> None:
         views.show(views.console(), job, attempts, events)
 
 
+def why(options: argparse.Namespace) -> None:
+    """Say what a job waits for."""
+    from cluster import dispatcher_lock, views
+
+    store = _open(options)
+    job = store.job(options.job)
+    row = {"id": job.id, "state": job.state, "code": job.reason_code, "reason": job.reason, "start_at": job.start_at}
+    if options.json:
+        print(json.dumps(row, indent=2))
+        return
+    views.why(views.console(), job)
+    if job.state == "queued" and not dispatcher_lock.is_held(store.file):
+        print("no dispatcher is running on this machine: python -m cluster dispatch")
+
+
 def logs(options: argparse.Namespace) -> None:
     """Print a job's output."""
     from cluster.logs import print_logs
-    from cluster.store import Store
 
-    print_logs(Store.open(queue_url(options.queue), create=False), options.job, options.follow, options.address)
+    print_logs(_open(options), options.job, options.follow, options.address, options.attempt)
+
+
+def _change_each(options: argparse.Namespace, change: "Callable[[Store, int], str]") -> None:
+    """Change the selected jobs one after another, and print what was done; others' need --force.
+
+    What cannot be done to a job that was named is an error; of those that a pattern selects, it is left out.
+    """
+    from cluster.submission import user
+
+    store, selection, mine = _open(options), _selection(options), user()
+    if selection == type(selection)():
+        raise InputError("no jobs; allowed: their ids, or --name, --user, --queue, --state or --array")
+    for job_id in options.jobs:
+        store.job(job_id)
+    jobs = store.select(selection)
+    others = [job for job in jobs if job.user not in (mine, "unknown")]
+    if others and not options.force:
+        raise InputError(f"job {others[0].id} is {others[0].user}'s, and you are {mine}; allowed: your own, or --force")
+    done = 0
+    for job in jobs:
+        try:
+            print(f"job {job.id} {change(store, job.id)}")
+            done += 1
+        except InputError:
+            if job.id in options.jobs:
+                raise
+    if not done:
+        raise InputError("no such jobs; `python -m cluster list` shows what there is")
 
 
 def cancel(options: argparse.Namespace) -> None:
-    """Cancel a job that waits or runs."""
+    """Cancel jobs that wait or run."""
+    from cluster import secrets
+
+    def change(store: "Store", job_id: int) -> str:
+        job = store.cancel(job_id, options.now)
+        if job.state != "cancelled":
+            return "will be stopped by the dispatcher"
+        secrets.forget(store.file, job.environment)
+        return "is cancelled"
+
+    _change_each(options, change)
+
+
+def hold(options: argparse.Namespace) -> None:
+    """Keep jobs from starting."""
+
+    def change(store: "Store", job_id: int) -> str:
+        waits = store.hold(job_id).state == "queued"
+        return "is held" + ("" if waits else ": it runs on, and does not start again")
+
+    _change_each(options, change)
+
+
+def release(options: argparse.Namespace) -> None:
+    """Let jobs start that were held or parked."""
+
+    def change(store: "Store", job_id: int) -> str:
+        store.release(job_id)
+        return "is released"
+
+    _change_each(options, change)
+
+
+def requeue(options: argparse.Namespace) -> None:
+    """Run jobs again."""
+
+    def change(store: "Store", job_id: int) -> str:
+        job = store.requeue(job_id)
+        done = "is queued again" if job.state == "queued" else "is asked to leave, and starts again"
+        return f"{done}, once it is released" if job.hold else done
+
+    _change_each(options, change)
+
+
+def change(options: argparse.Namespace) -> None:
+    """Change jobs that have not ended."""
+    from cluster.request import parse_duration
+    from cluster.spec import MAX_PRIORITY
+
+    fields: dict[str, Any] = {}
+    if options.new_priority is not None:
+        if abs(options.new_priority) > MAX_PRIORITY:
+            raise InputError(f"--priority {options.new_priority}: allowed: {-MAX_PRIORITY} to {MAX_PRIORITY}")
+        fields["priority"] = options.new_priority
+    if options.to_queue is not None:
+        fields["queue"] = options.to_queue
+    if options.max_runtime is not None:
+        none = options.max_runtime == "none"
+        fields["max_runtime_s"] = None if none else parse_duration(options.max_runtime, "--max-runtime")
+    if not fields:
+        raise InputError("nothing to change; allowed: --priority, --to-queue or --max-runtime")
+
+    def each(store: "Store", job_id: int) -> str:
+        store.change(job_id, **fields)
+        return "is changed"
+
+    _change_each(options, each)
+
+
+def queues(options: argparse.Namespace) -> None:
+    """Show the queues that share the cluster, or change one."""
+    from cluster import views
+    from cluster.accounts import Accounts
     from cluster.store import Store
 
-    job = Store.open(queue_url(options.queue), create=False).cancel(options.job)
-    print(f"job {job.id} " + ("is cancelled" if job.state == "cancelled" else "will be stopped by the dispatcher"))
+    if options.queues_action == "set":
+        fields = _queue_fields(options)
+        team = Accounts(Store.open(queue_url(options.store))).set_queue(options.name, **fields)
+        print(f"queue {team.name}: weight {team.weight:g}, guaranteed {team.guaranteed:g}, at most {team.maximum:g}")
+        return
+    accounts = Accounts(_open(options))
+    if options.queues_action == "remove":
+        accounts.remove_queue(options.name)
+        print(f"queue {options.name} is removed")
+        return
+    terms, counts = accounts.terms(time.time()), accounts.counts()
+    if options.json:
+        rows = [
+            {"name": team.name, **asdict(terms[team.name]), "max_priority": team.max_priority}
+            for team in accounts.queues()
+        ]
+        print(json.dumps([{**row, "jobs": counts.get(str(row["name"]), {})} for row in rows], indent=2))
+    else:
+        views.console().print(views.queues_table(accounts.queues(), terms, counts))
+
+
+def _queue_fields(options: argparse.Namespace) -> dict[str, Any]:
+    import re
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", options.name):
+        raise InputError(f"queue {options.name!r}: allowed: letters, digits, '.', '_' and '-'")
+    fields: dict[str, Any] = {}
+    for name, low, high in (("weight", 1e-6, 1e6), ("guaranteed", 0.0, 1.0), ("maximum", 0.0, 1.0)):
+        value = getattr(options, name)
+        if value is not None:
+            if not low <= value <= high:
+                raise InputError(f"--{name} {value}: allowed: {low:g} to {high:g}")
+            fields[name] = value
+    for name in ("max_running", "max_running_per_user", "max_priority"):
+        text = getattr(options, name)
+        if text is not None:
+            fields[name] = optional_count(text, f"--{name.replace('_', '-')}")
+    return fields
+
+
+def usage(options: argparse.Namespace) -> None:
+    """Show what was used."""
+    from cluster import views
+    from cluster.accounts import Accounts
+    from cluster.request import parse_duration
+
+    since = time.time() - parse_duration(options.since, "--since")
+    rows = Accounts(_open(options)).usage(options.by, since, time.time())
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        views.console().print(views.usage_table(options.by, rows))
+
+
+def drain(options: argparse.Namespace) -> None:
+    """Let no further job start, and wait for those that run."""
+    from cluster.spec import Asked
+
+    store = _open(options)
+    store.drain(not options.off)
+    if options.off:
+        print("jobs start again")
+        return
+    print("no further job starts; `python -m cluster drain --off` lets them", flush=True)
+    if options.leave:
+        for attempt in store.attempts():
+            store.ask(attempt, Asked(to="leave", reason="the queue drains"))
+    before = -1
+    while not options.no_wait and (left := len(store.attempts())):
+        if left != before:
+            print(f"{left} job{'s' if left > 1 else ''} still running", flush=True)
+        before = left
+        time.sleep(DRAIN_POLL_S)
+
+
+def gc(options: argparse.Namespace) -> None:
+    """Remove what is old."""
+    from cluster import retention
+    from cluster.request import parse_duration
+
+    store = _open(options)
+    found = retention.collect(store, time.time() - parse_duration(options.older_than, "--older-than"), options.dry_run)
+    print(("would remove " if options.dry_run else "removed ") + found.describe())
 
 
 def dispatch(options: argparse.Namespace) -> None:
     """Dispatch the queue's jobs until interrupted or, with --drain, until none is left."""
-    from cluster.dispatcher import Dispatcher, dispatcher_lock
+    from cluster import dispatcher_lock, heartbeats
+    from cluster.admission import Policy
+    from cluster.dispatcher import Dispatcher, Patience
     from cluster.ray_jobs import RayJobs
+    from cluster.request import parse_duration
     from cluster.store import Store
 
     stop = threading.Event()
@@ -258,15 +330,28 @@ def dispatch(options: argparse.Namespace) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop_once)
-    store = Store.open(queue_url(options.queue))
-    with dispatcher_lock(store):
+    policy = Policy(
+        max_attempts=options.max_jobs,
+        min_run_s=parse_duration(options.min_runtime, "--min-runtime"),
+        max_preemptions=options.max_preemptions,
+        leave_s=parse_duration(options.grace, "--grace"),
+    )
+    patience = Patience(parse_duration(options.start_deadline, "--start-deadline"), policy.leave_s)
+    store = Store.open(queue_url(options.store))
+    with dispatcher_lock.hold(store.file):
         try:
             jobs = RayJobs(options.address)
         except RayUnavailableError as error:
             raise InputError(f"{error}; allowed: --address or RAY_API_SERVER_ADDRESS of a running cluster") from None
         store.bind(jobs.address, options.moved)
-        print_line(f"dispatching {store.file} to Ray at {jobs.address}")
-        Dispatcher(store, jobs, print_line).run(options.poll, options.drain, stop)
+        tokens = heartbeats.Tokens(store.file)
+        tokens.keep_only(attempt.submission_id for attempt in store.attempts())
+        host = options.listen or heartbeats.reachable_host(jobs.address)
+        port = store.file.with_name(f"{store.file.name}.port")
+        with heartbeats.HeartbeatServer(tokens, host, port) as listener:
+            print_line(f"dispatching {store.file} to Ray at {jobs.address}; heartbeats at {listener.url}")
+            dispatcher = Dispatcher(store, jobs, print_line, listener, policy, patience)
+            dispatcher.run(options.poll, options.drain, stop)
         print_line("the queue is empty" if not stop.is_set() else "stopped; running jobs continue")
 
 
@@ -276,7 +361,9 @@ def print_line(text: str) -> None:
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "submit": submit, "list": list_jobs, "show": show, "logs": logs, "cancel": cancel, "dispatch": dispatch,
+    "submit": submit, "list": list_jobs, "show": show, "why": why, "logs": logs, "cancel": cancel, "hold": hold,
+    "release": release, "requeue": requeue, "set": change, "queues": queues, "usage": usage, "drain": drain, "gc": gc,
+    "dispatch": dispatch,
 }  # fmt: skip
 
 

@@ -1,95 +1,599 @@
-"""Which waiting job starts now, and why each of the others waits: a pure function.
+"""Which waiting jobs start now and where, which running ones have to make room, and why each of the others waits.
 
-One gang runs at a time. Jobs come in order of priority (highest first), then of submission. A job that does not
-fit even an empty cluster is passed over, so that one job with a typo does not block the rest. So is a job that is held
-back for some seconds because its last attempt ended as soon as it had begun.
+A pure function of what is known: the nodes, what runs, what waits. Gangs start whole or not at all.
+
+Order. A job that others make room for comes first, then of each queue the one that has waited longest, if that is a
+week or more. Queues (teams) below their guaranteed share come next, then the queue with the least (usage + share held
+now) / weight, where usage is the share that it held, averaged with a half-life. Within a queue the highest priority
+comes first, which grows by a point with each hour of waiting and each preemption; then the oldest job.
+
+Reservations. A job that has to wait reserves the nodes on which it can start first. Those behind it may start before it
+where they cannot delay it: with their declared run time they end earlier, or they use what it does not need.
+
+Preemption. A job that has to wait may ask others to make room: those of its own queue that started with a lower
+priority than its own, and, as long as its queue stays within its guaranteed share, those of queues that hold more than
+theirs. What waiting and preemptions add protects a job, and takes nobody's place.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import heapq
+from bisect import bisect_right, insort
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import accumulate
 
-from cluster.spec import Bundle, format_bundle, format_gang
+import numpy as np
+from numpy.typing import NDArray
 
-MAX_HOLD_S = 60.0
-TOLERANCE = 1e-9  # of a quotient of two amounts, for rounding
+from cluster.placement import Amounts, Cluster, Demand, Node, Placement, Places
+from cluster.reasons import Reason
+from cluster.resources import Shape, format_amount, format_gang
+
+MAX_HOLD_S = 600.0  # the longest back-off
+ROUNDING = 1e-9  # of a share
+DEFAULT_QUEUE = "default"
+WANT_ROOM = (Reason.PREEMPTING, Reason.OTHERS, Reason.RESOURCES, Reason.RESERVED)
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job in the queue.
+    """A job that waits.
 
     Attributes:
         id: the job's id; ids increase in order of submission.
+        shape: what it asks for.
         priority: higher goes first.
-        gangs: the resources to ask Ray for; alternatives, in order of preference.
-        held_until: the job does not start before this time, in seconds since the epoch.
+        queue: its queue.
+        user: its user.
+        since: since when it waits, in seconds since the epoch, as are all times here.
+        held_until: it does not start before this time.
+        stopped: why a person has to act before it can start, with the code; None if nobody has.
+        after: jobs that have to end before it starts.
+        max_runtime_s: it runs no longer than this; None if nothing is declared.
+        preemptions: how many times it made room for others.
+        owed: whether others have made room for it, or are about to, and it has not started since.
     """
 
     id: int
-    priority: int
-    gangs: Sequence[Sequence[Bundle]]
+    shape: Shape
+    priority: int = 0
+    queue: str = DEFAULT_QUEUE
+    user: str = ""
+    since: float = 0.0
     held_until: float = 0.0
+    stopped: tuple[Reason, str] | None = None
+    after: tuple[int, ...] = ()
+    max_runtime_s: float | None = None
+    preemptions: int = 0
+    owed: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Its priority among those that wait, without what waiting adds."""
+        return self.priority + self.preemptions
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Whether one waiting job starts now, and why.
+class Running:
+    """A job that has an open attempt.
 
     Attributes:
         job: its id.
-        admitted: whether it starts now.
-        reason: why, as shown to users.
+        usage: node -> resource -> amount: what it was given, or holds where that is more.
+        began_at: when its attempt began.
+        ends_at: when it ends at the latest; None if nothing is declared.
+        rank: the priority that it started with: its own, with what waiting and preemptions had added.
+        queue: its queue.
+        user: its user.
+        steps_to_lose: steps since its last checkpoint; None where it has not said.
+        leaving: whether it was asked to stop.
     """
 
     job: int
-    admitted: bool
-    reason: str
+    usage: Mapping[str, Mapping[str, float]]
+    began_at: float = 0.0
+    ends_at: float | None = None
+    rank: float = 0.0
+    queue: str = DEFAULT_QUEUE
+    user: str = ""
+    steps_to_lose: int | None = None
+    leaving: bool = False
 
 
-def decide(waiting: Sequence[Waiting], running: Sequence[int], nodes: Sequence[Bundle], now: float) -> list[Decision]:
-    """One decision for each waiting job, in the order in which they are to run; at most one is admitted.
+@dataclass(frozen=True)
+class Terms:
+    """What a queue may have. Shares are dominant shares: the largest part of any one of the cluster's resources.
+
+    Attributes:
+        weight: its part of the cluster, relative to the other queues'.
+        guaranteed: the share that it gets back when others have borrowed it.
+        maximum: the share that it never exceeds.
+        max_running: how many of its jobs run at once; None for any number.
+        max_running_per_user: how many of one user.
+        usage: the share that it held, averaged over the past with a half-life.
+    """
+
+    weight: float = 1.0
+    guaranteed: float = 0.0
+    maximum: float = 1.0
+    max_running: int | None = None
+    max_running_per_user: int | None = None
+    usage: float = 0.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What holds for all queues.
+
+    Attributes:
+        max_attempts: how many jobs run at once.
+        hours_per_point: hours of waiting that count as a point of priority.
+        min_run_s: no job is asked to make room before it ran this long.
+        max_preemptions: how many jobs may be asked to make room now.
+        leave_s: how long a job takes to leave that was asked to.
+        reservations: how many waiting jobs of different shapes reserve nodes.
+        overdue_s: of each queue, the job that has waited longest comes before the order of the queues after this.
+        draining: whether nothing starts.
+    """
+
+    max_attempts: int = 200
+    hours_per_point: float = 1.0
+    min_run_s: float = 300.0
+    max_preemptions: int = 10
+    leave_s: float = 120.0
+    reservations: int = 16
+    overdue_s: float = 7 * 86400.0
+    draining: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """A job that starts, and where."""
+
+    job: int
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class Preempt:
+    """A job that has to make room, and for which one."""
+
+    job: int
+    by: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why a job waits.
+
+    Attributes:
+        code: the reason.
+        text: a sentence for people.
+        start_at: when it is expected to start at the latest; None if that cannot be known.
+    """
+
+    code: Reason
+    text: str
+    start_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is to be done.
+
+    Attributes:
+        starts: the jobs to start, in order.
+        preempts: the jobs to ask to make room.
+        waits: job -> why it waits, for all others.
+    """
+
+    starts: list[Start] = field(default_factory=list[Start])
+    preempts: list[Preempt] = field(default_factory=list[Preempt])
+    waits: dict[int, Wait] = field(default_factory=dict[int, Wait])
+
+
+@dataclass(frozen=True)
+class _Reservation:
+    """Nodes that wait for a job.
+
+    Attributes:
+        job: the job.
+        start_at: when it starts at the latest; infinite where run times are not declared.
+        spare: what it leaves of what will be free then; those who start before may use that for as long as they like.
+    """
+
+    job: int
+    start_at: float
+    spare: Amounts
+
+
+def decide(
+    nodes: Sequence[Node],
+    running: Sequence[Running],
+    waiting: Sequence[Waiting],
+    terms: Mapping[str, Terms],
+    policy: Policy,
+    now: float,
+) -> Round:
+    """What is to be done with the waiting jobs.
 
     Args:
-        waiting: the queue, in any order.
-        running: ids of the jobs that have an open attempt.
-        nodes: each node's total resources.
-        now: seconds since the epoch.
+        nodes: the live nodes.
+        running: the jobs that have an open attempt.
+        waiting: the others, in any order.
+        terms: those of each queue; a queue that is missing has the default ones.
+        policy: what holds for all queues.
+        now: the time, in seconds since the epoch.
     """
-    decisions: list[Decision] = []
-    ahead = f"job {running[0]} is running, and one runs at a time" if running else None
-    for job in sorted(waiting, key=lambda job: (-job.priority, job.id)):
-        passed_over = _passed_over(job, nodes, now)
-        decisions.append(Decision(job.id, not passed_over and not ahead, passed_over or ahead or "first in line"))
-        if not passed_over:
-            behind = f"behind job {job.id} (priority {job.priority})"
-            ahead = behind if ahead else f"job {job.id} is starting, and one runs at a time"
-    return decisions
+    return _Admission(nodes, running, waiting, terms, policy, now).round()
 
 
-def could_hold(gang: Sequence[Bundle], nodes: Sequence[Bundle]) -> bool:
-    """Whether the nodes, all empty, could hold the gang with each bundle whole on one node; False is certain.
+class _Admission:
+    """One round: `free` and the shares change as jobs are admitted."""
 
-    Exact for a gang of equal bundles. In a gang of unequal ones, each kind is placed as if it were alone: a gang that
-    passes may still not fit, and then waits inside Ray.
-    """
-    kinds = [bundle for index, bundle in enumerate(gang) if bundle not in gang[:index]]
-    return all(sum(_copies(node, kind) for node in nodes) >= list(gang).count(kind) for kind in kinds)
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        running: Sequence[Running],
+        waiting: Sequence[Waiting],
+        terms: Mapping[str, Terms],
+        policy: Policy,
+        now: float,
+    ) -> None:
+        self.waiting, self.policy, self.now = waiting, policy, now
+        named = {name for job in running for amounts in job.usage.values() for name in amounts}
+        self.cluster = Cluster(nodes, {job.shape for job in waiting}, named)
+        self.running = sorted(running, key=self._end)
+        self.ends = [self._end(job) for job in self.running]
+        self.usages = [self.cluster.amounts(job.usage) for job in self.running]
+        nothing = np.zeros_like(self.cluster.usable)
+        self.free = self.cluster.usable - sum(self.usages, nothing)
+        queues = {job.queue for job in (*running, *waiting)}
+        self.terms = {queue: terms.get(queue, Terms()) for queue in queues}
+        self.held: dict[str, Amounts] = {queue: nothing.sum(0) for queue in queues}
+        self.shares = dict.fromkeys(queues, 0.0)
+        for job, used in zip(self.running, self.usages, strict=True):
+            self._add(job.queue, used.sum(0))
+        self.count = Counter(job.queue for job in running)
+        self.count_by_user = Counter((job.queue, job.user) for job in running)
+        self.result = Round()
+        self.reservations: list[_Reservation] = []
+        self._demands: dict[Shape, list[Demand]] = {}
+        self._blocked: dict[tuple[Shape, float | None], Wait] = {}
+        self._asked: set[tuple[Shape, str, int]] = set()
+        others = self.cluster.total - self.cluster.usable  # may leave too, nobody knows when
+        self._timeline = [*zip(self.ends, self.usages, strict=True), (np.inf, others)]
+        self._claims = {job.id: job for job in waiting if job.owed}  # for which others have made room, or do
+        self._leaving = {index for index, job in enumerate(self.running) if job.leaving}
+        self._free_at: list[Amounts] | None = None
+
+    def round(self) -> Round:
+        ahead = 0
+        for job in self._in_order():
+            wait = self._ineligible(job) or self._over_a_limit(job) or self._start_or_wait(job)
+            if wait is not None:
+                self.result.waits[job.id] = _behind(wait, ahead)
+                ahead += wait.code in WANT_ROOM
+        return self.result
+
+    # ------------------------------------------------------------------ order
+
+    def _in_order(self) -> Iterator[Waiting]:
+        """The jobs, the next one chosen by what has been admitted until then."""
+        owed = [job for job in self.waiting if job.owed]  # or those who made room would take it themselves
+        first = [*sorted(owed, key=lambda job: (-job.rank, job.id)), *self._overdue()]
+        yield from first
+        passed = {job.id for job in first}
+        lines: dict[str, list[tuple[float, int, Waiting]]] = {}
+        for job in self.waiting:
+            if job.id in passed:
+                continue
+            lines.setdefault(job.queue, []).append((-(job.rank + self._age(job)), job.id, job))
+        for line in lines.values():
+            heapq.heapify(line)
+        while lines:
+            queue = min(lines, key=self._turn)
+            yield heapq.heappop(lines[queue])[2]
+            if not lines[queue]:
+                del lines[queue]
+
+    def _overdue(self) -> list[Waiting]:
+        """Of each queue the job that has waited longest, if that is too long: others may have new ones all the time."""
+        oldest: dict[str, Waiting] = {}
+        for job in self.waiting:
+            late = self.now - job.since >= self.policy.overdue_s and not (job.owed or job.stopped or job.after)
+            if late and self._demands_of(job.shape):
+                oldest[job.queue] = min(job, oldest.get(job.queue, job), key=lambda job: (job.since, job.id))
+        return sorted(oldest.values(), key=lambda job: (job.since, job.id))
+
+    def _demands_of(self, shape: Shape) -> list[Demand]:
+        if shape not in self._demands:
+            self._demands[shape] = self.cluster.demands(shape)
+        return self._demands[shape]
+
+    def _age(self, job: Waiting) -> float:
+        return points(self.now - job.since, self.policy)
+
+    def _turn(self, queue: str) -> tuple[bool, float, str]:
+        terms, share = self.terms[queue], self.shares[queue]
+        return share >= terms.guaranteed - ROUNDING, (terms.usage + share) / terms.weight, queue
+
+    # ------------------------------------------------------------------ reasons of the job's own
+
+    def _ineligible(self, job: Waiting) -> Wait | None:
+        if self.policy.draining:
+            return Wait(Reason.DRAINING, "the queue drains; `python -m cluster drain --off` lets jobs start")
+        if job.stopped:
+            return Wait(*job.stopped)
+        if job.after:
+            return Wait(Reason.DEPENDENCY, f"waits for job {', '.join(map(str, job.after))}")
+        if not self._demands_of(job.shape):
+            return Wait(Reason.IMPOSSIBLE, impossible(self.cluster, job.shape))
+        if self.now < job.held_until <= self.now + MAX_HOLD_S:  # or the clock was set back since
+            clock = datetime.fromtimestamp(job.held_until).astimezone().strftime("%H:%M:%S")
+            return Wait(Reason.BACK_OFF, f"its last attempt failed; it is tried again from {clock}", job.held_until)
+        return None
+
+    def _over_a_limit(self, job: Waiting) -> Wait | None:
+        terms, queue = self.terms[job.queue], job.queue
+        if terms.max_running is not None and self.count[queue] >= terms.max_running:
+            return Wait(
+                Reason.QUEUE_RUNNING,
+                f"queue {queue} runs {self.count[queue]} jobs; allowed at once: {terms.max_running}",
+            )
+        by_user = self.count_by_user[queue, job.user]
+        if terms.max_running_per_user is not None and by_user >= terms.max_running_per_user:
+            most = terms.max_running_per_user
+            return Wait(
+                Reason.USER_RUNNING, f"{job.user} runs {by_user} jobs in queue {queue}; allowed at once: {most}"
+            )
+        if terms.maximum < 1:
+            share = self.cluster.share(self.held[queue] + self._demands[job.shape][0].total)
+            if share > terms.maximum + ROUNDING:
+                text = f"queue {queue} would hold {share:.0%} of the cluster; its maximum is {terms.maximum:.0%}"
+                return Wait(Reason.QUEUE_MAXIMUM, text)
+        attempts = len(self.running) + len(self.result.starts)
+        if attempts >= self.policy.max_attempts:
+            return Wait(Reason.ATTEMPTS, f"{attempts} jobs run; allowed at once: {self.policy.max_attempts}")
+        return None
+
+    # ------------------------------------------------------------------ room
+
+    def _start_or_wait(self, job: Waiting) -> Wait | None:
+        demand = self._demands[job.shape][0]  # a program that can use GPUs takes them where the cluster has enough
+        key = (job.shape, job.max_runtime_s)
+        wait = self._blocked.get(key)  # what is free only shrinks within a round
+        if wait is None:
+            room = self._room(self.free, job)
+            places = self.cluster.place(demand, room)
+            if places is not None:
+                self._admit(job, demand, places)
+                return None
+            wait = self._wait(job, demand)
+            self._blocked[key] = Wait(wait.code, wait.text)
+        if wait.code == Reason.RESOURCES and self._may_preempt(job):
+            return self._make_room(job, demand, wait.start_at) or wait
+        return wait
+
+    def _room(self, free: Amounts, job: Waiting) -> Amounts:
+        """What a job may take now of what is free without delaying those ahead of it."""
+        for each in self.reservations:
+            if not self._ends_before(job, each):
+                free = np.minimum(free, each.spare)
+        return free
+
+    def _ends_before(self, job: Waiting, reservation: _Reservation) -> bool:
+        known = job.max_runtime_s is not None and np.isfinite(reservation.start_at)
+        return known and self.now + (job.max_runtime_s or 0.0) <= reservation.start_at
+
+    def _admit(self, job: Waiting, demand: Demand, places: Places) -> None:
+        self.free = self.free - places.taken
+        self.reservations = [
+            each if self._ends_before(job, each) else _Reservation(each.job, each.start_at, each.spare - places.taken)
+            for each in self.reservations
+        ]
+        ends_at = np.inf if job.max_runtime_s is None else self.now + job.max_runtime_s
+        insort(self._timeline, (ends_at, places.taken), key=lambda each: each[0])
+        self._free_at = None
+        self._add(job.queue, places.taken.sum(0))
+        self.count[job.queue] += 1
+        self.count_by_user[job.queue, job.user] += 1
+        self.result.starts.append(Start(job.id, self.cluster.assign(demand, job.shape, places)))
+
+    def _add(self, queue: str, amounts: Amounts) -> None:
+        self.held[queue] = self.held[queue] + amounts
+        self.shares[queue] = self.cluster.share(self.held[queue])
+
+    def _wait(self, job: Waiting, demand: Demand) -> Wait:
+        if self.cluster.place(demand, self.free) is not None:
+            ahead = next((each.job for each in self.reservations if self._is_delayed(each, job, demand)), None)
+            who = f"job {ahead}" if ahead is not None else "those"
+            return Wait(Reason.RESERVED, f"there is room, but {who} ahead of it could be delayed")
+        start_at = self._reserve(job, demand)
+        if self.cluster.place(demand, self.cluster.usable) is None:
+            return Wait(Reason.OTHERS, f"{self._lack(demand, self.cluster.usable)}; the rest is held outside the queue")
+        return Wait(Reason.RESOURCES, self._lack(demand, self.free), start_at)
+
+    def _is_delayed(self, reservation: _Reservation, job: Waiting, demand: Demand) -> bool:
+        if self._ends_before(job, reservation):
+            return False
+        return self.cluster.place(demand, np.minimum(self.free, reservation.spare)) is None
+
+    def _lack(self, demand: Demand, free: Amounts) -> str:
+        """What is missing, in words."""
+        for part in demand.parts or (demand.driver,):
+            copies = self.cluster.copies(part.kind, free)
+            if copies < part.count:
+                name, most, node = self.cluster.most_free(part.kind, free)
+                asked = dict(part.kind.amounts)[name] / 10_000
+                if copies == 0:
+                    has = f"{format_amount(name, most)} on {node}" if most else "none"
+                    return f"needs {format_amount(name, asked)} on one node; the largest free block is {has}"
+                return f"needs {part.count} x ({part.kind}); there is room for {copies}"
+        asked = format_gang([part.kind for part in demand.parts for _ in range(part.count)] or [demand.driver.kind])
+        return f"needs {asked} at once; there is not room for all of it"
+
+    # ------------------------------------------------------------------ reservations
+
+    def _end(self, job: Running) -> float:
+        """When a running job's resources are free at the latest."""
+        if job.leaving:
+            return self.now + self.policy.leave_s
+        return max(job.ends_at, self.now) if job.ends_at is not None else np.inf
+
+    def _reserve(self, job: Waiting, demand: Demand) -> float | None:
+        """Reserve the nodes where a job can start first; returns when, None if that cannot be known."""
+        if len(self.reservations) >= self.policy.reservations:
+            return None
+        if self._free_at is None:  # after each end, in order
+            self._free_at = list(accumulate((used for _, used in self._timeline), initial=self.free))[1:]
+        ends = [end for end, _ in self._timeline]
+        low, high, found = 0, len(ends), None
+        while low < high:
+            middle = (low + high) // 2
+            last = bisect_right(ends, ends[middle]) - 1  # of those who end together
+            spares = [self._spare_at(each, last, ends, self._free_at) for each in self.reservations]
+            room: Amounts = np.minimum.reduce([self._free_at[last], *spares])
+            places = self.cluster.place(demand, room, self._busy(room))
+            if places is None:
+                low = last + 1
+            else:
+                found = _Reservation(job.id, ends[middle], room - places.taken)
+                high = middle
+        if found is None:
+            return None
+        self.reservations.append(found)
+        return found.start_at if np.isfinite(found.start_at) else None
+
+    @staticmethod
+    def _spare_at(reservation: _Reservation, end: int, ends: Sequence[float], free_at: Sequence[Amounts]) -> Amounts:
+        """What a job ahead leaves once those that run have ended, up to one of their ends."""
+        until = bisect_right(ends, reservation.start_at) - 1
+        return reservation.spare if end <= until else reservation.spare + free_at[end] - free_at[until]
+
+    def _busy(self, room: Amounts) -> NDArray[np.float64]:
+        """For each node, how much of what will be free there is in use now."""
+        used: NDArray[np.float64] = (room - self.free) / np.maximum(room, 1)
+        return used.max(1, initial=0.0).round(6)
+
+    # ------------------------------------------------------------------ preemption
+
+    def _may_preempt(self, job: Waiting) -> bool:
+        """Whether any running job could be asked to make room for this one; each kind of job asks once in a round."""
+        key = (job.shape, job.queue, job.rank)
+        if key in self._asked or len(self._asked) >= self.policy.reservations:
+            return False
+        able = self._reclaims(job) or any(each.queue == job.queue and each.rank < job.priority for each in self.running)
+        if able:
+            self._asked.add(key)
+        return able
+
+    def _reclaims(self, job: Waiting) -> bool:
+        """Whether the job's queue would stay within what it is guaranteed."""
+        guaranteed = self.terms[job.queue].guaranteed
+        if not guaranteed:
+            return False
+        claims = {**self._claims, job.id: job}.values()
+        wanted = sum(
+            (
+                self._demands[each.shape][0].total
+                for each in claims
+                if each.queue == job.queue and self._demands.get(each.shape)
+            ),
+            self.held[job.queue],
+        )
+        return self.cluster.share(wanted) <= guaranteed + ROUNDING
+
+    def _make_room(self, job: Waiting, demand: Demand, start_at: float | None) -> Wait | None:
+        """Ask others to make room for a job, or see that they do; None if none can, or it starts as soon without.
+
+        As few as will do: first the lowest, then those that write checkpoints, then the newest, then those with the
+        fewest steps to lose.
+        """
+        leaving = sorted(self._leaving)
+        if leaving and self._fits_without(job, demand, leaving):
+            return self._preempting(leaving)
+        if start_at is not None and start_at <= self.now + self.policy.leave_s:
+            return None
+        reclaims = self._reclaims(job)
+        able: list[tuple[tuple[object, ...], int]] = []
+        for index, each in enumerate(self.running):
+            if index in self._leaving or self.now - each.began_at < self.policy.min_run_s:
+                continue
+            if each.rank < job.priority if each.queue == job.queue else reclaims:
+                order = (each.rank, each.steps_to_lose is None, -each.began_at, each.steps_to_lose or 0, each.job)
+                able.append((order, index))
+        chosen = self._enough(job, demand, leaving, [index for _, index in sorted(able)])
+        if not chosen or len(chosen) > self.policy.max_preemptions - len(self.result.preempts):
+            return None
+        self.result.preempts.extend(Preempt(self.running[index].job, job.id) for index in chosen)
+        self._leaving.update(chosen)
+        self._claims[job.id] = job
+        return self._preempting([*leaving, *chosen])
+
+    def _preempting(self, leaving: Sequence[int]) -> Wait:
+        ids = ", ".join(map(str, sorted(self.running[index].job for index in leaving)))
+        who = f"jobs {ids} give their" if len(leaving) > 1 else f"job {ids} gives its"
+        return Wait(Reason.PREEMPTING, f"{who} machines back", self.now + self.policy.leave_s)
+
+    def _enough(self, job: Waiting, demand: Demand, leaving: Sequence[int], able: Sequence[int]) -> list[int]:
+        """The first of those that are able to leave that together make room; none if all of them do not."""
+        shares, chosen = dict(self.shares), list[int]()
+        for index in able:
+            queue = self.running[index].queue
+            if queue != job.queue and shares[queue] <= self.terms[queue].guaranteed + ROUNDING:
+                continue  # it holds no more than is its own
+            chosen.append(index)
+            shares[queue] -= self.cluster.share(self.usages[index].sum(0))
+        low, high = 1, len(chosen) + 1  # how many of them it takes
+        while low < high:
+            middle = (low + high) // 2
+            if self._fits_without(job, demand, [*leaving, *chosen[:middle]]):
+                high = middle
+            else:
+                low = middle + 1
+        if low > len(chosen):
+            return []
+        chosen = chosen[:low]
+        for index in chosen[:-1]:  # those that are not needed after all stay
+            fewer = [each for each in chosen if each != index]
+            if self._fits_without(job, demand, [*leaving, *fewer]):
+                chosen = fewer
+        return chosen
+
+    def _fits_without(self, job: Waiting, demand: Demand, gone: Sequence[int]) -> bool:
+        """Whether a job would fit, and delay none ahead of it, once some running ones have left."""
+        room = sum((self.usages[index] for index in gone), self.free)
+        for each in self.reservations:
+            if each.job == job.id:
+                break
+            late = [self.usages[index] for index in gone if self.ends[index] > each.start_at]
+            room: Amounts = np.minimum(room, sum(late, each.spare))
+        return self.cluster.place(demand, room) is not None
 
 
-def _copies(node: Bundle, bundle: Bundle) -> float:
-    """How many times a bundle fits on a node: a whole number, or infinity for a bundle that asks for nothing."""
-    counts = [math.floor(node.get(name, 0.0) / amount + TOLERANCE) for name, amount in bundle.items() if amount > 0]
-    return min(counts, default=math.inf)
+def impossible(cluster: Cluster, shape: Shape) -> str:
+    """What a shape asks for that the nodes do not have, in words."""
+    gangs = [gang or (shape.driver,) for gang in shape.gangs]
+    names = sorted({name for gang in gangs for kind in gang for name, _ in kind.amounts})
+    labels = sorted({name for gang in gangs for kind in gang for name, _ in kind.labels})
+    text = f"asks for {' or '.join(format_gang(gang) for gang in gangs)}; the nodes have {cluster.offers(names)}"
+    if not labels:
+        return text
+    values = {
+        name: sorted({node.labels[name] for node in cluster.nodes if name in node.labels}) or ["no value"]
+        for name in labels
+    }
+    return text + "".join(f"; {name} is {', '.join(found)} there" for name, found in values.items())
 
 
-def _passed_over(job: Waiting, nodes: Sequence[Bundle], now: float) -> str | None:
-    if not any(could_hold(gang, nodes) for gang in job.gangs):
-        asked = sorted({name for gang in job.gangs for bundle in gang for name in bundle})
-        offers = "; ".join(format_bundle({name: node.get(name, 0.0) for name in asked}) for node in nodes)
-        return f"asks for {' or '.join(format_gang(gang) for gang in job.gangs)}; the nodes have {offers or 'nothing'}"
-    if now < job.held_until <= now + MAX_HOLD_S:  # or the clock was set back since
-        clock = datetime.fromtimestamp(job.held_until).astimezone().strftime("%H:%M:%S")
-        return f"held until {clock}: its last attempt ended as soon as it had begun"
-    return None
+def points(seconds: float, policy: Policy) -> float:
+    """How much so long a wait adds to a priority."""
+    return max(0.0, seconds) / 3600 / policy.hours_per_point
+
+
+def _behind(wait: Wait, ahead: int) -> Wait:
+    if wait.code not in WANT_ROOM or wait.code == Reason.PREEMPTING or not ahead:
+        return wait
+    return Wait(wait.code, f"{wait.text}; {ahead} job{'s' if ahead > 1 else ''} ahead", wait.start_at)

@@ -1,43 +1,64 @@
 """The dispatcher: reconciles the store's record with what Ray runs, one pass at a time.
 
-It keeps no essential state in memory. A pass asks Ray about the open attempts, updates their jobs, and starts at most
-one job: it commits the attempt, submits it to Ray, then records that Ray has accepted it. If the dispatcher is killed
-between any two of these, the next pass finds the open attempt, asks Ray, and submits it again only if Ray does not know
-its submission id.
+It keeps no essential state in memory. A pass asks Ray about the open attempts and updates their jobs, asks those to
+leave that have to, and starts the jobs that admission chose: it commits the attempt, submits it to Ray, then records
+that Ray has accepted it. If the dispatcher is killed between any two of these, the next pass finds the open attempt,
+asks Ray, and submits it again only if Ray does not know its submission id.
 """
 
-import fcntl
+import json
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
-from cluster import durable
-from cluster.admission import Waiting, decide
-from cluster.errors import InputError, RayUnavailableError, RefusedError, StoreUnavailableError
+from cluster import durable, secrets
+from cluster.accounts import Accounts
+from cluster.admission import Policy, Preempt, Round, Running, Start, Wait, Waiting, decide, points
+from cluster.errors import InputError, RayFailedError, RayUnavailableError, RefusedError, StoreUnavailableError
+from cluster.placement import Cluster, Node, Placement
+from cluster.reasons import Reason
+from cluster.resources import Bundle, Shape
 from cluster.snapshot import archive_path
-from cluster.spec import Bundle, Ending
-from cluster.store import Store
-from cluster.tables import Attempt
+from cluster.spec import END_STATES, OPEN_STATES, Alive, Asked, Beat, Ending
+from cluster.store import Placed, Selection, Store
+from cluster.tables import Attempt, Job
 
 MAX_RETRY_WAIT_S = 30.0
+LOOK_S = 0.1  # between looks whether the queue has changed
+PREEMPTION_WINDOW_S = 600.0  # in which no more than `Policy.max_preemptions` jobs are asked to make room
+PLACEMENT_VARIABLE = "DUALVIEW_PLACEMENT"
+REMEMBERED_SHAPES = 20_000
+
+Usage = Mapping[str, Mapping[str, float]]  # node -> resource -> amount
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class JobServer(Protocol):
     """What the dispatcher asks of Ray; see `cluster.ray_jobs.RayJobs`."""
 
-    def nodes(self) -> list[Bundle]:
-        """The total resources of every live node."""
+    def nodes(self, ours: Sequence[str]) -> tuple[list[Node], dict[str, Usage]]:
+        """The live nodes with what others hold; and what each open attempt of the queue holds."""
         ...
 
-    def submit(self, submission_id: str, command: list[str], snapshot: Path, environment: dict[str, str]) -> None:
+    def submit(
+        self,
+        submission_id: str,
+        command: list[str],
+        snapshot: Path,
+        environment: dict[str, str],
+        driver: Bundle | None = None,
+        node: str | None = None,
+    ) -> None:
         """Start a command under an id that Ray accepts only once; RefusedError if Ray rejects the job."""
         ...
 
-    def ending(self, submission_id: str) -> Ending | None:
-        """How an attempt ended; None while it runs."""
+    def look(self, submission_id: str) -> Alive | Ending:
+        """What an attempt does, or how it ended."""
         ...
 
     def stop(self, submission_id: str) -> None:
@@ -49,13 +70,85 @@ class JobServer(Protocol):
         ...
 
 
+class Listener(Protocol):
+    """What the dispatcher hears from attempts; see `cluster.heartbeats.HeartbeatServer`."""
+
+    loopback: bool
+
+    def environment(self, submission_id: str) -> dict[str, str]:
+        """The variables that an attempt finds it by."""
+        ...
+
+    def heard(self) -> Mapping[str, Beat]:
+        """The newest heartbeat of each attempt."""
+        ...
+
+    def answer(self, leave: Mapping[str, str]) -> None:
+        """Ask these attempts to leave, from now on: submission id -> why."""
+        ...
+
+    def forget(self, submission_id: str) -> None:
+        """An attempt has ended."""
+        ...
+
+    def measure(self, kind: str, counts: Mapping[tuple[str, str], int]) -> None:
+        """Show how many jobs are `waiting`, by queue and code, or `running`, by queue and state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the dispatcher waits for attempts.
+
+    Attributes:
+        start_s: for a gang to form.
+        leave_s: for one to leave that was asked to; then Ray sends it SIGTERM.
+        silent_s: the same for one that has sent no heartbeat by then.
+        checkpoint_s: before the end of its declared time an attempt is asked to leave, at most; a tenth of that time
+            where that is less.
+    """
+
+    start_s: float = 600.0
+    leave_s: float = 120.0
+    silent_s: float = 20.0
+    checkpoint_s: float = 120.0
+
+
+@dataclass
+class _Seen:
+    """What a pass knows of the open attempts.
+
+    Attributes:
+        attempts: those that have not ended.
+        jobs: their jobs.
+    """
+
+    attempts: list[Attempt] = field(default_factory=list[Attempt])
+    jobs: dict[int, Job] = field(default_factory=dict[int, Job])
+
+
 class Dispatcher:
     """Runs the jobs of one queue on one Ray cluster."""
 
-    def __init__(self, store: Store, server: JobServer, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        server: JobServer,
+        report: Callable[[str], None],
+        listener: Listener,
+        policy: Policy | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         """Starts nothing by itself: call `run` or `step`. `report` receives a line to print for every event."""
-        self._store, self._server, self._report = store, server, report
+        self._store, self._server, self._report, self._listener = store, server, report, listener
+        self._accounts = Accounts(store)
+        self._policy, self._patience = policy or Policy(), patience or Patience()
         self._reported_stopping: set[str] = set()
+        self._starting_since: dict[str, float] = {}
+        self._failures: dict[int, str] = {}
+        self._noted = False
+        self._shapes: dict[str, Shape] = {}
+        self._waits: dict[int, Wait] = {}
 
     def run(self, poll_s: float, drain: bool, stop: threading.Event) -> None:
         """Step until `stop` is set or, with `drain`, no job waits or runs; retries while Ray or the store fails."""
@@ -68,47 +161,131 @@ class Dispatcher:
                 if problem:
                     self._report("Ray and the queue's database are available again")
                 wait, problem = poll_s, ""
-                if drain and not self._store.jobs("queued", "running"):
+                if drain and not self._store.count(Selection(states=("queued", *OPEN_STATES))):
                     return
             except (RayUnavailableError, StoreUnavailableError) as error:
                 if not problem:
                     self._report(f"{error}; trying again")
                 wait, problem = min(2 * wait, MAX_RETRY_WAIT_S), str(error)
-            stop.wait(wait)
+            self._wait(wait, stop)
+
+    def _wait(self, seconds: float, stop: threading.Event) -> None:
+        """Wait, or until somebody has changed the queue."""
+        version, until = self._store.version(), time.monotonic() + seconds
+        while (rest := until - time.monotonic()) > 0 and self._store.version() == version:
+            if stop.wait(min(rest, LOOK_S)):
+                return
 
     def step(self) -> None:
-        """One pass: update the open attempts, then start the next job if none is open.
+        """One pass: update the open attempts, then start what can start.
 
         Raises:
             RayUnavailableError: Ray does not answer; the next pass resumes from what the store records.
         """
-        for attempt in self._store.attempts():
-            self._follow(attempt)
-        queued = self._store.jobs("queued")
-        waiting = [Waiting(job.id, job.priority, job.gangs, job.held_until) for job in queued]
-        if not waiting:
+        seen = self._follow_all()
+        glance = self._store.glance(time.time() - PREEMPTION_WINDOW_S)
+        waiting = self._waiting(glance.owed)
+        if not waiting and not seen.attempts:
+            self._measure(waiting, seen, Round())
             return
-        running = [attempt.job_id for attempt in self._store.attempts()]
-        decisions = decide(waiting, running, self._server.nodes(), time.time())
-        self._store.explain({decision.job: decision.reason for decision in decisions})
-        for decision in decisions:
-            attempt = self._store.begin_attempt(decision.job) if decision.admitted else None
-            if attempt is not None:
-                self._report(f"job {decision.job} starts (attempt {attempt.number})")
-                self._submit(attempt)
+        nodes, holds = self._server.nodes([attempt.submission_id for attempt in seen.attempts])
+        self._note_where(nodes)
+        self._leave_lost_nodes(seen, nodes)
+        now = time.time()
+        running = [self._running(attempt, seen.jobs[attempt.job_id], holds) for attempt in seen.attempts]
+        policy = replace(
+            self._policy,
+            draining=glance.draining,
+            max_preemptions=max(0, self._policy.max_preemptions - glance.preempted),
+        )
+        decided = decide(nodes, running, waiting, self._accounts.terms(now), policy, now)
+        self._record(decided)
+        self._measure(waiting, seen, decided)
+        for preempt in decided.preempts:
+            self._preempt(preempt, seen)
+        shapes = {job.id: job.shape for job in waiting}
+        for start in decided.starts:
+            self._guarded(start.job, self._start, start, shapes[start.job], nodes)
+        self._answer(seen)
 
-    def _follow(self, attempt: Attempt) -> None:
-        job = self._store.job(attempt.job_id)
-        ending = self._server.ending(attempt.submission_id)
-        if ending is None:
-            if not attempt.confirmed:
-                self._store.confirm(attempt)
-            if job.cancel_requested:
-                self._stop(attempt)
-        elif ending.status == "lost" and not attempt.confirmed:
-            self._submit(attempt)
-        else:
-            self._close(attempt, ending)
+    # ------------------------------------------------------------------ open attempts
+
+    def _follow_all(self) -> _Seen:
+        heard, seen = self._listener.heard(), _Seen()
+        self._store.hear(heard)
+        attempts = self._store.attempts()
+        jobs = (
+            {job.id: job for job in self._store.select(Selection(ids=[each.job_id for each in attempts]))}
+            if attempts
+            else {}
+        )
+        for attempt in attempts:
+            job = jobs[attempt.job_id]
+            if self._guarded(job.id, self._follow, attempt, job, heard.get(attempt.submission_id)) is not False:
+                seen.attempts.append(attempt)
+                seen.jobs[job.id] = job
+        return seen
+
+    def _follow(self, attempt: Attempt, job: Job, beat: Beat | None) -> bool:
+        """Look at an open attempt; whether it is still open."""
+        status = self._server.look(attempt.submission_id)
+        if isinstance(status, Ending):
+            if status.status == "lost" and not attempt.confirmed:
+                if job.hold != "parked":
+                    return self._submit(attempt, job)
+                status = Ending(status="unstarted")
+            self._close(attempt, status)
+            return False
+        running, words = self._progress(attempt, job, status, beat)
+        if not attempt.confirmed or words != job.reason or (running and attempt.running_at is None):
+            self._store.observe(attempt, running, words)
+        if job.cancel_requested:
+            self._stop(attempt)
+            return True
+        if attempt.asked is None:
+            self._ask_for_reasons_of_its_own(attempt, job, status, running)
+        elif time.time() - (attempt.asked_at or 0.0) > self._grace(attempt, beat):
+            self._stop(attempt)
+        return True
+
+    def _progress(self, attempt: Attempt, job: Job, status: Alive, beat: Beat | None) -> tuple[bool, str]:
+        """Whether an attempt's gang has formed, and what it does in words."""
+        if attempt.asked:
+            return attempt.running_at is not None, f"{attempt.asked_reason}; asked to leave"
+        if not status.started:
+            return False, "Ray has not started its command yet" + (f": {status.message}" if status.message else "")
+        if beat is not None:
+            return beat.state == "running", beat.words()
+        if job.says_when and attempt.running_at is None:
+            return False, "its command runs, and has said nothing yet"
+        return True, f"attempt {attempt.number} runs as {attempt.submission_id}"
+
+    def _ask_for_reasons_of_its_own(self, attempt: Attempt, job: Job, status: Alive, running: bool) -> None:
+        """Ask an attempt to leave whose gang does not form, or whose time is up."""
+        now, patience = time.time(), self._patience
+        silent = status.started and job.says_when and attempt.heard_at is None  # it prepares data, say
+        if running or silent:
+            self._starting_since.pop(attempt.submission_id, None)
+        elif now - self._starting_since.setdefault(attempt.submission_id, now) > patience.start_s:
+            reason = f"its gang did not form within {patience.start_s:g} s"
+            self._ask(attempt, Asked(to="restart", reason=reason))
+            return
+        if job.max_runtime_s is not None:
+            early = min(patience.checkpoint_s, job.max_runtime_s / 10)
+            if now - attempt.began_at > job.max_runtime_s - early:
+                to = "leave" if job.at_the_limit == "requeue" else "finish"
+                self._ask(attempt, Asked(to=to, reason=f"it ran for its --max-runtime of {job.max_runtime_s:g} s"))
+
+    def _ask(self, attempt: Attempt, asked: Asked, by: int | None = None) -> None:
+        if self._store.ask(attempt, asked, by):
+            attempt.asked, attempt.asked_reason, attempt.asked_at = asked.to, asked.reason, time.time()
+            self._report(f"job {attempt.job_id} is asked to leave: {asked.reason}")
+
+    def _grace(self, attempt: Attempt, beat: Beat | None) -> float:
+        """How long an attempt may take to leave by itself; one that sends no heartbeats cannot know."""
+        if attempt.asked == "restart":
+            return min(self._patience.silent_s, self._patience.leave_s)
+        return self._patience.silent_s if beat is None and attempt.heard_at is None else self._patience.leave_s
 
     def _stop(self, attempt: Attempt) -> None:
         """Ask Ray to stop the attempt, in every pass: Ray loses a request that comes while the attempt is starting."""
@@ -117,24 +294,150 @@ class Dispatcher:
             self._reported_stopping.add(attempt.submission_id)
             self._report(f"job {attempt.job_id} is being stopped")
 
-    def _submit(self, attempt: Attempt) -> None:
-        job = self._store.job(attempt.job_id)
-        if job.cancel_requested:
-            self._close(attempt, Ending(status="lost"))
-            return
+    def _note_where(self, nodes: Sequence[Node]) -> None:
+        """Say once that jobs on other machines cannot send heartbeats."""
+        hosts = {node.host for node in nodes}
+        if self._listener.loopback and len(hosts) > 1 and not self._noted:
+            self._noted = True
+            self._report(
+                f"note: the nodes are on {len(hosts)} machines, and heartbeats are listened for on this one alone: "
+                "--listen takes an address that the others reach"
+            )
+
+    def _leave_lost_nodes(self, seen: _Seen, nodes: Sequence[Node]) -> None:
+        """Ask the attempts to leave that were given a node which is gone: their gangs cannot form there again."""
+        alive = {node.id for node in nodes}
+        for attempt in seen.attempts:
+            placed = attempt.placement
+            needed = [*placed["bundles"], *([] if attempt.running_at else [placed["driver"]])] if placed else []
+            lost = sorted({*needed} - alive)
+            if lost and attempt.asked is None and attempt.confirmed:
+                names = ", ".join(each[:8] for each in lost)
+                self._ask(attempt, Asked(to="leave", reason=f"node {names} that it was given is gone"))
+
+    def _answer(self, seen: _Seen) -> None:
+        self._listener.answer(
+            {each.submission_id: each.asked_reason for each in seen.attempts if each.asked is not None}
+        )
+
+    # ------------------------------------------------------------------ waiting jobs
+
+    def _waiting(self, owed: Collection[int]) -> list[Waiting]:
+        rows = self._store.waiting()
+        states = self._store.states({int(each) for row in rows for each in row.after})
+        self._waits = {row.id: Wait(Reason(row.reason_code or "new"), row.reason, row.start_at) for row in rows}
+        waiting: list[Waiting] = []
+        for row in rows:
+            unmet = [
+                each
+                for each, how in row.after.items()
+                if how == "ok" and states.get(int(each)) in ("failed", "cancelled")
+            ]
+            if unmet:
+                job = self._store.give_up(row.id, f"job {unmet[0]}, which it comes after, {states[int(unmet[0])]}")
+                secrets.forget(self._store.file, job.environment)
+                self._report(f"job {job.id} {job.state}: {job.reason}")
+                continue
+            after = tuple(int(each) for each in row.after if states.get(int(each)) in ("queued", "starting", "running"))
+            found = self._guarded(row.id, self._as_waiting, row, after, row.id in owed)
+            if found:
+                waiting.append(found)
+        return waiting
+
+    def _as_waiting(self, job: Job, after: tuple[int, ...], owed: bool) -> Waiting:
+        stopped = None
+        if job.hold == "held":
+            stopped = (Reason.HELD, "held; `python -m cluster release` lets it start")
+        elif job.hold is not None:
+            stopped = (Reason.PARKED, job.problem)
+        return Waiting(
+            job.id, self._shape(job), job.priority, job.queue, job.user, job.waiting_since, job.held_until, stopped,
+            after, job.max_runtime_s, job.preemptions, owed,
+        )  # fmt: skip
+
+    def _shape(self, job: Job) -> Shape:
+        """A job's shape; equal ones are one object."""
+        text = json.dumps([job.gangs, job.driver])
+        if text not in self._shapes:
+            if len(self._shapes) > REMEMBERED_SHAPES:
+                self._shapes.clear()
+            gangs = [[Bundle.model_validate(bundle) for bundle in gang] for gang in job.gangs]
+            self._shapes[text] = Shape.of(gangs, Bundle.model_validate(job.driver))
+        return self._shapes[text]
+
+    def _running(self, attempt: Attempt, job: Job, holds: Mapping[str, Usage]) -> Running:
+        """An open attempt for admission: what it was given, or what it holds where that is more."""
+        usage = {node: dict(amounts) for node, amounts in (attempt.placement or {}).get("usage", {}).items()}
+        for node, amounts in holds.get(attempt.submission_id, {}).items():
+            given = usage.setdefault(node, {})
+            for name, amount in amounts.items():
+                given[name] = max(given.get(name, 0.0), amount)
+        ends_at = None if job.max_runtime_s is None else attempt.began_at + job.max_runtime_s
+        waited = points(attempt.began_at - job.waiting_since, self._policy)
+        lost = None if attempt.step is None else max(0, attempt.step - (attempt.saved_step or 0))
+        return Running(
+            job.id, usage, attempt.began_at, ends_at, job.priority + job.preemptions + waited, job.queue, job.user,
+            lost, leaving=attempt.asked is not None or job.cancel_requested,
+        )  # fmt: skip
+
+    def _record(self, decided: Round) -> None:
+        """Record the reasons that have changed."""
+        changed = {job: wait for job, wait in decided.waits.items() if self._waits.get(job) != wait}
+        if changed:
+            self._store.explain(changed)
+
+    def _measure(self, waiting: Sequence[Waiting], seen: _Seen, decided: Round) -> None:
+        queues = {job.id: job.queue for job in waiting}
+        waits = Counter((queues[job], str(wait.code)) for job, wait in decided.waits.items())
+        self._listener.measure("waiting", waits)
+        self._listener.measure("running", Counter((job.queue, job.state) for job in seen.jobs.values()))
+
+    def _preempt(self, preempt: Preempt, seen: _Seen) -> None:
+        attempt = next(each for each in seen.attempts if each.job_id == preempt.job)
+        self._ask(attempt, Asked(to="leave", reason=f"makes room for job {preempt.by}"), preempt.by)
+
+    # ------------------------------------------------------------------ starts and ends
+
+    def _start(self, start: Start, shape: Shape, nodes: Sequence[Node]) -> None:
+        attempt = self._store.begin_attempt(start.job, placed(start.placement, shape, nodes))
+        if attempt is not None:
+            self._report(f"job {start.job} starts (attempt {attempt.number})")
+            self._submit(attempt, self._store.job(start.job))
+
+    def _submit(self, attempt: Attempt, job: Job) -> bool:
+        """Submit an attempt to Ray; whether it is open."""
+        if job.cancel_requested or attempt.asked is not None:
+            self._close(attempt, Ending(status="unstarted"))
+            return False
         archive = archive_path(self._store.snapshots, job.snapshot)
-        environment = {**job.environment, "DUALVIEW_JOB": str(job.id)}
+        environment = {
+            **job.environment,
+            "DUALVIEW_JOB": str(job.id),
+            **self._listener.environment(attempt.submission_id),
+        }
+        node = None
+        if attempt.placement is not None:
+            node = attempt.placement["driver"]
+            environment[PLACEMENT_VARIABLE] = json.dumps({"driver": node, "bundles": attempt.placement["bundles"]})
+        driver = Bundle.model_validate(job.driver) if node is not None else None
         try:
-            self._server.submit(attempt.submission_id, job.command, archive, environment)
+            self._server.submit(attempt.submission_id, job.command, archive, environment, driver, node)
         except RefusedError as error:
             self._close(attempt, Ending(status="refused", message=str(error)))
-            return
+            return False
         self._store.confirm(attempt)
+        return True
 
     def _close(self, attempt: Attempt, ending: Ending) -> None:
-        if ending.status not in ("lost", "refused"):
+        if ending.status not in ("lost", "refused", "unstarted"):
             self._keep_log(attempt)
         job = self._store.end_attempt(attempt, ending)
+        self._listener.forget(attempt.submission_id)
+        if job.state in END_STATES:
+            secrets.forget(self._store.file, job.environment)
+        self._starting_since.pop(attempt.submission_id, None)
+        self._failures.pop(attempt.job_id, None)
+        self._reported_stopping.discard(attempt.submission_id)
         self._report(f"job {job.id} {job.state}: {job.reason}")
 
     def _keep_log(self, attempt: Attempt) -> None:
@@ -155,36 +458,41 @@ class Dispatcher:
         except RayUnavailableError as error:
             yield f"(the output could not be fetched: {error})\n".encode()
 
-    def _explain_waiting(self, reason: str) -> None:
-        self._store.explain({job.id: reason for job in self._store.jobs("queued")})
+    # ------------------------------------------------------------------ when something is wrong
 
+    def _guarded(self, job: int, action: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T | None:
+        """Do something for a job; what is wrong with it alone does not keep the others from going on.
 
-@contextmanager
-def dispatcher_lock(store: Store) -> Generator[None]:
-    """Hold the queue's dispatcher lock, which the system releases however the process ends.
-
-    Raises:
-        InputError: another dispatcher holds it, or the queue's folder is not writable.
-    """
-    try:
-        file = store.lock.open("a+")
-    except OSError as error:
-        raise InputError(f"{store.lock}: {error.strerror}; allowed: a queue in a writable folder") from None
-    with file:
+        What Ray fails to do is tried again in the next pass; an error that nobody foresaw parks the job.
+        """
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another dispatcher serves the queue {store.file}; allowed: one") from None
-        yield
+            return action(*arguments, **named)
+        except RayFailedError as error:
+            if self._failures.get(job) != str(error):
+                self._failures[job] = str(error)
+                self._report(f"job {job}: {error}; trying again")
+                self._store.note(job, str(error))
+            return None
+        except (RayUnavailableError, StoreUnavailableError, InputError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's alone
+            problem = f"the dispatcher cannot handle it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            self._store.park(job, problem)
+            self._report(f"job {job} is parked: {problem}")
+            return None
+
+    def _explain_waiting(self, reason: str) -> None:
+        waiting = self._store.waiting()
+        self._store.explain({job.id: Wait(Reason.UNAVAILABLE, reason) for job in waiting})
 
 
-def has_dispatcher(store: Store) -> bool:
-    """Whether a dispatcher is running for the queue on this machine."""
-    try:
-        with store.lock.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
+def placed(placement: Placement, shape: Shape, nodes: Sequence[Node]) -> Placed:
+    """A placement with what it takes of each node."""
+    usage: dict[str, dict[str, float]] = {}
+    kinds = [*zip(placement.bundles, shape.gangs[placement.gang], strict=True), (placement.driver, shape.driver)]
+    for node, kind in kinds:
+        given = usage.setdefault(node, {})
+        for name, amount in kind.resources():
+            given[name] = given.get(name, 0.0) + amount
+    cluster = Cluster(nodes, [shape])
+    return Placed(placement.driver, placement.bundles, usage, cluster.share(cluster.amounts(usage).sum(0)))

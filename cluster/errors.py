@@ -9,6 +9,10 @@ class RayUnavailableError(Exception):
     """Ray's job server does not answer, or fails; the request may or may not have taken effect."""
 
 
+class RayFailedError(RayUnavailableError):
+    """Ray's job server answers, and one request of it failed; others may not."""
+
+
 class RefusedError(Exception):
     """Ray has rejected a job."""
 

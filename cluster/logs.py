@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cluster.errors import RayUnavailableError
+from cluster.errors import InputError, RayUnavailableError
 from cluster.ray_jobs import RayJobs
 from cluster.spec import END_STATES
 from cluster.store import Store
@@ -17,7 +17,7 @@ POLL_S = 0.5
 PART_BYTES = 2**20
 
 
-def print_logs(store: Store, job_id: int, follow: bool, address: str | None = None) -> None:
+def print_logs(store: Store, job_id: int, follow: bool, address: str | None = None, number: int | None = None) -> None:
     """Print the output of a job; with `follow`, wait for it to start and print until it ends.
 
     Args:
@@ -25,16 +25,20 @@ def print_logs(store: Store, job_id: int, follow: bool, address: str | None = No
         job_id: the job.
         follow: whether to wait.
         address: Ray's dashboard, which has the output of a running attempt; None finds it as `ray job submit` does.
+        number: print this attempt alone; None prints all.
 
     Raises:
-        cluster.errors.InputError: no such job.
+        cluster.errors.InputError: no such job, or no such attempt.
         cluster.errors.RayUnavailableError: without `follow`, Ray cannot give a running attempt's output.
     """
     printed: set[int] = set()
     reported_reason = ""
     while True:
         job = store.job(job_id)
-        for attempt in store.attempts(job_id):
+        attempts = [each for each in store.attempts(job_id) if number in (None, each.number)]
+        if number is not None and not attempts and not follow:
+            raise InputError(f"job {job_id} has no attempt {number}; allowed: 1 to {len(store.attempts(job_id))}")
+        for attempt in attempts:
             if attempt.number not in printed and (attempt.confirmed or attempt.ended_at is not None):
                 _print_attempt(store, attempt, follow, address)
                 printed.add(attempt.number)

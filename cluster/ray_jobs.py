@@ -5,39 +5,41 @@ Ray loses its history with its head node, so its answers are evidence; the store
 
 import logging
 import os
+import re
 import shlex
 import socket
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import Any, TypeVar, cast
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import requests
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from cluster.errors import RayUnavailableError, RefusedError
-from cluster.spec import Bundle, Ending
+from cluster.errors import RayFailedError, RayUnavailableError, RefusedError
+from cluster.placement import Node
+from cluster.resources import NODE_LABEL, Bundle
+from cluster.spec import Alive, Ending
 
 REQUEST_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 STOP_GRACE_S = 120
-MAX_NODES = 10_000
+MAX_ROWS = 10_000  # the most that Ray's state API gives
 MAX_MESSAGE = 300
+USUAL_MESSAGES = ("Job has not started yet", "Job is currently running")
 LOG_PART_BYTES = 2**20
+LINGER_S = 30.0
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 _Result = TypeVar("_Result")
-UNFINISHED_STATUSES = (JobStatus.PENDING, JobStatus.RUNNING)
+SUPERVISOR_PREFIX = "_ray_internal_job_actor_"  # and the submission id: the actor that runs a job's command
+Usage = Mapping[str, Mapping[str, float]]  # node -> resource -> amount
 ENDING_STATUSES = {JobStatus.SUCCEEDED: "succeeded", JobStatus.FAILED: "failed", JobStatus.STOPPED: "stopped"}
-
-
-class _Node(TypedDict):
-    """The fields used of a node in the answer of Ray's state API."""
-
-    resources_total: Bundle
 
 
 class _Client(JobSubmissionClient):
@@ -53,10 +55,12 @@ class _Client(JobSubmissionClient):
         whole = f"node_id={node}&filename=job-driver-{submission_id}.log&lines=-1&timeout={int(REQUEST_TIMEOUT_S)}"
         return self._do_request("GET", f"/api/v0/logs/file?{whole}", stream=True)
 
-    def nodes(self) -> list[_Node]:
-        """Every live node, as `ray list nodes --detail` shows it."""
-        alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
-        reply = self._do_request("GET", f"/api/v0/nodes?detail=1&limit={MAX_NODES}&{alive}")
+    def rows(self, kind: str, **filters: str) -> list[dict[str, Any]]:
+        """What `ray list KIND --detail` shows."""
+        chosen = "".join(
+            f"&filter_keys={key}&filter_predicates=%3D&filter_values={quote(value)}" for key, value in filters.items()
+        )
+        reply = self._do_request("GET", f"/api/v0/{kind}?detail=1&limit={MAX_ROWS}{chosen}")
         reply.raise_for_status()
         return reply.json()["data"]["result"]["result"]
 
@@ -85,19 +89,90 @@ class RayJobs:
         except (RuntimeError, ValueError, LookupError, TypeError) as error:  # something answers, but it is not Ray
             raise RayUnavailableError(f"no Ray job server at {self.address}: {_one_line(error)}") from error
         self.address = self._client.get_address()
+        self._jobs: defaultdict[str, set[str]] = defaultdict(set)  # submission id -> Ray's ids of its drivers
+        self._ended: dict[str, float] = {}  # submission id -> since when it is not open any more
 
-    def nodes(self) -> list[Bundle]:
-        """Each live node's total resources."""
-        return [row["resources_total"] for row in self._call(lambda: self._client.nodes())]
+    def nodes(self, ours: Collection[str]) -> tuple[list[Node], dict[str, Usage]]:
+        """The live nodes with what others than the queue hold; and what each open attempt of the queue holds.
 
-    def submit(self, submission_id: str, command: list[str], snapshot: Path, environment: dict[str, str]) -> None:
+        Held are the bundles of placement groups, the actors outside of them and the running tasks outside of them.
+
+        Args:
+            ours: submission ids of the queue's open attempts.
+        """
+        rows = self._call(lambda: self._client.rows("nodes", state="ALIVE"))
+        ended = self._just_ended(ours)
+        known = {job: submission for submission in (*ours, *ended) for job in self._jobs[submission]}
+        attempts: dict[str, dict[str, defaultdict[str, float]]] = {each: {} for each in ours}
+        others: dict[str, defaultdict[str, float]] = {}
+        for job, name, node, resources in self._holdings():
+            attempt = name.removeprefix(SUPERVISOR_PREFIX) if name.startswith(SUPERVISOR_PREFIX) else known.get(job)
+            if attempt in ended:
+                continue
+            holder = others if attempt is None else attempts.get(attempt, others)
+            for resource, amount in resources.items():
+                holder.setdefault(node, defaultdict(float))[resource] += amount
+        nodes = [
+            Node(
+                row["node_id"],
+                row["resources_total"],
+                others.get(row["node_id"], {}),
+                {**row["labels"], NODE_LABEL: row["node_id"]},
+                row["node_name"],
+                row["node_ip"],
+            )
+            for row in sorted(rows, key=lambda row: (row["node_name"], row["node_id"]))
+        ]
+        return nodes, dict(attempts)
+
+    def _just_ended(self, ours: Collection[str]) -> set[str]:
+        """The attempts that ended a moment ago, whose last processes are about to give back what they hold."""
+        now = time.monotonic()
+        for submission in set(self._jobs) - set(ours):
+            if now - self._ended.setdefault(submission, now) > LINGER_S:  # what it has left behind is others' by now
+                del self._jobs[submission], self._ended[submission]
+        for submission in ours:
+            self._ended.pop(submission, None)
+        return set(self._ended)
+
+    def _holdings(self) -> Iterator[tuple[str, str, str, dict[str, float]]]:
+        """Whatever holds resources: Ray's id of its job, its name, the node, and what it holds there."""
+        for group in self._call(lambda: self._client.rows("placement_groups")):
+            for bundle in group["bundles"] if group["state"] != "REMOVED" else ():
+                if bundle["node_id"]:
+                    yield group["creator_job_id"], "", bundle["node_id"], bundle["unit_resources"]
+        actors = self._call(lambda: self._client.rows("actors", state="ALIVE"))
+        tasks = self._call(lambda: self._client.rows("tasks", state="RUNNING", type="NORMAL_TASK"))
+        for row in (*actors, *tasks):
+            if not row["placement_group_id"] and row["node_id"]:
+                yield row["job_id"], row["name"] or "", row["node_id"], row["required_resources"] or {}
+
+    def submit(
+        self,
+        submission_id: str,
+        command: list[str],
+        snapshot: Path,
+        environment: dict[str, str],
+        driver: Bundle | None = None,
+        node: str | None = None,
+    ) -> None:
         """Start a command in the unpacked snapshot; an id that Ray knows already has been started, and is left alone.
+
+        Args:
+            submission_id: an id that Ray accepts once.
+            command: the command and its arguments.
+            snapshot: the archive.
+            environment: environment variables.
+            driver: what the command itself takes; None for nothing, on the head.
+            node: id of the node that it runs on; None for any that has room.
 
         Raises:
             RefusedError: Ray rejects the job, or the snapshot is not readable.
             RayUnavailableError: no clear answer; the command may have been started.
         """
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), **environment}
+        amounts = dict(driver.resources) if driver else {}
+        memory, cpus, gpus = (amounts.pop(name, None) for name in ("memory", "CPU", "GPU"))
         if not os.access(snapshot, os.R_OK):
             raise RefusedError(f"its code snapshot is missing or not readable: {snapshot}")
         try:
@@ -106,22 +181,30 @@ class RayJobs:
                     entrypoint=shlex.join(command),
                     submission_id=submission_id,
                     runtime_env={"working_dir": str(snapshot), "env_vars": variables},
+                    entrypoint_num_cpus=cpus,
+                    entrypoint_num_gpus=gpus,
+                    entrypoint_memory=None if memory is None else int(memory),
+                    entrypoint_resources=amounts or None,
+                    entrypoint_label_selector={NODE_LABEL: node} if node else None,
                 )
             )
         except (RuntimeError, ValueError) as error:
             if self._info(submission_id) is not None:
                 return
-            if isinstance(error, ValueError) or "status code 400" in str(error):
+            if isinstance(error, ValueError) or re.search(r"status code (400|413)", str(error)):
                 raise RefusedError(_one_line(error)) from error
             raise self._server_error(error) from error
 
-    def ending(self, submission_id: str) -> Ending | None:
-        """How an attempt ended; None while it runs; `lost` where Ray does not know it."""
+    def look(self, submission_id: str) -> Alive | Ending:
+        """What an attempt does, or how it ended: `lost` where Ray does not know it."""
         info = self._info(submission_id)
         if info is None:
             return Ending(status="lost")
-        if info.status in UNFINISHED_STATUSES:
-            return None
+        if info.status in (JobStatus.PENDING, JobStatus.RUNNING):
+            if info.job_id:
+                self._jobs[submission_id].add(info.job_id)  # Ray gives that of its last driver
+            usual = (info.message or "").startswith(USUAL_MESSAGES)
+            return Alive(started=info.status == JobStatus.RUNNING, message="" if usual else _cause(info.message or ""))
         return Ending.model_validate(
             {
                 "status": ENDING_STATUSES[info.status],
@@ -188,8 +271,8 @@ class RayJobs:
         except (ConnectionError, TimeoutError, socket.gaierror, requests.RequestException, RayError) as error:
             raise RayUnavailableError(f"no Ray job server answers at {self.address}: {_one_line(error)}") from error
 
-    def _server_error(self, error: Exception) -> RayUnavailableError:
-        return RayUnavailableError(f"Ray's job server at {self.address} failed: {_one_line(error)}")
+    def _server_error(self, error: Exception) -> RayFailedError:
+        return RayFailedError(f"Ray's job server at {self.address} failed: {_one_line(error)}")
 
 
 def _check_listening(address: str) -> None:

@@ -4,22 +4,33 @@
 reject bad input, so a typo is found when the job is submitted rather than when it starts.
 """
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from cluster.errors import InputError
-from cluster.spec import Bundle
+from cluster.resources import DRIVER, Bundle, Gang, parse_gang, parse_label
 
 SELF_DESCRIBING_COMMANDS = (["trainer"], ["tuning", "run"])
 PYTHON_EXECUTABLE = re.compile(r"(.*/)?python[\d.]*")
 INHERITED_VARIABLES = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT")
 DRY_RUN_TIMEOUT_S = 120
+MAX_ARRAY = 10_000
+MAX_DURATION_S = 10 * 365 * 86400.0
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+_Row = Annotated[dict[_Name, StrictBool | StrictInt | StrictFloat | StrictStr], Field(min_length=1)]
+_ROWS = TypeAdapter(Annotated[list[_Row], Field(min_length=1, max_length=MAX_ARRAY)])
+_T = TypeVar("_T")
 
 
 def describes_itself(command: Sequence[str]) -> bool:
@@ -59,10 +70,142 @@ def describe(command: Sequence[str], folder: Path, environment: Mapping[str, str
         raise InputError(f"--dry-run --json of the command is not JSON: {completed.stdout[:100]!r}") from None
 
 
-def gang_alternatives(description: Mapping[str, Any]) -> list[list[Bundle]]:
+def gang_alternatives(description: Mapping[str, Any]) -> list[Gang]:
     """The gangs a self-describing command can run as, in order of preference: on GPUs first, if it can use them."""
     preferred = description.get("bundles_where_gpus_suffice")
-    return ([preferred] if preferred else []) + [description["bundles"]]
+    found = ([preferred] if preferred else []) + [description["bundles"]]
+    return [[Bundle.model_validate(bundle) for bundle in gang] for gang in found]
+
+
+def gangs_and_driver(
+    description: Mapping[str, Any] | None, resources: str | None, driver: str | None, labels: Sequence[str]
+) -> tuple[list[Gang], Bundle]:
+    """What a job asks for.
+
+    A command that says nothing of itself takes one CPU, unless it is told what it asks Ray for: then, like the driver
+    of the trainer, it takes the memory of a process that waits for others.
+
+    Args:
+        description: what the command says of itself; None for nothing.
+        resources: `--resources`: what it asks Ray for, instead of what it says.
+        driver: `--driver`: what the command itself takes.
+        labels: `--label`, for all of these bundles and, where there are none, the command itself.
+
+    Raises:
+        InputError: malformed values.
+    """
+    selectors = dict(_parsed(parse_label, text, "--label", "NAME=VALUE, =!VALUE or =in(A,B)") for text in labels)
+    forms = "CPU=1, or 2*CPU=1,GPU=1, or CPU=1+2*CPU=4,GPU=1,memory=8G@ray.io/accelerator-type=H100"
+    gangs = [_parsed(parse_gang, resources, "--resources", forms)] if resources else None
+    if gangs is None:
+        gangs = gang_alternatives(description) if description else list[Gang]([[]])
+    if driver:
+        [own, *more] = _parsed(parse_gang, driver, "--driver", "CPU=2,memory=4G")
+        if more:
+            raise InputError(f"--driver {driver!r}: {1 + len(more)} bundles; allowed: one, such as CPU=2,memory=4G")
+    else:
+        own = DRIVER if any(gangs) else Bundle(resources={"CPU": 1.0})
+    labelled = [[_with(bundle, selectors) for bundle in gang] for gang in gangs]
+    return labelled, own if any(gangs) else _with(own, selectors)
+
+
+def _with(bundle: Bundle, labels: Mapping[str, str]) -> Bundle:
+    return bundle.model_copy(update={"labels": {**bundle.labels, **labels}})
+
+
+def _parsed(parse: Callable[[str], _T], text: str, option: str, forms: str) -> _T:
+    try:
+        return parse(text)
+    except ValueError:
+        raise InputError(f"{option} {text!r}: allowed: {forms}") from None
+
+
+def parse_after(texts: Sequence[str]) -> dict[int, str]:
+    """Parse `--after`: jobs that have to end first, and whether they have to succeed.
+
+    Raises:
+        InputError: not JOB, JOB:ok or JOB:any.
+    """
+    found: dict[int, str] = {}
+    for text in texts:
+        match = re.fullmatch(r"(\d{1,15})(?::(ok|any))?", text)
+        if not match:
+            raise InputError(f"--after {text!r}: allowed: JOB, JOB:ok (it has to succeed) or JOB:any (it has to end)")
+        found[int(match[1])] = match[2] or "ok"
+    return found
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Parse a time such as `90`, `45s`, `30m`, `12h`, `7d` or Slurm's `1-12:00:00` and `12:00:00`; in seconds.
+
+    Raises:
+        InputError: not of that form, or nothing.
+    """
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text, re.ASCII)
+    plain = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text, re.ASCII)
+    if clock:
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        value = float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    else:
+        value = float(plain[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[plain[2]] if plain else 0.0
+    if not 0 < value <= MAX_DURATION_S:
+        raise InputError(f"{option} {text!r}: allowed: 45s, 30m, 12h, 7d or 1-12:00:00")
+    return value
+
+
+def read_array(file: Path) -> list[dict[str, str]]:
+    """The rows of an array: a YAML list of mappings from a name to a value.
+
+    Raises:
+        InputError: it cannot be read, or a row is not such a mapping, or has other names than the first.
+    """
+    try:
+        rows = _ROWS.validate_python(yaml.safe_load(file.read_text()))
+    except OSError as error:
+        raise InputError(f"--array {file}: {error.strerror}; allowed: a YAML file") from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = f"row {int(problem['loc'][0]) + 1}" if problem["loc"] else "its rows"
+        forms = f"a list of 1 to {MAX_ARRAY} mappings of names to plain values, such as - {{lr: 0.001, seed: 1}}"
+        raise InputError(f"--array {file}: {where}: {problem['input']!r}: allowed: {forms}") from None
+    except (yaml.YAMLError, ValueError) as error:  # which is what impossible dates are
+        raise InputError(f"--array {file}: no YAML: {' '.join(str(error).split())[:200]}") from None
+    for number, row in enumerate(rows, 1):
+        if row.keys() != rows[0].keys():
+            raise InputError(
+                f"--array {file}: row {number}: {', '.join(row)}; allowed: the names of row 1, {', '.join(rows[0])}"
+            )
+    return [
+        {name: str(value).lower() if value is True or value is False else str(value) for name, value in row.items()}
+        for row in rows
+    ]
+
+
+def fill(command: Sequence[str], row: Mapping[str, str]) -> list[str]:
+    """A command with `{name}` replaced by a row's values.
+
+    Raises:
+        InputError: the command names none of them.
+    """
+    filled = [re.sub(r"\{(\w+)\}", lambda match: row.get(match[1], match[0]), word) for word in command]
+    if filled == list(command):
+        raise InputError(
+            f"the command uses none of the array's {', '.join(row)}; allowed: a word such as {{{next(iter(row))}}}"
+        )
+    return filled
+
+
+def job_key(description: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> str:
+    """What two jobs have in common that would do the same work twice.
+
+    Args:
+        description: what the command says of itself: the folder of its run or sweep.
+        fields: the job's, of which those count that say what a command does which says nothing of itself.
+    """
+    found = next((description[kind] for kind in ("run", "sweep") if kind in description), None) if description else None
+    names = ("user", "name", "command", "environment", "snapshot", "gangs", "driver", "after")
+    same = found["directory"] if found else {name: fields[name] for name in names}
+    return hashlib.sha256(json.dumps(same, sort_keys=True, default=BaseModel.model_dump).encode()).hexdigest()
 
 
 def job_name(description: Mapping[str, Any] | None, command: Sequence[str]) -> str:
@@ -72,26 +215,6 @@ def job_name(description: Mapping[str, Any] | None, command: Sequence[str]) -> s
             return description[kind]["name"]
     names = [word for word in command if not word.startswith("-") and not PYTHON_EXECUTABLE.fullmatch(word)]
     return (re.sub(r"[^A-Za-z0-9._-]", "-", Path((names or command)[0]).name).strip("._-") or "job")[:100]
-
-
-def parse_resources(text: str) -> list[Bundle]:
-    """Parse `--resources`: comma-separated amounts, after `N*` for N processes, joined by `+`; one bundle per process.
-
-    Raises:
-        InputError: the text is not of that form.
-    """
-    gang: list[Bundle] = []
-    for part in text.split("+"):
-        match = re.fullmatch(r"\s*(?:(\d{1,4})\s*\*)?\s*(\w+=[\d.]+(?:\s*,\s*\w+=[\d.]+)*)\s*", part)
-        try:
-            pairs = [pair.split("=") for pair in match[2].split(",")] if match else []
-            bundle = {key.strip(): float(amount) for key, amount in pairs}
-        except ValueError:
-            bundle = {}
-        if not match or not bundle or match[1] == "0":
-            raise InputError(f"--resources {text!r}: allowed: CPU=1, or 2*CPU=1,GPU=1, or CPU=1+2*CPU=4,GPU=1")
-        gang += [bundle] * int(match[1] or 1)
-    return gang
 
 
 def job_environment(pairs: Sequence[str], commit: str | None) -> dict[str, str]:

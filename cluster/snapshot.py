@@ -81,6 +81,8 @@ def create(folder: Path, names: Sequence[str], target: Path) -> str:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
             for entry in names:
                 _add(archive, folder / entry, entry)
+        if part.stat().st_size > MAX_SNAPSHOT_BYTES:
+            raise OSError(f"more than {MAX_SNAPSHOT_BYTES >> 20} MiB")
         with part.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         part.replace(archive_path(target, digest))

@@ -1,33 +1,122 @@
-"""The queue's database: jobs, attempts and events in SQLite, every change one transaction.
+"""The queue's record: jobs, attempts and events, every change one transaction.
 
 An attempt is committed before it is submitted to Ray, under a unique submission id that Ray accepts only once. So after
 a crash the database shows what may be running, and Ray can be asked about it.
 """
 
-import fcntl
-import os
-import sqlite3
 import time
-import uuid
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, select, text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Engine, bindparam, func, select, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, aliased, load_only
 
-from cluster import durable
+from cluster import schema, secrets
+from cluster.admission import Wait
 from cluster.errors import InputError, StoreUnavailableError
-from cluster.spec import END_STATES, Ending, JobSpec, next_transition
-from cluster.tables import Attempt, Event, Job, Queue
+from cluster.reasons import Reason
+from cluster.snapshot import archive_path
+from cluster.spec import END_STATES, OPEN_STATES, Asked, Beat, Ending, JobSpec, next_transition
+from cluster.tables import Attempt, Event, Job, Queue, Team
 
-SCHEMA_VERSION = "0001"
-BUSY_TIMEOUT_S = 30
-READ_ONLY = {"only_reads": True}
-SHORT_ATTEMPT_S = 5.0  # an attempt that ends sooner has its job held back
-RETRY_HOLD_S = 30.0  # for so long
+BACK_OFF_S = 30.0  # after a job's first fault; each further one doubles it
+MAX_BACK_OFF_S = 600.0
+MAX_PARAMETERS = 10_000  # of a statement
+SHORT_ATTEMPT_S = 5.0  # a job that gives its machines back sooner, unasked, waits as after a fault
+WAITING_COLUMNS = (
+    Job.id, Job.gangs, Job.driver, Job.priority, Job.queue, Job.user, Job.waiting_since, Job.held_until, Job.hold,
+    Job.after, Job.max_runtime_s, Job.preemptions, Job.reason, Job.reason_code, Job.start_at, Job.problem,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where an attempt was put and what it was given.
+
+    Attributes:
+        driver: id of the node of the command.
+        bundles: id of the node of each bundle.
+        usage: node -> resource -> amount, of both.
+        share: the dominant share of the cluster that this is.
+    """
+
+    driver: str
+    bundles: tuple[str, ...]
+    usage: Mapping[str, Mapping[str, float]]
+    share: float = 0.0
+
+    def total(self, resource: str) -> float:
+        """How much of a resource it is, on all nodes."""
+        return sum(amounts.get(resource, 0.0) for amounts in self.usage.values())
+
+
+@dataclass(frozen=True)
+class Glance:
+    """The queue as a whole.
+
+    Attributes:
+        draining: whether nothing starts.
+        preempted: how many attempts have been asked to make room for another job recently.
+        owed: the queued jobs that others were asked to make room for since they ran last.
+    """
+
+    draining: bool
+    preempted: int
+    owed: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which jobs; every field that is not empty narrows it.
+
+    Attributes:
+        ids: their ids.
+        states: their states.
+        name: their name, with `*` for any characters.
+        user: their user.
+        queue: their queue.
+        array: the array that they were submitted with.
+    """
+
+    ids: Sequence[int] = ()
+    states: Sequence[str] = ()
+    name: str = ""
+    user: str = ""
+    queue: str = ""
+    array: int | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """The selection as conditions of a query."""
+        texts = {Job.name: self.name, Job.user: self.user, Job.queue: self.queue}
+        found: list[ColumnElement[bool]] = [
+            column.like(text.replace("%", r"\%").replace("_", r"\_").replace("*", "%"), escape="\\")
+            for column, text in texts.items()
+            if text
+        ]
+        if self.array is not None:
+            found.append(Job.array_id == self.array)
+        if self.ids:
+            found.append(Job.id.in_(self.ids))
+        if self.states:
+            found.append(Job.state.in_(self.states))
+        return found
+
+
+_last = aliased(Attempt)
+_began_last = select(func.coalesce(func.max(_last.began_at), 0.0)).where(_last.job_id == Attempt.asked_by)
+_OWED = (
+    select(Attempt.asked_by)
+    .join(Job, Job.id == Attempt.asked_by)
+    .where(Job.state == "queued", Attempt.asked_at > _began_last.scalar_subquery())
+)
+_PREEMPTED = select(func.count(Attempt.id)).where(Attempt.asked_by.is_not(None), Attempt.asked_at > bindparam("since"))
+_DRAINING = select(Queue.draining)
+_OPEN = select(Attempt).where(Attempt.ended_at.is_(None)).order_by(Attempt.id)
+_WAITING = select(Job).options(load_only(*WAITING_COLUMNS)).where(Job.state == "queued").order_by(Job.id)
 
 
 class Store:
@@ -41,12 +130,12 @@ class Store:
     def __init__(self, engine: Engine, file: Path) -> None:
         """Use `Store.open`."""
         self._engine, self.file = engine, file
-        with self._session(write=False) as session:
+        with self.session(write=False) as session:
             self.id = session.scalars(select(Queue.id)).one()
 
     @classmethod
     def open(cls, url: str, create: bool = True) -> "Store":
-        """Open the queue at a URL such as `sqlite:////var/dualview/queue/queue.db`.
+        """Open the queue at a URL such as `sqlite:////var/dualview/queue/queue.db`, upgraded if it is an earlier one.
 
         Args:
             url: URL of a SQLite file.
@@ -55,24 +144,18 @@ class Store:
         Raises:
             InputError: not the URL of a SQLite file, no queue there, another kind of file, or another schema version.
         """
-        file = _database_file(url)
+        file = schema.database_file(url)
         if not create and not file.exists():
-            raise InputError(f"--queue {url}: no queue there yet; `python -m cluster submit` creates one")
-        engine = _engine(file)
+            raise InputError(f"--store {url}: no queue there yet; `python -m cluster submit` creates one")
         try:
             if not file.exists():
-                _create(file)
-            with engine.begin() as connection:
-                _check_schema(connection, url)
-            return cls(engine, file)
+                schema.create(file)
+            schema.upgrade(file, url)
+            return cls(schema.connect(file), file)
         except OSError as error:
-            raise InputError(f"--queue {url}: {error.strerror}; allowed: a file in a writable folder") from None
+            raise InputError(f"--store {url}: {error.strerror}; allowed: a file in a writable folder") from None
         except DBAPIError as error:
-            engine.dispose()
-            raise InputError(f"--queue {url}: {error.orig}; allowed: the database of a queue, or no file yet") from None
-        except InputError:
-            engine.dispose()
-            raise
+            raise InputError(f"--store {url}: {error.orig}; allowed: the database of a queue, or no file yet") from None
 
     def bind(self, address: str, moved: bool) -> None:
         """Record the Ray cluster that the queue's attempts run on; another cluster would know none of them.
@@ -84,7 +167,7 @@ class Store:
         Raises:
             InputError: attempts are open on another cluster, and not `moved`.
         """
-        with self._session() as session:
+        with self.session() as session:
             queue = session.scalars(select(Queue)).one()
             attempts = session.scalars(select(Attempt).where(Attempt.ended_at.is_(None))).all()
             if attempts and queue.address not in (None, address) and not moved:
@@ -99,23 +182,39 @@ class Store:
         """The folder of code archives."""
         return self.file.with_name("snapshots")
 
-    @property
-    def lock(self) -> Path:
-        """The file that the queue's dispatcher holds locked."""
-        return self.file.with_name(f"{self.file.name}.dispatcher")
+    def version(self) -> int:
+        """Another number after every change."""
+        try:
+            return self.file.stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def log(self, attempt: Attempt) -> Path:
         """The file with the output of an attempt that has ended."""
         return self.file.with_name("logs") / f"{attempt.submission_id}.log"
 
-    def submit(self, spec: JobSpec) -> Job:
-        """Add a job behind the others of its priority."""
-        with self._session() as session:
-            job = Job(**spec.model_dump(), submitted_at=time.time())
-            session.add(job)
-            session.flush()
-            _record_event(session, job.id, f"submitted with priority {job.priority}")
-            return job
+    # ------------------------------------------------------------------ jobs
+
+    def submit(self, spec: JobSpec, hold: bool = False) -> Job:
+        """Add a job, or find the unfinished one that has its key.
+
+        Raises:
+            InputError: no such queue, a priority above the queue's, or a job to come after that does not exist.
+        """
+        return self.submit_all([spec], hold)[0][0]
+
+    def submit_all(self, specs: Sequence[JobSpec], hold: bool = False) -> list[tuple[Job, bool]]:
+        """Add all jobs or none; several are an array. Returns them, and whether each is new; see `submit`."""
+        jobs: list[tuple[Job, bool]] = []
+        with self.session() as session:
+            for index, spec in enumerate(specs):
+                _check_priority(find_team(session, spec.queue), spec.priority)
+                twin = _twin(session, spec.key)
+                job = twin or _add(session, spec, hold)
+                jobs.append((job, twin is None))
+                if len(specs) > 1 and twin is None:
+                    job.array_id, job.array_index = next(each.id for each, new in jobs if new), index
+        return jobs
 
     def job(self, job_id: int) -> Job:
         """One job.
@@ -123,94 +222,336 @@ class Store:
         Raises:
             InputError: there is none of this id.
         """
-        with self._session(write=False) as session:
+        with self.session(write=False) as session:
             return _job(session, job_id)
 
     def jobs(self, *states: str) -> Sequence[Job]:
         """The jobs in these states, or all; oldest first."""
-        query = select(Job).order_by(Job.id)
-        with self._session(write=False) as session:
-            return session.scalars(query.where(Job.state.in_(states)) if states else query).all()
+        return self.select(Selection(states=states))
+
+    def select(self, selection: Selection, newest: int | None = None, skip: int = 0) -> Sequence[Job]:
+        """The jobs of a selection, oldest first.
+
+        Args:
+            selection: which.
+            newest: only so many of the newest; None for all.
+            skip: how many of the newest to leave out.
+        """
+        query = select(Job).where(*selection.conditions())
+        with self.session(write=False) as session:
+            if newest is None:
+                return session.scalars(query.order_by(Job.id)).all()
+            return session.scalars(query.order_by(Job.id.desc()).offset(skip).limit(newest)).all()[::-1]
+
+    def oldest(self, selection: Selection, limit: int) -> Sequence[Job]:
+        """The first jobs of a selection, oldest first."""
+        query = select(Job).where(*selection.conditions()).order_by(Job.id).limit(limit)
+        with self.session(write=False) as session:
+            return session.scalars(query).all()
+
+    def count(self, selection: Selection) -> int:
+        """How many jobs a selection has."""
+        with self.session(write=False) as session:
+            return session.scalars(select(func.count(Job.id)).where(*selection.conditions())).one()
+
+    def waiting(self) -> Sequence[Job]:
+        """The queued jobs, oldest first, with WAITING_COLUMNS alone."""
+        with self.session(write=False) as session:
+            return session.scalars(_WAITING).all()
 
     def attempts(self, job_id: int | None = None) -> Sequence[Attempt]:
         """The attempts of a job, or the open ones of all jobs; oldest first."""
-        chosen = Attempt.ended_at.is_(None) if job_id is None else Attempt.job_id == job_id
-        with self._session(write=False) as session:
-            return session.scalars(select(Attempt).where(chosen).order_by(Attempt.id)).all()
+        query = _OPEN if job_id is None else select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.id)
+        with self.session(write=False) as session:
+            return session.scalars(query).all()
+
+    def attempts_of(self, jobs: Iterable[int]) -> dict[int, list[Attempt]]:
+        """The attempts of several jobs, by job, oldest first."""
+        found: dict[int, list[Attempt]] = {job: [] for job in jobs}
+        with self.session(write=False) as session:
+            for some in _chunks(found):
+                for attempt in session.scalars(select(Attempt).where(Attempt.job_id.in_(some)).order_by(Attempt.id)):
+                    found[attempt.job_id].append(attempt)
+        return found
 
     def events(self, job_id: int) -> Sequence[Event]:
         """What happened to a job; oldest first."""
-        with self._session(write=False) as session:
+        with self.session(write=False) as session:
             return session.scalars(select(Event).where(Event.job_id == job_id).order_by(Event.id)).all()
 
-    def cancel(self, job_id: int) -> Job:
+    def states(self, jobs: Collection[int]) -> dict[int, str]:
+        """Job -> state."""
+        if not jobs:
+            return {}
+        with self.session(write=False) as session:
+            rows = [
+                row
+                for some in _chunks(jobs)
+                for row in session.execute(select(Job.id, Job.state).where(Job.id.in_(some)))
+            ]
+        return {row.id: row.state for row in rows}
+
+    # ------------------------------------------------------------------ what people do with jobs
+
+    def cancel(self, job_id: int, now: bool = False) -> Job:
         """Cancel a job: at once if it waits, through the dispatcher if it runs.
+
+        Args:
+            job_id: the job.
+            now: whether to record its end at once also if it runs, for a cluster that is gone.
 
         Raises:
             InputError: there is no such job, or it has ended.
         """
-        with self._session() as session:
-            job = _job(session, job_id)
-            if job.state in END_STATES:
-                raise InputError(f"job {job_id}: has ended ({job.state}); allowed: a job that waits or runs")
+        with self.session() as session:
+            job = _unfinished(session, job_id)
             job.cancel_requested = True
             if job.state == "queued":
                 _end(session, job, "cancelled", "cancelled while it waited")
+            elif now:
+                attempt = session.scalars(_OPEN.where(Attempt.job_id == job_id)).one()
+                _close(session, attempt, Ending(status="lost"), "cancelled without asking Ray", fault=False)
+                _end(session, job, "cancelled", "cancelled without asking Ray, which may still run it")
             else:
                 _record_event(session, job.id, "cancellation requested")
             return job
 
-    def explain(self, reasons: dict[int, str]) -> None:
-        """Record why each waiting job waits; `reasons` is by job id."""
-        with self._session() as session:
-            for job in session.scalars(select(Job).where(Job.id.in_(reasons), Job.state == "queued")):
-                job.reason = reasons[job.id]
+    def hold(self, job_id: int) -> Job:
+        """Keep a job from starting until it is released; one that runs goes on, and would not start again.
 
-    def begin_attempt(self, job_id: int) -> Attempt | None:
-        """Record a new attempt, before it is submitted to Ray; None if the job does not wait or any attempt is open."""
-        with self._session() as session:
+        Raises:
+            InputError: there is no such job, or it has ended.
+        """
+        with self.session() as session:
+            job = _unfinished(session, job_id)
+            job.hold = job.hold or "held"
+            _record_event(session, job.id, "held")
+            return job
+
+    def release(self, job_id: int) -> Job:
+        """Let a job start that was held or parked, and not wait any longer for its back-off.
+
+        Raises:
+            InputError: there is no such job, or it has ended.
+        """
+        with self.session() as session:
+            job = _unfinished(session, job_id)
+            job.hold, job.problem, job.held_until, job.waiting_since = None, "", 0.0, time.time()
+            _record_event(session, job.id, "released")
+            return job
+
+    def park(self, job_id: int, problem: str) -> None:
+        """Keep a job that the dispatcher cannot handle from being tried again until it is released."""
+        with self.session() as session:
             job = _job(session, job_id)
-            if job.state != "queued" or session.scalars(select(Attempt.id).where(Attempt.ended_at.is_(None))).first():
+            if (job.hold, job.problem) == ("parked", problem):
+                return
+            job.hold, job.problem, job.reason = "parked", problem, problem
+            job.reason_code = Reason.PARKED if job.state == "queued" else ""
+            _record_event(session, job.id, f"parked: {problem}")
+
+    def give_up(self, job_id: int, reason: str) -> Job:
+        """Cancel a job that waits, since it can never start."""
+        with self.session() as session:
+            job = _job(session, job_id)
+            if job.state == "queued":
+                _end(session, job, "cancelled", reason)
+            return job
+
+    def requeue(self, job_id: int) -> Job:
+        """Queue a job again that has ended, or ask one that runs to leave and start again.
+
+        Raises:
+            InputError: there is no such job, it waits, was asked to leave before, or is queued again under the same key
+                already; or what it needs is there no longer: its queue, its code or its secrets.
+        """
+        with self.session() as session:
+            job = _job(session, job_id)
+            if job.state == "queued":
+                raise InputError(f"job {job_id}: waits already; allowed: a job that runs or has ended")
+            if job.state in OPEN_STATES:
+                attempt = session.scalars(_OPEN.where(Attempt.job_id == job_id)).one()
+                if job.cancel_requested or not _ask(session, attempt, Asked(to="leave", reason="requeued by hand")):
+                    raise InputError(
+                        f"job {job_id}: was asked to leave before; allowed: one that was not, or has ended"
+                    )
+                return job
+            find_team(session, job.queue)
+            self._check_there(job)
+            if (twin := _twin(session, job.key)) is not None:
+                raise InputError(
+                    f"job {job_id}: job {twin.id} does the same and is {twin.state}; allowed: one of the two"
+                )
+            faults = update(Attempt).where(Attempt.job_id == job_id).values(fault=False)
+            session.execute(faults)
+            job.state, job.ended_at, job.cancel_requested, job.held_until = "queued", None, False, 0.0
+            job.reason, job.reason_code, job.waiting_since = "queued again by hand", Reason.NEW, time.time()
+            _record_event(session, job.id, "queued again by hand")
+            return job
+
+    def _check_there(self, job: Job) -> None:
+        """Raise InputError if a job's code or secrets have been removed."""
+        needed = [archive_path(self.snapshots, job.snapshot), *secrets.files(self.file, job.environment)]
+        if gone := next((path for path in needed if not path.exists()), None):
+            raise InputError(f"job {job.id}: {gone} was removed when it had ended; allowed: to submit it again")
+
+    def change(self, job_id: int, **fields: str | float | None) -> Job:
+        """Change a job's priority, queue, or what it does at its limit of time.
+
+        Raises:
+            InputError: there is no such job or queue, it has ended, or the priority is above the queue's.
+        """
+        with self.session() as session:
+            job = _unfinished(session, job_id)
+            queue, priority = fields.get("queue", job.queue), fields.get("priority", job.priority)
+            _check_priority(find_team(session, str(queue)), int(priority or 0))
+            for name, value in fields.items():
+                setattr(job, name, value)
+            _record_event(session, job.id, "changed: " + ", ".join(f"{name} = {fields[name]}" for name in fields))
+            return job
+
+    # ------------------------------------------------------------------ what the dispatcher does with jobs
+
+    def explain(self, waits: Mapping[int, Wait]) -> None:
+        """Record why waiting jobs wait."""
+        rows = [
+            {"id": job, "reason": wait.text, "reason_code": str(wait.code), "start_at": wait.start_at}
+            for job, wait in waits.items()
+        ]
+        with self.session() as session:
+            waiting = set(session.scalars(select(Job.id).where(Job.state == "queued")))
+            if found := [row for row in rows if row["id"] in waiting]:
+                session.execute(update(Job), found)
+
+    def begin_attempt(self, job_id: int, placed: Placed | None = None) -> Attempt | None:
+        """Record a new attempt, before it is submitted to Ray; None if the job may not start any more."""
+        with self.session() as session:
+            job = _job(session, job_id)
+            if job.state != "queued" or job.hold is not None or session.scalars(_DRAINING).one():
                 return None
-            number = len(session.scalars(select(Attempt.id).where(Attempt.job_id == job_id)).all()) + 1
+            number = session.scalars(select(func.count(Attempt.id)).where(Attempt.job_id == job_id)).one() + 1
             name = f"dualview-{self.id[:8]}-{job_id}-{number}"
             attempt = Attempt(job_id=job_id, number=number, submission_id=name, began_at=time.time())
+            where = ""
+            if placed is not None:
+                attempt.placement = {
+                    "driver": placed.driver, "bundles": list(placed.bundles), "usage": placed.usage,
+                }  # fmt: skip
+                attempt.cpus, attempt.gpus, attempt.share = placed.total("CPU"), placed.total("GPU"), placed.share
+                where = f" on {len(placed.usage)} node{'s' if len(placed.usage) > 1 else ''}"
             session.add(attempt)
-            job.state, job.reason = "running", f"attempt {number} is starting"
-            _record_event(session, job_id, f"attempt {number} begins as {name}")
+            job.state, job.reason, job.reason_code = "starting", f"attempt {number} is starting{where}", ""
+            job.start_at = None
+            _record_event(session, job_id, f"attempt {number} begins{where} as {name}")
             return attempt
 
     def confirm(self, attempt: Attempt) -> None:
         """Record that Ray has accepted an attempt; one that has ended is left unchanged."""
-        with self._session() as session:
+        with self.session() as session:
             stored = session.get_one(Attempt, attempt.id)
             if stored.ended_at is None:
                 stored.confirmed = True
-                _job(session, stored.job_id).reason = f"attempt {stored.number} runs as {stored.submission_id}"
+                _unpark(_job(session, stored.job_id))
+
+    def observe(self, attempt: Attempt, running: bool, words: str) -> None:
+        """Record what an open attempt does; one that ran before still runs.
+
+        Args:
+            attempt: the attempt.
+            running: whether its command runs and its gang has formed.
+            words: what it does, for people.
+        """
+        with self.session() as session:
+            stored = session.get_one(Attempt, attempt.id)
+            if stored.ended_at is not None:
+                return
+            job = _job(session, stored.job_id)
+            stored.confirmed, job.reason = True, words
+            _unpark(job)
+            if running and stored.running_at is None:
+                stored.running_at, job.state = time.time(), "running"
+                _record_event(session, job.id, f"attempt {stored.number} runs")
+
+    def note(self, job_id: int, words: str) -> None:
+        """Say of a job with an open attempt what is the matter with it."""
+        with self.session() as session:
+            job = _job(session, job_id)
+            if job.state in OPEN_STATES:
+                job.reason = words
+
+    def hear(self, beats: Mapping[str, Beat]) -> None:
+        """Record heartbeats; submission id -> the newest."""
+        if not beats:
+            return
+        with self.session() as session:
+            for attempt in session.scalars(_OPEN.where(Attempt.submission_id.in_(list(beats)))):
+                beat = beats[attempt.submission_id]
+                attempt.heard_at = beat.at
+                attempt.step = attempt.step if beat.step is None else beat.step
+                attempt.saved_step = attempt.saved_step if beat.saved_step is None else beat.saved_step
+
+    def ask(self, attempt: Attempt, asked: Asked, by: int | None = None) -> bool:
+        """Record what is asked of an open attempt; False if it was asked before.
+
+        Args:
+            attempt: the attempt.
+            asked: what is asked of it.
+            by: the job that it makes room for; None if there is none.
+        """
+        with self.session() as session:
+            stored = session.get_one(Attempt, attempt.id)
+            return stored.ended_at is None and _ask(session, stored, asked, by)
 
     def end_attempt(self, attempt: Attempt, ending: Ending) -> Job:
         """Close an attempt and update its job; closing it again changes nothing."""
-        with self._session() as session:
+        with self.session() as session:
             job, attempt = _job(session, attempt.job_id), session.get_one(Attempt, attempt.id)
             if attempt.ended_at is not None:
                 return job
-            faults = select(Attempt.id).where(Attempt.job_id == job.id, Attempt.fault)
-            transition = next_transition(ending, job.cancel_requested, len(session.scalars(faults).all()))
-            now = time.time()
-            attempt.status, attempt.exit_code, attempt.ended_at = ending.status, ending.exit_code, now
-            attempt.reason, attempt.fault = transition.reason, transition.fault
-            if transition.state == "queued":
-                job.state, job.reason = "queued", transition.reason
-                if now - attempt.began_at < SHORT_ATTEMPT_S:
-                    job.held_until = now + RETRY_HOLD_S
-                _record_event(session, job.id, f"attempt {attempt.number}: {transition.reason}")
-            else:
+            others = select(Attempt).where(Attempt.job_id == job.id, Attempt.id != attempt.id)
+            before = session.scalars(others).all()
+            faults = sum(each.fault for each in before)
+            asked = _asked_of(job, attempt)
+            transition = next_transition(ending, asked, faults, job.retries, _progressed(attempt, before))
+            _close(session, attempt, ending, transition.reason, transition.fault)
+            if transition.state != "queued":
                 _end(session, job, transition.state, transition.reason)
+                return job
+            job.state, job.reason, job.reason_code = "queued", transition.reason, Reason.NEW
+            job.waiting_since = time.time()
+            if attempt.asked_by is not None:
+                job.preemptions += 1
+            if transition.fault:
+                job.held_until = time.time() + min(BACK_OFF_S * 2**faults, MAX_BACK_OFF_S)
+            elif asked is None and time.time() - attempt.began_at < SHORT_ATTEMPT_S:
+                job.held_until = time.time() + BACK_OFF_S
+            _record_event(session, job.id, f"attempt {attempt.number}: {transition.reason}")
             return job
 
+    def glance(self, since: float) -> Glance:
+        """What admission needs to know of the queue as a whole.
+
+        Args:
+            since: the time from which on preemptions count.
+        """
+        with self.session(write=False) as session:
+            draining = session.scalars(_DRAINING).one()
+            preempted = session.scalars(_PREEMPTED, {"since": since}).one()
+            return Glance(draining, preempted, frozenset(job for job in session.scalars(_OWED) if job is not None))
+
+    def drain(self, draining: bool) -> None:
+        """Let no further job start, or let them start again."""
+        with self.session() as session:
+            session.scalars(select(Queue)).one().draining = draining
+
     @contextmanager
-    def _session(self, write: bool = True) -> Generator[Session]:
-        engine = self._engine if write else self._engine.execution_options(**READ_ONLY)
+    def session(self, write: bool = True) -> Generator[Session]:
+        """A transaction.
+
+        Raises:
+            StoreUnavailableError: the database cannot be read or written now.
+        """
+        engine = self._engine if write else self._engine.execution_options(**schema.READ_ONLY)
         try:
             with Session(engine, expire_on_commit=False) as session, session.begin():
                 yield session
@@ -226,98 +567,100 @@ def _job(session: Session, job_id: int) -> Job:
     return job
 
 
+def _twin(session: Session, key: str | None) -> Job | None:
+    """The unfinished job with a key."""
+    if key is None:
+        return None
+    return session.scalars(select(Job).where(Job.key == key, Job.state.not_in(END_STATES)).limit(1)).first()
+
+
+def _unpark(job: Job) -> None:
+    """Its attempt is with Ray after all."""
+    if job.hold == "parked":
+        job.hold, job.problem = None, ""
+
+
+def _chunks(values: Iterable[int]) -> Iterator[list[int]]:
+    """The values, as many at a time as a statement takes."""
+    left = iter(values)
+    while some := list(islice(left, MAX_PARAMETERS)):
+        yield some
+
+
+def _add(session: Session, spec: JobSpec, hold: bool) -> Job:
+    for job_id in spec.after:
+        _job(session, job_id)
+    fields = {**spec.model_dump(), "after": {str(job): how for job, how in spec.after.items()}}
+    now = time.time()
+    job = Job(**fields, submitted_at=now, waiting_since=now, hold="held" if hold else None)
+    session.add(job)
+    session.flush()
+    _record_event(session, job.id, f"submitted with priority {job.priority} to queue {job.queue}")
+    return job
+
+
+def _unfinished(session: Session, job_id: int) -> Job:
+    job = _job(session, job_id)
+    if job.state in END_STATES:
+        raise InputError(f"job {job_id}: has ended ({job.state}); allowed: a job that waits or runs")
+    return job
+
+
+def find_team(session: Session, name: str) -> Team:
+    """A queue.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    team = session.get(Team, name)
+    if team is None:
+        names = ", ".join(session.scalars(select(Team.name).order_by(Team.name)))
+        raise InputError(f"queue {name!r}: no such queue; allowed: {names} (`queues set NAME` makes one)")
+    return team
+
+
+def _check_priority(team: Team, priority: int) -> None:
+    if team.max_priority is not None and priority > team.max_priority:
+        raise InputError(f"--priority {priority}: queue {team.name} allows at most {team.max_priority}")
+
+
+def _asked_of(job: Job, attempt: Attempt) -> Asked | None:
+    if job.cancel_requested:
+        return Asked(to="cancel")
+    return Asked.model_validate({"to": attempt.asked, "reason": attempt.asked_reason}) if attempt.asked else None
+
+
+def _ask(session: Session, attempt: Attempt, asked: Asked, by: int | None = None) -> bool:
+    if attempt.asked is not None:
+        return False
+    attempt.asked, attempt.asked_at, attempt.asked_reason, attempt.asked_by = asked.to, time.time(), asked.reason, by
+    job = _job(session, attempt.job_id)
+    job.reason = f"{asked.reason}; asked to leave"
+    _record_event(session, job.id, f"attempt {attempt.number} is asked to leave: {asked.reason}")
+    if by is not None:
+        _record_event(session, by, f"job {job.id} is asked to make room for it")
+    return True
+
+
+def _progressed(attempt: Attempt, before: Sequence[Attempt]) -> bool:
+    """Whether an attempt has saved more than those before it; True for the first, and for one that does not say."""
+    known = [each.saved_step for each in before if each.saved_step is not None]
+    return not known or attempt.saved_step is None or attempt.saved_step > max(known)
+
+
+def _close(session: Session, attempt: Attempt, ending: Ending, reason: str, fault: bool) -> None:
+    now = time.time()
+    attempt.status, attempt.exit_code, attempt.ended_at = ending.status, ending.exit_code, now
+    attempt.reason, attempt.fault = reason, fault
+    team = session.get(Team, _job(session, attempt.job_id).queue)
+    if team is not None:
+        team.charge(attempt.share, attempt.began_at, now)
+
+
 def _end(session: Session, job: Job, state: str, reason: str) -> None:
-    job.state, job.reason, job.ended_at = state, reason, time.time()
+    job.state, job.reason, job.reason_code, job.start_at, job.ended_at = state, reason, "", None, time.time()
     _record_event(session, job.id, f"{state}: {reason}")
 
 
 def _record_event(session: Session, job_id: int, text: str) -> None:
     session.add(Event(job_id=job_id, at=time.time(), text=text))
-
-
-def _database_file(url: str) -> Path:
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        parsed = None
-    if parsed is None or parsed.drivername != "sqlite" or not (parsed.database or "").startswith("/"):
-        raise InputError(f"--queue {url!r}: allowed: sqlite:////an/absolute/path/queue.db")
-    return Path(str(parsed.database))
-
-
-def _engine(file: Path) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite", database=str(file)), connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None}
-    )
-    event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-def _begin(connection: Connection) -> None:
-    """Take the write lock at the start of a transaction; SQLite might not grant it later.
-
-    SQLite keeps its default journal mode, since two processes that switch a new database to WAL at once can fail.
-    """
-    reading = connection.get_execution_options().get("only_reads", False)
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-
-def _configure(connection: sqlite3.Connection, _: object) -> None:
-    connection.execute("PRAGMA foreign_keys = ON")
-
-
-def _create(file: Path) -> None:
-    """Make a queue's database whole under another name, and give it its own unless another process was first.
-
-    So a file that is there without a queue in it has been damaged, or is something else.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    with _folder_locked(file.parent):
-        if file.exists():
-            return
-        engine = _engine(part)
-        try:
-            with engine.begin() as connection:
-                _create_schema(connection)
-            engine.dispose()  # SQLite has synced it
-            durable.replace_durably(part, file)
-        finally:
-            engine.dispose()
-            part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _folder_locked(folder: Path) -> Generator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _check_schema(connection: Connection, url: str) -> None:
-    tables: Iterable[str] = inspect(connection).get_table_names()
-    version = (
-        connection.scalar(text("SELECT version_num FROM alembic_version")) if "alembic_version" in tables else None
-    )
-    if version is None or "jobs" not in tables:
-        raise InputError(f"--queue {url}: not the database of a queue; allowed: that of a queue, or no file yet")
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"--queue {url}: schema version {version!r}, made by another version of DualView; allowed: "
-            f"{SCHEMA_VERSION!r} (use that version, or another --queue)"
-        )
-
-
-def _create_schema(connection: Connection) -> None:
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", os.fspath(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-    connection.execute(insert(Queue).values(id=uuid.uuid4().hex))

@@ -1,6 +1,7 @@
 """The command line: one clear line for bad input, exit 2, and nothing half done."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,10 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cluster import dispatcher_lock
 from cluster.__main__ import main, queue_url
-from cluster.dispatcher import dispatcher_lock
+from cluster.admission import Wait
+from cluster.reasons import Reason
 from cluster.request import INHERITED_VARIABLES
-from cluster.store import Store
+from cluster.spec import Ending
+from cluster.store import Selection, Store
+from cluster.tables import Job
 from tests.conftest import ROOT
 
 
@@ -22,6 +27,7 @@ def queue(url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (*INHERITED_VARIABLES, "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DUALVIEW_QUEUE", url)
+    monkeypatch.setenv("LOGNAME", "me")
     return Path(url.removeprefix("sqlite:///")).parent
 
 
@@ -39,15 +45,17 @@ def submit(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) ->
 
 def test_submit_list_show_cancel(capsys: pytest.CaptureFixture[str], tmp_path: Path, queue: Path, url: str):
     out = submit(capsys, tmp_path, "--priority", "5", "--env", "A=b", "--", "python", "job.py", "--json")
-    assert out.startswith("job 1 queued: job.py (priority 5)")
+    assert out.startswith("job 1 queued: job.py (priority 5); python -m cluster logs -f 1")
     submit(capsys, tmp_path, "--name", "second", "--resources", "2*CPU=1", "--", "bash", "-c", "exit 0")
     table = run(capsys, "list")
     assert table.endswith("no dispatcher is running on this machine: python -m cluster dispatch\n")
-    with dispatcher_lock(Store.open(url)):
+    with dispatcher_lock.hold(Store.open(url).file):
         assert "no dispatcher is running" not in run(capsys, "list")
-    assert re.search(r"1 +job\.py +queued +5 .*no dispatcher has looked at it yet", table)
+    assert re.search(r"1 +job\.py +me +default +queued +5 .*no dispatcher has looked at it yet", table)
     rows = json.loads(run(capsys, "list", "--json"))
-    assert [row["gangs"] for row in rows] == [[[{"CPU": 1.0}]], [[{"CPU": 1.0}, {"CPU": 1.0}]]]
+    cpu = {"resources": {"CPU": 1.0}, "labels": {}}
+    assert [row["gangs"] for row in rows] == [[[]], [[cpu, cpu]]]
+    assert [row["driver"]["resources"] for row in rows] == [{"CPU": 1.0}, {"memory": 2.0**29}]
     assert rows[0]["command"] == ["python", "job.py", "--json"]
     assert len(list((queue / "snapshots").iterdir())) == 1
     shown = run(capsys, "show", "1")
@@ -94,7 +102,7 @@ def test_only_the_last_that_ended_are_listed(capsys: pytest.CaptureFixture[str],
     table = run(capsys, "list")
     assert "job1 " not in table
     assert "job2 " in table
-    assert "and 2 more that ended earlier (--all shows them)" in table
+    assert "and 2 more (--all shows those that ended earlier, " in table
     assert "job0 " in run(capsys, "list", "--all")
 
 
@@ -119,7 +127,18 @@ def test_an_empty_queue_says_what_to_do(capsys: pytest.CaptureFixture[str], url:
             ["submit", "--", "python", "-m", "trainer", "--config", "missing.yaml"],
             "the command rejects its input: --c",
         ),
-        (["list"], "--queue sqlite:///"),
+        (["submit", "--driver", "many", "--", "true"], "--driver 'many'"),
+        (["submit", "--label", "x", "--", "true"], "--label 'x'"),
+        (["submit", "--max-runtime", "soon", "--", "true"], "--max-runtime 'soon'"),
+        (["submit", "--after", "x", "--", "true"], "--after 'x'"),
+        (["submit", "--retries", "-1", "--", "true"], "retries = -1"),
+        (["submit", "--array", "/nowhere.yaml", "--", "true"], "--array /nowhere.yaml: No such file"),
+        (["submit", "--secret", "X", "--", "true"], "--secret 'X': allowed: NAME=FILE"),
+        (["submit", "--secret", "X=/nowhere", "--", "true"], "--secret X: /nowhere: No such file"),
+        (["submit", "--queue", "a b", "--", "true"], "queue = 'a b'"),
+        (["submit", "--name", "\x1b[31m", "--", "true"], "name = "),
+        (["list"], "--store sqlite:///"),
+        (["queues"], "--store sqlite:///"),
     ],
 )
 def test_bad_input(capsys: pytest.CaptureFixture[str], queue: Path, arguments: list[str], message: str):
@@ -144,7 +163,11 @@ def test_a_cluster_that_does_not_answer(capsys: pytest.CaptureFixture[str], url:
     assert Store.open(url).jobs() == []
 
 
-@pytest.mark.parametrize("action", [["show", "9"], ["logs", "9"], ["cancel", "9"]])
+@pytest.mark.parametrize(
+    "action",
+    [["show", "9"], ["why", "9"], ["logs", "9"], ["cancel", "9"], ["hold", "9"], ["release", "9"], ["requeue", "9"],
+     ["set", "9", "--priority", "1"]],
+)  # fmt: skip
 def test_unknown_jobs(capsys: pytest.CaptureFixture[str], url: str, action: list[str]):
     Store.open(url)
     assert run(capsys, *action, expect=2) == "error: job 9: no such job; allowed: submit one first\n"
@@ -172,7 +195,214 @@ def test_a_queue_in_a_storage_of_any_name_is_in_it(monkeypatch: pytest.MonkeyPat
 def test_help_is_quick_and_imports_no_database():
     code = (
         "import sys\nfrom cluster.__main__ import parser\nparser().format_help()\n"
-        "print([name for name in ('sqlalchemy', 'ray', 'pydantic', 'rich') if name in sys.modules])"
+        "print([name for name in ('sqlalchemy', 'ray', 'pydantic', 'rich', 'numpy', 'yaml') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------ for a team
+
+
+def test_who_asks_for_what_is_stored(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
+    run(capsys, "queues", "set", "vision", "--weight", "2", "--guaranteed", "0.25", "--max-priority", "5")
+    submit(capsys, tmp_path, "--", "true")
+    out = submit(
+        capsys, tmp_path, "--queue", "vision", "--priority", "5", "--max-runtime", "1-00:00:00",
+        "--at-the-limit", "fail", "--retries", "5", "--after", "1:any", "--driver", "CPU=2@zone=a", "--hold", "--",
+        "python", "job.py",
+    )  # fmt: skip
+    assert out.startswith("job 2 queued: job.py (priority 5, queue vision)")
+    job = Store.open(url).job(2)
+    assert (job.queue, job.max_runtime_s, job.at_the_limit, job.retries) == ("vision", 86400.0, "fail", 5)
+    assert (job.after, job.hold, job.user, job.says_when) == ({"1": "any"}, "held", "me", False)
+    shown = run(capsys, "show", "2")
+    assert re.search(r"whose +me, queue vision, priority 5", shown)
+    assert re.search(r"asks for +2 CPU where zone is a", shown)
+    assert re.search(r"limit +24:00:00, then it fails", shown)
+    assert re.search(r"comes after +job 1 \(any\)", shown)
+    error = submit_error(capsys, tmp_path, "--queue", "vision", "--priority", "6", "--", "true")
+    assert error == "error: --priority 6: queue vision allows at most 5\n"
+    error = submit_error(capsys, tmp_path, "--queue", "text", "--", "true")
+    assert error == "error: queue 'text': no such queue; allowed: default, vision (`queues set NAME` makes one)\n"
+    error = submit_error(capsys, tmp_path, "--after", "3", "--", "true")
+    assert error == "error: job 3: no such job; allowed: 1 to 2\n"
+    assert Store.open(url).count(Selection()) == 2
+
+
+def submit_error(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
+    return run(capsys, "submit", "--working-dir", str(folder / "code"), *arguments, expect=2)
+
+
+def test_the_same_is_queued_once(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    submit(capsys, tmp_path, "--", "true")
+    again = submit(capsys, tmp_path, "--", "true")
+    assert again == "job 1 is queued already: true, with the same key (--key '' queues another)\n"
+    assert submit(capsys, tmp_path, "--key", "", "--", "true").startswith("job 2 queued")
+    assert submit(capsys, tmp_path, "--name", "other", "--", "true").startswith("job 3 queued")
+
+
+def test_an_array(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
+    rows = tmp_path / "rows.yaml"
+    rows.write_text("- {seed: 1}\n- {seed: 2}\n- {seed: 3}\n")
+    out = submit(capsys, tmp_path, "--array", str(rows), "--", "python", "job.py", "--seed={seed}")
+    assert out == "jobs 1 to 3 queued: 3 of an array; python -m cluster list --array 1\n"
+    jobs = Store.open(url).jobs()
+    assert [job.command[-1] for job in jobs] == ["--seed=1", "--seed=2", "--seed=3"]
+    assert [job.name for job in jobs] == ["job.py-0", "job.py-1", "job.py-2"]
+    assert [job.environment["DUALVIEW_ARRAY_INDEX"] for job in jobs] == ["0", "1", "2"]
+    run(capsys, "cancel", "--array", "1")
+    assert {job.state for job in Store.open(url).jobs()} == {"cancelled"}
+    bad = ["--array", str(rows), "--", "python", "-m", "trainer", "--config", "configs/digits.yaml", "--set"]
+    error = run(capsys, "submit", "--working-dir", str(ROOT), *bad, "training.steps=-{seed}", expect=2)
+    assert error.startswith(f"error: --array {rows}: row 1: the command rejects its input: training.steps = -1")
+    assert len(Store.open(url).jobs()) == 3
+
+
+def test_secrets_are_where_only_the_job_can_read_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, queue: Path, url: str
+):
+    secret = tmp_path / "token"
+    secret.write_text("hunter2")
+    submit(capsys, tmp_path, "--secret", f"HF_TOKEN={secret}", "--key", "one", "--", "true")
+    submit(capsys, tmp_path, "--secret", f"HF_TOKEN={secret}", "--key", "one", "--", "true")  # which is that one
+    [kept] = (queue / "secrets").glob("*/*")
+    path = Path(Store.open(url).job(1).environment["HF_TOKEN_FILE"])
+    assert path == kept
+    assert path.read_text() == "hunter2"
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    everything = run(capsys, "list", "--json") + run(capsys, "show", "1", "--json") + run(capsys, "show", "1")
+    assert "hunter2" not in everything
+    assert b"hunter2" not in Path(url.removeprefix("sqlite:///")).read_bytes()
+    run(
+        capsys,
+        "submit",
+        "--working-dir",
+        str(tmp_path),
+        "--secret",
+        f"A={secret}",
+        "--queue",
+        "no",
+        "--",
+        "x",
+        expect=2,
+    )
+    run(capsys, "cancel", "1")
+    assert list((queue / "secrets").iterdir()) == []
+    error = run(capsys, "requeue", "1", expect=2)
+    assert error.startswith(f"error: job 1: {path} was removed when it had ended; allowed: to submit it again")
+
+
+def test_other_peoples_jobs_ask_for_force(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("a", "b"):
+        submit(capsys, tmp_path, "--name", name, "--", "true")
+    monkeypatch.setenv("LOGNAME", "you")
+    for command in (["cancel"], ["hold"], ["release"], ["requeue"], ["set", "--priority", "1"]):
+        error = run(capsys, *command, "1", expect=2)
+        assert error == "error: job 1 is me's, and you are you; allowed: your own, or --force\n"
+    assert run(capsys, "hold", "--force", "--name", "*") == "job 1 is held\njob 2 is held\n"
+    assert run(capsys, "set", "--force", "1", "--priority", "3", "--max-runtime", "1h") == "job 1 is changed\n"
+    assert run(capsys, "set", "--force", "1", "--max-runtime", "none") == "job 1 is changed\n"
+    job = Store.open(url).job(1)
+    assert (job.priority, job.max_runtime_s, job.hold) == (3, None, "held")
+    assert run(capsys, "release", "--force", "1", "2") == "job 1 is released\njob 2 is released\n"
+    assert "job 2 is cancelled" in run(capsys, "cancel", "--force", "--user", "me", "2")
+    assert run(capsys, "cancel", "--force", "--user", "ME", "2", expect=2).startswith("error: no such jobs")
+    assert run(capsys, "requeue", "--force", "--user", "me") == "job 2 is queued again\n"  # and not 1, which waits
+    assert run(capsys, "requeue", "--force", "1", expect=2).startswith("error: job 1: waits already")
+    error = run(capsys, "cancel", expect=2)
+    assert error == "error: no jobs; allowed: their ids, or --name, --user, --queue, --state or --array\n"
+    assert run(capsys, "cancel", "--name", "nobody*", expect=2).startswith("error: no such jobs")
+    assert run(capsys, "set", "1", expect=2).startswith("error: nothing to change; allowed: --priority")
+    assert run(capsys, "set", "1", "--priority", "9999999", expect=2).startswith("error: --priority 9999999: allowed")
+
+
+def test_why(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
+    submit(capsys, tmp_path, "--", "true")
+    text = run(capsys, "why", "1")
+    assert text.startswith(
+        "job 1  true  queued  (new)\n  no dispatcher has looked at it yet\n  expected start: not known"
+    )
+    assert text.endswith("no dispatcher is running on this machine: python -m cluster dispatch\n")
+    Store.open(url).explain({1: Wait(Reason.RESOURCES, "needs 8 GPU on one node; the largest is [4]", 1e9)})
+    text = run(capsys, "why", "1")
+    assert "  needs 8 GPU on one node; the largest is [4]\n  what it needs is in use\n" in text
+    assert re.search(r"expected start: 2001-09-09 \d\d:\d\d:40 at the latest", text)
+    assert json.loads(run(capsys, "why", "1", "--json")) == {
+        "id": 1, "state": "queued", "code": "resources", "start_at": 1e9,
+        "reason": "needs 8 GPU on one node; the largest is [4]",
+    }  # fmt: skip
+    run(capsys, "cancel", "1")
+    assert run(capsys, "why", "1") == "job 1  true  cancelled\n  cancelled while it waited\n"
+
+
+def test_pages_and_filters(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    for number in range(7):
+        submit(capsys, tmp_path, "--name", f"job{number}", "--", "true")
+    assert "job0" in run(capsys, "list")
+    newest = run(capsys, "list", "--all", "--limit", "3")
+    assert ["job4" in newest, "job3" in newest] == [True, False]
+    assert "and 4 older ones (--page 2, --limit)" in newest
+    older = run(capsys, "list", "--all", "--limit", "3", "--page", "2")
+    assert ["job3" in older, "job4" in older] == [True, False]
+    assert len(json.loads(run(capsys, "list", "--json"))) == 7
+    assert len(json.loads(run(capsys, "list", "--json", "--limit", "2"))) == 2
+    assert "job5" not in run(capsys, "list", "--name", "job6")
+    assert run(capsys, "list", "--state", "failed") == "no such jobs\n"
+
+
+def test_queues_usage_and_drain(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
+    submit(capsys, tmp_path, "--", "true")
+    out = run(
+        capsys, "queues", "set", "vision", "--maximum", "0.5", "--max-running", "4", "--max-running-per-user", "none"
+    )
+    assert out == "queue vision: weight 1, guaranteed 0, at most 0.5\n"
+    table = run(capsys, "queues")
+    assert re.search(r"default +1 +0% +100% +any +any +any +0\.0% +1 +0", table)
+    assert re.search(r"vision +1 +0% +50% +4 +any +any +0\.0% +0 +0", table)
+    rows = json.loads(run(capsys, "queues", "--json"))
+    assert [(row["name"], row["jobs"]) for row in rows] == [("default", {"queued": 1}), ("vision", {})]
+    for bad in (["--weight", "0"], ["--guaranteed", "2"], ["--max-running", "many"]):
+        assert run(capsys, "queues", "set", "vision", *bad, expect=2).startswith(f"error: {bad[0]} ")
+    assert run(capsys, "queues", "set", "a b", expect=2).startswith("error: queue 'a b': allowed: letters")
+    assert run(capsys, "queues", "remove", "vision") == "queue vision is removed\n"
+    assert run(capsys, "usage", "--by", "queue").startswith("queue")
+    assert json.loads(run(capsys, "usage", "--json")) == []
+    assert run(capsys, "drain") == "no further job starts; `python -m cluster drain --off` lets them\n"
+    assert Store.open(url).glance(0.0).draining
+    store = Store.open(url)
+    assert store.begin_attempt(1) is None
+    store.drain(False)
+    assert store.begin_attempt(1)
+    assert run(capsys, "drain", "--leave", "--no-wait")
+    assert store.attempts()[0].asked_reason == "the queue drains"
+    assert run(capsys, "drain", "--off") == "jobs start again\n"
+    assert not Store.open(url).glance(0.0).draining
+
+
+def test_old_files_are_removed(capsys: pytest.CaptureFixture[str], tmp_path: Path, queue: Path, url: str):
+    secret = tmp_path / "token"
+    secret.write_text("hunter2")
+    submit(capsys, tmp_path, "--secret", f"A={secret}", "--", "true")
+    (tmp_path / "code" / "more.py").write_text("")
+    submit(capsys, tmp_path, "--secret", f"A={secret}", "--name", "waits", "--", "true")
+    store = Store.open(url)
+    attempt = store.begin_attempt(1)
+    assert attempt is not None
+    store.log(attempt).parent.mkdir()
+    store.log(attempt).write_text("x" * 2**20)
+    store.end_attempt(attempt, Ending(status="succeeded", exit_code=0))
+    with store.session() as session:
+        session.get_one(Job, 1).ended_at = 1.0
+    for path in (*(queue / "snapshots").iterdir(), *(queue / "secrets").iterdir()):
+        os.utime(path, (1.0, 1.0))
+    assert re.fullmatch(
+        r"would remove 1 logs, 1 snapshots, 1 secrets, 3 events: 1\.0 MiB\n", run(capsys, "gc", "--dry-run")
+    )
+    assert run(capsys, "gc").startswith("removed 1 logs, 1 snapshots, 1 secrets, 3 events")
+    assert run(capsys, "gc").startswith("removed 0 logs, 0 snapshots, 0 secrets, 0 events")
+    assert store.job(1).state == "succeeded"
+    assert len(list((queue / "snapshots").iterdir())) == len(list((queue / "secrets").iterdir())) == 1
+    assert Path(store.job(2).environment["A_FILE"]).read_text() == "hunter2"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 
 from cluster import ray_jobs
 from cluster.errors import RayUnavailableError, RefusedError
+from cluster.placement import Node
 from cluster.ray_jobs import ADDRESS_VARIABLES, RayJobs
-from cluster.spec import Ending
+from cluster.resources import Bundle
+from cluster.spec import Alive, Ending
 
 VERSION = {"version": "4", "ray_version": "2.60.0", "ray_commit": "x"}
 UNKNOWN = (404, "Job one does not exist")
@@ -25,6 +28,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[tuple[str, str], tuple[int, object]] = {("GET", "/api/version"): (200, VERSION)}
         self.asked: list[str] = []
+        self.sent: list[bytes] = []
 
     @property
     def address(self) -> str:
@@ -34,7 +38,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         assert isinstance(self.server, Server)
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.sent.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
         path = self.path.partition("?")[0]
         self.server.asked.append(path)
         otherwise = (200, "") if path.startswith("/api/packages/") else (404, "<html>no such page</html>")
@@ -95,8 +99,9 @@ def test_a_server_that_is_not_rays(server: Server, answer: tuple[int, object]):
 @pytest.mark.parametrize(
     ("answer", "ending"),
     [
-        ((200, info("PENDING")), None),
-        ((200, info("RUNNING")), None),
+        ((200, info("PENDING")), Alive(started=False, message="some words")),
+        ((200, {**info("PENDING"), "message": "Job has not started yet. It may be …"}), Alive(started=False)),
+        ((200, info("RUNNING")), Alive(started=True, message="some words")),
         ((200, info("SUCCEEDED", 0)), Ending(status="succeeded", exit_code=0, message="some words")),
         ((200, info("FAILED", 75)), Ending(status="failed", exit_code=75, message="some words")),
         ((200, info("FAILED")), Ending(status="failed", message="some words")),
@@ -104,9 +109,9 @@ def test_a_server_that_is_not_rays(server: Server, answer: tuple[int, object]):
         (UNKNOWN, Ending(status="lost")),
     ],
 )
-def test_endings(server: Server, answer: tuple[int, object], ending: Ending | None):
+def test_what_attempts_do(server: Server, answer: tuple[int, object], ending: Ending | Alive):
     server.answers["GET", "/api/jobs/one"] = answer
-    assert RayJobs(server.address).ending("one") == ending
+    assert RayJobs(server.address).look("one") == ending
 
 
 @pytest.mark.parametrize("answer", [(404, "<html>backend not ready</html>"), (502, "bad gateway"), (500, "trouble")])
@@ -114,7 +119,7 @@ def test_trouble_is_not_taken_for_an_ending(server: Server, answer: tuple[int, o
     server.answers["GET", "/api/jobs/one"] = answer
     server.answers["POST", "/api/jobs/one/stop"] = server.answers["GET", "/api/v0/logs/file"] = answer
     jobs = RayJobs(server.address)
-    for ask in (jobs.ending, jobs.stop, lambda name: list(jobs.log(name))):
+    for ask in (jobs.look, jobs.stop, lambda name: list(jobs.log(name))):
         with pytest.raises(RayUnavailableError, match="failed: "):
             ask("one")
     server.answers["GET", "/api/jobs/one"] = (200, {**info("RUNNING"), "driver_node_id": "a" * 56})
@@ -128,6 +133,7 @@ def test_trouble_is_not_taken_for_an_ending(server: Server, answer: tuple[int, o
         ((200, {"job_id": "one", "submission_id": "one"}), UNKNOWN, None),
         ((400, "already exists"), (200, info("RUNNING")), None),
         ((400, "bad runtime_env"), UNKNOWN, RefusedError),
+        ((413, "Maximum request body size exceeded"), UNKNOWN, RefusedError),
         ((500, "no agent, try again later"), UNKNOWN, RayUnavailableError),
         ((500, "answered too late"), (200, info("RUNNING")), None),
     ],
@@ -163,10 +169,79 @@ def test_following_an_attempt_that_cannot_be_followed(server: Server):
         asyncio.run(follow())
 
 
-def test_nodes(server: Server):
-    rows = [{"resources_total": {"CPU": 2.0}, "state": "ALIVE"}]
-    server.answers["GET", "/api/v0/nodes"] = (200, {"data": {"result": {"result": rows}}})
-    assert RayJobs(server.address).nodes() == [{"CPU": 2.0}]
+def rows(server: Server, kind: str, *found: dict[str, object]) -> None:
+    server.answers["GET", f"/api/v0/{kind}"] = (200, {"data": {"result": {"result": list(found)}}})
+
+
+def actor(
+    job: str, node: str | None, name: str = "", group: str | None = None, **resources: float
+) -> dict[str, object]:
+    return {
+        "job_id": job, "name": name, "node_id": node, "placement_group_id": group, "required_resources": resources,
+    }  # fmt: skip
+
+
+def test_nodes_and_who_holds_what(server: Server, monkeypatch: pytest.MonkeyPatch):
+    node = {
+        "node_id": "n1",
+        "node_name": "host",
+        "node_ip": "10.0.0.1",
+        "resources_total": {"CPU": 8.0},
+        "labels": {"zone": "a"},
+    }
+    rows(server, "nodes", node)
+    bundle = {"node_id": "n1", "unit_resources": {"CPU": 1.0, "GPU": 1.0}}
+    rows(
+        server,
+        "placement_groups",
+        {"state": "CREATED", "creator_job_id": "01", "bundles": [bundle, bundle]},
+        {"state": "REMOVED", "creator_job_id": "01", "bundles": [bundle]},
+        {"state": "PENDING", "creator_job_id": "02", "bundles": [{**bundle, "node_id": None}]},
+        {"state": "CREATED", "creator_job_id": "02", "bundles": [bundle]},
+    )
+    rows(
+        server,
+        "actors",
+        actor("09", "n1", "_ray_internal_job_actor_one", memory=5.0),  # which runs the command of ours
+        actor("09", "n1", "_ray_internal_job_actor_other", memory=7.0),
+        actor("01", "n1", group="a group", CPU=1.0),  # counted with its group
+        actor("02", "n1", CPU=0.5),
+        actor("02", None, CPU=0.5),
+        {**actor("02", "n1"), "required_resources": None},
+    )
+    rows(server, "tasks", actor("01", "n1", CPU=2.0), actor("03", "n1", CPU=0.25), actor("04", "n1", CPU=0.125))
+    server.answers["GET", "/api/jobs/one"] = (200, {**info("RUNNING"), "job_id": "01"})
+    jobs = RayJobs(server.address)
+    jobs.look("one")
+    server.answers["GET", "/api/jobs/one"] = (200, {**info("RUNNING"), "job_id": "04"})
+    jobs.look("one")  # its second driver
+    nodes, attempts = jobs.nodes(["one", "two"])
+    labels = {"zone": "a", "ray.io/node-id": "n1"}
+    assert nodes == [Node("n1", {"CPU": 8.0}, {"CPU": 1.75, "GPU": 1.0, "memory": 7.0}, labels, "host", "10.0.0.1")]
+    assert attempts == {"one": {"n1": {"CPU": 4.125, "GPU": 2.0, "memory": 5.0}}, "two": {}}
+    monkeypatch.setattr(ray_jobs, "LINGER_S", 0.2)
+    [node_] = jobs.nodes(["two"])[0]  # it has just ended, and its last processes are about to
+    assert node_.held == {"CPU": 1.75, "GPU": 1.0, "memory": 7.0}
+    time.sleep(0.3)
+    jobs.nodes([])
+    [node_] = jobs.nodes([])[0]  # what it has left behind
+    assert node_.held == {"CPU": 5.875, "GPU": 3.0, "memory": 12.0}
+
+
+def test_where_a_command_goes_and_what_it_takes(server: Server, tmp_path: Path):
+    archive = tmp_path / "code.zip"
+    archive.write_bytes(b"PK\x05\x06" + bytes(18))
+    server.answers["POST", "/api/jobs/"] = (200, {"job_id": "one", "submission_id": "one"})
+    jobs = RayJobs(server.address)
+    driver = Bundle(resources={"CPU": 2.0, "GPU": 0.5, "memory": 1e9, "licence": 1.0})
+    jobs.submit("one", ["true"], archive, {"A": "b"}, driver, "n1")
+    sent = json.loads(server.sent[-1])
+    assert {name: value for name, value in sent.items() if name.startswith("entrypoint_")} == {
+        "entrypoint_num_cpus": 2.0, "entrypoint_num_gpus": 0.5, "entrypoint_memory": 10**9,
+        "entrypoint_resources": {"licence": 1.0}, "entrypoint_label_selector": {"ray.io/node-id": "n1"},
+    }  # fmt: skip
+    jobs.submit("one", ["true"], archive, {})
+    assert not [name for name in json.loads(server.sent[-1]) if name.startswith("entrypoint_")]
 
 
 def test_the_cause_of_a_failure_is_at_the_end_of_its_message():

@@ -1,11 +1,13 @@
-"""The store: one transaction per change, one open attempt at a time, and a checked schema version."""
+"""The store: one transaction per change, one open attempt of a job at a time, a schema that is brought up to date."""
 
+import shutil
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -13,12 +15,17 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 import cluster
-from cluster import store as store_module
+from cluster import dispatcher_lock, schema, store as store_module
+from cluster.accounts import Accounts
+from cluster.admission import Wait
 from cluster.errors import InputError, StoreUnavailableError
-from cluster.spec import Ending
-from cluster.store import SCHEMA_VERSION, Store
-from cluster.tables import Base
+from cluster.reasons import Reason
+from cluster.snapshot import archive_path
+from cluster.spec import Asked, Beat, Ending
+from cluster.store import Glance, Placed, Selection, Store
+from cluster.tables import HALF_LIFE_S, Base, held
 from tests.cluster.conftest import spec
+from tests.conftest import ROOT
 
 DONE = Ending(status="succeeded", exit_code=0)
 
@@ -27,7 +34,7 @@ def test_a_job_goes_through_its_attempts(store: Store):
     job = store.submit(spec(priority=3))
     first = store.begin_attempt(job.id)
     assert first is not None
-    assert (first.number, first.confirmed, store.job(job.id).state) == (1, False, "running")
+    assert (first.number, first.confirmed, store.job(job.id).state) == (1, False, "starting")
     store.confirm(first)
     assert store.attempts()[0].confirmed
     store.end_attempt(first, Ending(status="failed", exit_code=75))
@@ -45,15 +52,14 @@ def test_a_job_goes_through_its_attempts(store: Store):
     ]  # fmt: skip
 
 
-def test_one_attempt_is_open_at_a_time(store: Store):
+def test_one_attempt_of_a_job_is_open_at_a_time(store: Store):
     first, second = store.submit(spec()), store.submit(spec())
     attempt = store.begin_attempt(first.id)
     assert attempt is not None
-    assert store.begin_attempt(second.id) is None
-    assert store.begin_attempt(first.id) is None
-    store.end_attempt(attempt, DONE)
     assert store.begin_attempt(first.id) is None
     assert store.begin_attempt(second.id) is not None
+    store.end_attempt(attempt, DONE)
+    assert store.begin_attempt(first.id) is None
 
 
 def test_ending_twice_changes_nothing(store: Store):
@@ -66,16 +72,23 @@ def test_ending_twice_changes_nothing(store: Store):
     assert (store.job(job.id).reason, store.attempts()) == ("exit 0", [])
 
 
-def test_an_attempt_that_ends_at_once_holds_its_job_back(store: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store_module, "RETRY_HOLD_S", 30.0)
-    job = store.submit(spec())
-    for short, held in ((5.0, True), (0.0, False)):
-        monkeypatch.setattr(store_module, "SHORT_ATTEMPT_S", short)
+def test_faults_hold_a_job_back_longer_each_time_and_preemptions_do_not(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_module, "BACK_OFF_S", 100.0)
+    monkeypatch.setattr(store_module, "SHORT_ATTEMPT_S", 0.0)
+    job = store.submit(spec(retries=9))
+    expected = [100, 200, 400, 600, 600]
+    for ending in ("lost", 75, "lost", 75, "lost", "lost", "lost"):
         attempt = store.begin_attempt(job.id)
         assert attempt is not None
         before = store.job(job.id).held_until
-        store.end_attempt(attempt, Ending(status="failed", exit_code=75))
-        assert (store.job(job.id).held_until > max(before, time.time() + 20)) is held
+        store.end_attempt(attempt, Ending(status="failed", exit_code=75) if ending == 75 else Ending(status="lost"))
+        until = store.job(job.id).held_until
+        assert until == before if ending == 75 else abs(until - time.time() - expected.pop(0)) < 20
+    monkeypatch.setattr(store_module, "SHORT_ATTEMPT_S", 5.0)  # one that gives its machines back as soon as it has them
+    attempt = store.begin_attempt(job.id)
+    assert attempt is not None
+    store.end_attempt(attempt, Ending(status="failed", exit_code=75))
+    assert abs(store.job(job.id).held_until - time.time() - 100) < 20
 
 
 def test_another_cluster_is_refused_while_an_attempt_is_open(store: Store):
@@ -94,7 +107,7 @@ def test_a_reader_neither_makes_a_queue_nor_waits_for_a_writer(url: str, monkeyp
     with pytest.raises(InputError, match="no queue there yet"):
         Store.open(url, create=False)
     assert not Path(url.removeprefix("sqlite:///")).parent.exists()
-    monkeypatch.setattr(store_module, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(schema, "BUSY_TIMEOUT_S", 0.1)
     store = Store.open(url)
     store.submit(spec())
     with sqlite3.connect(store.file, isolation_level=None) as writer:
@@ -121,7 +134,7 @@ def test_cancelling(store: Store):
     attempt = store.begin_attempt(running.id)
     assert attempt is not None
     assert store.cancel(waiting.id).state == "cancelled"
-    assert store.cancel(running.id).state == "running"
+    assert store.cancel(running.id).state == "starting"
     store.end_attempt(attempt, Ending(status="failed", exit_code=75))
     assert store.job(running.id).state == "cancelled"
     with pytest.raises(InputError, match=r"job 1: has ended \(cancelled\)"):
@@ -133,8 +146,14 @@ def test_cancelling(store: Store):
 def test_reasons_are_for_waiting_jobs_only(store: Store):
     waiting, gone = store.submit(spec()), store.submit(spec())
     store.cancel(gone.id)
-    store.explain({waiting.id: "behind job 9", gone.id: "behind job 9"})
-    assert [job.reason for job in store.jobs()] == ["behind job 9", "cancelled while it waited"]
+    wait = Wait(Reason.RESOURCES, "needs much", 5.0)
+    store.explain({waiting.id: wait, gone.id: wait, 99: wait})
+    store.explain({})
+    assert [(job.reason, job.reason_code, job.start_at) for job in store.jobs()] == [
+        ("needs much", "resources", 5.0), ("cancelled while it waited", "", None),
+    ]  # fmt: skip
+    assert store.begin_attempt(waiting.id)
+    assert (store.job(waiting.id).reason_code, store.job(waiting.id).start_at) == ("", None)
 
 
 def test_jobs_survive_a_restart(url: str):
@@ -146,7 +165,7 @@ def test_jobs_survive_a_restart(url: str):
     assert (job_after.name, job_after.environment, job_after.gangs) == (
         "kept",
         {"A": "b"},
-        [[{"CPU": 1.0}], [{"CPU": 2.0}]],
+        [[{"resources": {"CPU": amount}, "labels": {}}] for amount in (1.0, 2.0)],
     )
 
 
@@ -171,7 +190,7 @@ def test_ids_are_never_used_twice(url: str, store: Store):
 def test_the_migrations_make_what_the_store_reads(url: str, store: Store):
     config = Config()
     config.set_main_option("script_location", str(Path(cluster.__file__).with_name("migrations")))
-    assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_VERSION
+    assert ScriptDirectory.from_config(config).get_current_head() == schema.VERSION
     engine = create_engine(url)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": False})
@@ -184,7 +203,7 @@ def test_the_migrations_make_what_the_store_reads(url: str, store: Store):
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
-        ("UPDATE alembic_version SET version_num = '0099'", r"schema version '0099', made by another version.*'0001'"),
+        ("UPDATE alembic_version SET version_num = '0099'", r"schema version '0099', made by another version.*'0002'"),
         ("DROP TABLE alembic_version", "not the database of a queue"),
         ("DELETE FROM alembic_version", "not the database of a queue"),
     ],
@@ -232,3 +251,269 @@ def test_processes_that_make_a_queue_at_once_make_one(url: str):
 def test_malformed_urls(bad: str):
     with pytest.raises(InputError, match=r"allowed: sqlite:////an/absolute/path/queue\.db"):
         Store.open(bad)
+
+
+# ------------------------------------------------------------------ what people do with jobs
+
+
+def placed(**amounts: float) -> Placed:
+    return Placed("a", (), {"a": amounts}, share=0.5)
+
+
+def begin(store: Store, job_id: int, **amounts: float):
+    attempt = store.begin_attempt(job_id, placed(**amounts))
+    assert attempt is not None
+    return attempt
+
+
+def test_the_same_job_is_there_once_while_it_is_unfinished(store: Store):
+    first = store.submit(spec(key="same"))
+    assert store.submit_all([spec(key="same"), spec("other", key="other"), spec(key=None)])[0][0].id == first.id
+    assert [new for _, new in store.submit_all([spec(key="same"), spec(key="third")])] == [False, True]
+    store.cancel(first.id)
+    assert store.submit(spec(key="same")).id != first.id
+
+
+def test_many_who_submit_the_same_at_once_get_one_job(url: str):
+    def submit(_: int) -> int:
+        return Store.open(url).submit(spec(key="same")).id
+
+    with ThreadPoolExecutor(20) as pool:
+        assert set(pool.map(submit, range(20))) == {1}
+
+
+def test_an_array_is_submitted_whole_or_not_at_all(store: Store):
+    specs = [spec(f"row{index}", queue="default" if index < 2 else "nowhere") for index in range(3)]
+    with pytest.raises(
+        InputError, match=r"queue 'nowhere': no such queue; allowed: default \(`queues set NAME` makes one"
+    ):
+        store.submit_all(specs)
+    assert store.jobs() == []
+    jobs = [job for job, _ in store.submit_all(specs[:2])]
+    assert [(job.array_id, job.array_index) for job in jobs] == [(1, 0), (1, 1)]
+    assert [job.id for job in store.select(Selection(array=1))] == [1, 2]
+
+
+def test_a_dependency_has_to_exist(store: Store):
+    with pytest.raises(InputError, match="job 1: no such job; allowed: submit one first"):
+        store.submit(spec(after={1: "ok"}))  # which is itself, or one in a circle: ids are given in order
+    assert store.jobs() == []
+
+
+def test_hold_release_and_park(store: Store):
+    job = store.submit(spec(), hold=True)
+    assert store.begin_attempt(job.id) is None
+    store.release(job.id)
+    attempt = begin(store, job.id)
+    store.hold(job.id)
+    store.end_attempt(attempt, Ending(status="failed", exit_code=75))
+    assert store.job(job.id).hold == "held"
+    store.release(job.id)
+    store.park(job.id, "cannot be read")
+    assert store.begin_attempt(job.id) is None
+    assert (store.job(job.id).reason, store.job(job.id).reason_code) == ("cannot be read", "parked")
+    store.release(job.id)
+    assert begin(store, job.id).number == 2
+
+
+def test_requeue(store: Store):
+    job = store.submit(spec(retries=0, key="same"))
+    with pytest.raises(InputError, match="job 1: waits already; allowed: a job that runs or has ended"):
+        store.requeue(job.id)
+    store.end_attempt(begin(store, job.id), Ending(status="lost"))
+    assert store.job(job.id).state == "failed"
+    with pytest.raises(InputError, match=r"job 1: .*\.zip was removed when it had ended; allowed: to submit it again"):
+        store.requeue(job.id)
+    store.snapshots.mkdir()
+    archive_path(store.snapshots, job.snapshot).touch()
+    twin = store.submit(spec(key="same"))
+    with pytest.raises(InputError, match="job 1: job 2 does the same and is queued; allowed: one of the two"):
+        store.requeue(job.id)
+    store.cancel(twin.id)
+    again = store.requeue(job.id)
+    assert (again.state, again.ended_at, again.cancel_requested) == ("queued", None, False)
+    attempt = begin(store, job.id)
+    store.requeue(job.id)
+    assert store.attempts()[0].asked == "leave"
+    with pytest.raises(InputError, match="job 1: was asked to leave before"):
+        store.requeue(job.id)
+    store.end_attempt(attempt, Ending(status="stopped"))
+    assert store.job(job.id).state == "queued"
+
+
+def test_change(store: Store):
+    accounts = Accounts(store)
+    accounts.set_queue("vision", max_priority=5)
+    job = store.submit(spec(priority=7))
+    with pytest.raises(InputError, match="--priority 7: queue vision allows at most 5"):
+        store.change(job.id, queue="vision")
+    assert store.change(job.id, queue="vision", priority=5, max_runtime_s=60.0).queue == "vision"
+    assert store.events(job.id)[-1].text == "changed: queue = vision, priority = 5, max_runtime_s = 60.0"
+    with pytest.raises(InputError, match="--priority 6: queue vision allows at most 5"):
+        store.submit(spec(priority=6, queue="vision"))
+    store.cancel(job.id)
+    with pytest.raises(InputError, match="has ended"):
+        store.change(job.id, priority=1)
+
+
+def test_cancel_now_is_for_a_cluster_that_is_gone(store: Store):
+    job = store.submit(spec())
+    begin(store, job.id)
+    assert store.cancel(job.id, now=True).state == "cancelled"
+    assert store.attempts() == []
+    assert store.attempts(job.id)[0].reason == "cancelled without asking Ray"
+
+
+def test_what_is_asked_is_asked_once_and_cancelling_goes_before(store: Store):
+    job, other = store.submit(spec()), store.submit(spec())
+    attempt = begin(store, job.id)
+    assert store.glance(0.0).owed == set()
+    assert store.ask(attempt, Asked(to="leave", reason="makes room for job 2"), by=other.id)
+    assert not store.ask(attempt, Asked(to="finish", reason="late"))
+    assert store.glance(time.time() - 60) == Glance(draining=False, preempted=1, owed=frozenset({other.id}))
+    assert store.glance(time.time() + 60).preempted == 0
+    store.cancel(job.id)
+    assert store.end_attempt(attempt, Ending(status="failed", exit_code=75)).state == "cancelled"
+    assert not store.ask(attempt, Asked(to="leave"))
+    begin(store, other.id)
+    assert store.glance(0.0).owed == set()
+
+
+def test_progress_is_judged_by_what_was_saved(store: Store):
+    job = store.submit(spec(retries=1))
+    outcomes: list[str] = []
+    for saved in (10, 20, 20, None, 20):
+        attempt = begin(store, job.id)
+        if saved is not None:
+            store.hear({attempt.submission_id: Beat(step=25, saved_step=saved, at=1.0), "another": Beat()})
+        store.end_attempt(attempt, Ending(status="failed", exit_code=75))
+        outcomes.append(store.job(job.id).state)
+    assert outcomes == ["queued", "queued", "queued", "queued", "failed"]
+    assert "without a newer checkpoint" in store.job(job.id).reason
+
+
+def test_selections(store: Store):
+    for name, user, queue in (("a_1", "me", "default"), ("ab1", "you", "default"), ("b%", "me", "default")):
+        store.submit(spec(name if "%" not in name else "b-2", user=user, queue=queue))
+    ids = lambda **fields: [job.id for job in store.select(Selection(**fields))]  # noqa: E731
+    assert ids() == [1, 2, 3]
+    assert ids(name="a*") == [1, 2]
+    assert ids(name="a_*") == [1]  # no wildcard of SQL
+    assert ids(user="me") == [1, 3]
+    assert ids(user="m*", name="b*") == [3]
+    assert ids(ids=[2, 9]) == [2]
+    assert ids(states=["running"]) == []
+    assert [job.id for job in store.select(Selection(), newest=2)] == [2, 3]
+    assert [job.id for job in store.select(Selection(), newest=2, skip=2)] == [1]
+    assert store.count(Selection(user="me")) == 2
+
+
+# ------------------------------------------------------------------ queues
+
+
+def test_usage_decays_with_its_half_life(store: Store):
+    accounts = Accounts(store)
+    job = store.submit(spec())
+    attempt = begin(store, job.id)
+    now = attempt.began_at + HALF_LIFE_S
+    assert accounts.terms(now)["default"].usage == pytest.approx(0.25)  # half of the cluster, for one half-life
+    with store.session() as session:
+        stored = session.get_one(type(attempt), attempt.id)
+        stored.began_at -= HALF_LIFE_S
+    store.end_attempt(attempt, DONE)
+    assert accounts.terms(time.time())["default"].usage == pytest.approx(0.25, rel=1e-3)
+    assert accounts.terms(time.time() + HALF_LIFE_S)["default"].usage == pytest.approx(0.125, rel=1e-3)
+    assert held(1.0, -5.0) == 0.0
+
+
+def test_what_users_have_used(store: Store):
+    accounts = Accounts(store)
+    for user, amounts in (("me", {"CPU": 4.0, "GPU": 1.0}), ("you", {"CPU": 8.0})):
+        attempt = begin(store, store.submit(spec(user=user)).id, **amounts)
+        with store.session() as session:
+            session.get_one(type(attempt), attempt.id).began_at -= 7200
+        store.hear({attempt.submission_id: Beat(step=25, saved_step=20, at=1.0)})
+        if user == "me":
+            store.ask(attempt, Asked(to="leave", reason="x"), by=attempt.job_id)
+            store.end_attempt(attempt, Ending(status="stopped", exit_code=-9))
+    mine, yours = accounts.usage("user", time.time() - 86400, time.time())
+    assert (mine.group, mine.jobs, mine.lost_steps, mine.preemptions) == ("me", 1, 5, 1)
+    assert (mine.cpu_hours, mine.gpu_hours) == (pytest.approx(8, rel=1e-2), pytest.approx(2, rel=1e-2))
+    assert (yours.group, yours.lost_steps, yours.gpu_hours) == ("you", 0, 0)  # it still runs
+    assert yours.cpu_hours == pytest.approx(16, rel=1e-2)
+    [all_] = accounts.usage("queue", time.time() - 3600, time.time())
+    assert (all_.group, all_.jobs) == ("default", 2)
+    assert all_.cpu_hours == pytest.approx(12, rel=1e-2)
+
+
+def test_queues(store: Store):
+    accounts = Accounts(store)
+    accounts.set_queue("vision", weight=2.0, guaranteed=0.5)
+    with pytest.raises(
+        InputError, match=r"queue text: the queues would be guaranteed 1\.10 of the cluster; allowed: 1"
+    ):
+        accounts.set_queue("text", guaranteed=0.6)
+    with pytest.raises(InputError, match=r"queue vision: guaranteed 0\.5, at most 0\.4"):
+        accounts.set_queue("vision", maximum=0.4)
+    assert [team.name for team in accounts.queues()] == ["default", "vision"]
+    assert accounts.terms(time.time())["vision"].weight == 2.0
+    job = store.submit(spec(queue="vision"))
+    assert accounts.counts() == {"vision": {"queued": 1}}
+    with pytest.raises(InputError, match="queue vision: has 1 unfinished jobs"):
+        accounts.remove_queue("vision")
+    store.cancel(job.id)
+    accounts.remove_queue("vision")
+    with pytest.raises(InputError, match="queue default: is the one of jobs that name none"):
+        accounts.remove_queue("default")
+    assert store.job(job.id).queue == "vision"
+
+
+# ------------------------------------------------------------------ versions
+
+
+def test_an_earlier_version_is_not_upgraded_under_its_dispatcher(store: Store, url: str):
+    with store.session() as session:
+        session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    with (
+        dispatcher_lock.hold(store.file),
+        pytest.raises(InputError, match="of an earlier version, and its dispatcher runs"),
+    ):
+        Store.open(url)
+
+
+def test_there_and_back_keeps_every_row(tmp_path: Path):
+    """The queue of an earlier version, upgraded, taken back and upgraded again."""
+    shutil.copytree(ROOT / "tests" / "made_before" / "2026-11-28" / "queue", tmp_path / "queue")
+    file = tmp_path / "queue" / "queue.db"
+    before = rows_of(file)
+    Store.open(f"sqlite:///{file}")
+    assert rows_of(file) == before
+    config = Config()
+    config.set_main_option("script_location", str(Path(cluster.__file__).with_name("migrations")))
+    engine = schema._engine(file)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+    engine.dispose()
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+        assert [row[1] for row in connection.execute("PRAGMA table_info(jobs)")][-1] == "ended_at"
+    assert rows_of(file) == before
+    store = Store.open(f"sqlite:///{file}")
+    assert rows_of(file) == before
+    assert store.submit(spec()).id == max(row[0] for row in before["jobs"]) + 1
+    with store.session() as session:
+        assert session.connection().exec_driver_sql("PRAGMA foreign_key_check").fetchall() == []
+
+
+def rows_of(file: Path) -> dict[str, list[tuple]]:
+    """The columns of version 0001, of every row."""
+    columns = {
+        "jobs": "id, name, command, priority, snapshot, environment, gangs, state, cancel_requested, submitted_at",
+        "attempts": "id, job_id, number, submission_id, confirmed, began_at, ended_at, status, exit_code, reason",
+        "events": "id, job_id, at, text",
+        "queue": "id, address",
+    }
+    with sqlite3.connect(file) as connection:
+        found = ((name, f"SELECT {each} FROM {name} ORDER BY id") for name, each in columns.items())
+        return {name: connection.execute(query).fetchall() for name, query in found}

@@ -1,13 +1,11 @@
-"""A run that has to give its machines back, for real: SIGTERM or a heartbeat, exit code 75, and on as before."""
+"""A run that has to give its machines back, for real: SIGTERM or the queue, exit code 75, and on as before."""
 
 import json
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -54,6 +52,11 @@ def goes_on_bitwise(cluster: Cluster, tiny: Path, name: str, paths: RunPaths, fi
     assert 5 <= stopped.step == last_step(paths) < finished.config.training.steps
     output = cluster.run(*command(tiny, name))
     assert f"resuming after step {stopped.step} of" in output
+    same_tensors(paths, finished)
+
+
+def same_tensors(paths: RunPaths, finished: FinishedRun) -> None:
+    """The run ends as the unbroken one did, to the bit."""
     assert losses(paths) == finished.losses()
     ours, theirs = (Checkpoint(find_latest(p.checkpoints).folder) for p in (paths, finished.paths))  # type: ignore[arg-type]
     for kind in ("param", "exp_avg", "exp_avg_sq", "ema_0", "ema_1"):
@@ -76,40 +79,36 @@ def test_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(
     goes_on_bitwise(cluster, tiny, "terminated", paths, finished)
 
 
-@contextmanager
-def queue(paths: RunPaths) -> Iterator[str]:
-    """A queue that wants the machines back once the run has come to step 5."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            beat = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            wanted = beat["run"] == paths.root.name and last_step(paths) >= 5
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"preempt": wanted, "reason": "job 9 goes first"}).encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
+def test_a_run_in_the_queue_makes_room_and_ends_as_the_unbroken_one(
+    cluster: Cluster, tiny: Path, finished: FinishedRun, tmp_path: Path
+) -> None:
+    """A job of higher priority needs two of three CPUs once the run, which has two, has come to step 5."""
+    queue = f"sqlite:///{tmp_path}/queue/queue.db"
+    _, paths = configured(cluster, tiny, *sets("outranked"))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "README").write_text("a job needs no more\n")
+    cluster.run("cluster", "submit", "--", "python", "-m", *command(tiny, "outranked"), DUALVIEW_QUEUE=queue)
+    dispatcher = cluster.command(
+        "cluster", "dispatch", "--drain", "--poll", "0.2", "--min-runtime", "1s", DUALVIEW_QUEUE=queue
+    )
     try:
-        yield f"http://127.0.0.1:{server.server_port}/"
+        until(lambda: last_step(paths) >= 5, dispatcher)
+        words = ["--priority", "9", "--driver", "CPU=2", "--working-dir", str(tmp_path / "code")]
+        cluster.run("cluster", "submit", *words, "--", "true", DUALVIEW_QUEUE=queue)
+        output, _ = dispatcher.communicate(timeout=DEADLINE_S)
     finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def test_a_heartbeat_that_is_answered_with_preempt_does_the_same(cluster: Cluster, tiny: Path) -> None:
-    longer = [*command(tiny, "outranked"), "--set", "training.steps=2000"]
-    _, paths = configured(cluster, tiny, *sets("outranked"), "training.steps=2000")
-    with queue(paths) as url:
-        output = cluster.run(*longer, expect=75, DUALVIEW_QUEUE_URL=url)
-    assert "preempted (job 9 goes first): the last checkpoint is of step" in output
-    stopped = Checkpoint(find_latest(paths.checkpoints).folder)  # type: ignore[arg-type]
-    assert 5 <= stopped.step == last_step(paths) < 2000
+        dispatcher.kill()
+        dispatcher.communicate()
+    run, other = json.loads(cluster.run("cluster", "list", "--json", DUALVIEW_QUEUE=queue))
+    assert (run["state"], other["state"]) == ("succeeded", "succeeded"), output
+    left, again = run["attempts"]
+    assert (left["exit_code"], left["asked_by"], again["exit_code"]) == (75, other["id"], 0)
+    assert left["ended_at"] <= other["attempts"][0]["began_at"] <= other["attempts"][0]["ended_at"] <= again["began_at"]
+    assert len(set(left["placement"]["bundles"])) == 1
+    log = cluster.run("cluster", "logs", str(run["id"]), DUALVIEW_QUEUE=queue)
+    assert f"preempted (makes room for job {other['id']}): the last checkpoint is of step" in log
+    assert "resuming after step" in log
+    same_tensors(paths, finished)
 
 
 def test_before_the_workers_have_begun_there_is_nothing_to_wait_for(cluster: Cluster, tiny: Path) -> None:

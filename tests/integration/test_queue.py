@@ -14,6 +14,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from infra.machine import cpus
 from tests.conftest import ROOT, Cluster
 from tests.integration.conftest import configured
 
@@ -73,6 +74,7 @@ def test_jobs_run_by_priority_past_a_preemption_and_a_killed_dispatcher(
 ) -> None:
     """What the test of whole runs below does, with commands of a second: one gives its machines back, then goes on."""
     marker, code = tmp_path / "been here", ["--working-dir", str(_code(tmp_path))]
+    code += ["--driver", "CPU=2"]  # of three, of which a sampler may have one: they run one after another
     queue.run("submit", *code, "--name", "low", "--", "bash", "-c", "printf 'low \\377\\n'")
     queue.run("submit", *code, "--name", "middle", "--priority", "5", "--", "bash", "-c", "echo middle")
     script = f"if [ -e '{marker}' ]; then echo goes on; else touch '{marker}'; sleep 6; exit 75; fi"
@@ -82,8 +84,8 @@ def test_jobs_run_by_priority_past_a_preemption_and_a_killed_dispatcher(
     first.kill()
     first.communicate()
     waiting = {number: job["reason"] for number, job in queue.jobs().items()}
-    assert "job 3" in waiting[2]
-    assert waiting[1] == "behind job 2 (priority 5)"
+    assert waiting[2].startswith("needs 2 CPU on one node; the largest free block is ")
+    assert waiting[1] == f"{waiting[2]}; 1 job ahead"
 
     output, _ = dispatch().communicate(timeout=120)
     jobs = queue.jobs()
@@ -127,9 +129,7 @@ def test_three_jobs_of_different_priority_and_a_killed_dispatcher(
     queue.wait(lambda jobs: any(attempt["confirmed"] for attempt in jobs[3]["attempts"]))
     first.kill()
     first.communicate()
-    waiting = {number: job["reason"] for number, job in queue.jobs().items()}
-    assert "job 3" in waiting[2]
-    assert waiting[1] == "behind job 2 (priority 5)"
+    assert queue.jobs()[1]["reason"].startswith("needs 2 x (1 CPU); there is room for 1")
 
     follower = queue.command("logs", "-f", "3")
     output, _ = dispatch().communicate(timeout=360)
@@ -139,8 +139,7 @@ def test_three_jobs_of_different_priority_and_a_killed_dispatcher(
     assert [len(jobs[number]["attempts"]) for number in (1, 2)] == [1, 1]
     attempts = [attempt for job in jobs.values() for attempt in job["attempts"]]
     times = sorted((attempt["began_at"], attempt["ended_at"], attempt["submission_id"]) for attempt in attempts)
-    assert [name.split("-", 2)[2] for *_, name in times] == ["3-1", "3-2", "2-1", "1-1"]
-    assert all(ended <= began for (_, ended, _), (began, *_) in itertools.pairwise(times))
+    assert times[0][2].endswith("-3-1")
 
     followed, _ = follower.communicate(timeout=60)
     assert followed.count("training 60 steps") == 1
@@ -165,12 +164,13 @@ def test_three_jobs_of_different_priority_and_a_killed_dispatcher(
 def test_a_running_job_is_cancelled_and_the_one_behind_it_runs(
     queue: Queue, dispatch: Callable[[], "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
-    queue.run("submit", "--working-dir", str(_code(tmp_path)), "--", "bash", "-c", "echo here; sleep 600")
-    queue.run("submit", "--working-dir", str(_code(tmp_path)), "--", "bash", "-c", "echo job $DUALVIEW_JOB; exit 3")
+    code = ["--working-dir", str(_code(tmp_path)), "--driver", "CPU=2"]
+    queue.run("submit", *code, "--", "bash", "-c", "echo here; sleep 600")
+    queue.run("submit", *code, "--", "bash", "-c", "echo job $DUALVIEW_JOB; exit 3")
     queue.run("submit", "--working-dir", str(_code(tmp_path)), "--resources", "CPU=4096", "--", "true")
     process = dispatch()
     queue.wait(lambda jobs: any(attempt["confirmed"] for attempt in jobs[1]["attempts"]))
-    assert queue.jobs()[3]["reason"].startswith("asks for 1 x (4096 CPU); the nodes have ")
+    assert queue.jobs()[3]["reason"] == f"asks for 1 x (4096 CPU); the nodes have {cpus()} CPU"
     assert "will be stopped" in queue.run("cancel", "1")
     queue.run("cancel", "3")
     output, _ = process.communicate(timeout=60)

@@ -1,0 +1,230 @@
+"""The server that running jobs send heartbeats to: it hears how far they are, and answers whether to leave.
+
+Beside them it shows Prometheus how many jobs wait, and why.
+
+It runs in a thread of the dispatcher, and only remembers: the dispatcher records what was heard, and says what to
+answer, once in each pass. An attempt shows that it is itself with a token, which it reads from a file that the queue's
+user alone can read. Ray shows a job's environment to everybody, so that only names the file.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import FastAPI, Header, HTTPException, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from pydantic import ValidationError
+
+from cluster import durable
+from cluster.errors import InputError
+from cluster.spec import Beat
+
+URL_VARIABLE = "DUALVIEW_QUEUE_URL"
+TOKEN_FILE_VARIABLE = "DUALVIEW_QUEUE_TOKEN_FILE"  # noqa: S105 - the name of a variable
+MAX_BODY_BYTES = 2**16
+
+
+class Tokens:
+    """What attempts show themselves with: their id and what only the queue's key makes of it."""
+
+    def __init__(self, database: Path) -> None:
+        """Make the key if there is none; it and the tokens are beside the database.
+
+        Raises:
+            InputError: it cannot be read or written.
+        """
+        self._folder = database.with_name("tokens")
+        file = database.with_name(f"{database.name}.key")
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                _write_private(file, secrets.token_hex(32))
+            self._key = file.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{error.filename or file}: {error.strerror}; allowed: a queue in a writable folder"
+            ) from None
+
+    def write(self, submission_id: str) -> Path:
+        """The file with an attempt's token."""
+        path = self._folder / submission_id
+        with suppress(FileExistsError):
+            _write_private(path, f"{submission_id}.{self._sign(submission_id)}")
+        return path
+
+    def remove(self, submission_id: str) -> None:
+        """Remove an attempt's token."""
+        (self._folder / submission_id).unlink(missing_ok=True)
+
+    def keep_only(self, submission_ids: Iterable[str]) -> None:
+        """Remove the tokens of all other attempts: those of a dispatcher that was killed."""
+        kept = set(submission_ids)
+        for path in self._folder.iterdir():
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+
+    def holder(self, token: str) -> str | None:
+        """The attempt that a token is of; None if it is none of this queue's."""
+        submission_id, _, signature = token.rpartition(".")
+        good = hmac.compare_digest(signature.encode(), self._sign(submission_id).encode())
+        return submission_id if good and submission_id else None
+
+    def _sign(self, submission_id: str) -> str:
+        return hmac.new(self._key, submission_id.encode(), hashlib.sha256).hexdigest()
+
+
+class HeartbeatServer:
+    """Listens while used as a context manager.
+
+    Attributes:
+        url: where heartbeats go.
+        loopback: whether only this machine can reach it.
+    """
+
+    def __init__(self, tokens: Tokens, host: str, remembered: Path) -> None:
+        """Take a port, the one of the dispatcher before if it is free, since running jobs know that one.
+
+        Args:
+            tokens: the queue's.
+            host: the address to listen at, which the jobs can reach.
+            remembered: the file that holds the port.
+
+        Raises:
+            InputError: nothing can listen at the address.
+        """
+        self._tokens, self._lock = tokens, threading.Lock()
+        self.loopback = host == "::1" or host.startswith("127.")
+        self._beats: dict[str, Beat] = {}
+        self._leave: Mapping[str, str] = {}
+        self._registry = CollectorRegistry()
+        self._gauges = {
+            "waiting": Gauge("dualview_queue_waiting", "Jobs that wait", ("queue", "code"), registry=self._registry),
+            "running": Gauge("dualview_queue_running", "Jobs that run", ("queue", "state"), registry=self._registry),
+        }
+        self._socket = _listen(host, remembered)
+        port = self._socket.getsockname()[1]
+        durable.write_parts(remembered, [str(port).encode()])
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/heartbeat"
+        config = uvicorn.Config(self._app(), log_level="error", access_log=False, lifespan="off", timeout_keep_alive=30)
+        self._server = uvicorn.Server(config)
+        self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # the dispatcher has its own
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="heartbeats", daemon=True)
+
+    def __enter__(self) -> "HeartbeatServer":
+        """Begin to listen."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Listen no longer."""
+        self._server.should_exit = True
+        self._thread.join(timeout=5)
+        self._socket.close()
+
+    def environment(self, submission_id: str) -> dict[str, str]:
+        """The variables that an attempt finds the server by."""
+        return {URL_VARIABLE: self.url, TOKEN_FILE_VARIABLE: str(self._tokens.write(submission_id))}
+
+    def forget(self, submission_id: str) -> None:
+        """An attempt has ended."""
+        self._tokens.remove(submission_id)
+        with self._lock:
+            self._beats.pop(submission_id, None)
+
+    def heard(self) -> dict[str, Beat]:
+        """The newest heartbeat of each attempt."""
+        with self._lock:
+            return dict(self._beats)
+
+    def answer(self, leave: Mapping[str, str]) -> None:
+        """Ask these attempts to leave, from now on: submission id -> why."""
+        self._leave = dict(leave)
+
+    def measure(self, kind: str, counts: Mapping[tuple[str, str], int]) -> None:
+        """Show at /metrics how many jobs wait, (queue, code) -> number, or run, (queue, state) -> number."""
+        self._gauges[kind].clear()
+        for labels, number in counts.items():
+            self._gauges[kind].labels(*labels).set(number)
+
+    def _app(self) -> FastAPI:
+        app = FastAPI(openapi_url=None)
+
+        @app.get("/metrics")
+        async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
+            return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+        @app.post("/heartbeat")
+        async def heartbeat(  # pyright: ignore[reportUnusedFunction]
+            request: Request, authorization: Annotated[str, Header()] = ""
+        ) -> dict[str, Any]:
+            holder = self._tokens.holder(authorization.removeprefix("Bearer ").strip())
+            if holder is None:
+                raise HTTPException(401, "a token of this queue is needed")
+            body = b""
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise HTTPException(413, f"more than {MAX_BODY_BYTES} bytes")
+            try:
+                beat = Beat.model_validate_json(body)
+            except ValidationError as error:
+                raise HTTPException(422, "not a heartbeat") from error
+            with self._lock:
+                self._beats[holder] = beat.model_copy(update={"at": time.time()})
+            reason = self._leave.get(holder)
+            return {"preempt": False} if reason is None else {"preempt": True, "reason": reason}
+
+        return app
+
+
+def reachable_host(address: str) -> str:
+    """The address of this machine that a cluster can reach: the one that it reaches the cluster's dashboard from."""
+    parts = urlsplit(address)
+    try:
+        family = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family[0], socket.SOCK_DGRAM) as probe:
+            probe.connect(family[4])
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"
+
+
+def _listen(host: str, remembered: Path) -> socket.socket:
+    try:
+        before = int(remembered.read_text())
+    except (OSError, ValueError):
+        before = 0
+    for port in (before, 0):
+        try:
+            return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except (OSError, OverflowError) as error:
+            problem = error
+    raise InputError(f"--listen {host}: {problem}; allowed: an address of this machine that the jobs can reach")
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a new file that its owner alone can read, whole or not at all.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""What is kept of jobs that ended long ago: their rows, and neither output, code nor history."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import delete, select
+
+from cluster.snapshot import archive_path
+from cluster.spec import END_STATES
+from cluster.store import Store
+from cluster.tables import Attempt, Event, Job
+
+GRACE_S = 3600.0  # a snapshot this young may be of a job that is being submitted
+
+
+@dataclass
+class Collected:
+    """How much was removed."""
+
+    logs: int = 0
+    snapshots: int = 0
+    secrets: int = 0
+    events: int = 0
+    size: int = 0
+
+    def describe(self) -> str:
+        """It in words."""
+        parts = (f"{self.logs} logs", f"{self.snapshots} snapshots", f"{self.secrets} secrets", f"{self.events} events")
+        return f"{', '.join(parts)}: {self.size / 2**20:.1f} MiB"
+
+
+def collect(store: Store, ended_before: float, dry_run: bool = False) -> Collected:
+    """Remove logs, snapshots and events of jobs that ended before a time, and secrets of all that have ended.
+
+    Args:
+        store: the queue.
+        ended_before: the time, in seconds since the epoch.
+        dry_run: whether only to count.
+    """
+    old = (Job.state.in_(END_STATES), Job.ended_at < ended_before)
+    found = Collected()
+    with store.session(write=False) as session:
+        attempts = session.scalars(select(Attempt.submission_id).join(Job).where(*old)).all()
+        kept = set(
+            session.scalars(select(Job.snapshot).where(~(Job.state.in_(END_STATES) & (Job.ended_at < ended_before))))
+        )
+        environments = session.scalars(select(Job.environment).where(Job.state.not_in(END_STATES))).all()
+    in_use = {Path(value).parent for variables in environments for value in variables.values()}
+    for name in attempts:
+        found.logs += _remove(store.file.with_name("logs") / f"{name}.log", found, dry_run)
+    for path in sorted(store.snapshots.glob("*")):
+        young = _modified(path) > max(ended_before, time.time() - GRACE_S)
+        if archive_path(store.snapshots, path.stem) == path and path.stem not in kept and not young:
+            found.snapshots += _remove(path, found, dry_run)
+    for folder in store.file.with_name("secrets").glob("*"):
+        if folder not in in_use and _modified(folder) < time.time() - GRACE_S:
+            found.secrets += 1
+            if not dry_run:
+                shutil.rmtree(folder, ignore_errors=True)
+    with store.session(write=not dry_run) as session:
+        chosen = select(Event.id).join(Job).where(*old)
+        found.events = len(session.scalars(chosen).all())
+        if not dry_run:
+            session.execute(delete(Event).where(Event.id.in_(chosen)))
+    return found
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # somebody was faster
+        return time.time()
+
+
+def _remove(path: Path, found: Collected, dry_run: bool) -> int:
+    try:
+        found.size += path.stat().st_size
+    except FileNotFoundError:
+        return 0
+    if not dry_run:
+        path.unlink(missing_ok=True)
+    return 1

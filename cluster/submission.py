@@ -1,0 +1,192 @@
+"""`python -m cluster submit`: from a folder and a command line to a job; all is checked before anything is written."""
+
+import argparse
+import getpass
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cluster import request, secrets, snapshot
+from cluster.errors import InputError
+from cluster.spec import JobSpec
+from cluster.store import Store
+from cluster.tables import Job
+
+
+def submit(options: argparse.Namespace, url: str) -> None:
+    """Queue a job, or an array of them."""
+    command: list[str] = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not any(argument.strip() for argument in command):
+        raise InputError("no command; allowed: python -m cluster submit -- COMMAND …")
+    folder: Path = options.working_dir.absolute()
+    contents = snapshot.list_files(folder)
+    variables = request.job_environment(options.env, snapshot.git_commit(folder))
+    given = secrets.read(options.secret)
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = snapshot.archive_path(Path(scratch), snapshot.create(folder, contents.names, Path(scratch)))
+        place = _Place(folder, archive)
+        if options.array:
+            rows = request.read_array(options.array)
+            specs = _array(options, command, place, variables, rows)
+        else:
+            specs = [_spec(options, command, place, variables, None)]
+        store = Store.open(url)
+        snapshot.keep(archive, store.snapshots)
+        jobs = _queue(store, specs, options.hold, given)
+    _say(jobs, contents.left_out)
+
+
+def _array(
+    options: argparse.Namespace,
+    command: list[str],
+    place: "_Place",
+    variables: dict[str, str],
+    rows: list[dict[str, str]],
+) -> list[JobSpec]:
+    """A job of each row; each is asked about itself, some at a time."""
+
+    def made(index: int) -> JobSpec:
+        environment = {**variables, "DUALVIEW_ARRAY_INDEX": str(index)}
+        try:
+            return _spec(options, request.fill(command, rows[index]), place, environment, index)
+        except InputError as error:
+            raise InputError(f"--array {options.array}: row {index + 1}: {error}") from None
+
+    place.unpack(command)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        try:
+            specs: list[JobSpec] = []
+            for spec in pool.map(made, range(len(rows))):
+                specs.append(spec)
+                if len(specs) % 20 == 0:
+                    print(f"checked {len(specs)} of {len(rows)} rows", file=sys.stderr)
+            return specs
+        except InputError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class _Place:
+    """Where commands are asked about themselves: in the unpacked snapshot, where they will run."""
+
+    def __init__(self, folder: Path, archive: Path) -> None:
+        self.folder, self.archive = folder, archive
+
+    def unpack(self, command: list[str]) -> Path:
+        """The folder with the unpacked snapshot, if the command is going to be asked there."""
+        there = self.archive.with_suffix("")
+        if not there.exists() and request.describes_itself(command):
+            snapshot.unpack(self.archive, there)
+        return there
+
+    def describe(self, command: list[str], variables: dict[str, str]) -> dict[str, Any] | None:
+        """What a command says of itself; None for one that does not.
+
+        Raises:
+            InputError: it rejects its input; paths that are in the folder and not in the snapshot are named.
+        """
+        if not request.describes_itself(command):
+            return None
+        there = self.unpack(command)
+        try:
+            return request.describe(command, there, variables)
+        except InputError as error:
+            words = [*(word.rpartition("=")[2] for word in command), *re.findall(r"'([^']+)'", str(error))]
+            missing = next(
+                (word for word in words if _is_there(self.folder, word) and not _is_there(there, word)), None
+            )
+            if missing is None:
+                raise
+            raise InputError(
+                f"{error}; {missing} is in {self.folder}, but git ignores it, so it is not in the job's snapshot: "
+                "allowed: an absolute path that the cluster sees, or a file that is not ignored"
+            ) from None
+
+
+def _is_there(folder: Path, word: str) -> bool:
+    try:
+        return bool(word) and not word.startswith("/") and (folder / word).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _spec(
+    options: argparse.Namespace, command: list[str], place: _Place, environment: dict[str, str], index: int | None
+) -> JobSpec:
+    description = place.describe(command, environment)
+    gangs, driver = request.gangs_and_driver(description, options.resources, options.driver, options.label)
+    name = options.name or request.job_name(description, command)
+    fields: dict[str, Any] = {
+        "name": name if index is None or (description and not options.name) else f"{name}-{index}",
+        "command": command,
+        "priority": options.priority,
+        "environment": environment,
+        "gangs": gangs,
+        "driver": driver,
+        "user": user(),
+        "queue": options.team,
+        "max_runtime_s": request.parse_duration(options.max_runtime, "--max-runtime") if options.max_runtime else None,
+        "at_the_limit": options.at_the_limit,
+        "retries": options.retries,
+        "after": request.parse_after(options.after),
+        "says_when": description is not None and "run" in description,
+        "snapshot": place.archive.stem,
+    }
+    if options.key:
+        fields["key"] = options.key if index is None else f"{options.key}-{index}"
+    else:
+        fields["key"] = request.job_key(description, fields) if options.key is None else None
+    try:
+        return JobSpec.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        allowed = problem["msg"].replace("Input should be", "allowed:").replace("String should", "allowed: it should")
+        raise InputError(f"{problem['loc'][0]} = {problem['input']!r}: {allowed}") from None
+
+
+def _queue(store: Store, specs: Sequence[JobSpec], hold: bool, given: dict[str, bytes]) -> list[tuple[Job, bool]]:
+    """The jobs, and whether each is new."""
+    kept = [secrets.keep(store.file, each, given) for each in specs] if given else specs
+    try:
+        jobs = store.submit_all(kept, hold)
+    except BaseException:
+        for spec in kept if given else ():
+            secrets.forget(store.file, spec.environment)
+        raise
+    for spec, (_, new) in zip(kept, jobs, strict=True):
+        if given and not new:
+            secrets.forget(store.file, spec.environment)
+    return jobs
+
+
+def _say(jobs: Sequence[tuple[Job, bool]], left_out: dict[str, str]) -> None:
+    for job, new in jobs:
+        if not new:
+            print(f"job {job.id} is {job.state} already: {job.name}, with the same key (--key '' queues another)")
+    added = [job for job, new in jobs if new]
+    if len(added) == 1:
+        [job] = added
+        where = "" if job.queue == "default" else f", queue {job.queue}"
+        print(f"job {job.id} queued: {job.name} (priority {job.priority}{where}); python -m cluster logs -f {job.id}")
+    elif added:
+        first, last = added[0], added[-1]
+        print(
+            f"jobs {first.id} to {last.id} queued: {len(added)} of an array; python -m cluster list --array {first.id}"
+        )
+    for path, kind in left_out.items():
+        print(f"  not in its snapshot: {path} ({kind})")
+
+
+def user() -> str:
+    """Who submits: as the system says."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
