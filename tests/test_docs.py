@@ -106,3 +106,19 @@ def test_pictures_are_drawn_by_the_command(tmp_path: Path):
     named = set(re.findall(r"\]\(images/([\w.-]+)\)", THEORY))
     assert named == {path.name for path in tmp_path.iterdir()}
     assert all(5_000 < (ROOT / "docs/images" / name).stat().st_size < 150_000 for name in named)
+
+
+def test_the_queues_page_names_every_reason_and_every_command():
+    from cluster.arguments import parser
+    from cluster.reasons import EXPLANATIONS
+
+    page = (ROOT / "docs/queue.md").read_text()
+    rows = dict(re.findall(r"^\| (`[a-z_`, ]+`) \| (.*) \|$", page, re.MULTILINE))
+    codes = [code for names in rows for code in re.findall(r"`(\w+)`", names)]
+    assert [code for code in codes if code in set(EXPLANATIONS)] == [str(code) for code in EXPLANATIONS]
+    for names, text in rows.items():
+        if len(re.findall(r"`(\w+)`", names)) == 1 and names.strip("`") in set(EXPLANATIONS):
+            assert text.startswith(EXPLANATIONS[names.strip("`")]), names
+    commands = re.findall(r"^    (\w+) ", parser().format_help(), re.MULTILINE)
+    assert len(commands) > 10
+    assert [name for name in commands if not re.search(rf"`{name}\b", page)] == []
