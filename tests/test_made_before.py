@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from pydantic_core import to_jsonable_python
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from cluster.accounts import Accounts
+from cluster.resources import DRIVER, Bundle, Shape, format_gang
 from cluster.spec import Ending
-from cluster.store import Store
+from cluster.store import Selection, Store
 from diffusion.config import Later
 from diffusion.config.errors import models_of
 from diffusion.package import load_package, verify_package
@@ -187,6 +190,34 @@ def test_a_queue_goes_on(tmp_path):
     assert again.number == 2
     assert preempted.gangs == [[{"CPU": 1.0}, {"CPU": 1.0}]]
     assert next(event.text for event in store.events(preempted.id)) == "submitted with priority 5"
+
+
+def test_a_queue_of_many_gangs_goes_on(tmp_path):
+    shutil.copytree(ROOT / "tests" / "made_before" / "2026-11-29" / "queue", tmp_path / "queue")
+    store = Store.open(f"sqlite:///{tmp_path}/queue/queue.db", create=False)
+    assert [(job.name, job.state, job.hold) for job in store.jobs()] == [
+        ("done", "succeeded", None), ("preempted", "queued", None), ("cancelled", "cancelled", None),
+        ("running", "running", None), ("starting", "starting", None), ("waiting", "queued", None),
+        ("failed", "failed", None), ("held", "queued", "held"),
+        ("job.py-0", "queued", None), ("job.py-1", "queued", None),
+    ]  # fmt: skip
+    vision = Accounts(store).terms(time.time())["vision"]
+    assert (vision.weight, vision.guaranteed, vision.max_running) == (2.0, 0.25, 9)
+    preempted, waiting = store.job(2), store.job(6)
+    assert (preempted.queue, preempted.preemptions, waiting.after) == ("vision", 1, {"4": "any"})
+    shape = Shape.of([[Bundle.model_validate(each) for each in gang] for gang in preempted.gangs], DRIVER)
+    assert format_gang(shape.gangs[0]) == "2 x (1 CPU, 1 GPU where zone is a)"
+    [left] = store.attempts(2)
+    assert (left.asked_by, left.step, left.saved_step) == (4, 25, 20)
+    assert (left.placement or {})["bundles"] == ["n1", "n2"]
+    running, starting = store.attempts()
+    assert store.end_attempt(running, Ending(status="failed", exit_code=75)).state == "queued"
+    assert store.end_attempt(starting, Ending(status="lost")).state == "queued"
+    store.release(8)
+    again = store.begin_attempt(2)
+    assert again is not None
+    assert again.number == 2
+    assert [job.id for job in store.select(Selection(array=9))] == [9, 10]
 
 
 def test_a_sweep_is_the_one_that_it_was(storage):
