@@ -244,7 +244,9 @@ class Dispatcher:
             return True
         if attempt.asked is None:
             self._ask_for_reasons_of_its_own(attempt, job, status, running)
-        elif time.time() - (attempt.asked_at or 0.0) > self._grace(attempt, beat):
+        elif (
+            not 0 <= time.time() - (attempt.asked_at or 0.0) <= self._grace(attempt, beat)
+        ):  # or the clock was set back
             self._stop(attempt)
         return True
 
@@ -262,11 +264,11 @@ class Dispatcher:
 
     def _ask_for_reasons_of_its_own(self, attempt: Attempt, job: Job, status: Alive, running: bool) -> None:
         """Ask an attempt to leave whose gang does not form, or whose time is up."""
-        now, patience = time.time(), self._patience
+        now, clock, patience = time.time(), time.monotonic(), self._patience
         silent = status.started and job.says_when and attempt.heard_at is None  # it prepares data, say
         if running or silent:
             self._starting_since.pop(attempt.submission_id, None)
-        elif now - self._starting_since.setdefault(attempt.submission_id, now) > patience.start_s:
+        elif clock - self._starting_since.setdefault(attempt.submission_id, clock) > patience.start_s:
             reason = f"its gang did not form within {patience.start_s:g} s"
             self._ask(attempt, Asked(to="restart", reason=reason))
             return

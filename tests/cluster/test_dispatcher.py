@@ -6,6 +6,7 @@
 import json
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -470,6 +471,19 @@ def test_a_job_whose_gang_does_not_form_is_tried_again_and_then_fails(store: Sto
     steps(dispatcher, 8)
     assert store.job(job.id).state == "failed"
     assert store.job(job.id).reason == "its gang did not form within 0 s; gave up after 2 such attempts"
+
+
+def test_a_clock_that_is_set_back_does_not_lengthen_a_grace(store: Store, monkeypatch: pytest.MonkeyPatch):
+    store.submit(spec(command=["works"]))
+    ray, now = FakeRay({"works": [0]}, runs=10**6), time.time()
+    dispatcher = made(store, ray, patience=Patience(leave_s=60.0, silent_s=60.0))
+    steps(dispatcher, 2)
+    store.requeue(1)
+    dispatcher.step()
+    assert ray.stopped == []
+    monkeypatch.setattr("cluster.dispatcher.time.time", lambda: now - 3600)
+    dispatcher.step()
+    assert ray.stopped == ray.started
 
 
 def test_a_job_that_says_when_it_runs_is_running_then(store: Store):
