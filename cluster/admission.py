@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from cluster.placement import Amounts, Cluster, Demand, Node, Placement, Places
 from cluster.reasons import Reason
-from cluster.resources import Shape, format_amount, format_gang
+from cluster.resources import Kind, Shape, format_amount, format_gang
 
 MAX_HOLD_S = 600.0  # the longest back-off
 ROUNDING = 1e-9  # of a share
@@ -260,6 +260,7 @@ class _Admission:
         self.result = Round()
         self.reservations: list[_Reservation] = []
         self._demands: dict[Shape, list[Demand]] = {}
+        self._impossible: dict[Shape, Wait] = {}
         self._blocked: dict[tuple[Shape, float | None], Wait] = {}
         self._asked: set[tuple[Shape, str, int]] = set()
         others = self.cluster.total - self.cluster.usable  # may leave too, nobody knows when
@@ -329,7 +330,9 @@ class _Admission:
         if job.after:
             return Wait(Reason.DEPENDENCY, f"waits for job {', '.join(map(str, job.after))}")
         if not self._demands_of(job.shape):
-            return Wait(Reason.IMPOSSIBLE, impossible(self.cluster, job.shape))
+            if job.shape not in self._impossible:
+                self._impossible[job.shape] = Wait(Reason.IMPOSSIBLE, impossible(self.cluster, job.shape))
+            return self._impossible[job.shape]
         if self.now < job.held_until <= self.now + MAX_HOLD_S:  # or the clock was set back since
             clock = datetime.fromtimestamp(job.held_until).astimezone().strftime("%H:%M:%S")
             return Wait(Reason.BACK_OFF, f"its last attempt failed; it is tried again from {clock}", job.held_until)
@@ -576,9 +579,13 @@ class _Admission:
 def impossible(cluster: Cluster, shape: Shape) -> str:
     """What a shape asks for that the nodes do not have, in words."""
     gangs = [gang or (shape.driver,) for gang in shape.gangs]
+    wanted = " or ".join(format_gang(gang) for gang in gangs)
+    if any(shape.gangs) and cluster.demands(Shape(shape.gangs, Kind(()))):  # it is the driver that does not fit
+        gangs.append((shape.driver,))
+        wanted += f", and {shape.driver} for its driver"
     names = sorted({name for gang in gangs for kind in gang for name, _ in kind.amounts})
     labels = sorted({name for gang in gangs for kind in gang for name, _ in kind.labels})
-    text = f"asks for {' or '.join(format_gang(gang) for gang in gangs)}; the nodes have {cluster.offers(names)}"
+    text = f"asks for {wanted}; the nodes have {cluster.offers(names)}"
     if not labels:
         return text
     values = {

@@ -110,6 +110,9 @@ def _add_submit(submit: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     submit.add_argument("--hold", action="store_true", help="do not start it before `release`")
     submit.add_argument(
+        "--anyway", action="store_true", help="queue it even if no nodes that there are now could ever hold it"
+    )
+    submit.add_argument(
         "--key", metavar="TEXT",
         help="of unfinished jobs with the same key there is one (default: the run's or the sweep's folder; for another "
         "command all that it is told here). An empty one allows any number",

@@ -147,6 +147,7 @@ class Dispatcher:
         self._starting_since: dict[str, float] = {}
         self._failures: dict[int, str] = {}
         self._noted = False
+        self._there: list[tuple[Mapping[str, float], Mapping[str, str]]] = []
         self._shapes: dict[str, Shape] = {}
         self._waits: dict[int, Wait] = {}
 
@@ -189,7 +190,7 @@ class Dispatcher:
             self._measure(waiting, seen, Round())
             return
         nodes, holds = self._server.nodes([attempt.submission_id for attempt in seen.attempts])
-        self._note_where(nodes)
+        self._look_around(nodes)
         self._leave_lost_nodes(seen, nodes)
         now = time.time()
         running = [self._running(attempt, seen.jobs[attempt.job_id], holds) for attempt in seen.attempts]
@@ -296,8 +297,12 @@ class Dispatcher:
             self._reported_stopping.add(attempt.submission_id)
             self._report(f"job {attempt.job_id} is being stopped")
 
-    def _note_where(self, nodes: Sequence[Node]) -> None:
-        """Say once that jobs on other machines cannot send heartbeats."""
+    def _look_around(self, nodes: Sequence[Node]) -> None:
+        """Remember what there is for those who submit; say once that jobs on other machines cannot send heartbeats."""
+        there = [(node.total, node.labels) for node in nodes]
+        if there != self._there:
+            self._store.see_nodes(nodes)
+            self._there = there
         hosts = {node.host for node in nodes}
         if self._listener.loopback and len(hosts) > 1 and not self._noted:
             self._noted = True

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, aliased, load_only
 from cluster import schema, secrets
 from cluster.admission import Wait
 from cluster.errors import InputError, StoreUnavailableError
+from cluster.placement import Node
 from cluster.reasons import Reason
 from cluster.snapshot import archive_path
 from cluster.spec import END_STATES, OPEN_STATES, Asked, Beat, Ending, JobSpec, next_transition
@@ -538,6 +539,18 @@ class Store:
             draining = session.scalars(_DRAINING).one()
             preempted = session.scalars(_PREEMPTED, {"since": since}).one()
             return Glance(draining, preempted, frozenset(job for job in session.scalars(_OWED) if job is not None))
+
+    def see_nodes(self, nodes: Sequence[Node]) -> None:
+        """Remember what there is, for those who submit."""
+        seen = [{"total": dict(node.total), "labels": dict(node.labels)} for node in nodes]
+        with self.session() as session:
+            session.scalars(select(Queue)).one().nodes = seen
+
+    def nodes(self) -> list[Node]:
+        """What the dispatcher saw last of the nodes; none before it has looked."""
+        with self.session(write=False) as session:
+            seen = session.scalars(select(Queue.nodes)).one()
+        return [Node(str(index), each["total"], labels=each["labels"]) for index, each in enumerate(seen)]
 
     def drain(self, draining: bool) -> None:
         """Let no further job start, or let them start again."""

@@ -14,7 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster import request, secrets, snapshot
+from cluster.admission import impossible
 from cluster.errors import InputError
+from cluster.placement import Cluster
+from cluster.resources import Shape
 from cluster.spec import JobSpec
 from cluster.store import Store
 from cluster.tables import Job
@@ -38,6 +41,8 @@ def submit(options: argparse.Namespace, url: str) -> None:
         else:
             specs = [_spec(options, command, place, variables, None)]
         store = Store.open(url)
+        if not options.anyway:
+            _check_possible(store, specs)
         snapshot.keep(archive, store.snapshots)
         jobs = _queue(store, specs, options.hold, given)
     _say(jobs, contents.left_out)
@@ -149,6 +154,17 @@ def _spec(
         problem = error.errors(include_url=False)[0]
         allowed = problem["msg"].replace("Input should be", "allowed:").replace("String should", "allowed: it should")
         raise InputError(f"{problem['loc'][0]} = {problem['input']!r}: {allowed}") from None
+
+
+def _check_possible(store: Store, specs: Sequence[JobSpec]) -> None:
+    """Raise InputError for what the nodes could not hold if they were empty, as far as the dispatcher has seen them."""
+    nodes = store.nodes()
+    shapes = [Shape.of(spec.gangs, spec.driver) for spec in specs] if nodes else []
+    cluster = Cluster(nodes, set(shapes))
+    for shape in shapes:
+        if not cluster.demands(shape):
+            wanted = "allowed: what they have, or --anyway for nodes that are still to come"
+            raise InputError(f"{impossible(cluster, shape)}; {wanted}")
 
 
 def _queue(store: Store, specs: Sequence[JobSpec], hold: bool, given: dict[str, bytes]) -> list[tuple[Job, bool]]:

@@ -26,6 +26,7 @@ class Queue(Base):
         id: distinguishes this queue's attempts from those of other queues on the same Ray cluster.
         address: dashboard of the Ray cluster that its attempts run on.
         draining: whether nothing starts.
+        nodes: what the dispatcher saw last of each node: its `total` and its `labels`; empty before.
     """
 
     __tablename__ = "queue"
@@ -33,6 +34,7 @@ class Queue(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     address: Mapped[str | None]
     draining: Mapped[bool] = mapped_column(default=False)
+    nodes: Mapped[list[Any]] = mapped_column(default=list)
 
 
 class Team(Base):

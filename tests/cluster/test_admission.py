@@ -65,7 +65,8 @@ def test_a_gang_starts_whole_or_not_at_all_and_each_bundle_is_on_one_node():
     assert sorted(decided.starts[0].placement.bundles) == ["a", "b"]
     assert decided.waits[2].code == Reason.RESOURCES
     assert decided.waits[2].text == "needs 3 CPU on one node; the largest free block is 1 CPU on a"
-    decided = admit([A, B], [job(1, cpus(3, 3))])
+    decided = admit([A, B], [job(1, cpus(3, 3)), job(2, cpus(3, 3))])
+    assert decided.waits[1] == decided.waits[2]
     assert decided.waits[1].code == Reason.IMPOSSIBLE
     assert decided.waits[1].text == "asks for 3 x (3 CPU); the nodes have 2 with 4 CPU"
 
@@ -87,7 +88,9 @@ def test_the_driver_is_a_bundle_of_its_own_beside_its_gang():
     placement = admit(nodes, [job(1, gang({"CPU": 4}, {"CPU": 4}, driver=driver))]).starts[0].placement
     assert placement.driver == "b"
     apart = [node("a", CPU=4, memory=1), node("b", CPU=4, memory=1)]
-    assert admit(apart, [job(1, gang({"CPU": 4}, driver=driver))]).waits[1].code == Reason.IMPOSSIBLE
+    assert admit(apart, [job(1, gang({"CPU": 4}, driver=driver))]).waits[1].text == (
+        "asks for 1 x (4 CPU), and 2 memory for its driver; the nodes have 2 with 4 CPU, 1 memory"
+    )
     many = [job(number, gang(driver=driver)) for number in range(1, 60)]
     spread = Counter(start.placement.driver for start in admit(nodes, many).starts)
     assert spread == {"b": 2, "c": 50}  # as many as there is memory for

@@ -14,6 +14,7 @@ from PIL import Image
 from cluster import dispatcher_lock
 from cluster.__main__ import main, queue_url
 from cluster.admission import Wait
+from cluster.placement import Node
 from cluster.reasons import Reason
 from cluster.request import INHERITED_VARIABLES
 from cluster.spec import Ending
@@ -317,6 +318,26 @@ def test_other_peoples_jobs_ask_for_force(
     assert run(capsys, "cancel", "--name", "nobody*", expect=2).startswith("error: no such jobs")
     assert run(capsys, "set", "1", expect=2).startswith("error: nothing to change; allowed: --priority")
     assert run(capsys, "set", "1", "--priority", "9999999", expect=2).startswith("error: --priority 9999999: allowed")
+
+
+def test_what_no_node_could_hold_is_refused_with_what_there_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str
+):
+    submit(capsys, tmp_path, "--name", "early", "--driver", "CPU=64", "--", "true")  # nobody has seen the nodes yet
+    Store.open(url).see_nodes(
+        [Node("a", {"CPU": 8.0, "memory": 1e12}, labels={"zone": "a"}), Node("b", {"CPU": 8.0, "memory": 1e12})]
+    )
+    error = submit_error(capsys, tmp_path, "--driver", "CPU=64", "--", "true")
+    assert error == (
+        "error: asks for 1 x (64 CPU); the nodes have 2 with 8 CPU; "
+        "allowed: what they have, or --anyway for nodes that are still to come\n"
+    )
+    error = submit_error(capsys, tmp_path, "--label", "zone=b", "--", "true")
+    assert error.startswith(
+        "error: asks for 1 x (1 CPU where zone is b); the nodes have 2 with 8 CPU; zone is a there; "
+    )
+    assert submit(capsys, tmp_path, "--anyway", "--driver", "CPU=64", "--", "true").startswith("job 2 queued")
+    assert submit(capsys, tmp_path, "--resources", "2*CPU=4", "--", "true").startswith("job 3 queued")
 
 
 def test_why(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):

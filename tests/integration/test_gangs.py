@@ -113,7 +113,7 @@ def test_gangs_run_side_by_side_where_they_were_placed_beside_a_serve_app(queue:
         queue.submit("labelled", "--driver", "CPU=1", "--label", "gpu=H100", script=until_told, user="bob")
         queue.submit("vision", "--queue", "vision", "--driver", "CPU=1", script=until_told, user="bob")
         queue.submit("large", "--resources", "3*CPU=2", "--priority", "-1")  # all that there is; Serve has one
-        queue.submit("huge", "--driver", "CPU=9")
+        queue.submit("huge", "--driver", "CPU=9", "--anyway")
         dispatcher = queue.dispatch()
         jobs = queue.wait(lambda jobs: all(jobs[name]["state"] == "running" for name in ("two", "labelled", "vision")))
         assert jobs["large"]["reason_code"] == "others"

@@ -167,7 +167,7 @@ def test_a_running_job_is_cancelled_and_the_one_behind_it_runs(
     code = ["--working-dir", str(_code(tmp_path)), "--driver", "CPU=2"]
     queue.run("submit", *code, "--", "bash", "-c", "echo here; sleep 600")
     queue.run("submit", *code, "--", "bash", "-c", "echo job $DUALVIEW_JOB; exit 3")
-    queue.run("submit", "--working-dir", str(_code(tmp_path)), "--resources", "CPU=4096", "--", "true")
+    queue.run("submit", "--working-dir", str(_code(tmp_path)), "--resources", "CPU=4096", "--anyway", "--", "true")
     process = dispatch()
     queue.wait(lambda jobs: any(attempt["confirmed"] for attempt in jobs[1]["attempts"]))
     assert queue.jobs()[3]["reason"] == f"asks for 1 x (4096 CPU); the nodes have {cpus()} CPU"

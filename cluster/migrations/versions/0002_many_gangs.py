@@ -38,6 +38,7 @@ def upgrade() -> None:
         jobs.create_index("ix_jobs_name", ["name"])
     with op.batch_alter_table("queue") as queue:
         queue.add_column(sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.false()))
+        queue.add_column(sa.Column("nodes", sa.JSON, nullable=False, server_default="[]"))
     with op.batch_alter_table("attempts") as attempts:
         attempts.add_column(sa.Column("placement", sa.JSON))
         attempts.add_column(sa.Column("cpus", sa.Float, nullable=False, server_default="0"))
@@ -74,6 +75,7 @@ def downgrade() -> None:
     op.drop_table("queues")
     with op.batch_alter_table("queue") as queue:
         queue.drop_column("draining")
+        queue.drop_column("nodes")
     op.execute("UPDATE jobs SET state = 'running' WHERE state = 'starting'")
     with op.batch_alter_table("attempts") as attempts:
         attempts.drop_index("ix_attempts_ended_at")
