@@ -64,6 +64,7 @@ def same_tensors(paths: RunPaths, finished: FinishedRun) -> None:
             assert torch.equal(ours.tensor(kind, each), theirs.tensor(kind, each)), (kind, each)
 
 
+@pytest.mark.slow  # the queue's request below does the same, and test_stopping sends SIGTERM at every stage
 def test_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(
     cluster: Cluster, tiny: Path, finished: FinishedRun
 ) -> None:
