@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cluster.resources import SCALE, Kind, Shape
 
 Amounts = NDArray[np.int64]
+SEARCH_BUNDLES, SEARCH_STEPS = 32, 2000
 MANY = 2**31  # copies on a node of what asks for nothing
 COMMON = ("CPU", "memory")  # what every node has
 
@@ -148,8 +149,8 @@ class Cluster:
     def place(self, demand: Demand, free: Amounts, busy: NDArray[np.float64] | None = None) -> Places | None:
         """Where a gang goes in what is free: on few nodes, and those that it leaves the least of; None if nowhere.
 
-        Exact for a gang of equal bundles and its driver's own room apart. One of unequal bundles is placed greedily,
-        the largest first and then the other way round; a gang that only a search would place is not.
+        One of unequal bundles is placed greedily, the largest first and then the other way round, and then searched for
+        in SEARCH_STEPS: exact for the gangs that people write by hand.
 
         Args:
             demand: the gang.
@@ -159,7 +160,8 @@ class Cluster:
         if (demand.total > np.maximum(free, 0).sum(0)).any():
             return None
         orders = [demand.parts] if len(demand.parts) < 2 else [demand.parts, demand.parts[::-1]]
-        return next((found for parts in orders if (found := _place(demand, parts, free, busy)) is not None), None)
+        found = (_place(demand, parts, free, busy) for parts in orders)
+        return next((each for each in found if each is not None), None) or _search(demand, free)
 
     def assign(self, demand: Demand, shape: Shape, places: Places) -> Placement:
         """The node of each bundle, and of the driver; equal bundles go to one node after another."""
@@ -262,6 +264,40 @@ def _place(demand: Demand, parts: Sequence[_Part], free: Amounts, busy: NDArray[
         driver = able[np.lexsort((fits[able], rank, demand.driver.waste[able]))[0]]
     left[driver] -= demand.driver.each
     return Places(tuple(counts[part.kind] for part in demand.parts), int(driver), free - left)
+
+
+def _search(demand: Demand, free: Amounts) -> Places | None:
+    """A placement that a greedy one has missed, of a gang of few bundles."""
+    parts = [*demand.parts, demand.driver]
+    if sum(part.count for part in parts) > SEARCH_BUNDLES or any(
+        int(np.minimum(_copies(part, free), part.count).sum()) < part.count for part in parts
+    ):
+        return None
+    bundles = [index for index, part in enumerate(parts) for _ in range(part.count)]
+    left, counts, steps = free.copy(), np.zeros((len(parts), len(free)), np.int64), 0
+
+    def rest(position: int) -> bool:
+        nonlocal steps
+        if position == len(bundles):
+            return True
+        part, tried = parts[bundles[position]], set[bytes]()
+        for row in np.flatnonzero(_copies(part, left)):
+            alike = left[row].tobytes() + bytes(int(each.allowed[row]) for each in parts)
+            steps += 1
+            if alike in tried or steps > SEARCH_STEPS:
+                continue
+            tried.add(alike)
+            left[row] -= part.each
+            counts[bundles[position], row] += 1
+            if rest(position + 1):
+                return True
+            left[row] += part.each
+            counts[bundles[position], row] -= 1
+        return False
+
+    if not rest(0):
+        return None
+    return Places(tuple(counts[:-1]), int(counts[-1].argmax()), free - left)
 
 
 def _choose(fits: Amounts, count: int, waste: Amounts, busy: NDArray[np.float64] | None) -> Amounts | None:

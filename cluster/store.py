@@ -170,7 +170,7 @@ class Store:
         """
         with self.session() as session:
             queue = session.scalars(select(Queue)).one()
-            attempts = session.scalars(select(Attempt).where(Attempt.ended_at.is_(None))).all()
+            attempts = session.scalars(_OPEN).all()
             if attempts and queue.address not in (None, address) and not moved:
                 raise InputError(
                     f"--address {address}: job {attempts[0].job_id} was started at {queue.address}; allowed: that "

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from cluster.admission import MAX_HOLD_S, Policy, Preempt, Round, Running, Terms, Waiting, decide
 from cluster.placement import Node
@@ -78,6 +78,24 @@ def test_few_nodes_are_used_and_those_that_have_more_are_kept_for_who_needs_it()
     assert first.placement.bundles == second.placement.bundles == ("a",)  # which it fills
     assert admit(nodes, [job(1, gang({"CPU": 1, "GPU": 1}))]).starts[0].placement.bundles == ("gpu",)
     assert admit([nodes[0], A], [job(1, cpus(1, 6))]).starts[0].placement.bundles == ("gpu",) * 2 + ("a",) * 4
+
+
+def test_a_gang_that_only_a_search_can_place_is_not_called_impossible():
+    nodes = [node("a", CPU=11), node("b", CPU=6)]
+    shape = gang(*({"CPU": amount} for amount in (3, 3, 4, 2, 5)))
+    assert admit(nodes, [job(1, shape)]).starts[0].placement.bundles == ("b", "b", "a", "a", "a")
+    alike = gang(*({"CPU": amount} for amount in (4, 4, 4, 3, 3)))  # 18 of 18, and no two nodes of 9 hold them
+    assert admit([node("a", CPU=9), node("b", CPU=9)], [job(1, alike)]).waits[1].code == Reason.IMPOSSIBLE
+    hard = gang(*({"CPU": 5 + index / 7} for index in range(14)))  # given up after some steps
+    assert admit([node(str(index), CPU=16) for index in range(5)], [job(1, hard)]).waits[1].code == Reason.IMPOSSIBLE
+    memory = Bundle(resources={"memory": 2.0})
+    nodes = [node("a", CPU=2, memory=1), node("b", CPU=2, memory=2)]
+    assert admit(nodes, [job(1, gang({"CPU": 2, "memory": 1}, driver=memory))]).starts[0].placement.driver == "b"
+    ten = node("a", CPU=1)
+    assert started(admit([ten], [job(1, cpus(0.1, 10))])) == [1]
+    assert admit([ten], [job(1, cpus(0.1, 11))]).waits[1].code == Reason.IMPOSSIBLE
+    big = gang(*({"CPU": amount} for amount in (1, 2) for _ in range(20)))
+    assert admit([node("a", CPU=1.5)] * 1, [job(1, big)]).waits[1].code == Reason.IMPOSSIBLE
 
 
 def test_the_driver_is_a_bundle_of_its_own_beside_its_gang():
@@ -504,7 +522,6 @@ def test_invariants(nodes, waiting, running, terms, random):
 @given(clusters, gangs, runnings)
 def test_a_gang_alone_starts_exactly_if_a_placement_exists(nodes, shape, running):
     kinds = list(shape.gangs[0])
-    assume(len(set(kinds)) <= 1)  # those of unequal bundles are placed greedily
     free = free_amounts(nodes, running, Round(), [])
 
     def fits(rest, left) -> bool:
