@@ -60,7 +60,7 @@ class Machine(RuleBasedStateMachine):
         """In the end everything ends: nobody is left waiting for what never comes."""
         self.ray.names = ("a", "b")
         self.store.drain(False)
-        for job in self.store.jobs("queued"):
+        for job in self.store.jobs("queued", *OPEN_STATES):
             self.store.release(job.id)
         for _ in range(6 * self.number + 20):
             if not self.store.jobs("queued", *OPEN_STATES):
