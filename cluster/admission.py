@@ -149,10 +149,17 @@ class Policy:
 
 @dataclass(frozen=True)
 class Start:
-    """A job that starts, and where."""
+    """A job that starts, and where.
+
+    Attributes:
+        job: its id.
+        placement: where.
+        share: the dominant share of the cluster that it is given.
+    """
 
     job: int
     placement: Placement
+    share: float
 
 
 @dataclass(frozen=True)
@@ -402,7 +409,8 @@ class _Admission:
         self._add(job.queue, places.taken.sum(0))
         self.count[job.queue] += 1
         self.count_by_user[job.queue, job.user] += 1
-        self.result.starts.append(Start(job.id, self.cluster.assign(demand, job.shape, places)))
+        placement, share = self.cluster.assign(demand, job.shape, places), self.cluster.share(places.taken.sum(0))
+        self.result.starts.append(Start(job.id, placement, share))
 
     def _add(self, queue: str, amounts: Amounts) -> None:
         self.held[queue] = self.held[queue] + amounts

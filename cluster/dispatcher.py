@@ -19,7 +19,7 @@ from cluster import durable, secrets
 from cluster.accounts import Accounts
 from cluster.admission import Policy, Preempt, Round, Running, Start, Wait, Waiting, decide, points
 from cluster.errors import InputError, RayFailedError, RayUnavailableError, RefusedError, StoreUnavailableError
-from cluster.placement import Cluster, Node, Placement
+from cluster.placement import Node
 from cluster.reasons import Reason
 from cluster.resources import Bundle, Shape
 from cluster.snapshot import archive_path
@@ -206,7 +206,7 @@ class Dispatcher:
             self._preempt(preempt, seen)
         shapes = {job.id: job.shape for job in waiting}
         for start in decided.starts:
-            self._guarded(start.job, self._start, start, shapes[start.job], nodes)
+            self._guarded(start.job, self._start, start, shapes[start.job])
         self._answer(seen)
 
     # ------------------------------------------------------------------ open attempts
@@ -405,8 +405,8 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ starts and ends
 
-    def _start(self, start: Start, shape: Shape, nodes: Sequence[Node]) -> None:
-        attempt = self._store.begin_attempt(start.job, placed(start.placement, shape, nodes))
+    def _start(self, start: Start, shape: Shape) -> None:
+        attempt = self._store.begin_attempt(start.job, placed(start, shape))
         if attempt is not None:
             self._report(f"job {start.job} starts (attempt {attempt.number})")
             self._submit(attempt, self._store.job(start.job))
@@ -493,13 +493,13 @@ class Dispatcher:
         self._store.explain({job.id: Wait(Reason.UNAVAILABLE, reason) for job in waiting})
 
 
-def placed(placement: Placement, shape: Shape, nodes: Sequence[Node]) -> Placed:
-    """A placement with what it takes of each node."""
+def placed(start: Start, shape: Shape) -> Placed:
+    """Where a job starts, with what it takes of each node."""
+    placement = start.placement
     usage: dict[str, dict[str, float]] = {}
     kinds = [*zip(placement.bundles, shape.gangs[placement.gang], strict=True), (placement.driver, shape.driver)]
     for node, kind in kinds:
         given = usage.setdefault(node, {})
         for name, amount in kind.resources():
             given[name] = given.get(name, 0.0) + amount
-    cluster = Cluster(nodes, [shape])
-    return Placed(placement.driver, placement.bundles, usage, cluster.share(cluster.amounts(usage).sum(0)))
+    return Placed(placement.driver, placement.bundles, usage, start.share)
