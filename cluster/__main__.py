@@ -3,9 +3,7 @@
 import argparse
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,7 +13,7 @@ from urllib.parse import quote
 
 from cluster.arguments import optional_count, parser
 from cluster.command import run_command
-from cluster.errors import InputError, RayUnavailableError
+from cluster.errors import InputError
 
 if TYPE_CHECKING:
     from cluster.store import Selection, Store
@@ -55,7 +53,7 @@ def _selection(options: argparse.Namespace) -> "Selection":
 
 def list_jobs(options: argparse.Namespace) -> None:
     """List waiting and running jobs, and the last ones that ended."""
-    from cluster import dispatcher_lock, views
+    from cluster import views
     from cluster.spec import END_STATES, OPEN_STATES
     from cluster.store import Selection
 
@@ -85,8 +83,13 @@ def list_jobs(options: argparse.Namespace) -> None:
     views.console().print(views.jobs_table([(job, attempts[job.id]) for job in jobs]))
     if hidden > 0:
         print(more)
-    if any(job.state not in END_STATES for job in jobs) and not dispatcher_lock.is_held(store.file):
-        print("no dispatcher is running on this machine: python -m cluster dispatch")
+    if any(job.state not in END_STATES for job in jobs):
+        _say_if_nobody_dispatches(store)
+
+
+def _say_if_nobody_dispatches(store: "Store") -> None:
+    if not store.database.is_led():
+        print(f"no dispatcher is running{store.database.where_led}: python -m cluster dispatch")
 
 
 def show(options: argparse.Namespace) -> None:
@@ -104,7 +107,7 @@ def show(options: argparse.Namespace) -> None:
 
 def why(options: argparse.Namespace) -> None:
     """Say what a job waits for."""
-    from cluster import dispatcher_lock, views
+    from cluster import views
 
     store = _open(options)
     job = store.job(options.job)
@@ -113,8 +116,8 @@ def why(options: argparse.Namespace) -> None:
         print(json.dumps(row, indent=2))
         return
     views.why(views.console(), job)
-    if job.state == "queued" and not dispatcher_lock.is_held(store.file):
-        print("no dispatcher is running on this machine: python -m cluster dispatch")
+    if job.state == "queued":
+        _say_if_nobody_dispatches(store)
 
 
 def logs(options: argparse.Namespace) -> None:
@@ -160,7 +163,7 @@ def cancel(options: argparse.Namespace) -> None:
         job = store.cancel(job_id, options.now)
         if job.state != "cancelled":
             return "will be stopped by the dispatcher"
-        secrets.forget(store.file, job.environment)
+        secrets.forget(store.anchor, job.environment)
         return "is cancelled"
 
     _change_each(options, change)
@@ -230,7 +233,7 @@ def queues(options: argparse.Namespace) -> None:
 
     if options.queues_action == "set":
         fields = _queue_fields(options)
-        team = Accounts(Store.open(queue_url(options.store))).set_queue(options.name, **fields)
+        team = Accounts(Store.open(queue_url(options.store), files=options.files)).set_queue(options.name, **fields)
         print(f"queue {team.name}: weight {team.weight:g}, guaranteed {team.guaranteed:g}, at most {team.maximum:g}")
         return
     accounts = Accounts(_open(options))
@@ -315,49 +318,9 @@ def gc(options: argparse.Namespace) -> None:
 
 def dispatch(options: argparse.Namespace) -> None:
     """Dispatch the queue's jobs until interrupted or, with --drain, until none is left."""
-    from cluster import dispatcher_lock, heartbeats
-    from cluster.admission import Policy
-    from cluster.dispatcher import Dispatcher, Patience
-    from cluster.ray_jobs import RayJobs
-    from cluster.request import parse_duration
-    from cluster.store import Store
+    from cluster import dispatching
 
-    stop = threading.Event()
-
-    def stop_once(number: int, _: object) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once, which is safe too
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop_once)
-    policy = Policy(
-        max_attempts=options.max_jobs,
-        min_run_s=parse_duration(options.min_runtime, "--min-runtime"),
-        max_preemptions=options.max_preemptions,
-        leave_s=parse_duration(options.grace, "--grace"),
-    )
-    patience = Patience(parse_duration(options.start_deadline, "--start-deadline"), policy.leave_s)
-    store = Store.open(queue_url(options.store))
-    with dispatcher_lock.hold(store.file):
-        try:
-            jobs = RayJobs(options.address)
-        except RayUnavailableError as error:
-            raise InputError(f"{error}; allowed: --address or RAY_API_SERVER_ADDRESS of a running cluster") from None
-        store.bind(jobs.address, options.moved)
-        tokens = heartbeats.Tokens(store.file)
-        tokens.keep_only(attempt.submission_id for attempt in store.attempts())
-        host = options.listen or heartbeats.reachable_host(jobs.address)
-        port = store.file.with_name(f"{store.file.name}.port")
-        with heartbeats.HeartbeatServer(tokens, host, port) as listener:
-            print_line(f"dispatching {store.file} to Ray at {jobs.address}; heartbeats at {listener.url}")
-            dispatcher = Dispatcher(store, jobs, print_line, listener, policy, patience)
-            dispatcher.run(options.poll, options.drain, stop)
-        print_line("the queue is empty" if not stop.is_set() else "stopped; running jobs continue")
-
-
-def print_line(text: str) -> None:
-    """Print a line with the date and time."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", flush=True)
+    dispatching.dispatch(options, queue_url(options.store))
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -7,10 +7,10 @@ from statistics import mean
 from sqlalchemy import func, select
 
 from cluster.admission import DEFAULT_QUEUE, Terms
+from cluster.database.tables import Attempt, Job, Team, held
 from cluster.errors import InputError
 from cluster.spec import END_STATES, PREEMPTED_EXIT_CODE
 from cluster.store import Store, find_team
-from cluster.tables import Attempt, Job, Team, held
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The command line of `python -m cluster`."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +21,10 @@ examples:
   python -m cluster queues set vision --weight 2 --guaranteed 0.25
   ray job submit --working-dir . -- python -m cluster submit -- python -m trainer --config configs/digits.yaml
 
-The queue is a SQLite file with code snapshots and logs beside it. Its location is --store, or else DUALVIEW_QUEUE,
-$DUALVIEW_STORAGE/queue/queue.db or ~/dualview/queue/queue.db. A job starts when all that it asks for is free on the
-nodes; docs/queue.md explains the order. One that exits with 75 (preempted after a checkpoint) is queued again and goes
-on.
+The queue is a SQLite file with code snapshots and logs beside it, or for several machines a Postgres database. Its
+location is --store, or else DUALVIEW_QUEUE, $DUALVIEW_STORAGE/queue/queue.db or ~/dualview/queue/queue.db. A job
+starts when all that it asks for is free on the nodes; docs/queue.md explains the order. One that exits with 75
+(preempted after a checkpoint) is queued again and goes on.
 
 exit codes: 0 done; 2 bad input; 1 anything else
 """
@@ -49,7 +50,13 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--store", "--queue", dest="store", metavar="URL",
-        help="the queue's database: sqlite:////absolute/path/queue.db (default: see below)",
+        help="the queue's database: sqlite:////absolute/path/queue.db or postgresql://user@server/database "
+        "(default: see below)",
+    )  # fmt: skip
+    result.add_argument(
+        "--files", metavar="URI", default=os.environ.get("DUALVIEW_QUEUE_FILES"),
+        help="where a new queue keeps snapshots and logs: an absolute path or s3://bucket/prefix (default: "
+        "DUALVIEW_QUEUE_FILES, or beside a SQLite file); it keeps them there for good",
     )  # fmt: skip
     commands = result.add_subparsers(dest="action", required=True, metavar="COMMAND")
     _add_submit(commands.add_parser("submit", help="add a command, with a snapshot of its code, to the queue"))

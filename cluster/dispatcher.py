@@ -15,20 +15,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
-from cluster import durable, secrets
+from cluster import secrets, snapshot
 from cluster.accounts import Accounts
 from cluster.admission import Policy, Preempt, Round, Running, Start, Wait, Waiting, decide, points
-from cluster.errors import InputError, RayFailedError, RayUnavailableError, RefusedError, StoreUnavailableError
+from cluster.database.tables import Attempt, Job
+from cluster.errors import (
+    DeposedError,
+    FilesUnavailableError,
+    InputError,
+    RayFailedError,
+    RayUnavailableError,
+    RefusedError,
+    StoreUnavailableError,
+)
+from cluster.files import log_name
 from cluster.placement import Node
 from cluster.reasons import Reason
 from cluster.resources import Bundle, Shape
-from cluster.snapshot import archive_path
 from cluster.spec import END_STATES, OPEN_STATES, Alive, Asked, Beat, Ending
 from cluster.store import Placed, Selection, Store
-from cluster.tables import Attempt, Job
 
 MAX_RETRY_WAIT_S = 30.0
 LOOK_S = 0.1  # between looks whether the queue has changed
+LATE_S = 600.0  # for which Ray may still accept what it was asked before
+LATE_LOOK_S = 10.0  # between looks for that
 PREEMPTION_WINDOW_S = 600.0  # in which no more than `Policy.max_preemptions` jobs are asked to make room
 PLACEMENT_VARIABLE = "DUALVIEW_PLACEMENT"
 REMEMBERED_SHAPES = 20_000
@@ -146,7 +156,7 @@ class Dispatcher:
         self._reported_stopping: set[str] = set()
         self._starting_since: dict[str, float] = {}
         self._failures: dict[int, str] = {}
-        self._noted = False
+        self._noted, self._late_at = False, 0.0
         self._there: list[tuple[Mapping[str, float], Mapping[str, str]]] = []
         self._shapes: dict[str, Shape] = {}
         self._waits: dict[int, Wait] = {}
@@ -172,17 +182,25 @@ class Dispatcher:
 
     def _wait(self, seconds: float, stop: threading.Event) -> None:
         """Wait, or until somebody has changed the queue."""
-        version, until = self._store.version(), time.monotonic() + seconds
-        while (rest := until - time.monotonic()) > 0 and self._store.version() == version:
+        version, until = self._version(), time.monotonic() + seconds
+        while (rest := until - time.monotonic()) > 0 and self._version() == version:
             if stop.wait(min(rest, LOOK_S)):
                 return
+
+    def _version(self) -> int:
+        try:
+            return self._store.version()
+        except StoreUnavailableError:
+            return -1
 
     def step(self) -> None:
         """One pass: update the open attempts, then start what can start.
 
         Raises:
             RayUnavailableError: Ray does not answer; the next pass resumes from what the store records.
+            DeposedError: another dispatcher has taken over.
         """
+        self._stop_late()
         seen = self._follow_all()
         glance = self._store.glance(time.time() - PREEMPTION_WINDOW_S)
         waiting = self._waiting(glance.owed)
@@ -290,8 +308,24 @@ class Dispatcher:
             return min(self._patience.silent_s, self._patience.leave_s)
         return self._patience.silent_s if beat is None and attempt.heard_at is None else self._patience.leave_s
 
+    def _stop_late(self) -> None:
+        """Stop what Ray accepted after the store had recorded that it did not run.
+
+        A request may be under way while its dispatcher loses the lead or is killed, and the next one has found nothing.
+        """
+        now = time.monotonic()
+        if now < self._late_at:
+            return
+        self._late_at = now + LATE_LOOK_S
+        for attempt in self._store.unstarted(time.time() - LATE_S):
+            if isinstance(self._guarded(attempt.job_id, self._server.look, attempt.submission_id), Alive):
+                self._check_lead()
+                self._guarded(attempt.job_id, self._server.stop, attempt.submission_id)
+                self._report(f"job {attempt.job_id}: {attempt.submission_id} has ended, and Ray runs it: it is stopped")
+
     def _stop(self, attempt: Attempt) -> None:
         """Ask Ray to stop the attempt, in every pass: Ray loses a request that comes while the attempt is starting."""
+        self._check_lead()
         self._server.stop(attempt.submission_id)
         if attempt.submission_id not in self._reported_stopping:
             self._reported_stopping.add(attempt.submission_id)
@@ -342,7 +376,7 @@ class Dispatcher:
             ]
             if unmet:
                 job = self._store.give_up(row.id, f"job {unmet[0]}, which it comes after, {states[int(unmet[0])]}")
-                secrets.forget(self._store.file, job.environment)
+                secrets.forget(self._store.anchor, job.environment)
                 self._report(f"job {job.id} {job.state}: {job.reason}")
                 continue
             after = tuple(int(each) for each in row.after if states.get(int(each)) in ("queued", "starting", "running"))
@@ -416,7 +450,6 @@ class Dispatcher:
         if job.cancel_requested or attempt.asked is not None:
             self._close(attempt, Ending(status="unstarted"))
             return False
-        archive = archive_path(self._store.snapshots, job.snapshot)
         environment = {
             **job.environment,
             "DUALVIEW_JOB": str(job.id),
@@ -427,6 +460,8 @@ class Dispatcher:
             node = attempt.placement["driver"]
             environment[PLACEMENT_VARIABLE] = json.dumps({"driver": node, "bundles": attempt.placement["bundles"]})
         driver = Bundle.model_validate(job.driver) if node is not None else None
+        archive = self._store.files.local(snapshot.name_of(job.snapshot))
+        self._check_lead()
         try:
             self._server.submit(attempt.submission_id, job.command, archive, environment, driver, node)
         except RefusedError as error:
@@ -441,7 +476,7 @@ class Dispatcher:
         job = self._store.end_attempt(attempt, ending)
         self._listener.forget(attempt.submission_id)
         if job.state in END_STATES:
-            secrets.forget(self._store.file, job.environment)
+            secrets.forget(self._store.anchor, job.environment)
         self._starting_since.pop(attempt.submission_id, None)
         self._failures.pop(attempt.job_id, None)
         self._reported_stopping.discard(attempt.submission_id)
@@ -452,11 +487,9 @@ class Dispatcher:
 
         An output that cannot be fetched or written does not keep the job from ending.
         """
-        target = self._store.log(attempt)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_parts(target, self._output(attempt))
-        except OSError as error:
+            self._store.files.write(log_name(attempt.submission_id), self._output(attempt))
+        except FilesUnavailableError as error:
             self._report(f"the output of {attempt.submission_id} could not be saved: {error}")
 
     def _output(self, attempt: Attempt) -> Iterator[bytes]:
@@ -474,19 +507,24 @@ class Dispatcher:
         """
         try:
             return action(*arguments, **named)
-        except RayFailedError as error:
+        except (RayFailedError, FilesUnavailableError) as error:
             if self._failures.get(job) != str(error):
                 self._failures[job] = str(error)
                 self._report(f"job {job}: {error}; trying again")
                 self._store.note(job, str(error))
             return None
-        except (RayUnavailableError, StoreUnavailableError, InputError):
+        except (RayUnavailableError, StoreUnavailableError, DeposedError, InputError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's alone
             problem = f"the dispatcher cannot handle it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             self._store.park(job, problem)
             self._report(f"job {job} is parked: {problem}")
             return None
+
+    def _check_lead(self) -> None:
+        """Raise DeposedError unless this dispatcher leads: Ray would do what any of them asks."""
+        if self._store.lead is not None:
+            self._store.lead.check()
 
     def _explain_waiting(self, reason: str) -> None:
         waiting = self._store.waiting()

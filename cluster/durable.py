@@ -1,13 +1,14 @@
 """Atomic and durable file writes: write, sync, rename, sync the folder."""
 
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file atomically: readers see either the old content or the new, even after a power cut."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as file:
             file.writelines(parts)

@@ -19,3 +19,11 @@ class RefusedError(Exception):
 
 class StoreUnavailableError(Exception):
     """The queue's database cannot be read or written now."""
+
+
+class FilesUnavailableError(Exception):
+    """The place of snapshots and logs cannot be read or written now."""
+
+
+class DeposedError(Exception):
+    """This dispatcher does not lead any more: it may change nothing, and ask nothing of Ray."""

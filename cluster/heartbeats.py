@@ -31,20 +31,26 @@ from cluster.spec import Beat
 
 URL_VARIABLE = "DUALVIEW_QUEUE_URL"
 TOKEN_FILE_VARIABLE = "DUALVIEW_QUEUE_TOKEN_FILE"  # noqa: S105 - the name of a variable
+URL_SUFFIX = ".url"  # of the file beside that one which holds the URL of the dispatcher that leads now
 MAX_BODY_BYTES = 2**16
 
 
 class Tokens:
-    """What attempts show themselves with: their id and what only the queue's key makes of it."""
+    """What attempts show themselves with: their id and what only the queue's key makes of it.
 
-    def __init__(self, database: Path) -> None:
-        """Make the key if there is none; it and the tokens are beside the database.
+    Attributes:
+        port_file: the file that holds the port of heartbeats.
+    """
+
+    def __init__(self, anchor: Path) -> None:
+        """Make the key if there is none; it and the tokens are beside `Store.anchor`.
 
         Raises:
             InputError: it cannot be read or written.
         """
-        self._folder = database.with_name("tokens")
-        file = database.with_name(f"{database.name}.key")
+        self._folder = anchor.with_name("tokens")
+        self.port_file = anchor.with_name(f"{anchor.name}.port")
+        file = anchor.with_name(f"{anchor.name}.key")
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with suppress(FileExistsError):
@@ -55,23 +61,27 @@ class Tokens:
                 f"{error.filename or file}: {error.strerror}; allowed: a queue in a writable folder"
             ) from None
 
-    def write(self, submission_id: str) -> Path:
-        """The file with an attempt's token."""
+    def write(self, submission_id: str, url: str) -> Path:
+        """The file with an attempt's token; beside it, with the suffix of URL_SUFFIX, is one that says where to."""
         path = self._folder / submission_id
         with suppress(FileExistsError):
             _write_private(path, f"{submission_id}.{self._sign(submission_id)}")
+        durable.write_parts(path.with_name(path.name + URL_SUFFIX), [url.encode()])
         return path
 
     def remove(self, submission_id: str) -> None:
         """Remove an attempt's token."""
-        (self._folder / submission_id).unlink(missing_ok=True)
+        for name in (submission_id, submission_id + URL_SUFFIX):
+            (self._folder / name).unlink(missing_ok=True)
 
-    def keep_only(self, submission_ids: Iterable[str]) -> None:
-        """Remove the tokens of all other attempts: those of a dispatcher that was killed."""
+    def keep_only(self, submission_ids: Iterable[str], url: str) -> None:
+        """Remove the tokens of all other attempts, those of a dispatcher that was killed; tell these where to send."""
         kept = set(submission_ids)
-        for path in self._folder.iterdir():
-            if path.name not in kept:
-                path.unlink(missing_ok=True)
+        there = {path.name.removesuffix(URL_SUFFIX) for path in self._folder.iterdir()}
+        for name in there - kept:
+            self.remove(name)
+        for name in there & kept:
+            self.write(name, url)
 
     def holder(self, token: str) -> str | None:
         """The attempt that a token is of; None if it is none of this queue's."""
@@ -91,13 +101,12 @@ class HeartbeatServer:
         loopback: whether only this machine can reach it.
     """
 
-    def __init__(self, tokens: Tokens, host: str, remembered: Path) -> None:
+    def __init__(self, tokens: Tokens, host: str) -> None:
         """Take a port, the one of the dispatcher before if it is free, since running jobs know that one.
 
         Args:
             tokens: the queue's.
             host: the address to listen at, which the jobs can reach.
-            remembered: the file that holds the port.
 
         Raises:
             InputError: nothing can listen at the address.
@@ -111,9 +120,9 @@ class HeartbeatServer:
             "waiting": Gauge("dualview_queue_waiting", "Jobs that wait", ("queue", "code"), registry=self._registry),
             "running": Gauge("dualview_queue_running", "Jobs that run", ("queue", "state"), registry=self._registry),
         }
-        self._socket = _listen(host, remembered)
+        self._socket = _listen(host, tokens.port_file)
         port = self._socket.getsockname()[1]
-        durable.write_parts(remembered, [str(port).encode()])
+        durable.write_parts(tokens.port_file, [str(port).encode()])
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/heartbeat"
         config = uvicorn.Config(self._app(), log_level="error", access_log=False, lifespan="off", timeout_keep_alive=30)
         self._server = uvicorn.Server(config)
@@ -133,7 +142,11 @@ class HeartbeatServer:
 
     def environment(self, submission_id: str) -> dict[str, str]:
         """The variables that an attempt finds the server by."""
-        return {URL_VARIABLE: self.url, TOKEN_FILE_VARIABLE: str(self._tokens.write(submission_id))}
+        return {URL_VARIABLE: self.url, TOKEN_FILE_VARIABLE: str(self._tokens.write(submission_id, self.url))}
+
+    def begin(self, submission_ids: Iterable[str]) -> None:
+        """Be the one that these attempts, and no others, send heartbeats to."""
+        self._tokens.keep_only(submission_ids, self.url)
 
     def forget(self, submission_id: str) -> None:
         """An attempt has ended."""

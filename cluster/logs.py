@@ -4,17 +4,16 @@ import asyncio
 import codecs
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
+from cluster.database.tables import Attempt
 from cluster.errors import InputError, RayUnavailableError
+from cluster.files import log_name
 from cluster.ray_jobs import RayJobs
 from cluster.spec import END_STATES
 from cluster.store import Store
-from cluster.tables import Attempt
 
 POLL_S = 0.5
-PART_BYTES = 2**20
 
 
 def print_logs(store: Store, job_id: int, follow: bool, address: str | None = None, number: int | None = None) -> None:
@@ -63,11 +62,10 @@ def _print_attempt(store: Store, attempt: Attempt, follow: bool, address: str | 
 
 def _print_so_far(store: Store, attempt: Attempt, address: str | None, skip: int = 0) -> None:
     """Print an attempt's output up to now, without its first `skip` characters."""
-    saved = store.log(attempt)
     if attempt.ended_at is None:
         parts: Iterable[bytes] = RayJobs(address).log(attempt.submission_id)
-    elif saved.exists():
-        parts = _read(saved)
+    elif store.files.exists(name := log_name(attempt.submission_id)):
+        parts = store.files.read(name)
     else:
         parts = ()
         print(f"(no output: {attempt.reason})", file=sys.stderr)
@@ -77,12 +75,6 @@ def _print_so_far(store: Store, attempt: Attempt, address: str | None, skip: int
         print(text[skip:], end="", flush=True)
         skip = max(0, skip - len(text))
     print(decoder.decode(b"", final=True)[skip:], end="", flush=True)
-
-
-def _read(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as opened:
-        while part := opened.read(PART_BYTES):
-            yield part
 
 
 def _follow(store: Store, attempt: Attempt, address: str | None) -> None:

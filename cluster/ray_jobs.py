@@ -21,7 +21,9 @@ import requests
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from cluster import keeper as keeper_module
 from cluster.errors import RayFailedError, RayUnavailableError, RefusedError
+from cluster.files import digest
 from cluster.placement import Node
 from cluster.resources import NODE_LABEL, Bundle
 from cluster.spec import Alive, Ending
@@ -34,6 +36,7 @@ MAX_MESSAGE = 300
 USUAL_MESSAGES = ("Job has not started yet", "Job is currently running")
 LOG_PART_BYTES = 2**20
 LINGER_S = 30.0
+KEEP_VARIABLE = "DUALVIEW_KEEP"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 _Result = TypeVar("_Result")
@@ -90,6 +93,7 @@ class RayJobs:
             raise RayUnavailableError(f"no Ray job server at {self.address}: {_one_line(error)}") from error
         self.address = self._client.get_address()
         self._jobs: defaultdict[str, set[str]] = defaultdict(set)  # submission id -> Ray's ids of its drivers
+        self._checked: dict[Path, tuple[int, int, int]] = {}  # archives that have the content they should
         self._ended: dict[str, float] = {}  # submission id -> since when it is not open any more
 
     def nodes(self, ours: Collection[str]) -> tuple[list[Node], dict[str, Usage]]:
@@ -170,15 +174,15 @@ class RayJobs:
             RefusedError: Ray rejects the job, or the snapshot is not readable.
             RayUnavailableError: no clear answer; the command may have been started.
         """
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), **environment}
+        line, keeping = kept(command)
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), **keeping, **environment}
         amounts = dict(driver.resources) if driver else {}
         memory, cpus, gpus = (amounts.pop(name, None) for name in ("memory", "CPU", "GPU"))
-        if not os.access(snapshot, os.R_OK):
-            raise RefusedError(f"its code snapshot is missing or not readable: {snapshot}")
+        self._check(snapshot)
         try:
             self._call(
                 lambda: self._client.submit_job(
-                    entrypoint=shlex.join(command),
+                    entrypoint=line,
                     submission_id=submission_id,
                     runtime_env={"working_dir": str(snapshot), "env_vars": variables},
                     entrypoint_num_cpus=cpus,
@@ -194,6 +198,18 @@ class RayJobs:
             if isinstance(error, ValueError) or re.search(r"status code (400|413)", str(error)):
                 raise RefusedError(_one_line(error)) from error
             raise self._server_error(error) from error
+
+    def _check(self, snapshot: Path) -> None:
+        """Raise RefusedError unless an archive has the digest that names it, which is looked at once for each file."""
+        try:
+            status = snapshot.stat()
+            seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._checked.get(snapshot) != seen:
+                if digest(snapshot) != snapshot.stem:
+                    raise RefusedError(f"its code snapshot was altered since it was submitted: {snapshot}")
+                self._checked[snapshot] = seen
+        except OSError:
+            raise RefusedError(f"its code snapshot is missing or not readable: {snapshot}") from None
 
     def look(self, submission_id: str) -> Alive | Ending:
         """What an attempt does, or how it ended: `lost` where Ray does not know it."""
@@ -273,6 +289,16 @@ class RayJobs:
 
     def _server_error(self, error: Exception) -> RayFailedError:
         return RayFailedError(f"Ray's job server at {self.address} failed: {_one_line(error)}")
+
+
+def kept(command: list[str]) -> tuple[str, dict[str, str]]:
+    """A command that ends what it leaves behind, as a line of a shell and the variables that the line needs.
+
+    Where a node has no Python the command runs by itself.
+    """
+    keeper = shlex.quote(Path(keeper_module.__file__).read_text())
+    script = f'unset {KEEP_VARIABLE}; command -v python3 >/dev/null && exec python3 -ISc {keeper} "$@"; exec "$@"'
+    return f'exec sh -c "${KEEP_VARIABLE}" sh {shlex.join(command)}', {KEEP_VARIABLE: script}
 
 
 def _check_listening(address: str) -> None:

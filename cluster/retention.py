@@ -3,14 +3,15 @@
 import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sqlalchemy import delete, select
 
-from cluster.snapshot import archive_path
+from cluster import snapshot
+from cluster.database.tables import Attempt, Event, Job
+from cluster.files import LOGS, File, Files, log_name
 from cluster.spec import END_STATES
 from cluster.store import Store
-from cluster.tables import Attempt, Event, Job
 
 GRACE_S = 3600.0  # a snapshot this young may be of a job that is being submitted
 
@@ -48,13 +49,15 @@ def collect(store: Store, ended_before: float, dry_run: bool = False) -> Collect
         )
         environments = session.scalars(select(Job.environment).where(Job.state.not_in(END_STATES))).all()
     in_use = {Path(value).parent for variables in environments for value in variables.values()}
-    for name in attempts:
-        found.logs += _remove(store.file.with_name("logs") / f"{name}.log", found, dry_run)
-    for path in sorted(store.snapshots.glob("*")):
-        young = _modified(path) > max(ended_before, time.time() - GRACE_S)
-        if archive_path(store.snapshots, path.stem) == path and path.stem not in kept and not young:
-            found.snapshots += _remove(path, found, dry_run)
-    for folder in store.file.with_name("secrets").glob("*"):
+    there = {file.name: file for file in store.files.list(LOGS)} if attempts else {}
+    for name in (log_name(submission_id) for submission_id in attempts):
+        found.logs += _remove(store.files, there[name], found, dry_run) if name in there else 0
+    for file in store.files.list(snapshot.FOLDER):
+        digest = PurePosixPath(file.name).stem
+        young = file.modified > max(ended_before, time.time() - GRACE_S)
+        if file.name == snapshot.name_of(digest) and digest not in kept and not young:
+            found.snapshots += _remove(store.files, file, found, dry_run)
+    for folder in store.anchor.with_name("secrets").glob("*"):
         if folder not in in_use and _modified(folder) < time.time() - GRACE_S:
             found.secrets += 1
             if not dry_run:
@@ -74,11 +77,8 @@ def _modified(path: Path) -> float:
         return time.time()
 
 
-def _remove(path: Path, found: Collected, dry_run: bool) -> int:
-    try:
-        found.size += path.stat().st_size
-    except FileNotFoundError:
-        return 0
+def _remove(files: Files, file: File, found: Collected, dry_run: bool) -> int:
+    found.size += file.size
     if not dry_run:
-        path.unlink(missing_ok=True)
+        files.remove(file.name)
     return 1

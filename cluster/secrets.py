@@ -39,13 +39,13 @@ def read(pairs: Sequence[str]) -> dict[str, bytes]:
     return found
 
 
-def keep(database: Path, spec: JobSpec, given: dict[str, bytes]) -> JobSpec:
+def keep(anchor: Path, spec: JobSpec, given: dict[str, bytes]) -> JobSpec:
     """A job with copies of secrets beside the queue, and variables that name them.
 
     Raises:
         InputError: they cannot be written.
     """
-    folder = database.with_name("secrets") / uuid.uuid4().hex
+    folder = anchor.with_name("secrets") / uuid.uuid4().hex
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.parent.stat().st_uid == os.getuid():
@@ -66,13 +66,13 @@ def keep(database: Path, spec: JobSpec, given: dict[str, bytes]) -> JobSpec:
     return spec.model_copy(update={"environment": {**spec.environment, **variables}})
 
 
-def files(database: Path, environment: dict[str, str]) -> list[Path]:
+def files(anchor: Path, environment: dict[str, str]) -> list[Path]:
     """The files with secrets that a job's variables name."""
-    kept = database.with_name("secrets")
+    kept = anchor.with_name("secrets")
     return [Path(value) for value in environment.values() if Path(value).parent.parent == kept]
 
 
-def forget(database: Path, environment: dict[str, str]) -> None:
+def forget(anchor: Path, environment: dict[str, str]) -> None:
     """Remove the secrets that a job's variables name."""
-    for path in files(database, environment):
+    for path in files(anchor, environment):
         shutil.rmtree(path.parent, ignore_errors=True)

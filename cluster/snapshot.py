@@ -4,21 +4,19 @@ In a git checkout it holds the tracked files and the new ones that are not ignor
 Elsewhere, e.g. in the working directory of a Ray job, it holds all files. The same files give the same archive.
 """
 
-import hashlib
 import os
-import shutil
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import durable
-from cluster.errors import InputError
+from cluster.errors import FilesUnavailableError, InputError
+from cluster.files import Files, Folder, digest as digest_of
 
 MAX_SNAPSHOT_BYTES = 100 * 2**20  # the limit of Ray's job server
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+FOLDER = "snapshots"  # of the queue's files
 SKIPPED_FOLDERS = {"__pycache__", ".venv", ".git"}
 
 
@@ -83,8 +81,7 @@ def create(folder: Path, names: Sequence[str], target: Path) -> str:
                 _add(archive, folder / entry, entry)
         if part.stat().st_size > MAX_SNAPSHOT_BYTES:
             raise OSError(f"more than {MAX_SNAPSHOT_BYTES >> 20} MiB")
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = digest_of(part)
         part.replace(archive_path(target, digest))
     except (OSError, UnicodeError) as error:
         part.unlink(missing_ok=True)
@@ -98,32 +95,26 @@ def unpack(archive: Path, place: Path) -> None:
         file.extractall(place)
 
 
-def keep(archive: Path, snapshots: Path) -> None:
+def keep(archive: Path, files: Files) -> None:
     """Have an archive among the snapshots.
 
     Raises:
         InputError: it cannot be written there.
     """
     try:
-        snapshots.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=snapshots, suffix=".part")
-        part = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file, archive.open("rb") as source:
-                os.fchmod(descriptor, 0o644)  # the dispatcher may run as another user
-                shutil.copyfileobj(source, file)
-                file.flush()
-                os.fsync(descriptor)
-            durable.replace_durably(part, snapshots / archive.name)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"the snapshot cannot be written to {snapshots}: {error}") from None
+        files.write(name_of(archive.stem), Folder(archive.parent).read(archive.name))
+    except (FilesUnavailableError, OSError) as error:
+        raise InputError(f"the snapshot cannot be written: {error}") from None
 
 
-def archive_path(snapshots: Path, digest: str) -> Path:
-    """The path of the archive with a digest."""
-    return snapshots / f"{digest}.zip"
+def name_of(digest: str) -> str:
+    """The name of the archive with a digest, among the queue's files."""
+    return f"{FOLDER}/{digest}.zip"
+
+
+def archive_path(folder: Path, digest: str) -> Path:
+    """The path of the archive with a digest, before it is among the queue's files."""
+    return folder / f"{digest}.zip"
 
 
 def git_commit(folder: Path) -> str | None:

@@ -5,6 +5,7 @@ a crash the database shows what may be running, and Ray can be asked about it.
 """
 
 import time
+import weakref
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,17 +13,20 @@ from itertools import islice
 from pathlib import Path
 
 from sqlalchemy import ColumnElement, Engine, bindparam, func, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, aliased, load_only
 
-from cluster import schema, secrets
+from cluster import secrets, snapshot
 from cluster.admission import Wait
+from cluster.database import schema
+from cluster.database.kinds import Database, database
+from cluster.database.lead import Lead
+from cluster.database.tables import Attempt, Event, Job, Queue, Team
 from cluster.errors import InputError, StoreUnavailableError
+from cluster.files import Folder, open_files
 from cluster.placement import Node
 from cluster.reasons import Reason
-from cluster.snapshot import archive_path
 from cluster.spec import END_STATES, OPEN_STATES, Asked, Beat, Ending, JobSpec, next_transition
-from cluster.tables import Attempt, Event, Job, Queue, Team
 
 BACK_OFF_S = 30.0  # after a job's first fault; each further one doubles it
 MAX_BACK_OFF_S = 600.0
@@ -116,6 +120,8 @@ _OWED = (
 )
 _PREEMPTED = select(func.count(Attempt.id)).where(Attempt.asked_by.is_not(None), Attempt.asked_at > bindparam("since"))
 _DRAINING = select(Queue.draining)
+_EPOCH = select(Queue.epoch).with_for_update()  # whoever writes in Postgres holds this row; SQLite has one lock anyway
+_NEWEST_EVENT = select(func.max(Event.id))
 _OPEN = select(Attempt).where(Attempt.ended_at.is_(None)).order_by(Attempt.id)
 _WAITING = select(Job).options(load_only(*WAITING_COLUMNS)).where(Job.state == "queued").order_by(Job.id)
 
@@ -124,39 +130,68 @@ class Store:
     """The queue in one database.
 
     Attributes:
-        file: the database file; snapshots and logs are beside it.
+        database: the database.
         id: distinguishes this queue's attempts from those of other queues on the same Ray cluster.
+        files: its snapshots and logs.
+        anchor: the path beside which tokens, secrets and the port of heartbeats are kept.
+        lead: the lead without which nothing is written; None for anybody but a dispatcher.
     """
 
-    def __init__(self, engine: Engine, file: Path) -> None:
+    def __init__(self, database: Database, engine: Engine) -> None:
         """Use `Store.open`."""
-        self._engine, self.file = engine, file
+        self.database, self._engine = database, engine
+        weakref.finalize(self, engine.dispose)  # closes its connections
+        self.lead: Lead | None = None
         with self.session(write=False) as session:
-            self.id = session.scalars(select(Queue.id)).one()
+            queue = session.scalars(select(Queue).options(load_only(Queue.id, Queue.files))).one()
+        self.id = queue.id
+        self.files = open_files(queue.files or str(database.default_files))
+        if database.file is not None:
+            self.anchor = database.file
+        elif isinstance(self.files, Folder):
+            self.anchor = self.files.path / "queue"
+        else:
+            self.anchor = Path.home() / ".dualview" / "queues" / self.id / "queue"
 
     @classmethod
-    def open(cls, url: str, create: bool = True) -> "Store":
+    def open(cls, url: str, create: bool = True, files: str | None = None) -> "Store":
         """Open the queue at a URL such as `sqlite:////var/dualview/queue/queue.db`, upgraded if it is an earlier one.
 
         Args:
-            url: URL of a SQLite file.
+            url: URL of a SQLite file or a Postgres database.
             create: whether to create the queue if there is none.
+            files: URI of the folder or the S3 prefix where a new queue keeps snapshots and logs; None for the folder of
+                a SQLite file. A queue keeps them where it always has.
 
         Raises:
-            InputError: not the URL of a SQLite file, no queue there, another kind of file, or another schema version.
+            InputError: not such a URL, no queue there, another kind of file, another schema version, or other `files`.
+            StoreUnavailableError: the database's server does not answer.
         """
-        file = schema.database_file(url)
-        if not create and not file.exists():
-            raise InputError(f"--store {url}: no queue there yet; `python -m cluster submit` creates one")
+        kind = database(url)
+        place = None if files is None else open_files(files).uri
+        name = url if kind.file is not None else kind.name
         try:
-            if not file.exists():
-                schema.create(file)
-            schema.upgrade(file, url)
-            return cls(schema.connect(file), file)
+            if not kind.exists():
+                if not create:
+                    raise InputError(f"--store {name}: no queue there yet; `python -m cluster submit` creates one")
+                if place is None and kind.default_files is None:
+                    raise InputError(
+                        f"--store {name}: a new queue there needs a place for snapshots and logs that all its machines "
+                        "reach; allowed: --files with an absolute path of a shared folder, or s3://bucket/prefix"
+                    )
+                kind.create(place)
+            kind.upgrade(name)
+            store = cls(kind, kind.connect())
         except OSError as error:
-            raise InputError(f"--store {url}: {error.strerror}; allowed: a file in a writable folder") from None
+            raise InputError(f"--store {name}: {error.strerror}; allowed: a file in a writable folder") from None
         except DBAPIError as error:
-            raise InputError(f"--store {url}: {error.orig}; allowed: the database of a queue, or no file yet") from None
+            problem = " ".join(str(error.orig).split())
+            if kind.file is None and isinstance(error, OperationalError):
+                raise StoreUnavailableError(f"--store {name}: {problem}") from None
+            raise InputError(f"--store {name}: {problem}; allowed: the database of a queue, or no file yet") from None
+        if place not in (None, store.files.uri):
+            raise InputError(f"--files {place}: this queue keeps its files at {store.files.uri}; allowed: that")
+        return store
 
     def bind(self, address: str, moved: bool) -> None:
         """Record the Ray cluster that the queue's attempts run on; another cluster would know none of them.
@@ -178,21 +213,10 @@ class Store:
                 )
             queue.address = address
 
-    @property
-    def snapshots(self) -> Path:
-        """The folder of code archives."""
-        return self.file.with_name("snapshots")
-
     def version(self) -> int:
-        """Another number after every change."""
-        try:
-            return self.file.stat().st_mtime_ns
-        except OSError:
-            return 0
-
-    def log(self, attempt: Attempt) -> Path:
-        """The file with the output of an attempt that has ended."""
-        return self.file.with_name("logs") / f"{attempt.submission_id}.log"
+        """Another number after everything that happens to a job."""
+        with self.session(write=False) as session:
+            return session.scalars(_NEWEST_EVENT).one() or 0
 
     # ------------------------------------------------------------------ jobs
 
@@ -265,6 +289,12 @@ class Store:
         query = _OPEN if job_id is None else select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.id)
         with self.session(write=False) as session:
             return session.scalars(query).all()
+
+    def unstarted(self, since: float) -> Sequence[Attempt]:
+        """The attempts that ended after a time, and of which Ray knew nothing then."""
+        query = select(Attempt).where(Attempt.status.in_(("lost", "unstarted")), Attempt.ended_at > since)
+        with self.session(write=False) as session:
+            return session.scalars(query.order_by(Attempt.id)).all()
 
     def attempts_of(self, jobs: Iterable[int]) -> dict[int, list[Attempt]]:
         """The attempts of several jobs, by job, oldest first."""
@@ -392,9 +422,11 @@ class Store:
 
     def _check_there(self, job: Job) -> None:
         """Raise InputError if a job's code or secrets have been removed."""
-        needed = [archive_path(self.snapshots, job.snapshot), *secrets.files(self.file, job.environment)]
-        if gone := next((path for path in needed if not path.exists()), None):
-            raise InputError(f"job {job.id}: {gone} was removed when it had ended; allowed: to submit it again")
+        gone = [str(path) for path in secrets.files(self.anchor, job.environment) if not path.exists()]
+        if not self.files.exists(name := snapshot.name_of(job.snapshot)):
+            gone.append(f"{self.files.uri}/{name}")
+        if gone:
+            raise InputError(f"job {job.id}: {gone[0]} was removed when it had ended; allowed: to submit it again")
 
     def change(self, job_id: int, **fields: str | float | None) -> Job:
         """Change a job's priority, queue, or what it does at its limit of time.
@@ -559,17 +591,23 @@ class Store:
 
     @contextmanager
     def session(self, write: bool = True) -> Generator[Session]:
-        """A transaction.
+        """A transaction; of those that write there is one at a time.
 
         Raises:
             StoreUnavailableError: the database cannot be read or written now.
+            DeposedError: it is to write, and another dispatcher leads.
         """
         engine = self._engine if write else self._engine.execution_options(**schema.READ_ONLY)
         try:
             with Session(engine, expire_on_commit=False) as session, session.begin():
+                if write:
+                    epoch = session.scalars(_EPOCH).one()
+                    if self.lead is not None:
+                        self.lead.compare(epoch)
                 yield session
         except DBAPIError as error:
-            raise StoreUnavailableError(f"the queue's database {self.file}: {error.orig}") from error
+            problem = " ".join(str(error.orig).split())
+            raise StoreUnavailableError(f"the queue's database {self.database.name}: {problem}") from error
 
 
 def _job(session: Session, job_id: int) -> Job:

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 
 from cluster import request, secrets, snapshot
 from cluster.admission import impossible
+from cluster.database.tables import Job
 from cluster.errors import InputError
 from cluster.placement import Cluster
 from cluster.resources import Shape
 from cluster.spec import JobSpec
 from cluster.store import Store
-from cluster.tables import Job
 
 
 def submit(options: argparse.Namespace, url: str) -> None:
@@ -40,10 +40,10 @@ def submit(options: argparse.Namespace, url: str) -> None:
             specs = _array(options, command, place, variables, rows)
         else:
             specs = [_spec(options, command, place, variables, None)]
-        store = Store.open(url)
+        store = Store.open(url, files=options.files)
         if not options.anyway:
             _check_possible(store, specs)
-        snapshot.keep(archive, store.snapshots)
+        snapshot.keep(archive, store.files)
         jobs = _queue(store, specs, options.hold, given)
     _say(jobs, contents.left_out)
 
@@ -169,16 +169,16 @@ def _check_possible(store: Store, specs: Sequence[JobSpec]) -> None:
 
 def _queue(store: Store, specs: Sequence[JobSpec], hold: bool, given: dict[str, bytes]) -> list[tuple[Job, bool]]:
     """The jobs, and whether each is new."""
-    kept = [secrets.keep(store.file, each, given) for each in specs] if given else specs
+    kept = [secrets.keep(store.anchor, each, given) for each in specs] if given else specs
     try:
         jobs = store.submit_all(kept, hold)
     except BaseException:
         for spec in kept if given else ():
-            secrets.forget(store.file, spec.environment)
+            secrets.forget(store.anchor, spec.environment)
         raise
     for spec, (_, new) in zip(kept, jobs, strict=True):
         if given and not new:
-            secrets.forget(store.file, spec.environment)
+            secrets.forget(store.anchor, spec.environment)
     return jobs
 
 

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from cluster.accounts import Used
 from cluster.admission import Terms
+from cluster.database.tables import Attempt, Event, Job, Team
 from cluster.reasons import EXPLANATIONS, Reason
 from cluster.resources import Bundle, Shape, format_gang
 from cluster.spec import END_STATES
-from cluster.tables import Attempt, Event, Job, Team
 
 FILE_WIDTH = 180  # characters, as are the next two
 MAX_NAME_WIDTH = 32

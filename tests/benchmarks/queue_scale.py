@@ -21,13 +21,13 @@ from ray.job_submission import JobSubmissionClient
 from sqlalchemy import insert
 
 from cluster.admission import Policy, Running, Waiting, decide
+from cluster.database.tables import Job
 from cluster.dispatcher import Dispatcher
 from cluster.placement import Node
 from cluster.resources import DRIVER, Bundle, Shape
 from cluster.snapshot import archive_path, create, keep
 from cluster.spec import JobSpec
 from cluster.store import Store
-from cluster.tables import Job
 from tests.benchmarks.timing import quartiles
 from tests.cluster.test_dispatcher import Ear, FakeRay
 
@@ -156,8 +156,8 @@ def latency(folder: Path) -> None:
     (code / "README").write_text("a job needs no more\n")
     archive = archive_path(folder, create(code, ["README"], folder))
     store = Store.open(f"sqlite:///{folder}/latency/queue.db")
-    keep(archive, store.snapshots)
-    command = [sys.executable, "-m", "cluster", "--store", f"sqlite:///{store.file}", "dispatch"]
+    keep(archive, store.files)
+    command = [sys.executable, "-m", "cluster", "--store", f"sqlite:///{store.anchor}", "dispatch"]
     dispatcher = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     time.sleep(5)
     found: dict[str, list[float]] = {"ray job submit": [], "the queue": []}

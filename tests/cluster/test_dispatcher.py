@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from cluster import dispatcher_lock
 from cluster.admission import Policy
+from cluster.database import lock
 from cluster.dispatcher import Dispatcher, Patience, Usage
 from cluster.errors import InputError, RayFailedError, RayUnavailableError, RefusedError
 from cluster.placement import Node
 from cluster.resources import Bundle
 from cluster.spec import Alive, Beat, Ending
 from cluster.store import Store
-from tests.cluster.conftest import spec
+from tests.cluster.conftest import log_of, spec
 
 STORE_CALLS = (
     "attempts", "begin_attempt", "confirm", "end_attempt", "explain", "select", "waiting", "observe", "ask", "hear",
@@ -233,7 +233,7 @@ def check(store: Store, ray: FakeRay) -> None:
     assert ray.max_at_once == 2
     for job in store.jobs():
         for attempt in store.attempts(job.id):
-            assert store.log(attempt).read_text() == f"output of {attempt.submission_id}\n"
+            assert log_of(store, attempt).read_text() == f"output of {attempt.submission_id}\n"
 
 
 def test_jobs_run_together_where_they_fit_by_priority(url: str):
@@ -323,10 +323,10 @@ def test_output_that_cannot_be_fetched_does_not_keep_a_job_from_ending(store: St
     dispatcher.step()
     assert store.job(job.id).state == "succeeded"
     (attempt,) = store.attempts(job.id)
-    assert store.log(attempt).read_text() == "(the output could not be fetched: the node is gone)\n"
-    store.log(attempt).unlink()
-    store.log(attempt).parent.rmdir()
-    store.log(attempt).parent.write_text("a file where the folder should be")
+    assert log_of(store, attempt).read_text() == "(the output could not be fetched: the node is gone)\n"
+    log_of(store, attempt).unlink()
+    log_of(store, attempt).parent.rmdir()
+    log_of(store, attempt).parent.write_text("a file where the folder should be")
     second = store.submit(spec(command=["works"]))
     dispatcher.step()
     dispatcher.step()
@@ -385,12 +385,12 @@ def test_a_stop_leaves_jobs_running(store: Store):
 
 def test_one_dispatcher_a_queue(store: Store):
     with (
-        dispatcher_lock.hold(store.file),
+        lock.hold(store.anchor),
         pytest.raises(InputError, match="another dispatcher serves the queue"),
-        dispatcher_lock.hold(store.file),
+        lock.hold(store.anchor),
     ):
         pass
-    with dispatcher_lock.hold(store.file):
+    with lock.hold(store.anchor):
         pass
 
 

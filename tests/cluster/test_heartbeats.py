@@ -21,8 +21,8 @@ def tokens(tmp_path: Path) -> Tokens:
 
 
 @pytest.fixture
-def server(tokens: Tokens, tmp_path: Path) -> Iterator[HeartbeatServer]:
-    with HeartbeatServer(tokens, "127.0.0.1", tmp_path / "queue.db.port") as running:
+def server(tokens: Tokens) -> Iterator[HeartbeatServer]:
+    with HeartbeatServer(tokens, "127.0.0.1") as running:
         yield running
 
 
@@ -89,8 +89,17 @@ def test_a_body_without_end_is_not_read(server: HeartbeatServer):
 def test_tokens_of_a_killed_dispatcher_are_removed(server: HeartbeatServer, tokens: Tokens, tmp_path: Path):
     for name in ("one", "two"):
         token(server, name)
-    tokens.keep_only(["two"])
-    assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["two"]
+    server.begin(["two", "of a queue that had no tokens"])
+    assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == ["two", "two.url"]
+
+
+def test_the_next_dispatcher_says_where_it_listens(tokens: Tokens, tmp_path: Path):
+    with HeartbeatServer(tokens, "127.0.0.1") as first, HeartbeatServer(tokens, "127.0.0.1") as second:
+        file = Path(first.environment("one")["DUALVIEW_QUEUE_TOKEN_FILE"])
+        assert file.with_name("one.url").read_text() == first.url
+        second.begin(["one"])
+        assert file.with_name("one.url").read_text() == second.url != first.url
+        assert send(second, file.read_text()) == (200, {"preempt": False})
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"step": -1}', b'{"step": 1e99}', b'{"state": "odd"}', b"\xff", b"{"])
@@ -113,23 +122,23 @@ def test_tokens_are_for_their_owner_alone_and_end_with_their_attempt(server: Hea
 
 
 def test_the_next_dispatcher_is_found_at_the_same_place(tokens: Tokens, tmp_path: Path):
-    port = tmp_path / "port"
-    with HeartbeatServer(tokens, "127.0.0.1", port) as first:
+    port = tokens.port_file
+    with HeartbeatServer(tokens, "127.0.0.1") as first:
         url, given = first.url, token(first, "one")
-        with HeartbeatServer(tokens, "127.0.0.1", port) as taken:
+        with HeartbeatServer(tokens, "127.0.0.1") as taken:
             assert taken.url != url
         port.write_text(url.rsplit(":", 1)[1].split("/")[0])
-    with HeartbeatServer(Tokens(tmp_path / "queue.db"), "127.0.0.1", port) as second:
+    with HeartbeatServer(Tokens(tmp_path / "queue.db"), "127.0.0.1") as second:
         assert second.url == url
         assert send(second, given)[0] == 200
     port.write_text("nonsense")
-    with HeartbeatServer(tokens, "127.0.0.1", port) as third:
+    with HeartbeatServer(tokens, "127.0.0.1") as third:
         assert send(third, given)[0] == 200
 
 
-def test_an_address_that_is_not_of_this_machine(tokens: Tokens, tmp_path: Path):
+def test_an_address_that_is_not_of_this_machine(tokens: Tokens):
     with pytest.raises(InputError, match=r"--listen 192\.0\.2\.77: .*allowed: an address of this machine"):
-        HeartbeatServer(tokens, "192.0.2.77", tmp_path / "port")
+        HeartbeatServer(tokens, "192.0.2.77")
     with pytest.raises(InputError, match="allowed: a queue in a writable folder"):
         Tokens(Path("/proc/queue.db"))
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cluster import store as store_module
+from cluster import snapshot, store as store_module
 from cluster.accounts import Accounts
 from cluster.dispatcher import Dispatcher, Patience
 from cluster.errors import InputError
@@ -48,8 +48,7 @@ class Machine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="dualview-machine-"))
         shutil.copytree(self.template, self.folder, dirs_exist_ok=True)
         self.store = Store.open(f"sqlite:///{self.folder}/queue.db")
-        self.store.snapshots.mkdir()
-        (self.store.snapshots / f"{'0' * 64}.zip").touch()
+        self.store.files.write(snapshot.name_of("0" * 64), [])
         self.ray = FakeRay({"job": []}, runs=FOR_EVER, names=("a", "b"))
         self.ear = Ear()
         self.countdown = [0]

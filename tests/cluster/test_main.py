@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cluster import dispatcher_lock
 from cluster.__main__ import main, queue_url
 from cluster.admission import Wait
+from cluster.database import lock
+from cluster.database.tables import Job
 from cluster.placement import Node
 from cluster.reasons import Reason
 from cluster.request import INHERITED_VARIABLES
 from cluster.spec import Ending
 from cluster.store import Selection, Store
-from cluster.tables import Job
+from tests.cluster.conftest import log_of
 from tests.conftest import ROOT
 
 
@@ -50,7 +51,7 @@ def test_submit_list_show_cancel(capsys: pytest.CaptureFixture[str], tmp_path: P
     submit(capsys, tmp_path, "--name", "second", "--resources", "2*CPU=1", "--", "bash", "-c", "exit 0")
     table = run(capsys, "list")
     assert table.endswith("no dispatcher is running on this machine: python -m cluster dispatch\n")
-    with dispatcher_lock.hold(Store.open(url).file):
+    with lock.hold(Store.open(url).anchor):
         assert "no dispatcher is running" not in run(capsys, "list")
     assert re.search(r"1 +job\.py +me +default +queued +5 .*no dispatcher has looked at it yet", table)
     rows = json.loads(run(capsys, "list", "--json"))
@@ -188,7 +189,7 @@ def test_a_queue_in_a_storage_of_any_name_is_in_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("DUALVIEW_QUEUE")
     monkeypatch.setenv("DUALVIEW_STORAGE", str(storage))
     url = queue_url(None)
-    assert Store.open(url).file == storage / "queue" / "queue.db"
+    assert Store.open(url).anchor == storage / "queue" / "queue.db"
     assert Store.open(url, create=False).jobs() == []
     assert [path.name for path in tmp_path.iterdir()] == [storage.name]
 
@@ -412,8 +413,8 @@ def test_old_files_are_removed(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     store = Store.open(url)
     attempt = store.begin_attempt(1)
     assert attempt is not None
-    store.log(attempt).parent.mkdir()
-    store.log(attempt).write_text("x" * 2**20)
+    log_of(store, attempt).parent.mkdir()
+    log_of(store, attempt).write_text("x" * 2**20)
     store.end_attempt(attempt, Ending(status="succeeded", exit_code=0))
     with store.session() as session:
         session.get_one(Job, 1).ended_at = 1.0

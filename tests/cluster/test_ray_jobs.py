@@ -1,6 +1,7 @@
 """How answers of Ray's job server are read, including malformed ones; tests/integration uses a real server."""
 
 import asyncio
+import hashlib
 import json
 import threading
 import time
@@ -139,8 +140,7 @@ def test_trouble_is_not_taken_for_an_ending(server: Server, answer: tuple[int, o
     ],
 )
 def test_submitting(server: Server, tmp_path: Path, posted: tuple, known: tuple, error: type[Exception] | None):
-    archive = tmp_path / "code.zip"
-    archive.write_bytes(b"PK\x05\x06" + bytes(18))
+    archive = code(tmp_path)
     server.answers["POST", "/api/jobs/"] = posted
     server.answers["GET", "/api/jobs/one"] = known
     jobs = RayJobs(server.address)
@@ -149,6 +149,26 @@ def test_submitting(server: Server, tmp_path: Path, posted: tuple, known: tuple,
     else:
         with pytest.raises(error):
             jobs.submit("one", ["true"], archive, {})
+
+
+def code(folder: Path) -> Path:
+    """An empty archive, named as it has to be."""
+    content = b"PK\x05\x06" + bytes(18)
+    archive = folder / f"{hashlib.sha256(content).hexdigest()}.zip"
+    archive.write_bytes(content)
+    return archive
+
+
+def test_code_that_was_altered_is_refused(server: Server, tmp_path: Path):
+    archive = code(tmp_path)
+    server.answers["POST", "/api/jobs/"] = (200, {"job_id": "one", "submission_id": "one"})
+    jobs = RayJobs(server.address)
+    jobs.submit("one", ["true"], archive, {})
+    archive.write_bytes(b"PK\x05\x06" + bytes(17) + b"x")
+    before = list(server.asked)
+    with pytest.raises(RefusedError, match="its code snapshot was altered since it was submitted"):
+        jobs.submit("two", ["true"], archive, {})
+    assert server.asked == before
 
 
 def test_code_that_is_gone_is_refused_before_ray_is_asked(server: Server, tmp_path: Path):
@@ -229,8 +249,7 @@ def test_nodes_and_who_holds_what(server: Server, monkeypatch: pytest.MonkeyPatc
 
 
 def test_where_a_command_goes_and_what_it_takes(server: Server, tmp_path: Path):
-    archive = tmp_path / "code.zip"
-    archive.write_bytes(b"PK\x05\x06" + bytes(18))
+    archive = code(tmp_path)
     server.answers["POST", "/api/jobs/"] = (200, {"job_id": "one", "submission_id": "one"})
     jobs = RayJobs(server.address)
     driver = Bundle(resources={"CPU": 2.0, "GPU": 0.5, "memory": 1e9, "licence": 1.0})

@@ -10,6 +10,7 @@ import pytest
 
 from cluster import snapshot
 from cluster.errors import InputError
+from cluster.files import Folder
 
 
 @pytest.fixture
@@ -32,12 +33,12 @@ def git(folder: Path, *arguments: str) -> None:
 def take(folder: Path, store: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         digest = snapshot.create(folder, snapshot.list_files(folder).names, Path(scratch))
-        snapshot.keep(snapshot.archive_path(Path(scratch), digest), store)
+        snapshot.keep(snapshot.archive_path(Path(scratch), digest), Folder(store))
     return digest
 
 
 def names(folder: Path, store: Path) -> set[str]:
-    with zipfile.ZipFile(snapshot.archive_path(store, take(folder, store))) as archive:
+    with zipfile.ZipFile(store / snapshot.name_of(take(folder, store))) as archive:
         return set(archive.namelist())
 
 
@@ -67,23 +68,23 @@ def test_the_same_files_are_the_same_archive_and_a_change_another(folder: Path, 
     assert take(folder, store) == first
     (folder / "run.sh").write_text("#!/bin/bash\n")
     assert take(folder, store) != first
-    assert len(list(store.iterdir())) == 2
+    assert len(list((store / "snapshots").iterdir())) == 2
 
 
 def test_scripts_stay_executable(folder: Path, tmp_path: Path):
-    with zipfile.ZipFile(snapshot.archive_path(tmp_path / "s", take(folder, tmp_path / "s"))) as archive:
+    with zipfile.ZipFile(tmp_path / "s" / snapshot.name_of(take(folder, tmp_path / "s"))) as archive:
         assert archive.getinfo("run.sh").external_attr >> 16 == 0o755
 
 
 def test_an_archive_is_for_the_dispatcher_whoever_that_is(folder: Path, tmp_path: Path):
-    archive = snapshot.archive_path(tmp_path / "s", take(folder, tmp_path / "s"))
+    archive = tmp_path / "s" / snapshot.name_of(take(folder, tmp_path / "s"))
     assert archive.stat().st_mode & 0o777 == 0o644
 
 
 def test_the_same_code_from_many_places_at_once(folder: Path, tmp_path: Path):
     with ThreadPoolExecutor(8) as pool:
         digests = set(pool.map(lambda _: take(folder, tmp_path / "s"), range(24)))
-    assert [file.name for file in (tmp_path / "s").iterdir()] == [f"{digest}.zip" for digest in digests]
+    assert [file.name for file in (tmp_path / "s" / "snapshots").iterdir()] == [f"{digest}.zip" for digest in digests]
 
 
 def test_refusals(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -119,7 +120,7 @@ def test_what_is_no_file_is_left_out_by_name(folder: Path, tmp_path: Path):
 
 
 def test_a_snapshot_is_unpacked_as_it_was(folder: Path, tmp_path: Path):
-    archive = snapshot.archive_path(tmp_path / "s", take(folder, tmp_path / "s"))
+    archive = tmp_path / "s" / snapshot.name_of(take(folder, tmp_path / "s"))
     snapshot.unpack(archive, tmp_path / "place")
     assert (tmp_path / "place" / "package" / "main.py").read_text() == "print('hello')\n"
 

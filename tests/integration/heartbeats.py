@@ -31,10 +31,11 @@ def main() -> int:
 
 def heartbeat(step: int, steps: int, saved: int) -> bool:
     """Whether the queue wants the machine back."""
-    token = Path(os.environ["DUALVIEW_QUEUE_TOKEN_FILE"]).read_text()
+    file = os.environ["DUALVIEW_QUEUE_TOKEN_FILE"]
+    token, url = Path(file).read_text(), Path(f"{file}.url").read_text()
     body = json.dumps({"step": step, "steps": steps, "saved_step": saved, "doing": "counting"}).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-    request = urllib.request.Request(os.environ["DUALVIEW_QUEUE_URL"], body, headers)
+    request = urllib.request.Request(url, body, headers)
     try:
         with urllib.request.urlopen(request, timeout=5) as reply:
             return json.loads(reply.read())["preempt"] is True

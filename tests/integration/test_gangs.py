@@ -1,6 +1,7 @@
 """Gangs of several users and queues on a real Ray of several raylets, beside a Serve app; preempted; on lost nodes."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.integration import heartbeats
 from tests.integration.raylets import Raylets, raylets
+from tests.servers.postgres import Postgres
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
 
@@ -89,6 +91,12 @@ def machines() -> Iterator[Raylets]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with Postgres() as running:
+        yield running
+
+
 @pytest.fixture
 def queue(machines: Raylets, tmp_path: Path) -> Iterator[Queue]:
     made = Queue(machines, tmp_path)
@@ -109,7 +117,8 @@ def test_gangs_run_side_by_side_where_they_were_placed_beside_a_serve_app(queue:
         assert serving.stdout.readline() == "serving\n"
         queue.run("queues", "set", "vision", "--guaranteed", "0.3")
         until_told = f"until [ -e '{queue.folder}/told' ]; do sleep 0.1; done"
-        queue.submit("two", "--resources", "2*CPU=1", script=until_told)
+        left = f"setsid sleep 4242 & echo $! > '{queue.folder}/left'"
+        queue.submit("two", "--resources", "2*CPU=1", script=f"{left}; {until_told}")
         queue.submit("labelled", "--driver", "CPU=1", "--label", "gpu=H100", script=until_told, user="bob")
         queue.submit("vision", "--queue", "vision", "--driver", "CPU=1", script=until_told, user="bob")
         queue.submit("large", "--resources", "3*CPU=2", "--priority", "-1")  # all that there is; Serve has one
@@ -128,6 +137,7 @@ def test_gangs_run_side_by_side_where_they_were_placed_beside_a_serve_app(queue:
             [attempt] = queue.jobs()[name]["attempts"]
             assert queue.cluster.node_of(attempt["submission_id"]) == attempt["placement"]["driver"]
             assert attempt["placement"]["driver"] == nodes["c"] or name != "labelled"
+        assert not Path("/proc", (queue.folder / "left").read_text().strip()).exists()
         assert queue.jobs()["large"]["state"] == "queued"
     finally:
         serving.communicate("", timeout=60)
@@ -189,3 +199,44 @@ def test_a_gang_whose_node_is_lost_goes_on_elsewhere(queue: Queue) -> None:
     queue.run("cancel", "1", LOGNAME="ann")
     jobs = queue.wait(lambda jobs: jobs["stays"]["state"] == "succeeded", 90)
     assert len(jobs["stays"]["attempts"]) == 1
+
+
+@pytest.mark.slow
+def test_of_two_dispatchers_one_leads_and_the_other_takes_over(queue: Queue, server: Postgres) -> None:
+    """Three gangs go on while their dispatcher is paused and the next one is killed."""
+    queue.environment |= {"DUALVIEW_QUEUE": server.database(), "DUALVIEW_QUEUE_FILES": str(queue.folder / "files")}
+    for name in ("one", "two", "three"):
+        script = f"exec {sys.executable} heartbeats.py {queue.folder}/{name} 200"
+        queue.submit(name, "--resources", "1*CPU=1", script=script)
+    first = queue.dispatch()
+    assert "dispatching postgresql://postgres@/" in line(first)
+    second = queue.dispatch()
+    assert line(second).endswith("dispatches; this one takes over if that ends")
+    queue.wait(lambda jobs: all(job["state"] == "running" for job in jobs.values()))
+
+    first.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert "dispatching postgresql://postgres@/" in line(second)
+    assert time.monotonic() - began < 10
+    before = {name: job["attempts"][0]["step"] or 0 for name, job in queue.jobs().items()}
+    queue.wait(lambda jobs: all((jobs[name]["attempts"][0]["step"] or 0) > before[name] + 5 for name in before))
+    queue.submit("four", "--driver", "CPU=1")
+    queue.wait(lambda jobs: jobs["four"]["state"] == "succeeded")
+
+    first.send_signal(signal.SIGCONT)
+    told = [line(first)]
+    while not told[-1].endswith("dispatches; this one takes over if that ends"):
+        told.append(line(first))
+    assert any("another dispatcher" in text for text in told), told
+    second.kill()
+    assert "dispatching postgresql://postgres@/" in line(first)
+    jobs = queue.wait(lambda jobs: all(job["state"] == "succeeded" for job in jobs.values()), 90)
+    assert [len(job["attempts"]) for job in jobs.values()] == [1, 1, 1, 1]
+    assert [(queue.folder / name).read_text() for name in ("one", "two", "three")] == ["200"] * 3
+    assert queue.run("logs", "1").endswith("begins after 0\n")
+
+
+def line(process: "subprocess.Popen[str]") -> str:
+    """The next line that a command prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip()

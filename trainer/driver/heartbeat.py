@@ -3,7 +3,8 @@
 The contract, also in docs/queue.md: every INTERVAL_S seconds a POST of a JSON object {job, run, step, steps,
 saved_step, state, doing} to the URL in DUALVIEW_QUEUE_URL, with the token in the file that DUALVIEW_QUEUE_TOKEN_FILE
 names; the answer is a JSON object whose `preempt` is true to ask for a checkpoint and exit code 75, with an optional
-`reason`. Anything else, and no answer at all, means: go on.
+`reason`. Anything else, and no answer at all, means: go on. Where a file has the name of that one with `.url` appended,
+it holds the URL that is right now: another dispatcher may have taken over.
 """
 
 import json
@@ -23,6 +24,7 @@ from trainer.run.journal import CheckpointSaved, Journal
 
 QUEUE_URL_VARIABLE = "DUALVIEW_QUEUE_URL"
 TOKEN_FILE_VARIABLE = "DUALVIEW_QUEUE_TOKEN_FILE"  # noqa: S105 - the name of a variable
+URL_SUFFIX = ".url"
 INTERVAL_S = 5.0
 TIMEOUT_S = 5.0
 LAST_TIMEOUT_S = 2.0
@@ -38,14 +40,18 @@ def queue_url() -> str | None:
     url = os.environ.get(QUEUE_URL_VARIABLE)
     if not url:
         return None
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        good = False
-    if not good:
+    if not is_url(url):
         raise InputError(f"{QUEUE_URL_VARIABLE} = {url!r}: not a URL; allowed: http(s)://host[:port]/path")
     return url
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is an http or https URL."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 class Heartbeat:
@@ -112,7 +118,7 @@ class Heartbeat:
         body = json_text({**self._status, "state": state, "doing": doing}).encode()
         try:
             headers = {"Content-Type": "application/json", **_authorization()}
-            request = urllib.request.Request(self._url, body, headers)  # noqa: S310 - checked
+            request = urllib.request.Request(_present(self._url), body, headers)  # noqa: S310 - checked
             with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310 - checked
                 answer = json.loads(reply.read(MAX_ANSWER_BYTES))
         except (OSError, ValueError) as error:
@@ -124,6 +130,15 @@ class Heartbeat:
             self._warn(f"warning: {QUEUE_URL_VARIABLE} = {self._url}: {problem}; the run goes on")
         self._warned = True
         return {}
+
+
+def _present(url: str) -> str:
+    """The URL of the dispatcher that leads now, or the one that was given at the start."""
+    try:
+        now = Path(os.environ[TOKEN_FILE_VARIABLE] + URL_SUFFIX).read_text().strip()
+    except (KeyError, OSError, ValueError):
+        return url
+    return now if is_url(now) else url
 
 
 def _authorization() -> dict[str, str]:

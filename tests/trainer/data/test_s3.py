@@ -1,9 +1,6 @@
 """A real S3 server: what is prepared there comes back, is cached once on a node, and is what `dataset.json` says."""
 
 import json
-import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from pyarrow import fs
 
+from tests.servers.s3 import S3Server
 from tests.trainer.data.images import encoded, noise, parquet
 from trainer.__main__ import main as train
 from trainer.config.data import DataConfig
@@ -28,70 +25,20 @@ from trainer.errors import InputError
 pytestmark = pytest.mark.integration
 
 
-def free_ports(count):
-    """Ports that nobody listens at, nor 10000 above, where the server puts its gRPC."""
-    found = []
-    while len(found) < count:
-        with socket.socket() as low, socket.socket() as high:
-            low.bind(("127.0.0.1", 0))
-            port = low.getsockname()[1]
-            try:
-                high.bind(("127.0.0.1", port + 10_000))
-            except (OSError, OverflowError):
-                continue
-            found.append(port)
-    return found
-
-
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     """An empty bucket on a server of its own."""
-    folder = tmp_path_factory.mktemp("weed")
-    master, volume, filer, s3 = free_ports(4)
-    ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
-    address = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-master.volumeSizeLimitMB=64"]
-    keys = {"accessKey": "any", "secretKey": "any"}
-    identity = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    weed = [
-        str(Path(sys.executable).parent / "weed"),
-        "server",
-        "-s3",
-        "-s3.port.iceberg=0",
-        "-s3.autoCreateBucket=false",
-        f"-s3.config={folder / 's3.json'}",
-    ]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([*weed, *ports, *address], stdout=log, stderr=log, cwd=folder)
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any",
-        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "DUALVIEW_CACHE": str(folder / "cache"),
-    }  # fmt: skip
     patch = pytest.MonkeyPatch()
-    for name, value in settings.items():
-        patch.setenv(name, value)
-    try:
-        made(s3, server, folder)
-        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)  # its workers inherit the environment
-        yield "s3://images"
-    finally:
-        ray.shutdown()
-        server.kill()  # when asked to end it takes half a minute
-        server.wait(30)
-        patch.undo()
-
-
-def made(port, server, folder):
-    """Wait for the server, and make the bucket."""
-    files = fs.S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True)
-    deadline = time.monotonic() + 60
-    while server.poll() is None and time.monotonic() < deadline:
+    with S3Server("images") as server:
+        settings = {**server.settings, "DUALVIEW_CACHE": str(tmp_path_factory.mktemp("cache"))}
+        for name, value in settings.items():
+            patch.setenv(name, value)
         try:
-            files.create_dir("images")
-            return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail((folder / "log").read_text())
+            ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)  # its workers inherit the environment
+            yield "s3://images"
+        finally:
+            ray.shutdown()
+            patch.undo()
 
 
 @pytest.fixture
@@ -181,7 +128,7 @@ def test_a_prefix_without_data_is_refused_at_once(bucket, name):
 
 
 def test_a_server_that_does_not_answer_is_bad_input(monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
     with pytest.raises(InputError, match=r"data\.source = 's3://images/x': ") as caught:

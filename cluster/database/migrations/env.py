@@ -1,4 +1,4 @@
-"""Alembic's environment: migrates on the open connection of `cluster.store`, so that a failure rolls back."""
+"""Alembic's environment: migrates on the open connection of `cluster.database.schema`, so that a failure rolls back."""
 
 from alembic import context
 

@@ -1,7 +1,10 @@
 """Many jobs at once: queues, users, placements, what an attempt says and what is asked of it."""
 
+from contextlib import AbstractContextManager
+
 import sqlalchemy as sa
 from alembic import op
+from alembic.operations import BatchOperations
 
 revision = "0002"
 down_revision = "0001"
@@ -11,9 +14,17 @@ STATES = "state IN ('queued', 'starting', 'running', 'succeeded', 'failed', 'can
 DRIVER_BEFORE = '{"resources": {"memory": 536870912}}'
 
 
+def _altered_jobs() -> AbstractContextManager[BatchOperations]:
+    """SQLite makes a table with other constraints anew."""
+    sqlite = op.get_context().dialect.name == "sqlite"
+    return op.batch_alter_table(
+        "jobs", recreate="always" if sqlite else "never", table_kwargs={"sqlite_autoincrement": True}
+    )
+
+
 def upgrade() -> None:
     """Add what jobs and attempts now have, with the values that those from before behave as, and the queues."""
-    with op.batch_alter_table("jobs", recreate="always", table_kwargs={"sqlite_autoincrement": True}) as jobs:
+    with _altered_jobs() as jobs:
         jobs.drop_constraint("job_state", type_="check")
         jobs.create_check_constraint("job_state", STATES)
         jobs.add_column(sa.Column("driver", sa.JSON, nullable=False, server_default=DRIVER_BEFORE))
@@ -84,7 +95,7 @@ def downgrade() -> None:
             "heard_at", "step", "saved_step",
         ):  # fmt: skip
             attempts.drop_column(name)
-    with op.batch_alter_table("jobs", recreate="always", table_kwargs={"sqlite_autoincrement": True}) as jobs:
+    with _altered_jobs() as jobs:
         jobs.drop_index("ix_jobs_key")
         jobs.drop_index("ix_jobs_name")
         jobs.drop_index("ix_jobs_array_id")

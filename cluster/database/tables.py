@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey
+from sqlalchemy import JSON, Dialect, ForeignKey, Text, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 HALF_LIFE_S = 24 * 3600.0  # of what queues have used
@@ -13,10 +13,22 @@ def held(share: float, seconds: float) -> float:
     return share * (1 - 0.5 ** (max(0.0, seconds) / HALF_LIFE_S))
 
 
+class Words(TypeDecorator[str]):
+    """Text that every database can store: Postgres has no character 0, and no database what is not Unicode."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """The text, with the character that stands for unknown ones in the place of such ones."""
+        del dialect
+        return value and value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
 class Base(DeclarativeBase):
     """Base of the tables; lists and dictionaries are stored as JSON."""
 
-    type_annotation_map = {list[str]: JSON, dict[str, str]: JSON, list[Any]: JSON, dict[str, Any]: JSON}  # noqa: RUF012
+    type_annotation_map = {str: Words, list[str]: JSON, dict[str, str]: JSON, list[Any]: JSON, dict[str, Any]: JSON}  # noqa: RUF012
 
 
 class Queue(Base):
@@ -27,6 +39,10 @@ class Queue(Base):
         address: dashboard of the Ray cluster that its attempts run on.
         draining: whether nothing starts.
         nodes: what the dispatcher saw last of each node: its `total` and its `labels`; empty before.
+        files: URI of the folder of its snapshots and logs; None for that of its database.
+        epoch: that of the dispatcher which leads; see `cluster.database.lead`.
+        leader: the dispatcher that leads, for people.
+        lease_until: until when it leads, by the database's clock.
     """
 
     __tablename__ = "queue"
@@ -35,6 +51,10 @@ class Queue(Base):
     address: Mapped[str | None]
     draining: Mapped[bool] = mapped_column(default=False)
     nodes: Mapped[list[Any]] = mapped_column(default=list)
+    files: Mapped[str | None]
+    epoch: Mapped[int] = mapped_column(default=0)
+    leader: Mapped[str] = mapped_column(default="")
+    lease_until: Mapped[float] = mapped_column(default=0.0)
 
 
 class Team(Base):

@@ -1,0 +1,230 @@
+"""Where a queue keeps snapshots and logs: a folder, or a prefix of an S3 bucket.
+
+S3 is configured by the usual environment variables: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
+AWS_REGION.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.fs  # pyright: ignore[reportMissingTypeStubs]
+
+from cluster import durable
+from cluster.errors import FilesUnavailableError, InputError
+
+fs: Any = pyarrow.fs  # pyright: ignore[reportUnknownMemberType]  # it has no types
+LOGS = "logs"  # the folder of what attempts that have ended wrote
+PART_BYTES = 2**20
+CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 10, 60
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that is kept.
+
+    Attributes:
+        name: its name, e.g. `logs/x.log`.
+        size: in bytes.
+        modified: when it was written, in seconds since the epoch.
+    """
+
+    name: str
+    size: int
+    modified: float
+
+
+class Files(Protocol):
+    """Files by name, e.g. `logs/x.log`. Writing replaces; what is cut off in the middle leaves nothing.
+
+    Every method raises FilesUnavailableError if the place cannot be read or written now.
+
+    Attributes:
+        uri: of the place.
+    """
+
+    uri: str
+
+    def write(self, name: str, parts: Iterable[bytes]) -> None:
+        """Write a file."""
+        ...
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """A file in parts; FileNotFoundError if there is none."""
+        ...
+
+    def local(self, name: str) -> Path:
+        """A file of this machine with the content of a file; there is none if that is not there."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        ...
+
+    def list(self, folder: str) -> list[File]:
+        """The files in a folder, e.g. `logs`, by name."""
+        ...
+
+
+def open_files(uri: str) -> Files:
+    """The place of a URI.
+
+    Raises:
+        InputError: it is neither an absolute path nor `s3://bucket/prefix`.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "s3" and parts.netloc and not parts.query:
+        return Bucket(uri)
+    path = Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else Path(uri)
+    if not path.is_absolute():
+        raise InputError(f"--files {uri!r}: allowed: an absolute path of a shared folder, or s3://bucket/prefix")
+    return Folder(path)
+
+
+class Folder:
+    """A folder."""
+
+    def __init__(self, path: Path) -> None:
+        """It need not exist."""
+        self.path, self.uri = path, str(path)
+
+    def write(self, name: str, parts: Iterable[bytes]) -> None:
+        """Write a file; its name is on disk when this returns."""
+        with _readable(self.uri):
+            target = self.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            durable.write_parts(target, parts)
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """A file in parts."""
+        with _readable(self.uri), (self.path / name).open("rb") as opened:
+            while part := opened.read(PART_BYTES):
+                yield part
+
+    def local(self, name: str) -> Path:
+        """The file itself."""
+        return self.path / name
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file."""
+        return (self.path / name).exists()
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        with _readable(self.uri):
+            (self.path / name).unlink(missing_ok=True)
+
+    def list(self, folder: str) -> list[File]:
+        """The files in a folder; without those that vanish meanwhile."""
+        found: list[File] = []
+        for path in sorted((self.path / folder).glob("*")):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            found.append(File(f"{folder}/{path.name}", status.st_size, status.st_mtime))
+        return found
+
+
+class Bucket:
+    """A prefix of an S3 bucket."""
+
+    def __init__(self, uri: str) -> None:
+        """Asks nothing of the server yet."""
+        self.uri = uri.rstrip("/")
+        self._root = self.uri.removeprefix("s3://")
+        self._files = _s3()
+        self._copies: Folder | None = None
+
+    def write(self, name: str, parts: Iterable[bytes]) -> None:
+        """Write a file; S3 shows it when it is whole."""
+        with _readable(self.uri), tempfile.TemporaryFile() as whole:  # an upload that is broken off would show a part
+            whole.writelines(parts)
+            whole.seek(0)
+            with self._files.open_output_stream(f"{self._root}/{name}") as target:
+                shutil.copyfileobj(whole, target, PART_BYTES)
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """A file in parts."""
+        with _readable(self.uri), self._files.open_input_stream(f"{self._root}/{name}") as opened:
+            while part := opened.read(PART_BYTES):
+                yield part
+
+    def local(self, name: str) -> Path:
+        """A copy, which is kept while this process lives; a file of one name always has the same content."""
+        if self._copies is None:
+            self._copies = Folder(Path(tempfile.mkdtemp(prefix="dualview-queue-")))
+            weakref.finalize(self, shutil.rmtree, self._copies.uri, ignore_errors=True)
+        if not self._copies.exists(name):
+            with suppress(FileNotFoundError):
+                self._copies.write(name, self.read(name))
+        return self._copies.local(name)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file."""
+        with _readable(self.uri):
+            return self._files.get_file_info(f"{self._root}/{name}").type == fs.FileType.File
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        with _readable(self.uri):
+            if self.exists(name):
+                self._files.delete_file(f"{self._root}/{name}")
+
+    def list(self, folder: str) -> list[File]:
+        """The files in a folder."""
+        with _readable(self.uri):
+            infos = self._files.get_file_info(fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True))
+        found = [
+            File(f"{folder}/{each.base_name}", each.size, each.mtime.timestamp())
+            for each in infos
+            if each.type == fs.FileType.File
+        ]
+        return sorted(found, key=lambda each: each.name)
+
+
+def log_name(submission_id: str) -> str:
+    """The name of the output of an attempt that has ended."""
+    return f"{LOGS}/{submission_id}.log"
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _s3() -> Any:  # noqa: ANN401
+    """The S3 file system that the environment configures."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "request_timeout": REQUEST_TIMEOUT_S}
+    if not endpoint:
+        return fs.S3FileSystem(region=region, **timeouts)
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InputError(f"AWS_ENDPOINT_URL = {endpoint!r}: allowed: http(s)://host[:port]")
+    region = region or "us-east-1"
+    return fs.S3FileSystem(region=region, endpoint_override=parts.netloc, scheme=parts.scheme, **timeouts)
+
+
+@contextmanager
+def _readable(uri: str) -> Generator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FilesUnavailableError(f"{uri}: {' '.join(str(error).split())[:300]}") from error
