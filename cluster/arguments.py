@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "(default: see below)",
     )  # fmt: skip
     result.add_argument(
-        "--files", metavar="URI", default=os.environ.get("DUALVIEW_QUEUE_FILES"),
+        "--files", metavar="URI", default=os.environ.get("DUALVIEW_QUEUE_FILES") or None,
         help="where a new queue keeps snapshots and logs: an absolute path or s3://bucket/prefix (default: "
         "DUALVIEW_QUEUE_FILES, or beside a SQLite file); it keeps them there for good",
     )  # fmt: skip

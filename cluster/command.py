@@ -9,7 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 
-from cluster.errors import InputError, RayUnavailableError, StoreUnavailableError
+from cluster.errors import FilesUnavailableError, InputError, RayUnavailableError, StoreUnavailableError
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -22,7 +22,7 @@ def run_command(command: Callable[[], None]) -> int:
         sys.stdout.flush()
     except (InputError, RayUnavailableError) as error:
         return _end(2, f"error: {error}")
-    except StoreUnavailableError as error:
+    except (StoreUnavailableError, FilesUnavailableError) as error:
         return _end(1, f"error: {error}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at its end fails again

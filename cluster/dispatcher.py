@@ -38,7 +38,9 @@ from cluster.store import Placed, Selection, Store
 MAX_RETRY_WAIT_S = 30.0
 LOOK_S = 0.1  # between looks whether the queue has changed
 LATE_S = 600.0  # for which Ray may still accept what it was asked before
-LATE_LOOK_S = 10.0  # between looks for that
+LOOK_AFTER_S = 10.0  # between looks for that
+FILES_AWAY_S = 10.0  # in which nothing starts after the place of snapshots did not answer
+SAVE_S = 120.0  # for which the output of an attempt that has ended is tried to be kept
 PREEMPTION_WINDOW_S = 600.0  # in which no more than `Policy.max_preemptions` jobs are asked to make room
 PLACEMENT_VARIABLE = "DUALVIEW_PLACEMENT"
 REMEMBERED_SHAPES = 20_000
@@ -91,6 +93,10 @@ class Listener(Protocol):
 
     def heard(self) -> Mapping[str, Beat]:
         """The newest heartbeat of each attempt."""
+        ...
+
+    def serve(self, submission_ids: Iterable[str]) -> None:
+        """Be the one that these attempts send heartbeats to."""
         ...
 
     def answer(self, leave: Mapping[str, str]) -> None:
@@ -156,7 +162,9 @@ class Dispatcher:
         self._reported_stopping: set[str] = set()
         self._starting_since: dict[str, float] = {}
         self._failures: dict[int, str] = {}
-        self._noted, self._late_at = False, 0.0
+        self._noted, self._look_at = False, 0.0
+        self._files_away, self._files_at = "", 0.0
+        self._unsaved_since: dict[str, float] = {}
         self._there: list[tuple[Mapping[str, float], Mapping[str, str]]] = []
         self._shapes: dict[str, Shape] = {}
         self._waits: dict[int, Wait] = {}
@@ -200,7 +208,7 @@ class Dispatcher:
             RayUnavailableError: Ray does not answer; the next pass resumes from what the store records.
             DeposedError: another dispatcher has taken over.
         """
-        self._stop_late()
+        self._look_after_others()
         seen = self._follow_all()
         glance = self._store.glance(time.time() - PREEMPTION_WINDOW_S)
         waiting = self._waiting(glance.owed)
@@ -308,19 +316,30 @@ class Dispatcher:
             return min(self._patience.silent_s, self._patience.leave_s)
         return self._patience.silent_s if beat is None and attempt.heard_at is None else self._patience.leave_s
 
-    def _stop_late(self) -> None:
-        """Stop what Ray accepted after the store had recorded that it did not run.
+    def _look_after_others(self) -> None:
+        """Undo, now and then, what another dispatcher did while it lost the lead or was killed.
 
-        A request may be under way while its dispatcher loses the lead or is killed, and the next one has found nothing.
+        A request to Ray that was under way may be accepted after the store has recorded that nothing runs: that is
+        stopped. And a token's file may name the other's address.
         """
         now = time.monotonic()
-        if now < self._late_at:
+        if now < self._look_at:
             return
-        self._late_at = now + LATE_LOOK_S
+        self._look_at = now + LOOK_AFTER_S
         for attempt in self._store.unstarted(time.time() - LATE_S):
-            if isinstance(self._guarded(attempt.job_id, self._server.look, attempt.submission_id), Alive):
-                self._check_lead()
-                self._guarded(attempt.job_id, self._server.stop, attempt.submission_id)
+            self._guarded(attempt.job_id, self._stop_late, attempt)
+        self._check_lead()
+        try:
+            self._listener.serve([attempt.submission_id for attempt in self._store.attempts()])
+        except FilesUnavailableError as error:
+            self._report(str(error))
+
+    def _stop_late(self, attempt: Attempt) -> None:
+        if isinstance(self._server.look(attempt.submission_id), Alive):
+            self._check_lead()
+            self._server.stop(attempt.submission_id)
+            if attempt.submission_id not in self._reported_stopping:
+                self._reported_stopping.add(attempt.submission_id)
                 self._report(f"job {attempt.job_id}: {attempt.submission_id} has ended, and Ray runs it: it is stopped")
 
     def _stop(self, attempt: Attempt) -> None:
@@ -450,6 +469,9 @@ class Dispatcher:
         if job.cancel_requested or attempt.asked is not None:
             self._close(attempt, Ending(status="unstarted"))
             return False
+        if time.monotonic() < self._files_at:
+            raise FilesUnavailableError(self._files_away)
+        self._check_lead()
         environment = {
             **job.environment,
             "DUALVIEW_JOB": str(job.id),
@@ -471,8 +493,10 @@ class Dispatcher:
         return True
 
     def _close(self, attempt: Attempt, ending: Ending) -> None:
+        """Record the end of an attempt; FilesUnavailableError if its output is to be kept first, in a later pass."""
         if ending.status not in ("lost", "refused", "unstarted"):
             self._keep_log(attempt)
+        self._unsaved_since.pop(attempt.submission_id, None)
         job = self._store.end_attempt(attempt, ending)
         self._listener.forget(attempt.submission_id)
         if job.state in END_STATES:
@@ -485,11 +509,14 @@ class Dispatcher:
     def _keep_log(self, attempt: Attempt) -> None:
         """Copy the attempt's output, which is lost with Ray's head, before the store records that it has ended.
 
-        An output that cannot be fetched or written does not keep the job from ending.
+        An output that cannot be fetched, or not be written for SAVE_S seconds, does not keep the job from ending.
         """
         try:
             self._store.files.write(log_name(attempt.submission_id), self._output(attempt))
         except FilesUnavailableError as error:
+            since = self._unsaved_since.setdefault(attempt.submission_id, time.monotonic())
+            if time.monotonic() < since + SAVE_S:
+                raise
             self._report(f"the output of {attempt.submission_id} could not be saved: {error}")
 
     def _output(self, attempt: Attempt) -> Iterator[bytes]:
@@ -497,6 +524,7 @@ class Dispatcher:
             yield from self._server.log(attempt.submission_id)
         except RayUnavailableError as error:
             yield f"(the output could not be fetched: {error})\n".encode()
+        self._check_lead()  # another dispatcher may have kept it, and had more of it
 
     # ------------------------------------------------------------------ when something is wrong
 
@@ -508,6 +536,8 @@ class Dispatcher:
         try:
             return action(*arguments, **named)
         except (RayFailedError, FilesUnavailableError) as error:
+            if isinstance(error, FilesUnavailableError):
+                self._files_away, self._files_at = str(error), time.monotonic() + FILES_AWAY_S
             if self._failures.get(job) != str(error):
                 self._failures[job] = str(error)
                 self._report(f"job {job}: {error}; trying again")

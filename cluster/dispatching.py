@@ -7,11 +7,15 @@ import time
 
 from cluster import heartbeats
 from cluster.admission import Policy
+from cluster.database.lead import Lead
 from cluster.dispatcher import Dispatcher, Patience
-from cluster.errors import DeposedError, InputError, RayUnavailableError
+from cluster.errors import DeposedError, InputError, RayUnavailableError, StoreUnavailableError
 from cluster.ray_jobs import RayJobs
 from cluster.request import parse_duration
+from cluster.spec import Ending
 from cluster.store import Store
+
+AGAIN_S = 5.0  # before the lead is taken again that something else than another dispatcher has ended
 
 
 def dispatch(options: argparse.Namespace, url: str) -> None:
@@ -24,40 +28,69 @@ def dispatch(options: argparse.Namespace, url: str) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop_once)
-    policy = Policy(
-        max_attempts=options.max_jobs,
-        min_run_s=parse_duration(options.min_runtime, "--min-runtime"),
-        max_preemptions=options.max_preemptions,
-        leave_s=parse_duration(options.grace, "--grace"),
-    )
     store = Store.open(url, files=options.files)
     try:
         jobs = RayJobs(options.address)
     except RayUnavailableError as error:
         raise InputError(f"{error}; allowed: --address or RAY_API_SERVER_ADDRESS of a running cluster") from None
-    while True:
+    host = options.listen or heartbeats.reachable_host(jobs.address)
+    turn = _Turn(options, store, jobs, heartbeats.Tokens(store.anchor), host)
+    heartbeats.check_host(host)
+    ended = False
+    while not (ended or stop.is_set()):
         with store.database.lead(print_line, stop.wait) as lead:
-            if lead is None:
-                break
-            try:
-                store.lead = lead
-                _lead(options, store, jobs, policy, stop)
-                break
-            except DeposedError as error:
-                print_line(str(error))
+            if lead is not None:
+                ended = turn.take(lead, stop)
     print_line("the queue is empty" if not stop.is_set() else "stopped; running jobs continue")
 
 
-def _lead(options: argparse.Namespace, store: Store, jobs: RayJobs, policy: Policy, stop: threading.Event) -> None:
-    """Dispatch; DeposedError if another does."""
-    store.bind(jobs.address, options.moved)
-    patience = Patience(parse_duration(options.start_deadline, "--start-deadline"), policy.leave_s)
-    tokens = heartbeats.Tokens(store.anchor)
-    host = options.listen or heartbeats.reachable_host(jobs.address)
-    with heartbeats.HeartbeatServer(tokens, host) as listener:
-        listener.begin(attempt.submission_id for attempt in store.attempts())
-        print_line(f"dispatching {store.database.name} to Ray at {jobs.address}; heartbeats at {listener.url}")
-        Dispatcher(store, jobs, print_line, listener, policy, patience).run(options.poll, options.drain, stop)
+class _Turn:
+    """What a dispatcher does each time that it leads."""
+
+    def __init__(
+        self, options: argparse.Namespace, store: Store, jobs: RayJobs, tokens: heartbeats.Tokens, host: str
+    ) -> None:
+        self._options, self._store, self._jobs, self._tokens, self._host = options, store, jobs, tokens, host
+        self._policy = Policy(
+            max_attempts=options.max_jobs,
+            min_run_s=parse_duration(options.min_runtime, "--min-runtime"),
+            max_preemptions=options.max_preemptions,
+            leave_s=parse_duration(options.grace, "--grace"),
+        )
+        self._patience = Patience(parse_duration(options.start_deadline, "--start-deadline"), self._policy.leave_s)
+        self._has_led = False
+
+    def take(self, lead: Lead, stop: threading.Event) -> bool:
+        """Dispatch; whether that is over, or to be tried again when nobody leads.
+
+        Raises:
+            InputError: this is not the cluster of the open attempts, the first time.
+        """
+        self._store.lead = lead
+        try:
+            self._store.bind(self._jobs.address, self._options.moved, self._knows)
+            self._has_led = True
+            with heartbeats.HeartbeatServer(self._tokens, self._host) as listener:
+                there = f"Ray at {self._jobs.address}; heartbeats at {listener.url}"
+                print_line(f"dispatching {self._store.database.name} to {there}")
+                dispatcher = Dispatcher(self._store, self._jobs, print_line, listener, self._policy, self._patience)
+                dispatcher.run(self._options.poll, self._options.drain, stop)
+            return True
+        except DeposedError as error:
+            print_line(str(error))
+        except (StoreUnavailableError, RayUnavailableError, OSError) as error:
+            print_line(f"{error}; trying again")
+            stop.wait(AGAIN_S)
+        except InputError as error:
+            if self._store.database.file is not None or not self._has_led:
+                raise
+            print_line(f"{error}; trying again")
+            stop.wait(AGAIN_S)
+        return False
+
+    def _knows(self, submission_id: str) -> bool:
+        found = self._jobs.look(submission_id)
+        return not (isinstance(found, Ending) and found.status == "lost")
 
 
 def print_line(text: str) -> None:

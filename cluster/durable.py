@@ -1,9 +1,33 @@
-"""Atomic and durable file writes: write, sync, rename, sync the folder."""
+"""Atomic and durable file writes: write, sync, rename, sync the folder.
+
+What is written is for its user alone, or for all who may write in its folder: a team that shares a queue opens that.
+"""
 
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+
+PRIVATE = 0o600
+OTHERS = 0o022  # who may write in a folder, beside its user
+
+
+def mode(folder: Path) -> int:
+    """The mode of a file in a folder: to be read and written by those who may write in the folder."""
+    others = folder.stat().st_mode & OTHERS
+    return PRIVATE | others | others << 1
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it: each like the one that it is in where that is open, else for its user alone."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    parent = folder.parent.stat()
+    others = parent.st_mode & OTHERS if not parent.st_mode & 0o1000 else 0  # /tmp is open, but to nobody's files
+    folder.mkdir(exist_ok=True)
+    if folder.stat().st_uid == os.geteuid():
+        folder.chmod(0o700 | others | others << 1 | others >> 1 | (parent.st_mode & 0o2000))
 
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
@@ -11,6 +35,7 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as file:
+            os.fchmod(file.fileno(), mode(path.parent))
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

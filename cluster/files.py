@@ -6,6 +6,7 @@ AWS_REGION.
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -21,10 +22,12 @@ import pyarrow.fs  # pyright: ignore[reportMissingTypeStubs]
 from cluster import durable
 from cluster.errors import FilesUnavailableError, InputError
 
+_ARROW_ERROR: type[Exception] = pyarrow.lib.ArrowException  # pyright: ignore
 fs: Any = pyarrow.fs  # pyright: ignore[reportUnknownMemberType]  # it has no types
 LOGS = "logs"  # the folder of what attempts that have ended wrote
 PART_BYTES = 2**20
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 10, 60
+KEPT_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class File:
 class Files(Protocol):
     """Files by name, e.g. `logs/x.log`. Writing replaces; what is cut off in the middle leaves nothing.
 
-    Every method raises FilesUnavailableError if the place cannot be read or written now.
+    Every method raises FilesUnavailableError if the place cannot be read or written now. What is written in a folder is
+    for those who may write in the folder itself: its user alone unless a team has opened it.
 
     Attributes:
         uri: of the place.
@@ -84,12 +88,12 @@ def open_files(uri: str) -> Files:
     Raises:
         InputError: it is neither an absolute path nor `s3://bucket/prefix`.
     """
-    parts = urlsplit(uri)
-    if parts.scheme == "s3" and parts.netloc and not parts.query:
+    if re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,62}(/[\w!*'().+=,~ -]+)*/?", uri, re.ASCII):
         return Bucket(uri)
-    path = Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else Path(uri)
-    if not path.is_absolute():
-        raise InputError(f"--files {uri!r}: allowed: an absolute path of a shared folder, or s3://bucket/prefix")
+    path = Path(unquote(re.sub(r"^file://(localhost)?(?=/)", "", uri)) if uri.startswith("file://") else uri)
+    if not path.is_absolute() or "\0" in uri:
+        shown = uri if "@" not in uri else f"{uri.partition(':')[0]}:…"  # the rest may be a password
+        raise InputError(f"--files {shown!r}: allowed: an absolute path of a shared folder, or s3://bucket/prefix")
     return Folder(path)
 
 
@@ -102,14 +106,14 @@ class Folder:
 
     def write(self, name: str, parts: Iterable[bytes]) -> None:
         """Write a file; its name is on disk when this returns."""
-        with _readable(self.uri):
+        with _available(self.uri):
             target = self.path / name
-            target.parent.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(target.parent)
             durable.write_parts(target, parts)
 
     def read(self, name: str) -> Iterator[bytes]:
         """A file in parts."""
-        with _readable(self.uri), (self.path / name).open("rb") as opened:
+        with _available(self.uri), (self.path / name).open("rb") as opened:
             while part := opened.read(PART_BYTES):
                 yield part
 
@@ -119,22 +123,22 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether there is a file."""
-        return (self.path / name).exists()
+        with _available(self.uri):
+            return (self.path / name).exists()
 
     def remove(self, name: str) -> None:
         """Remove a file."""
-        with _readable(self.uri):
+        with _available(self.uri):
             (self.path / name).unlink(missing_ok=True)
 
     def list(self, folder: str) -> list[File]:
         """The files in a folder; without those that vanish meanwhile."""
         found: list[File] = []
-        for path in sorted((self.path / folder).glob("*")):
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                continue
-            found.append(File(f"{folder}/{path.name}", status.st_size, status.st_mtime))
+        with _available(self.uri):
+            for path in sorted((self.path / folder).glob("*")):
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    found.append(File(f"{folder}/{path.name}", status.st_size, status.st_mtime))
         return found
 
 
@@ -150,42 +154,49 @@ class Bucket:
 
     def write(self, name: str, parts: Iterable[bytes]) -> None:
         """Write a file; S3 shows it when it is whole."""
-        with _readable(self.uri), tempfile.TemporaryFile() as whole:  # an upload that is broken off would show a part
+        with _available(self.uri), tempfile.TemporaryFile() as whole:
             whole.writelines(parts)
             whole.seek(0)
-            with self._files.open_output_stream(f"{self._root}/{name}") as target:
-                shutil.copyfileobj(whole, target, PART_BYTES)
+            try:
+                with self._files.open_output_stream(f"{self._root}/{name}") as target:
+                    shutil.copyfileobj(whole, target, PART_BYTES)
+            except BaseException:  # Arrow completes what is broken off here
+                with suppress(OSError):
+                    self._files.delete_file(f"{self._root}/{name}")
+                raise
 
     def read(self, name: str) -> Iterator[bytes]:
         """A file in parts."""
-        with _readable(self.uri), self._files.open_input_stream(f"{self._root}/{name}") as opened:
+        with _available(self.uri), self._files.open_input_stream(f"{self._root}/{name}") as opened:
             while part := opened.read(PART_BYTES):
                 yield part
 
     def local(self, name: str) -> Path:
-        """A copy, which is kept while this process lives; a file of one name always has the same content."""
+        """A copy, one of the last KEPT_COPIES; a file of one name always has the same content."""
         if self._copies is None:
             self._copies = Folder(Path(tempfile.mkdtemp(prefix="dualview-queue-")))
             weakref.finalize(self, shutil.rmtree, self._copies.uri, ignore_errors=True)
         if not self._copies.exists(name):
+            for old in sorted(self._copies.list(str(Path(name).parent)), key=lambda each: each.modified)[:-KEPT_COPIES]:
+                self._copies.remove(old.name)
             with suppress(FileNotFoundError):
                 self._copies.write(name, self.read(name))
         return self._copies.local(name)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file."""
-        with _readable(self.uri):
+        with _available(self.uri):
             return self._files.get_file_info(f"{self._root}/{name}").type == fs.FileType.File
 
     def remove(self, name: str) -> None:
         """Remove a file."""
-        with _readable(self.uri):
+        with _available(self.uri), suppress(FileNotFoundError):
             if self.exists(name):
                 self._files.delete_file(f"{self._root}/{name}")
 
     def list(self, folder: str) -> list[File]:
         """The files in a folder."""
-        with _readable(self.uri):
+        with _available(self.uri):
             infos = self._files.get_file_info(fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True))
         found = [
             File(f"{folder}/{each.base_name}", each.size, each.mtime.timestamp())
@@ -221,10 +232,10 @@ def _s3() -> Any:  # noqa: ANN401
 
 
 @contextmanager
-def _readable(uri: str) -> Generator[None]:
+def _available(uri: str) -> Generator[None]:
     try:
         yield
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (OSError, _ARROW_ERROR) as error:
         raise FilesUnavailableError(f"{uri}: {' '.join(str(error).split())[:300]}") from error

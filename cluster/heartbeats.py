@@ -26,7 +26,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from pydantic import ValidationError
 
 from cluster import durable
-from cluster.errors import InputError
+from cluster.errors import FilesUnavailableError, InputError
 from cluster.spec import Beat
 
 URL_VARIABLE = "DUALVIEW_QUEUE_URL"
@@ -62,26 +62,39 @@ class Tokens:
             ) from None
 
     def write(self, submission_id: str, url: str) -> Path:
-        """The file with an attempt's token; beside it, with the suffix of URL_SUFFIX, is one that says where to."""
+        """The file with an attempt's token; beside it, with URL_SUFFIX, is one that says where heartbeats go now.
+
+        Raises:
+            FilesUnavailableError: they cannot be written now.
+        """
         path = self._folder / submission_id
-        with suppress(FileExistsError):
-            _write_private(path, f"{submission_id}.{self._sign(submission_id)}")
-        durable.write_parts(path.with_name(path.name + URL_SUFFIX), [url.encode()])
+        told = path.with_name(path.name + URL_SUFFIX)
+        try:
+            with suppress(FileExistsError):
+                _write_private(path, f"{submission_id}.{self._sign(submission_id)}")
+            if not told.exists() or told.read_text() != url:
+                durable.write_parts(told, [url.encode()])
+        except OSError as error:
+            raise FilesUnavailableError(f"{error.filename or path}: {error.strerror}") from error
         return path
 
     def remove(self, submission_id: str) -> None:
-        """Remove an attempt's token."""
-        for name in (submission_id, submission_id + URL_SUFFIX):
-            (self._folder / name).unlink(missing_ok=True)
+        """Remove an attempt's token; what cannot be removed now is by `keep_only` later."""
+        with suppress(OSError):
+            for name in (submission_id, submission_id + URL_SUFFIX):
+                (self._folder / name).unlink(missing_ok=True)
 
     def keep_only(self, submission_ids: Iterable[str], url: str) -> None:
-        """Remove the tokens of all other attempts, those of a dispatcher that was killed; tell these where to send."""
+        """Have tokens for these attempts, which say where to send heartbeats now, and for no others.
+
+        Others are those of a dispatcher that was killed, or that lost the lead while it wrote them.
+        """
         kept = set(submission_ids)
-        there = {path.name.removesuffix(URL_SUFFIX) for path in self._folder.iterdir()}
-        for name in there - kept:
-            self.remove(name)
-        for name in there & kept:
+        for name in kept:
             self.write(name, url)
+        with suppress(OSError):
+            for name in {path.name.removesuffix(URL_SUFFIX) for path in self._folder.iterdir()} - kept:
+                self.remove(name)
 
     def holder(self, token: str) -> str | None:
         """The attempt that a token is of; None if it is none of this queue's."""
@@ -144,8 +157,12 @@ class HeartbeatServer:
         """The variables that an attempt finds the server by."""
         return {URL_VARIABLE: self.url, TOKEN_FILE_VARIABLE: str(self._tokens.write(submission_id, self.url))}
 
-    def begin(self, submission_ids: Iterable[str]) -> None:
-        """Be the one that these attempts, and no others, send heartbeats to."""
+    def serve(self, submission_ids: Iterable[str]) -> None:
+        """Be the one that these attempts, and no others, send heartbeats to.
+
+        Raises:
+            FilesUnavailableError: they cannot be told now.
+        """
         self._tokens.keep_only(submission_ids, self.url)
 
     def forget(self, submission_id: str) -> None:
@@ -198,6 +215,11 @@ class HeartbeatServer:
             return {"preempt": False} if reason is None else {"preempt": True, "reason": reason}
 
         return app
+
+
+def check_host(host: str) -> None:
+    """Raise InputError unless something can listen at an address."""
+    _listen(host, Path(os.devnull)).close()
 
 
 def reachable_host(address: str) -> str:

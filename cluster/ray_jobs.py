@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cluster import keeper as keeper_module
-from cluster.errors import RayFailedError, RayUnavailableError, RefusedError
+from cluster.errors import FilesUnavailableError, RayFailedError, RayUnavailableError, RefusedError
 from cluster.files import digest
 from cluster.placement import Node
 from cluster.resources import NODE_LABEL, Bundle
@@ -171,7 +171,8 @@ class RayJobs:
             node: id of the node that it runs on; None for any that has room.
 
         Raises:
-            RefusedError: Ray rejects the job, or the snapshot is not readable.
+            RefusedError: Ray rejects the job, or the snapshot is gone or was altered.
+            FilesUnavailableError: the snapshot cannot be read now.
             RayUnavailableError: no clear answer; the command may have been started.
         """
         line, keeping = kept(command)
@@ -200,7 +201,12 @@ class RayJobs:
             raise self._server_error(error) from error
 
     def _check(self, snapshot: Path) -> None:
-        """Raise RefusedError unless an archive has the digest that names it, which is looked at once for each file."""
+        """Look once at each archive.
+
+        Raises:
+            RefusedError: it is gone, or has not the digest that names it.
+            FilesUnavailableError: it cannot be read now.
+        """
         try:
             status = snapshot.stat()
             seen = (status.st_ino, status.st_size, status.st_mtime_ns)
@@ -208,8 +214,10 @@ class RayJobs:
                 if digest(snapshot) != snapshot.stem:
                     raise RefusedError(f"its code snapshot was altered since it was submitted: {snapshot}")
                 self._checked[snapshot] = seen
-        except OSError:
-            raise RefusedError(f"its code snapshot is missing or not readable: {snapshot}") from None
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and snapshot.parent.is_dir():
+                raise RefusedError(f"its code snapshot is missing: {snapshot}") from None
+            raise FilesUnavailableError(f"its code snapshot cannot be read: {snapshot}: {error.strerror}") from error
 
     def look(self, submission_id: str) -> Alive | Ending:
         """What an attempt does, or how it ended: `lost` where Ray does not know it."""
@@ -294,10 +302,11 @@ class RayJobs:
 def kept(command: list[str]) -> tuple[str, dict[str, str]]:
     """A command that ends what it leaves behind, as a line of a shell and the variables that the line needs.
 
-    Where a node has no Python the command runs by itself.
+    Where a node has no Python that can, the command runs by itself.
     """
     keeper = shlex.quote(Path(keeper_module.__file__).read_text())
-    script = f'unset {KEEP_VARIABLE}; command -v python3 >/dev/null && exec python3 -ISc {keeper} "$@"; exec "$@"'
+    can = "python3 -ISc 'import ctypes' 2>/dev/null"
+    script = f'unset {KEEP_VARIABLE}; {can} && exec python3 -ISc {keeper} "$@"; exec "$@"'
     return f'exec sh -c "${KEEP_VARIABLE}" sh {shlex.join(command)}', {KEEP_VARIABLE: script}
 
 

@@ -128,7 +128,7 @@ def parse_after(texts: Sequence[str]) -> dict[int, str]:
     """
     found: dict[int, str] = {}
     for text in texts:
-        match = re.fullmatch(r"(\d{1,15})(?::(ok|any))?", text)
+        match = re.fullmatch(r"(\d{1,9})(?::(ok|any))?", text)
         if not match:
             raise InputError(f"--after {text!r}: allowed: JOB, JOB:ok (it has to succeed) or JOB:any (it has to end)")
         found[int(match[1])] = match[2] or "ok"

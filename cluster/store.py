@@ -6,14 +6,15 @@ a crash the database shows what may be running, and Ray can be asked about it.
 
 import time
 import weakref
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Engine, bindparam, func, select, update
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session, aliased, load_only
 
 from cluster import secrets, snapshot
@@ -31,6 +32,7 @@ from cluster.spec import END_STATES, OPEN_STATES, Asked, Beat, Ending, JobSpec, 
 BACK_OFF_S = 30.0  # after a job's first fault; each further one doubles it
 MAX_BACK_OFF_S = 600.0
 MAX_PARAMETERS = 10_000  # of a statement
+_T = TypeVar("_T")
 SHORT_ATTEMPT_S = 5.0  # a job that gives its machines back sooner, unasked, waits as after a fault
 WAITING_COLUMNS = (
     Job.id, Job.gangs, Job.driver, Job.priority, Job.queue, Job.user, Job.waiting_since, Job.held_until, Job.hold,
@@ -120,7 +122,9 @@ _OWED = (
 )
 _PREEMPTED = select(func.count(Attempt.id)).where(Attempt.asked_by.is_not(None), Attempt.asked_at > bindparam("since"))
 _DRAINING = select(Queue.draining)
-_EPOCH = select(Queue.epoch).with_for_update()  # whoever writes in Postgres holds this row; SQLite has one lock anyway
+_LEAD = select(
+    Queue.epoch, Queue.holder
+).with_for_update()  # whoever writes in Postgres holds this row; SQLite has one lock anyway
 _NEWEST_EVENT = select(func.max(Event.id))
 _OPEN = select(Attempt).where(Attempt.ended_at.is_(None)).order_by(Attempt.id)
 _WAITING = select(Job).options(load_only(*WAITING_COLUMNS)).where(Job.state == "queued").order_by(Job.id)
@@ -193,20 +197,25 @@ class Store:
             raise InputError(f"--files {place}: this queue keeps its files at {store.files.uri}; allowed: that")
         return store
 
-    def bind(self, address: str, moved: bool) -> None:
+    def bind(self, address: str, moved: bool, knows: Callable[[str], bool] | None = None) -> None:
         """Record the Ray cluster that the queue's attempts run on; another cluster would know none of them.
 
         Args:
             address: the cluster's dashboard.
             moved: whether the cluster of the open attempts no longer exists.
+            knows: tells whether that cluster knows an attempt: one cluster may have several addresses.
 
         Raises:
             InputError: attempts are open on another cluster, and not `moved`.
         """
+        with self.session(write=False) as session:
+            before = session.scalars(select(Queue.address)).one()
+        known = knows is not None and any(knows(each.submission_id) for each in self.attempts())
+        same = moved or known or before in (None, address)
         with self.session() as session:
             queue = session.scalars(select(Queue)).one()
             attempts = session.scalars(_OPEN).all()
-            if attempts and queue.address not in (None, address) and not moved:
+            if attempts and not same:
                 raise InputError(
                     f"--address {address}: job {attempts[0].job_id} was started at {queue.address}; allowed: that "
                     "address, or --moved if that cluster is gone or has this address now"
@@ -232,13 +241,17 @@ class Store:
         """Add all jobs or none; several are an array. Returns them, and whether each is new; see `submit`."""
         jobs: list[tuple[Job, bool]] = []
         with self.session() as session:
+            for name, priority in {(spec.queue, spec.priority) for spec in specs}:
+                _check_priority(find_team(session, name), priority)
+            for job_id in {job_id for spec in specs for job_id in spec.after}:
+                _job(session, job_id)
+            known = _unfinished_by_key(session, {spec.key for spec in specs if spec.key is not None})
             for index, spec in enumerate(specs):
-                _check_priority(find_team(session, spec.queue), spec.priority)
-                twin = _twin(session, spec.key)
-                job = twin or _add(session, spec, hold)
-                jobs.append((job, twin is None))
-                if len(specs) > 1 and twin is None:
-                    job.array_id, job.array_index = next(each.id for each, new in jobs if new), index
+                twin = known.get(spec.key or "")
+                jobs.append((twin or _made(spec, hold, index if len(specs) > 1 else None), twin is None))
+                if spec.key is not None:
+                    known[spec.key] = jobs[-1][0]
+            _add([job for job, is_new in jobs if is_new], session)
         return jobs
 
     def job(self, job_id: int) -> Job:
@@ -375,7 +388,7 @@ class Store:
         """Keep a job that the dispatcher cannot handle from being tried again until it is released."""
         with self.session() as session:
             job = _job(session, job_id)
-            if (job.hold, job.problem) == ("parked", problem):
+            if job.state in END_STATES or (job.hold, job.problem) == ("parked", problem):
                 return
             job.hold, job.problem, job.reason = "parked", problem, problem
             job.reason_code = Reason.PARKED if job.state == "queued" else ""
@@ -396,6 +409,8 @@ class Store:
             InputError: there is no such job, it waits, was asked to leave before, or is queued again under the same key
                 already; or what it needs is there no longer: its queue, its code or its secrets.
         """
+        if (before := self.job(job_id)).state in END_STATES:
+            self._check_there(before)
         with self.session() as session:
             job = _job(session, job_id)
             if job.state == "queued":
@@ -408,8 +423,7 @@ class Store:
                     )
                 return job
             find_team(session, job.queue)
-            self._check_there(job)
-            if (twin := _twin(session, job.key)) is not None:
+            if (twin := _unfinished_by_key(session, [job.key] if job.key else []).get(job.key or "")) is not None:
                 raise InputError(
                     f"job {job_id}: job {twin.id} does the same and is {twin.state}; allowed: one of the two"
                 )
@@ -421,7 +435,7 @@ class Store:
             return job
 
     def _check_there(self, job: Job) -> None:
-        """Raise InputError if a job's code or secrets have been removed."""
+        """Raise InputError if a job's code or secrets have been removed; not within a transaction."""
         gone = [str(path) for path in secrets.files(self.anchor, job.environment) if not path.exists()]
         if not self.files.exists(name := snapshot.name_of(job.snapshot)):
             gone.append(f"{self.files.uri}/{name}")
@@ -601,10 +615,12 @@ class Store:
         try:
             with Session(engine, expire_on_commit=False) as session, session.begin():
                 if write:
-                    epoch = session.scalars(_EPOCH).one()
+                    epoch, holder = session.execute(_LEAD).one()
                     if self.lead is not None:
-                        self.lead.compare(epoch)
+                        self.lead.compare(epoch, holder)
                 yield session
+        except DataError:  # what was to be stored is at fault
+            raise
         except DBAPIError as error:
             problem = " ".join(str(error.orig).split())
             raise StoreUnavailableError(f"the queue's database {self.database.name}: {problem}") from error
@@ -618,11 +634,12 @@ def _job(session: Session, job_id: int) -> Job:
     return job
 
 
-def _twin(session: Session, key: str | None) -> Job | None:
-    """The unfinished job with a key."""
-    if key is None:
-        return None
-    return session.scalars(select(Job).where(Job.key == key, Job.state.not_in(END_STATES)).limit(1)).first()
+def _unfinished_by_key(session: Session, keys: Collection[str]) -> dict[str, Job]:
+    """The unfinished jobs with these keys."""
+    found = (
+        session.scalars(select(Job).where(Job.key.in_(some), Job.state.not_in(END_STATES))) for some in _chunks(keys)
+    )
+    return {str(job.key): job for jobs in found for job in jobs}
 
 
 def _unpark(job: Job) -> None:
@@ -631,23 +648,30 @@ def _unpark(job: Job) -> None:
         job.hold, job.problem = None, ""
 
 
-def _chunks(values: Iterable[int]) -> Iterator[list[int]]:
+def _chunks(values: Iterable[_T]) -> Iterator[list[_T]]:
     """The values, as many at a time as a statement takes."""
     left = iter(values)
     while some := list(islice(left, MAX_PARAMETERS)):
         yield some
 
 
-def _add(session: Session, spec: JobSpec, hold: bool) -> Job:
-    for job_id in spec.after:
-        _job(session, job_id)
+def _made(spec: JobSpec, hold: bool, array_index: int | None) -> Job:
     fields = {**spec.model_dump(), "after": {str(job): how for job, how in spec.after.items()}}
     now = time.time()
-    job = Job(**fields, submitted_at=now, waiting_since=now, hold="held" if hold else None)
-    session.add(job)
+    held = "held" if hold else None
+    return Job(**fields, submitted_at=now, waiting_since=now, hold=held, array_index=array_index)
+
+
+def _add(jobs: Sequence[Job], session: Session) -> None:
+    """Add jobs in a few statements; those with a place in an array get the id of the first as its name."""
+    session.add_all(jobs[:1])
     session.flush()
-    _record_event(session, job.id, f"submitted with priority {job.priority} to queue {job.queue}")
-    return job
+    for job in jobs:
+        job.array_id = None if job.array_index is None else jobs[0].id
+    session.add_all(jobs)
+    session.flush()
+    for job in jobs:
+        _record_event(session, job.id, f"submitted with priority {job.priority} to queue {job.queue}")
 
 
 def _unfinished(session: Session, job_id: int) -> Job:

@@ -17,6 +17,7 @@ from cluster import request, secrets, snapshot
 from cluster.admission import impossible
 from cluster.database.tables import Job
 from cluster.errors import InputError
+from cluster.files import Folder
 from cluster.placement import Cluster
 from cluster.resources import Shape
 from cluster.spec import JobSpec
@@ -41,6 +42,11 @@ def submit(options: argparse.Namespace, url: str) -> None:
         else:
             specs = [_spec(options, command, place, variables, None)]
         store = Store.open(url, files=options.files)
+        if given and not isinstance(store.files, Folder):
+            raise InputError(
+                f"--secret: this queue keeps its files at {store.files.uri}, where none is its user's alone; allowed: "
+                "a queue whose files are in a shared folder"
+            )
         if not options.anyway:
             _check_possible(store, specs)
         snapshot.keep(archive, store.files)

@@ -1,23 +1,28 @@
 """A denoiser as a folder: `model.safetensors`, `config.json` and a SHA-256 `manifest.json`; never pickle.
 
-Training writes such folders, the registry stores them, and the sampler verifies and loads them.
+Training writes such folders, the registry stores them, and the sampler verifies and loads them. A package may come from
+somebody else: nothing in it is run or names a path, and what does not fit is refused before memory is taken for it.
 """
 # safetensors.torch is partly typed:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffusion import durable
 from diffusion.config import Config, Dpmpp2M, NetworkConfig, Positive, ProcessConfig, SolverConfig
 from diffusion.config.errors import describe
+from diffusion.config.solver import evaluations
 from diffusion.denoiser import Denoiser
 from diffusion.network import build_network
 from diffusion.prediction import Prediction
@@ -25,6 +30,10 @@ from diffusion.process.learned_schedule import LearnedLogSnr
 from diffusion.process.sde import Process, make_process
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
+FILES = (MANIFEST, CONFIG, WEIGHTS)
+MAX_TEXT_BYTES = 16 * 2**20  # of CONFIG, and of MANIFEST
+MAX_SIDE, MAX_CHANNELS = 8192, 256  # of an image
+MAX_EVALUATIONS = 10_000  # of a network, for one image of the default solver
 SCHEDULE_PREFIX = "schedule."  # a learned schedule's weights, beside the network's
 
 
@@ -53,7 +62,11 @@ class PackageConfig(Config):
     prediction: Prediction
     sigma_data: Positive = 0.5
     network: NetworkConfig = Field(discriminator="kind")
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[
+        Annotated[int, Field(ge=1, le=MAX_CHANNELS)],
+        Annotated[int, Field(ge=1, le=MAX_SIDE)],
+        Annotated[int, Field(ge=1, le=MAX_SIDE)],
+    ]
     solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
     null_label_trained: bool | None = None
     class_names: tuple[str, ...] = ()
@@ -62,6 +75,12 @@ class PackageConfig(Config):
     def _names_of_all_classes(self) -> Self:
         if self.class_names and not len(set(self.class_names)) == len(self.class_names) == self.network.classes:
             raise ValueError(f"class_names has {len(self.class_names)}; allowed: {self.network.classes} different ones")
+        return self
+
+    @model_validator(mode="after")
+    def _solver_ends(self) -> Self:
+        if (number := evaluations(self.solver) or 0) > MAX_EVALUATIONS:
+            raise ValueError(f"solver has {number} evaluations of an image; allowed: at most {MAX_EVALUATIONS}")
         return self
 
     def class_index(self, label: int | str | None) -> int | None:
@@ -171,26 +190,54 @@ def verify_package(folder: Path) -> str:
         The package's SHA-256.
 
     Raises:
-        PackageError: no manifest, a missing or altered file, or a manifest that contradicts itself.
+        PackageError: no manifest, a missing or altered file, another file, a link, or a manifest that contradicts
+            itself.
     """
+    _check_files(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         digests = {str(name): str(digest) for name, digest in manifest["files"].items()}
         claimed = str(manifest["package_sha256"])
-    except FileNotFoundError:
-        raise PackageError(f"{folder}: no {MANIFEST}; this is not a complete package") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise PackageError(f"{folder / MANIFEST}: not a package manifest") from None
     if set(digests) != {CONFIG, WEIGHTS}:
         raise PackageError(f"{folder / MANIFEST}: lists {sorted(digests)}; a package has {CONFIG} and {WEIGHTS}")
     for name, expected in digests.items():
-        if not (folder / name).is_file():
-            raise PackageError(f"{folder / name}: missing")
-        if (actual := file_sha256(folder / name)) != expected:
+        try:
+            actual = file_sha256(folder / name)
+        except OSError as error:
+            raise PackageError(f"{folder / name}: {error.strerror}") from None
+        if actual != expected:
             raise PackageError(f"{folder / name}: SHA-256 is {actual[:12]}…, the manifest says {expected[:12]}…")
     if package_sha256(digests) != claimed:
         raise PackageError(f"{folder / MANIFEST}: its package_sha256 is not that of its files")
     return claimed
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a folder with other files than those of a package, with links, or with texts that no package has."""
+    try:
+        kinds = {path.name: path.lstat() for path in folder.iterdir()}
+    except OSError as error:
+        raise PackageError(f"{folder}: {error.strerror}") from None
+    if MANIFEST not in kinds:
+        raise PackageError(f"{folder}: no {MANIFEST}; this is not a complete package")
+    if missing := [name for name in FILES if name not in kinds]:
+        raise PackageError(f"{folder / missing[0]}: missing")
+    for name, status in sorted(kinds.items()):
+        if problem := _problem(name, status):
+            raise PackageError(f"{folder / name}: {problem}")
+
+
+def _problem(name: str, status: os.stat_result) -> str | None:
+    """What is wrong with a file, by its name and kind."""
+    if name not in FILES:
+        return f"not a file of a package; allowed: {', '.join(FILES)}"
+    if not stat.S_ISREG(status.st_mode):
+        return "a link or no file; allowed: regular files"
+    if name != WEIGHTS and status.st_size > MAX_TEXT_BYTES:
+        return f"{status.st_size} bytes; allowed: at most {MAX_TEXT_BYTES}"
+    return None
 
 
 def load_package(folder: Path) -> tuple[Denoiser, PackageConfig]:
@@ -207,7 +254,9 @@ def load_package(folder: Path) -> tuple[Denoiser, PackageConfig]:
     """
     verify_package(folder)
     try:
-        config = PackageConfig.model_validate_json((folder / CONFIG).read_text())
+        config = PackageConfig.model_validate_json((folder / CONFIG).read_bytes())
+    except OSError as error:
+        raise PackageError(f"{folder / CONFIG}: {error.strerror}") from error
     except ValidationError as error:
         problem = error.errors()[0]
         if problem["loc"] == ("format_version",):
@@ -216,15 +265,52 @@ def load_package(folder: Path) -> tuple[Denoiser, PackageConfig]:
                 "other times and must be trained again"
             ) from error
         raise PackageError(f"{folder / CONFIG}: {describe(error, PackageConfig)}") from error
-    try:
-        process, network = make_process(config.process), build_denoiser_network(config)
-    except ValueError as error:
-        raise PackageError(f"{folder / CONFIG}: {error}") from error
+    process, network = _build(folder, config)
     _load_weights(network, process, folder / WEIGHTS)
     needs_label = config.null_label_trained is False
     null_label = None if needs_label else config.network.classes or None
     denoiser = Denoiser(network.eval(), process, config.prediction, config.sigma_data, null_label, needs_label)
     return denoiser, config
+
+
+def _build(folder: Path, config: PackageConfig) -> tuple[Process, nn.Module]:
+    """The process and the network of a package; the network takes memory only once the file has its weights.
+
+    Raises:
+        PackageError: the network does not fit the images, or the file has other weights.
+    """
+    try:
+        process = make_process(config.process)
+        with torch.device("meta"):
+            expected = dict(build_denoiser_network(config).state_dict())
+        if isinstance(process.schedule, LearnedLogSnr):
+            own = process.schedule.state_dict()
+            expected |= {f"{SCHEDULE_PREFIX}{name}": tensor for name, tensor in own.items()}
+        _check_weights(folder / WEIGHTS, expected)
+        return process, build_denoiser_network(config)
+    except PackageError:
+        raise
+    except (ValueError, RuntimeError, MemoryError, OverflowError, ZeroDivisionError, TypeError) as error:
+        raise PackageError(f"{folder / CONFIG}: {str(error) or type(error).__name__}") from error
+
+
+def _check_weights(path: Path, expected: dict[str, Tensor]) -> None:
+    """Raise PackageError unless a safetensors file has these tensors, by its header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            for name in sorted(names ^ set(expected)):
+                problem = "is missing" if name in expected else "is not one of the network's"
+                raise PackageError(f"{path}: weights do not fit the network of {CONFIG}: {name[:100]!r} {problem}")
+            for name in sorted(names):
+                found, wanted = file.get_slice(name), list(expected[name].shape)
+                if found.get_dtype() != "F32" or found.get_shape() != wanted:
+                    raise PackageError(
+                        f"{path}: weights do not fit the network of {CONFIG}: {name!r} is {found.get_dtype()} "
+                        f"{found.get_shape()}; allowed: F32 {wanted}"
+                    )
+    except (OSError, SafetensorError) as error:
+        raise PackageError(f"{path}: {error}") from error
 
 
 def build_denoiser_network(config: PackageConfig) -> nn.Module:
@@ -237,13 +323,20 @@ def build_denoiser_network(config: PackageConfig) -> nn.Module:
 
 
 def _load_weights(network: nn.Module, process: Process, path: Path) -> None:
-    """Load a safetensors file whose names and shapes must be exactly those of the network and a learned schedule."""
+    """Load a safetensors file whose names and shapes must be exactly those of the network and a learned schedule.
+
+    Raises:
+        PackageError: they are not, or a weight is not finite.
+    """
     try:
         weights = load_file(path)
+        for name, tensor in weights.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise PackageError(f"{path}: {name!r} has weights that are not finite")
         if isinstance(process.schedule, LearnedLogSnr):
             own = {name: weights.pop(name) for name in list(weights) if name.startswith(SCHEDULE_PREFIX)}
             process.schedule.load_state_dict({name.removeprefix(SCHEDULE_PREFIX): own[name] for name in own})
             process.schedule.requires_grad_(False)
         network.load_state_dict(weights, strict=True)
-    except (RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise PackageError(f"{path}: weights do not fit the network of {CONFIG}: {error}") from error

@@ -148,8 +148,16 @@ def load(source: Source, device: str = "cpu") -> Model:
         with _registry_errors(source.reference, source.tracking_uri, missing):
             from mlflow.artifacts import download_artifacts
 
-            package = download_artifacts(source.location, dst_path=folder, tracking_uri=source.tracking_uri)
-        return _load_folder(source, Path(package), device)
+            from diffusion.locations import check_location
+            from diffusion.package import FILES
+
+            try:
+                check_location(source.location, source.tracking_uri)
+            except ValueError as error:
+                raise ModelError(f"model: {source.reference}: {error}") from None
+            for name in FILES:
+                download_artifacts(f"{source.location}/{name}", dst_path=folder, tracking_uri=source.tracking_uri)
+        return _load_folder(source, Path(folder), device)
 
 
 def _load_folder(source: Source, folder: Path, device: str) -> Model:

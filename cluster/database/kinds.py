@@ -1,6 +1,5 @@
 """Which kind of database a URL names."""
 
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -74,7 +73,7 @@ def database(url: str) -> Database:
         return SqliteFile(Path(str(parsed.database)))
     if parsed is not None and parsed.drivername in POSTGRES and parsed.database:
         return PostgresDatabase(parsed)
-    shown = re.sub(r"(://[^:/]*):.*@", r"\1:***@", url)
+    kind = url.partition(":")[0] if "@" in url or "password" in url else url  # the rest may be a password
     raise InputError(
-        f"--store {shown!r}: allowed: sqlite:////an/absolute/path/queue.db or postgresql://user@server/database"
+        f"--store {kind!r}: allowed: sqlite:////an/absolute/path/queue.db or postgresql://user@server/database"
     )

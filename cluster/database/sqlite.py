@@ -43,7 +43,7 @@ class SqliteFile:
 
     def create(self, files: str | None) -> None:
         """Make a queue whole under another name, and give it its own unless another process was first."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(self._path.parent)
         part = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}")
         with _folder_locked(self._path.parent):
             if self._path.exists():
@@ -53,6 +53,7 @@ class SqliteFile:
                 with engine.begin() as connection:
                     schema.make(connection, files)
                 engine.dispose()  # SQLite has synced it
+                part.chmod(durable.mode(part.parent))
                 durable.replace_durably(part, self._path)
             finally:
                 engine.dispose()
@@ -101,13 +102,14 @@ class SqliteFile:
         """
         del report, stopped
         with lock.hold(self._path):
-            engine = self.connect()
+            engine, holder = self.connect(), uuid.uuid4().hex
+            taking = update(Queue).values(epoch=Queue.epoch + 1, holder=holder).returning(Queue.epoch)
             try:
                 with engine.begin() as connection:
-                    epoch = connection.scalar(update(Queue).values(epoch=Queue.epoch + 1).returning(Queue.epoch))
+                    epoch = connection.scalar(taking)
             finally:
                 engine.dispose()
-            yield Lead(int(epoch or 0))
+            yield Lead(int(epoch or 0), holder)
 
     def is_led(self) -> bool:
         """Whether a dispatcher runs for the queue on this machine."""

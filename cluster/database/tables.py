@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, Dialect, ForeignKey, Text, TypeDecorator
+from sqlalchemy import JSON, BigInteger, Dialect, ForeignKey, Text, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 HALF_LIFE_S = 24 * 3600.0  # of what queues have used
@@ -20,7 +20,7 @@ class Words(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """The text, with the character that stands for unknown ones in the place of such ones."""
+        """The text, with U+FFFD for character 0 and a question mark for half of a pair of surrogates."""
         del dialect
         return value and value.replace("\0", "\ufffd").encode(errors="replace").decode()
 
@@ -40,9 +40,8 @@ class Queue(Base):
         draining: whether nothing starts.
         nodes: what the dispatcher saw last of each node: its `total` and its `labels`; empty before.
         files: URI of the folder of its snapshots and logs; None for that of its database.
-        epoch: that of the dispatcher which leads; see `cluster.database.lead`.
-        leader: the dispatcher that leads, for people.
-        lease_until: until when it leads, by the database's clock.
+        epoch: of the last lead; see `cluster.database.lead`.
+        holder: a random name of the last lead.
     """
 
     __tablename__ = "queue"
@@ -53,8 +52,24 @@ class Queue(Base):
     nodes: Mapped[list[Any]] = mapped_column(default=list)
     files: Mapped[str | None]
     epoch: Mapped[int] = mapped_column(default=0)
+    holder: Mapped[str] = mapped_column(default="")
+
+
+class Lease(Base):
+    """Who leads: one row, apart from the queue's, which whoever writes holds locked.
+
+    Attributes:
+        holder: a random name of the lead.
+        leader: the dispatcher that has it, for people.
+        until: until when it has it, by the database's clock.
+    """
+
+    __tablename__ = "lease"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    holder: Mapped[str] = mapped_column(default="")
     leader: Mapped[str] = mapped_column(default="")
-    lease_until: Mapped[float] = mapped_column(default=0.0)
+    until: Mapped[float] = mapped_column(default=0.0)
 
 
 class Team(Base):
@@ -184,8 +199,8 @@ class Attempt(Base):
     asked_reason: Mapped[str] = mapped_column(default="")
     asked_by: Mapped[int | None]
     heard_at: Mapped[float | None]
-    step: Mapped[int | None]
-    saved_step: Mapped[int | None]
+    step: Mapped[int | None] = mapped_column(BigInteger)
+    saved_step: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class Event(Base):

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=65536)]  # of a layer
+Depth = Annotated[int, Field(ge=1, le=1000)]  # in layers
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from diffusion.config.base import Config, Count, Later
+from diffusion.config.base import Config, Depth, Later, Width
 
 
 class NetworkOptions(Config):
@@ -18,7 +18,7 @@ class NetworkOptions(Config):
     """
 
     kind: str
-    classes: Annotated[int, Field(ge=0)] = 0
+    classes: Annotated[int, Field(ge=0, le=10**6)] = 0
 
 
 class UNetConfig(NetworkOptions):
@@ -34,12 +34,12 @@ class UNetConfig(NetworkOptions):
     """
 
     kind: Literal["unet"] = "unet"
-    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64)
+    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=12)] = (32, 64)
     attention: tuple[bool, ...] = (False, True)
-    layers_per_block: Count = 1
-    norm_groups: Count = 8
+    layers_per_block: Depth = 1
+    norm_groups: Width = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    head_width: Annotated[Count | None, Later("0.2")] = None
+    head_width: Annotated[Width | None, Later("0.2")] = None
 
     @model_validator(mode="after")
     def _fields_fit(self) -> "UNetConfig":
@@ -85,10 +85,10 @@ class DiTConfig(NetworkOptions):
     """
 
     kind: Literal["dit"] = "dit"
-    patch_size: Count = 2
-    layers: Count = 6
-    heads: Count = 4
-    head_width: Count = 32
+    patch_size: Width = 2
+    layers: Depth = 6
+    heads: Depth = 4
+    head_width: Width = 32
 
     @model_validator(mode="after")
     def _positions_fit(self) -> "DiTConfig":
@@ -125,8 +125,8 @@ class MLPConfig(NetworkOptions):
     """
 
     kind: Literal["mlp"] = "mlp"
-    width: Annotated[int, Field(ge=2)] = 128
-    depth: Count = 3
+    width: Annotated[Width, Field(ge=2)] = 128
+    depth: Depth = 3
 
     def check_image(self, height: int, width: int) -> None:
         """Accept images of any size."""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from diffusion.config.base import Config, Count, Positive
+from diffusion.config.base import Config, Positive
 
 
 class ScheduleOptions(Config):
@@ -134,7 +134,7 @@ class LearnedSchedule(ScheduleOptions):
     """
 
     kind: Literal["learned"] = "learned"
-    width: Count = 64
+    width: Annotated[int, Field(ge=1, le=4096)] = 64
 
 
 class TableSchedule(ScheduleOptions):
@@ -177,7 +177,7 @@ class ProcessOptions(Config):
     """
 
     kind: str
-    num_train_timesteps: Annotated[int, Field(ge=2)] = 1000
+    num_train_timesteps: Annotated[int, Field(ge=2, le=10**6)] = 1000
     log_snr_max: float = 13.3
     log_snr_min: float = -13.3
 

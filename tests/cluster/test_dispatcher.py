@@ -152,6 +152,9 @@ class Ear:
     def forget(self, submission_id: str) -> None:
         self.forgotten.append(submission_id)
 
+    def serve(self, submission_ids) -> None:
+        self.served = list(submission_ids)
+
     def measure(self, kind: str, counts) -> None:
         self.measured[kind] = dict(counts)
 
@@ -314,7 +317,7 @@ def test_a_running_job_is_stopped_even_if_ray_loses_the_first_requests(store: St
     assert reported.count("job 1 is being stopped") == 1
 
 
-def test_output_that_cannot_be_fetched_does_not_keep_a_job_from_ending(store: Store):
+def test_output_that_cannot_be_fetched_does_not_keep_a_job_from_ending(store: Store, monkeypatch: pytest.MonkeyPatch):
     job = store.submit(spec(command=["works"]))
     ray = FakeRay({"works": [0]}, runs=1)
     ray.log = lambda submission_id: (_ for _ in ()).throw(RayUnavailableError("the node is gone"))  # type: ignore[method-assign]
@@ -328,7 +331,10 @@ def test_output_that_cannot_be_fetched_does_not_keep_a_job_from_ending(store: St
     log_of(store, attempt).parent.rmdir()
     log_of(store, attempt).parent.write_text("a file where the folder should be")
     second = store.submit(spec(command=["works"]))
-    dispatcher.step()
+    for _ in range(3):
+        dispatcher.step()
+    assert store.job(second.id).state != "succeeded"  # it is tried again for a while
+    monkeypatch.setattr("cluster.dispatcher.SAVE_S", 0.0)
     dispatcher.step()
     assert store.job(second.id).state == "succeeded"
 

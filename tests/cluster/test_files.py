@@ -1,5 +1,7 @@
 """Where snapshots and logs are kept: a folder and a real S3 server behave alike."""
 
+import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,10 +129,28 @@ def test_a_server_that_is_away_keeps_a_job_waiting_and_costs_no_attempt(
     assert isinstance(store.files, Bucket)
 
 
-@pytest.mark.parametrize("bad", ["relative", "http://host/x", "s3://", "s3://bucket/x?endpoint=y", "file://host/x", ""])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "relative",
+        "http://host/x",
+        "s3://",
+        "s3://bucket/x?endpoint=y",
+        "file://host/x",
+        "",
+        "s3://bucket//x",
+        "s3://[x",
+        "s3://key:secret@bucket/x",
+        "s3://B",
+        "/a\0b",
+    ],
+)
 def test_places_that_are_none(bad: str, tmp_path: Path):
-    with pytest.raises(InputError, match=r"allowed: an absolute path of a shared folder, or s3://bucket/prefix"):
+    with pytest.raises(
+        InputError, match=r"allowed: an absolute path of a shared folder, or s3://bucket/prefix"
+    ) as caught:
         Store.open(f"sqlite:///{tmp_path}/queue.db", files=bad)
+    assert "secret" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,7 +160,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path):
         Folder(tmp_path / "file").write("logs/a.log", [b"x"])
 
 
-def test_an_ended_attempt_is_closed_though_its_output_cannot_be_kept(tmp_path: Path):
+def test_an_ended_attempt_is_closed_though_its_output_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = Store.open(f"sqlite:///{tmp_path}/queue.db", files=str(tmp_path / "files"))
     job = store.submit(spec(command=["works"]))
     (tmp_path / "files").write_text("a file where the folder should be")
@@ -148,6 +168,49 @@ def test_an_ended_attempt_is_closed_though_its_output_cannot_be_kept(tmp_path: P
     dispatcher = made(store, FakeRay({"works": [0]}, runs=1), reports.append)
     dispatcher.step()
     dispatcher.step()
+    assert store.job(job.id).state == "starting"
+    monkeypatch.setattr("cluster.dispatcher.SAVE_S", 0.0)
+    dispatcher.step()
     assert store.job(job.id).state == "succeeded"
     assert any("could not be saved" in text for text in reports)
     assert store.end_attempt(store.attempts(job.id)[0], Ending(status="lost")).state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"), [(0o700, 0o600), (0o755, 0o600), (0o770, 0o660), (0o2775, 0o660), (0o777, 0o666)]
+)
+def test_files_are_for_those_who_may_write_in_their_folder(tmp_path: Path, folder: int, file: int):
+    """Whatever the process's own mask says."""
+    (tmp_path / "queue").mkdir()
+    (tmp_path / "queue").chmod(folder)
+    for mask in (0o022, 0o077, 0):
+        before = os.umask(mask)
+        try:
+            files = open_files(str(tmp_path / "queue"))
+            files.write(f"logs{mask}/a.log", [b"x"])
+        finally:
+            os.umask(before)
+        written = tmp_path / "queue" / f"logs{mask}" / "a.log"
+        assert stat.S_IMODE(written.stat().st_mode) == file
+        inner = stat.S_IMODE(written.parent.stat().st_mode)
+        assert inner & 0o077 == (file & 0o066) | (file & 0o066) >> 1
+        assert inner & 0o2000 == folder & 0o2000
+
+
+def test_a_new_queue_is_its_users_alone(tmp_path: Path):
+    tmp_path.chmod(0o755)
+    Store.open(f"sqlite:///{tmp_path}/a/b/queue.db").files.write("logs/x.log", [b"x"])
+    modes = {path.relative_to(tmp_path): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert {str(path): mode for path, mode in modes.items()} == {
+        "a": 0o700, "a/b": 0o700, "a/b/queue.db": 0o600, "a/b/logs": 0o700, "a/b/logs/x.log": 0o600,
+    }  # fmt: skip
+
+
+@pytest.mark.integration
+def test_secrets_need_a_folder(s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "x").touch()
+    words = ["--working-dir", str(tmp_path / "code"), "--secret", f"TOKEN={tmp_path}/code/x", "--", "bash"]
+    assert main(["--store", f"sqlite:///{tmp_path}/queue.db", "--files", "s3://queue/x", "submit", *words]) == 2
+    assert "none is its user's alone" in capsys.readouterr().err
+    assert Store.open(f"sqlite:///{tmp_path}/queue.db").jobs() == []

@@ -89,7 +89,7 @@ def test_a_body_without_end_is_not_read(server: HeartbeatServer):
 def test_tokens_of_a_killed_dispatcher_are_removed(server: HeartbeatServer, tokens: Tokens, tmp_path: Path):
     for name in ("one", "two"):
         token(server, name)
-    server.begin(["two", "of a queue that had no tokens"])
+    server.serve(["two"])
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == ["two", "two.url"]
 
 
@@ -97,7 +97,7 @@ def test_the_next_dispatcher_says_where_it_listens(tokens: Tokens, tmp_path: Pat
     with HeartbeatServer(tokens, "127.0.0.1") as first, HeartbeatServer(tokens, "127.0.0.1") as second:
         file = Path(first.environment("one")["DUALVIEW_QUEUE_TOKEN_FILE"])
         assert file.with_name("one.url").read_text() == first.url
-        second.begin(["one"])
+        second.serve(["one"])
         assert file.with_name("one.url").read_text() == second.url != first.url
         assert send(second, file.read_text()) == (200, {"preempt": False})
 

@@ -9,17 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from cluster.__main__ import main
 from cluster.admission import Wait
 from cluster.database import postgres as postgres_module
+from cluster.database.lead import Lead, now
 from cluster.database.tables import Queue
-from cluster.errors import DeposedError, InputError, StoreUnavailableError
+from cluster.errors import DeposedError, InputError, RayUnavailableError, StoreUnavailableError
+from cluster.files import log_name
 from cluster.reasons import Reason
 from cluster.resources import DRIVER
 from cluster.spec import Asked, Beat, Ending
@@ -38,7 +40,7 @@ def store(postgres: str, tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def lead() -> Iterator[Callable[[Store], AbstractContextManager[object]]]:
+def lead() -> Iterator[Callable[[Store], None]]:
     """Lead with a store: as a dispatcher does, or not at all if another leads."""
     with ExitStack() as stack:
 
@@ -223,7 +225,7 @@ def test_one_that_ends_gives_the_lead_back(store: Store):
 def test_a_deposed_dispatcher_changes_nothing(store: Store, postgres: str, lead, effect: str):
     """Whatever it was about to write when it was paused."""
     job = store.submit(spec(command=["works"]))
-    waiting = store.submit(spec(command=["works"], priority=-1))
+    waiting = store.submit(spec(command=["works"], priority=-1, driver={"CPU": 2.0}))
     ray = FakeRay({"works": [0, 0]}, runs=10**6)
     lead(store)
     dispatcher = made(store, ray)
@@ -232,7 +234,7 @@ def test_a_deposed_dispatcher_changes_nothing(store: Store, postgres: str, lead,
 
     def seize(*arguments: object) -> object:
         with Store.open(postgres).session() as session:
-            session.execute(update(Queue).values(epoch=Queue.epoch + 1))
+            session.execute(update(Queue).values(epoch=Queue.epoch + 1, holder="x"))
         return original(*arguments)
 
     original = getattr(store, effect)
@@ -251,21 +253,79 @@ def test_a_deposed_dispatcher_changes_nothing(store: Store, postgres: str, lead,
     ]
 
 
-def test_a_deposed_dispatcher_asks_nothing_of_ray(store: Store, lead):
+@pytest.mark.parametrize("about_to", ["stop", "start"])
+def test_a_deposed_dispatcher_asks_nothing_of_ray(store: Store, about_to: str):
     """It meant attempt 1; another leads meanwhile, and may have begun attempt 2."""
     job = store.submit(spec(command=["works"]))
     ray = FakeRay({"works": [0]}, runs=10**6)
-    lead(store)
-    assert store.lead is not None
     dispatcher = made(store, ray)
     dispatcher.step()
-    store.cancel(job.id)
-    late = store.submit(spec(command=["works"]))
-    store.lead.until = time.monotonic()
-    with pytest.raises(DeposedError):
+    if about_to == "stop":
+        store.cancel(job.id)
+    else:
+        store.submit(spec(command=["works"]))
+    with store.session() as session:
+        epoch, holder = session.execute(select(Queue.epoch, Queue.holder)).one()
+    store.lead = Lead(epoch, holder, until=now())
+    with pytest.raises(DeposedError, match="not renewed in time"):
         dispatcher.step()
     assert ray.stopped == []
-    assert late.id not in [int(name.split("-")[2]) for name in ray.started]
+    assert len(ray.started) == 1
+
+
+def test_a_deposed_dispatcher_leaves_the_output_that_another_has_kept(store: Store):
+    job = store.submit(spec(command=["works"]))
+    ray = FakeRay({"works": [0]}, runs=1)
+    dispatcher = made(store, ray)
+    dispatcher.step()
+    [attempt] = store.attempts(job.id)
+
+    def log(submission_id: str) -> Iterator[bytes]:
+        yield b"the first half"
+        store.files.write(log_name(submission_id), [b"all of it, by another"])
+        store.lead = Lead(0, "", until=0.0)
+        raise RayUnavailableError("the connection broke while it was paused")
+
+    ray.log = log  # type: ignore[method-assign,assignment]
+    with pytest.raises(DeposedError):
+        dispatcher.step()
+    assert b"".join(store.files.read(log_name(attempt.submission_id))) == b"all of it, by another"
+
+
+def test_a_lead_of_the_same_epoch_is_another(store: Store):
+    """As after a failover to a server that had not heard of the first."""
+    store.lead = Lead(0, "one")
+    with pytest.raises(DeposedError, match="another dispatcher has taken over"):
+        store.submit(spec())
+
+
+def test_one_cluster_may_have_several_addresses(store: Store):
+    job = store.submit(spec())
+    store.bind("http://127.0.0.1:8265", moved=False)
+    attempt = store.begin_attempt(job.id)
+    assert attempt is not None
+    with pytest.raises(InputError, match="was started at http://127"):
+        store.bind("http://10.0.0.1:8265", moved=False, knows=lambda submission_id: False)
+    store.bind("http://10.0.0.1:8265", moved=False, knows=lambda submission_id: submission_id == attempt.submission_id)
+
+
+def test_a_step_of_any_size_is_heard(store: Store):
+    job = store.submit(spec())
+    attempt = store.begin_attempt(job.id)
+    assert attempt is not None
+    store.hear({attempt.submission_id: Beat(step=2**53 - 1, saved_step=3 * 10**9)})
+    [attempt] = store.attempts(job.id)
+    assert (attempt.step, attempt.saved_step) == (2**53 - 1, 3 * 10**9)
+
+
+def test_many_jobs_at_once_do_not_cost_the_lead(store: Store):
+    with store.database.lead(lambda text: None, lambda seconds: False) as lead:
+        assert lead is not None
+        jobs = store.submit_all([spec(key=f"{index}") for index in range(3000)])
+        lead.check()
+    ids = [job.id for job, _ in jobs]
+    assert ids == list(range(ids[0], ids[0] + 3000))
+    assert {(job.array_id, (job.array_index or 0) - job.id) for job in store.jobs()} == {(ids[0], -ids[0])}
 
 
 def test_what_ray_accepts_of_a_deposed_dispatcher_is_stopped(store: Store):
@@ -280,10 +340,10 @@ def test_what_ray_accepts_of_a_deposed_dispatcher_is_stopped(store: Store):
     assert store.job(job.id).state == "cancelled"
     placement = {"DUALVIEW_PLACEMENT": '{"bundles": []}', "DUALVIEW_JOB": "1"}
     ray.submit(attempt.submission_id, ["works"], Path("x"), placement, DRIVER, "a")
-    dispatcher._late_at = 0.0
+    dispatcher._look_at = 0.0
     dispatcher.step()
     assert ray.stopped == [attempt.submission_id]
-    dispatcher._late_at = 0.0
+    dispatcher._look_at = 0.0
     dispatcher.step()
     assert ray.stopped == [attempt.submission_id]
 
@@ -320,13 +380,16 @@ def test_a_lead_outlives_a_restart_of_the_server_or_ends(tmp_path: Path, monkeyp
         store = Store.open(server.database(), files=str(tmp_path / "files"))
         with store.database.lead(lambda text: None, lambda seconds: False) as lead:
             assert lead is not None
+            other = Store.open(store.database.name)
             server.stop(signal.SIGQUIT)
+            with pytest.raises(StoreUnavailableError):
+                other.database.is_led()
             server.start()
             until = lead.until
             eventually(lambda: lead.until > until)
             lead.check()
             server.stop(signal.SIGQUIT)
-            eventually(lambda: time.monotonic() > lead.until)
+            eventually(lambda: now() > lead.until)
             with pytest.raises(DeposedError, match="the lead was not renewed in time"):
                 lead.check()
 
@@ -335,6 +398,9 @@ def test_a_server_that_is_away(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["--store", f"postgresql://me:secret@/queue?host={tmp_path}", "list"]) == 1
     assert main(["--store", "postgresql://me:secret@127.0.0.1:1/queue", "list"]) == 1
     errors = capsys.readouterr().err
+    assert main(["--store", "postgresql://127.0.0.1:1/queue?user=me&password=secret", "list"]) == 1
+    assert main(["--store", "postgresql:/me:secret@127.0.0.1/queue", "list"]) == 2
+    errors += capsys.readouterr().err
     assert errors.startswith("error: --store postgresql://me:***@/queue?host=")
     assert "refused" in errors
     assert "secret" not in errors

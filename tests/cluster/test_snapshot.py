@@ -76,11 +76,6 @@ def test_scripts_stay_executable(folder: Path, tmp_path: Path):
         assert archive.getinfo("run.sh").external_attr >> 16 == 0o755
 
 
-def test_an_archive_is_for_the_dispatcher_whoever_that_is(folder: Path, tmp_path: Path):
-    archive = tmp_path / "s" / snapshot.name_of(take(folder, tmp_path / "s"))
-    assert archive.stat().st_mode & 0o777 == 0o644
-
-
 def test_the_same_code_from_many_places_at_once(folder: Path, tmp_path: Path):
     with ThreadPoolExecutor(8) as pool:
         digests = set(pool.map(lambda _: take(folder, tmp_path / "s"), range(24)))

@@ -81,15 +81,15 @@ class Heartbeat:
         self._url, self._journal, self._ask, self._warn, self._doing = url, journal, ask, warn, doing
         self._status: dict[str, Any] = {"job": os.environ.get("DUALVIEW_JOB"), "run": config.run.name, "step": 0}
         self._status |= {"steps": config.training.steps, "saved_step": 0}
-        self._offset, self._warned, self._interval_s = 0, False, interval_s
+        self._offset, self._warned, self._unanswered, self._interval_s = 0, False, 0, interval_s
         self._closed, self._sending = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Say how far the run came, which the last checkpoint belongs to, to a queue that has answered until now."""
+        """Say how far the run came, which the last checkpoint belongs to, unless the queue has not answered lately."""
         self._closed.set()
-        if not self._warned:
+        if not self._unanswered:
             self._send(LAST_TIMEOUT_S)
 
     def _run(self) -> None:
@@ -116,18 +116,24 @@ class Heartbeat:
         doing = self._doing()
         state = "starting" if doing in (PREPARING, STARTING_WORKERS) else "running"
         body = json_text({**self._status, "state": state, "doing": doing}).encode()
+        url = self._url if self._unanswered % 2 else _present(self._url)
         try:
             headers = {"Content-Type": "application/json", **_authorization()}
-            request = urllib.request.Request(_present(self._url), body, headers)  # noqa: S310 - checked
+            request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked
             with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310 - checked
                 answer = json.loads(reply.read(MAX_ANSWER_BYTES))
         except (OSError, ValueError) as error:
-            return self._warn_once(str(error))
-        return answer if isinstance(answer, dict) else self._warn_once("the answer is no JSON object")
+            return self._miss(url, str(error))
+        if not isinstance(answer, dict):
+            return self._miss(url, "the answer is no JSON object")
+        self._unanswered = 0
+        return answer
 
-    def _warn_once(self, problem: str) -> dict[str, Any]:
+    def _miss(self, url: str, problem: str) -> dict[str, Any]:
+        """No answer: warn once, and ask at the other address next, since the file's may be that of a former leader."""
+        self._unanswered += 1
         if not self._warned and not self._closed.is_set():
-            self._warn(f"warning: {QUEUE_URL_VARIABLE} = {self._url}: {problem}; the run goes on")
+            self._warn(f"warning: {QUEUE_URL_VARIABLE} = {url}: {problem}; the run goes on")
         self._warned = True
         return {}
 

@@ -20,7 +20,7 @@ from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError, RunFailedError
 from trainer.evaluate.extractors.dimensions import FEATURES, left_out
-from trainer.evaluate.target import EvaluationTarget, MlflowRef, find_target, with_options
+from trainer.evaluate.target import EvaluationTarget, MlflowRef, find_target, with_options, without_paths
 from trainer.files import check_output
 from trainer.run.summary import Evaluated
 from trainer.runtime.command import resumable
@@ -255,8 +255,10 @@ def _from_registry(name: str, alias: str, given: str | None) -> EvaluationTarget
     uri = tracking_uri(given, storage)
     package, config_json, run_id = fetch(name, alias, uri, storage / "fetched")
     config = RunConfig.model_validate_json(config_json)
-    mlflow_run = MlflowRef(uri, run_id)
-    return EvaluationTarget(f"{name}@{alias}", package, config.data, config.evaluation, Path(), storage, mlflow_run)
+    data, evaluation, notes = without_paths(config)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return EvaluationTarget(f"{name}@{alias}", package, data, evaluation, Path(), storage, MlflowRef(uri, run_id))
 
 
 if __name__ == "__main__":

@@ -9,17 +9,20 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from diffusion.config import ClassifierFree, ProcessConfig, SolverConfig, check_guidance, check_solver
+from diffusion.config import Autoguidance, ClassifierFree, ProcessConfig, SolverConfig, check_guidance, check_solver
 from diffusion.config.solver import SOLVER_ADAPTER, limit_nfe
 from trainer.config.data import DataConfig
 from trainer.config.evaluation import EvaluationConfig, Metric, check_curve, check_metrics, has_metric
 from trainer.config.load import default_storage
+from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.extractors.dimensions import check_sizes
 from trainer.evaluate.extractors.requirements import check_extractors
 from trainer.run.identity import read_run, read_summary, trained_on as run_trained_on
 from trainer.run.paths import RunPaths
+
+BUILT_IN = ("digits",)  # data sets that are no files of anybody
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,33 @@ def _packaged(package: Path) -> EvaluationConfig:
         return EvaluationConfig.model_validate_json(json.dumps({"solver": solver}))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"MODEL = {package}: not a complete package: {str(error).splitlines()[0]}") from None
+
+
+def without_paths(config: RunConfig) -> tuple[DataConfig, EvaluationConfig, list[str]]:
+    """The settings of a configuration from a registry, without those that name files of whoever reads them.
+
+    Whoever can write to the registry chose them: data would be read, and an extractor even run, as somebody else.
+
+    Returns:
+        The data, with source `?` where they have to be named; the evaluation; and what was left out, for people.
+    """
+    data, evaluation, notes = config.data, config.evaluation, list[str]()
+    if data.source not in BUILT_IN:
+        notes.append(f"the registry says that it was trained on {data.source!r}; data are read from --data alone")
+        data = DataConfig(source="?")
+    if evaluation.inception_file is not None or "inception" in evaluation.extractors:
+        notes.append("the registry names a file for inception; it is used with --inception-file alone")
+        others = tuple(name for name in evaluation.extractors if name != "inception")
+        evaluation = evaluation.model_copy(
+            update={"extractors": others or ("classifier",), "inception_file": None, "inception_sha256": None}
+        )
+    if evaluation.reference is not None:
+        notes.append("the registry names a file of reference statistics; one is used with --reference alone")
+        evaluation = evaluation.model_copy(update={"reference": None})
+    if isinstance(evaluation.guidance, Autoguidance):
+        notes.append("the registry names a folder of a weaker model to be guided by; it is evaluated without guidance")
+        evaluation = evaluation.model_copy(update={"guidance": None})
+    return data, evaluation, notes
 
 
 def with_options(target: EvaluationTarget, options: argparse.Namespace) -> EvaluationTarget:

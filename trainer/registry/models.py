@@ -4,6 +4,7 @@ The package folder itself is registered, wrapped by a models-from-code pyfunc (`
 `mlflow.pyfunc.load_model("models:/digits@champion").predict(...)` works with pickle deserialisation switched off.
 """
 
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from diffusion.locations import check_location
 from trainer.config.run import CHALLENGER, GateConfig
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models.model import ModelInfo
 
+NAME = re.compile(r"[^/\\:\0]{1,250}(?<!^\.)(?<!^\.\.)")
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "pydantic", "numpy", "pandas")
 
 
@@ -188,13 +191,13 @@ def promote(name: str, number: str, alias: str, tracking_uri: str, into: Path, f
         champion = version_of_alias(client, name, alias)
         if champion == number:
             return Decision(True, f"it is {alias} already")
-        folder = into / name / number
+        folder = folder_of(into, name, number)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             config = RunConfig.model_validate_json(evidence.fetch_config(client, version, tracking_uri, folder))
             gate = Gate(client, name, tracking_uri, config.run.gate)
             candidate = gate.evaluated(number)
-            decision = gate.decide(candidate, _download_package(client, version, into, tracking_uri), champion)
+            decision = gate.decide(candidate, _download_package(client, name, version, into, tracking_uri), champion)
         except (InputError, ValidationError) as error:
             decision = Decision(False, f"the gate has nothing to judge by: {str(error).splitlines()[0]}")
         promoted = decision.promoted or force
@@ -285,24 +288,53 @@ def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, s
         into: folder for downloaded packages, one folder per model and version.
 
     Returns:
-        The package's folder (not verified), the configuration as JSON, and the id of the MLflow run.
+        The package's folder, verified, the configuration as JSON, and the id of the MLflow run.
 
     Raises:
-        InputError: there is no such model, or the registry does not answer.
+        InputError: there is no such model, its package is not the registered one, or the registry does not answer.
     """
     with _asked(f"MODEL = {name}@{alias}", tracking_uri) as client:
         version = client.get_model_version_by_alias(name, alias)
-        folder = into / name / str(version.version)
+        folder = folder_of(into, name, str(version.version))
         folder.mkdir(parents=True, exist_ok=True)
         config = evidence.fetch_config(client, version, tracking_uri, folder)
-        return _download_package(client, version, into, tracking_uri), config, str(version.run_id)
+        return _download_package(client, name, version, into, tracking_uri), config, str(version.run_id)
 
 
-def _download_package(client: "MlflowClient", version: "ModelVersion", into: Path, tracking_uri: str) -> Path:
-    """A version's package, downloaded to a folder of `into`."""
+def _download_package(
+    client: "MlflowClient", name: str, version: "ModelVersion", into: Path, tracking_uri: str
+) -> Path:
+    """A version's package, downloaded to a folder of `into`, and verified.
+
+    Raises:
+        InputError: it is not a complete package, it is not the one that was registered, or its files are on another web
+            server than the registry's.
+    """
     from mlflow.artifacts import download_artifacts
 
-    folder = into / version.name / str(version.version)
+    from diffusion.package import FILES, PackageError, verify_package
+
+    number, folder = str(version.version), folder_of(into, name, str(version.version)) / "package"
     folder.mkdir(parents=True, exist_ok=True)
-    location = f"{client.get_model_version_download_uri(version.name, version.version)}/artifacts/package"
-    return Path(download_artifacts(location, dst_path=str(folder), tracking_uri=tracking_uri)).absolute()
+    location = f"{client.get_model_version_download_uri(name, number)}/artifacts/package"
+    try:
+        check_location(location, tracking_uri)
+        for file in FILES:
+            download_artifacts(f"{location}/{file}", dst_path=str(folder), tracking_uri=tracking_uri)
+        digest, registered = verify_package(folder), version.tags.get("package_sha256")
+    except (PackageError, ValueError) as error:
+        raise InputError(f"{name} version {number}: {error}") from None
+    if registered not in (None, digest):
+        raise InputError(f"{name} version {number}: its package is {digest}; the registry says {registered}")
+    return folder.absolute()
+
+
+def folder_of(into: Path, name: str, number: str) -> Path:
+    """The folder that a version is downloaded to.
+
+    Raises:
+        InputError: the name or the number, which the registry chooses, is none that a folder can have.
+    """
+    if not number.isdecimal() or not NAME.fullmatch(name):
+        raise InputError(f"{name!r} version {number!r}: allowed: a name without slashes, and a number")
+    return into / name / number

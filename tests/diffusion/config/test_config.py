@@ -80,7 +80,7 @@ fixed_schedules = st.one_of(
     st.just(GeometricSchedule()),
 )
 log_snr_ends = {"log_snr_max": st.floats(1, 1e3), "log_snr_min": st.floats(-1e3, 0.5)}
-steps = st.integers(1, 10**6)
+steps, widths, depths = st.integers(1, 10**6), st.integers(1, 65536), st.integers(1, 1000)
 processes = st.one_of(
     st.builds(
         DdpmProcess,
@@ -96,7 +96,7 @@ processes = st.one_of(
         lambda kind: st.builds(
             kind,
             num_train_timesteps=st.integers(2, 10**6),
-            schedule=st.one_of(fixed_schedules, st.builds(LearnedSchedule, width=steps)),
+            schedule=st.one_of(fixed_schedules, st.builds(LearnedSchedule, width=st.integers(1, 4096))),
             reverse_variance=st.sampled_from(["beta", "beta_tilde"]),
             **log_snr_ends,
         )
@@ -131,9 +131,9 @@ solvers = st.one_of(
     st.builds(Rk45, rtol=positive, atol=positive),
 )
 networks = st.one_of(
-    st.builds(MLPConfig, width=st.integers(2, 10**6), depth=steps, classes=st.integers(0, 999)),
+    st.builds(MLPConfig, width=st.integers(2, 65536), depth=depths, classes=st.integers(0, 999)),
     st.builds(
-        DiTConfig, patch_size=steps, layers=steps, heads=steps, head_width=st.integers(1, 99).map(lambda n: 4 * n)
+        DiTConfig, patch_size=widths, layers=depths, heads=depths, head_width=st.integers(1, 99).map(lambda n: 4 * n)
     ),
     st.integers(1, 5).flatmap(
         lambda n: st.builds(

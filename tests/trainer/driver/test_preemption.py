@@ -240,6 +240,28 @@ def test_the_queues_token_goes_along_and_one_that_is_gone_is_told_once(paths, mo
     assert not asked
 
 
+def test_heartbeats_follow_the_dispatcher_that_leads(paths, monkeypatch, tmp_path):
+    """To the address in the file, and to the first one where nobody answers there."""
+    token = tmp_path / "token"
+    token.write_text("one.abc")
+    monkeypatch.setenv(TOKEN_FILE_VARIABLE, str(token))
+    warned = list[str]()
+    with queue([(200, b"{}")]) as (first, at_first), queue([(200, b"{}")]) as (second, at_second):
+        (tmp_path / "token.url").write_text(second)
+        heartbeat = Heartbeat(first, CONFIG, Journal(paths.journal), warned.append, warned.append, interval_s=0.02)
+        assert until(lambda: len(at_second) > 2)
+        assert not at_first
+        (tmp_path / "token.url").write_text("http://127.0.0.1:1/gone")
+        assert until(lambda: len(at_first) > 2)
+        (tmp_path / "token.url").write_text("nonsense")
+        assert until(lambda: len(at_first) > 5)
+        count = len(at_first)
+        heartbeat.close()
+        assert len(at_first) > count  # the last one, though one was not answered before
+    assert len(warned) == 1
+    assert "http://127.0.0.1:1/gone" in warned[0]
+
+
 def test_a_queue_that_is_not_there_is_told_once(paths):
     with queue([(200, b"{}")]) as (url, _):
         pass

@@ -91,7 +91,7 @@ def test_a_model_without_integrals_is_asked_for_its_bound_alone():
     assert decide(GATE, version(nll_bpd=None, continuous_vlb_bpd=None), [], None, ("vlb_bpd",)).promoted
 
 
-def package(folder: Path, broken: bool = False, zero: bool = False, classes: int = 0) -> Path:
+def package(folder: Path, fill: float | None = None, zero: bool = False, classes: int = 0) -> Path:
     schedule = LinearSchedule(zero_terminal_snr=zero)
     config = PackageConfig(
         process=DdpmProcess(num_train_timesteps=40, schedule=schedule),
@@ -100,8 +100,8 @@ def package(folder: Path, broken: bool = False, zero: bool = False, classes: int
         image_shape=(1, 4, 4),
     )
     weights = build_network(config.network, (1, 4, 4)).state_dict()
-    if broken:
-        weights = {name: torch.full_like(value, float("nan")) for name, value in weights.items()}
+    if fill is not None:
+        weights = {name: torch.full_like(value, fill) for name, value in weights.items()}
     save_package(folder, config, weights)
     return folder
 
@@ -112,9 +112,11 @@ def test_sound_packages_have_no_faults(tmp_path):
 
 
 def test_outputs_that_are_no_numbers_are_a_fault(tmp_path):
-    assert faults_of(package(tmp_path / "nan", broken=True)) == [
-        "its outputs are not finite at t = 1, 10.75, 20.5, 30.25, 40"
-    ]
+    (fault,) = faults_of(package(tmp_path / "nan", fill=float("nan")))
+    assert fault.startswith("the package is not whole: ")
+    assert fault.endswith("'blocks.0.bias' has weights that are not finite")
+    overflows = package(tmp_path / "overflows", fill=3e38)
+    assert faults_of(overflows) == ["its outputs are not finite at t = 1, 10.75, 20.5, 30.25, 40"]
 
 
 def test_a_package_with_another_manifest_is_a_fault(tmp_path):

@@ -1,0 +1,239 @@
+"""Packages by somebody who means harm: nothing in them is run, names a path, or takes more memory than their files."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusion.config import MLPConfig, VpProcess
+from diffusion.package import (
+    CONFIG,
+    MANIFEST,
+    WEIGHTS,
+    PackageConfig,
+    PackageError,
+    build_denoiser_network,
+    file_sha256,
+    load_package,
+    package_sha256,
+    save_package,
+    verify_package,
+)
+from sampler.models import ModelError, load, resolve
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """An honest package."""
+    config = PackageConfig(
+        process=VpProcess(), prediction="epsilon", network=MLPConfig(width=8, depth=1), image_shape=(1, 4, 4)
+    )
+    save_package(tmp_path / "package", config, build_denoiser_network(config).state_dict())
+    return tmp_path / "package"
+
+
+def sign(folder: Path) -> None:
+    """Whoever writes a package can make a manifest that agrees with it."""
+    digests = {name: file_sha256(folder / name) for name in (CONFIG, WEIGHTS)}
+    manifest = {"files": digests, "package_sha256": package_sha256(digests)}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def change(folder: Path, where: str, value: Any) -> None:
+    """Change one setting of a package, and sign it."""
+    config = json.loads((folder / CONFIG).read_text())
+    *way, last = where.split(".")
+    place = config
+    for name in way:
+        place = place[name]
+    place[last] = value
+    (folder / CONFIG).write_text(json.dumps(config))
+    sign(folder)
+
+
+def test_the_honest_one_loads(package: Path):
+    load_package(package)
+    assert load(resolve(str(package))).package_sha256 == verify_package(package)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("code.py", lambda path: path.write_text("raise SystemExit")),
+        ("pytorch_model.bin", lambda path: path.write_bytes(b"\x80\x04N.")),
+        (".hidden", lambda path: path.touch()),
+        ("folder", lambda path: path.mkdir()),
+        ("pipe", os.mkfifo),
+    ],
+)
+def test_other_files_are_refused(package: Path, name: str, make: Callable[[Path], object]):
+    make(package / name)
+    with pytest.raises(PackageError, match=rf"{name}: not a file of a package"):
+        load_package(package)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, MANIFEST])
+def test_links_are_refused(package: Path, tmp_path: Path, name: str):
+    (package / name).rename(tmp_path / "elsewhere")
+    (package / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PackageError, match=rf"{name}: a link or no file"):
+        load_package(package)
+
+
+@pytest.mark.parametrize("name", [CONFIG, MANIFEST])
+def test_a_text_without_end_is_not_read(package: Path, name: str):
+    with (package / name).open("r+b") as file:
+        file.truncate(2**40)  # a hole, which takes no disk
+    with pytest.raises(PackageError, match=rf"{name}: 1099511627776 bytes; allowed: at most"):
+        verify_package(package)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10**6, '{"a":' * 10**5, "\0", "\ud800".encode("utf-8", "surrogatepass"), "1e999"]
+)
+def test_texts_that_are_none(package: Path, text: str | bytes):
+    content = text if isinstance(text, bytes) else text.encode()
+    (package / CONFIG).write_bytes(content)
+    sign(package)
+    with pytest.raises(PackageError):
+        load_package(package)
+    (package / MANIFEST).write_bytes(content)
+    with pytest.raises(PackageError, match="not a package manifest"):
+        load_package(package)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("network.width", 10**6),
+        ("network.width", 10**400),
+        ("network.depth", 10**9),
+        ("network.classes", 10**12),
+        ("image_shape", [1, 10**6, 10**6]),
+        ("image_shape", [0, 4, 4]),
+        ("image_shape", [10**9, 4, 4]),
+        ("image_shape", [-1, -1, 4]),
+        ("process.num_train_timesteps", 10**12),
+        ("solver", {"kind": "ddim", "num_steps": 10**9}),
+        ("solver", {"kind": "predictor_corrector", "num_steps": 100, "corrector_steps": 10**9}),
+        ("network", {"kind": "unet", "channels": [8] * 100, "attention": [False] * 100}),
+        ("network", {"kind": "unet", "channels": [65536], "attention": [True], "layers_per_block": 10**6}),
+        ("network", {"kind": "dit", "layers": 10**9}),
+        ("process.schedule", {"kind": "learned", "width": 10**9}),
+        ("format", "pickle"),
+        ("code", "/tmp/x.py"),
+    ],
+)
+def test_sizes_are_bounded(package: Path, where: str, value: Any):
+    change(package, where, value)
+    with pytest.raises(PackageError, match=r"config\.json"):
+        load_package(package)
+
+
+HUGE = {
+    "wide": {"network.width": 65536, "network.depth": 1000},
+    "large images": {"image_shape": [256, 8192, 8192]},
+    "unet": {"network": {"kind": "unet", "channels": [65536, 65536], "attention": [True, True], "norm_groups": 8}},
+    "learned": {"process.schedule": {"kind": "learned", "width": 4096}},
+}
+
+
+@pytest.mark.parametrize("name", list(HUGE))
+def test_what_is_within_the_bounds_takes_no_memory_before_its_weights_are_there(package: Path, name: str):
+    for where, value in HUGE[name].items():
+        change(package, where, value)
+    script = (
+        "import resource, sys; from pathlib import Path; import torch\n"
+        "from diffusion.package import PackageError, load_package\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: load_package(Path(sys.argv[1]))\n"
+        "except PackageError as error: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(package)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    kilobytes, _, words = done.stdout.partition(" ")
+    assert "weights do not fit the network of config.json" in words
+    assert int(kilobytes) < 500_000  # with diffusers itself; the weights would be terabytes
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        {"dtype": torch.float64},
+        {"dtype": torch.float16},
+        {"dtype": torch.int32},
+        {"fill": float("nan")},
+        {"fill": float("inf")},
+        {"more": True},
+        {"fewer": True},
+        {"reshaped": True},
+    ],
+    ids=str,
+)
+def test_weights_that_are_others_are_refused(package: Path, altered: dict[str, Any]):
+    weights = load_file(package / WEIGHTS)
+    name = sorted(weights)[0]
+    if "dtype" in altered:
+        weights[name] = weights[name].to(altered["dtype"])
+    elif "fill" in altered:
+        weights[name] = weights[name].clone().index_fill_(0, torch.tensor([0]), altered["fill"])
+    elif "reshaped" in altered:
+        weights[name] = weights[name][..., None]
+    elif "more" in altered:
+        weights["another"] = torch.zeros(1)
+    else:
+        del weights[name]
+    save_file(weights, package / WEIGHTS)
+    sign(package)
+    with pytest.raises(PackageError, match=rf"model\.safetensors: .*{'another' if 'more' in altered else name}"):
+        load_package(package)
+    with pytest.raises(ModelError):
+        load(resolve(str(package)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        (2**62).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{}",
+        (10).to_bytes(8, "little") + b"[[[[[[[[[[",
+        b"\x80\x04cos\nsystem\n(S'true'\ntR.",
+    ],
+)
+def test_files_that_are_no_safetensors(package: Path, content: bytes):
+    (package / WEIGHTS).write_bytes(content)
+    sign(package)
+    with pytest.raises(PackageError, match=r"model\.safetensors: "):
+        load_package(package)
+
+
+def test_a_header_that_overlaps_is_refused(package: Path):
+    weights = load_file(package / WEIGHTS)
+    header: dict[str, Any] = {
+        name: {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [0, tensor.numel() * 4]}
+        for name, tensor in weights.items()
+    }
+    text = json.dumps(header).encode()
+    (package / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4096))
+    sign(package)
+    with pytest.raises(PackageError, match=r"model\.safetensors: "):
+        load_package(package)
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(PackageError, match="No such file or directory"):
+        load_package(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(PackageError, match="Not a directory"):
+        load_package(tmp_path / "file")
