@@ -104,7 +104,9 @@ def queue(machines: Raylets, tmp_path: Path) -> Iterator[Queue]:
     for process in made.started:
         if process.poll() is None:
             process.kill()
-            process.communicate()
+            process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def test_gangs_run_side_by_side_where_they_were_placed_beside_a_serve_app(queue: Queue) -> None:
