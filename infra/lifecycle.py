@@ -123,10 +123,18 @@ def _ray_command(stack: Stack) -> list[str]:
         "dashboard-host": "127.0.0.1",
         "dashboard-port": stack.ports["dashboard"],
         "num-cpus": machine.cpus(),
-        "temp-dir": stack.scratch,
+        "temp-dir": f"{stack.scratch}/ray",  # Ray opens it to everybody; nobody comes to it
         "log-color": "false",
     }
-    return [_script("ray"), "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
+    return [
+        sys.executable,
+        "-m",
+        "infra.ray_head",
+        "start",
+        "--head",
+        "--block",
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
 
 
 def _mlflow_command(stack: Stack, var: Path) -> list[str]:

@@ -8,10 +8,13 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from infra import lifecycle, processes
@@ -23,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STACK_VARIABLES = (
     "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "MLFLOW_TRACKING_URI", "DUALVIEW_STORAGE", "DUALVIEW_QUEUE",
+    "DUALVIEW_QUEUE_FILES",
 )  # fmt: skip
 for name in STACK_VARIABLES:
     os.environ.pop(name, None)
@@ -35,6 +39,7 @@ class Cluster:
     stack: Stack
     environment: dict[str, str]
     storage: Path
+    listening: set[tuple[str, str]]  # address and process of each socket that something has listened at
 
     def command(self, *arguments: str, cwd: Path = ROOT, **changes: str) -> "subprocess.Popen[str]":
         """Start `python -m ARGUMENTS` with the stack's addresses."""
@@ -55,6 +60,24 @@ class Cluster:
         return output
 
 
+def listening(pids: Iterable[int]) -> set[tuple[str, str]]:
+    """The address and the process of each socket that these processes listen at."""
+    found = set[tuple[str, str]]()
+    for pid in pids:
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            for each in process.net_connections("inet"):
+                if each.status == psutil.CONN_LISTEN:
+                    found.add((each.laddr.ip, process.name()))
+    return found
+
+
+def _watch_sockets(stack: Stack, found: set[tuple[str, str]], ended: threading.Event) -> None:
+    """Look every two seconds, whatever runs on the stack then."""
+    while not ended.wait(2):
+        found |= listening(processes.stack_pids(stack.id))
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A real Ray head and a real MLflow server on loopback; nothing of them is left behind."""
@@ -63,7 +86,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment |= addresses(stack, var)
-        yield Cluster(stack, environment, Path(environment["DUALVIEW_STORAGE"]))
+        found = set[tuple[str, str]]()
+        ended = threading.Event()
+        threading.Thread(target=_watch_sockets, args=(stack, found, ended), name="sockets", daemon=True).start()
+        yield Cluster(stack, environment, Path(environment["DUALVIEW_STORAGE"]), found)
+        ended.set()
     finally:
         lifecycle.stop(var)
     assert processes.stack_pids(stack.id) == []

@@ -4,8 +4,11 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from trainer.errors import InputError, RunFailedError, last_line
 from trainer.run.provenance import ROOT
 
 CONNECT_TIMEOUT_S = 10.0
+LOOPBACK = "127.0.0.1"
+TEMPORARY = "/tmp"  # noqa: S108 - whose the folder in it is is looked at
 
 
 def check_ray_address() -> None:
@@ -36,6 +41,8 @@ def check_ray_address() -> None:
 def connect_ray(dashboard: bool = False) -> None:
     """Join the cluster at RAY_ADDRESS or start a local one, without Ray's log output.
 
+    A local one listens on this machine alone, and its files are for this user alone.
+
     Args:
         dashboard: whether a local cluster gets one, which Ray Tune needs; it leaves files in the temporary folder.
 
@@ -46,16 +53,66 @@ def connect_ray(dashboard: bool = False) -> None:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    local: dict[str, Any] = (
+        {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": LOOPBACK, "_temp_dir": f"{private_folder()}/ray"}
+    )
     try:
-        ray.init(
-            include_dashboard=dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            ignore_reinit_error=True,
-            runtime_env=_checkout(),
-        )
+        with _loopback_kept():
+            ray.init(
+                include_dashboard=dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                ignore_reinit_error=True,
+                runtime_env=_checkout(),
+                **local,
+            )
     except ConnectionError as error:
         raise RunFailedError(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}: {last_line(error)}") from error
+    if (folder := _session_folder()) is not None and open_to_others(folder):
+        print(
+            f"warning: every user of this machine can replace the code of jobs in {folder}: start Ray with --temp-dir "
+            "in a folder of mode 700",
+            file=sys.stderr,
+        )
+
+
+@contextmanager
+def _loopback_kept() -> Iterator[None]:
+    """Have Ray listen at the loopback address that it is given, for which it otherwise takes one of a network."""
+    from ray._private import services
+
+    resolve: Any = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = resolve
+
+
+def private_folder() -> Path:
+    """A folder in the system's temporary one that only this user can enter; its path is short, since Ray's are long."""
+    usual = Path(TEMPORARY, f"dualview-ray-{os.getuid()}")
+    with suppress(OSError):
+        usual.mkdir(mode=0o700, exist_ok=True)
+        status = usual.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+            return usual
+    return Path(tempfile.mkdtemp(prefix="dv-"))  # somebody else was there
+
+
+def open_to_others(folder: Path) -> bool:
+    """Whether other users of this machine can put files into a folder."""
+    try:
+        ways = [each.stat().st_mode & 0o001 for each in folder.resolve().parents]
+        return bool(folder.stat().st_mode & 0o002) and all(ways)
+    except OSError:  # it is another machine's
+        return False
+
+
+def _session_folder() -> Path | None:
+    worker = sys.modules.get("ray._private.worker")
+    node: Any = getattr(worker, "_global_node", None)
+    return None if node is None else Path(node.get_session_dir_path())
 
 
 def _checkout() -> dict[str, Any] | None:
