@@ -36,7 +36,15 @@ def run_command(command: Callable[[], None]) -> int:
 
 def printable(text: str) -> str:
     """The text on one line, with every character that is not printable written as an escape."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(text.split("\n")).strip())
+    return visible(" ".join(text.split("\n")).strip(), "")
+
+
+def visible(text: str, kept: str = "\n\t") -> str:
+    """The text with every character that is not printable, but for those that are kept, written as an escape.
+
+    A terminal obeys escape sequences: those of a name or of a program's output may move what it shows, or worse.
+    """
+    return "".join(each if each.isprintable() or each in kept else ascii(each)[1:-1] for each in text)
 
 
 def _end(code: int, line: str) -> int:

@@ -2,10 +2,12 @@
 
 import asyncio
 import codecs
+import re
 import sys
 import time
 from collections.abc import Iterable
 
+from cluster.command import visible
 from cluster.database.tables import Attempt
 from cluster.errors import InputError, RayUnavailableError
 from cluster.files import log_name
@@ -14,6 +16,7 @@ from cluster.spec import END_STATES
 from cluster.store import Store
 
 POLL_S = 0.5
+COLOUR = re.compile("(\x1b\\[[0-79;]*m)")  # without 8, which hides
 
 
 def print_logs(store: Store, job_id: int, follow: bool, address: str | None = None, number: int | None = None) -> None:
@@ -72,9 +75,16 @@ def _print_so_far(store: Store, attempt: Attempt, address: str | None, skip: int
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for part in parts:
         text = decoder.decode(part)
-        print(text[skip:], end="", flush=True)
+        _write(text[skip:])
         skip = max(0, skip - len(text))
-    print(decoder.decode(b"", final=True)[skip:], end="", flush=True)
+    _write(decoder.decode(b"", final=True)[skip:])
+
+
+def _write(text: str) -> None:
+    """Write output as it is, but to a terminal without what a terminal would obey beyond ends of lines and colours."""
+    if sys.stdout.isatty():
+        text = "".join(part if COLOUR.fullmatch(part) else visible(part, "\n\r\t") for part in COLOUR.split(text))
+    print(text, end="", flush=True)
 
 
 def _follow(store: Store, attempt: Attempt, address: str | None) -> None:
@@ -85,7 +95,7 @@ def _follow(store: Store, attempt: Attempt, address: str | None) -> None:
         nonlocal printed
         position = 0
         async for text in RayJobs(address).follow(attempt.submission_id):
-            print(text[max(0, printed - position) :], end="", flush=True)
+            _write(text[max(0, printed - position) :])
             position += len(text)
             printed = max(printed, position)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
@@ -25,6 +25,7 @@ PYTHON_EXECUTABLE = re.compile(r"(.*/)?python[\d.]*")
 INHERITED_VARIABLES = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT")
 DRY_RUN_TIMEOUT_S = 120
 MAX_ARRAY = 10_000
+MAX_VALUES = 1_000_000  # of a YAML file
 MAX_DURATION_S = 10 * 365 * 86400.0
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
@@ -153,6 +154,39 @@ def parse_duration(text: str, option: str) -> float:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader of files of bounded size."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, once it is known to be no larger than MAX_VALUES with its aliases written out."""
+        node = super().get_single_node()
+        if node is not None:
+            _check_size(node)
+        return node
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Raise YAMLError where a few lines of aliases would stand for a great many values, or for themselves."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, above: frozenset[int]) -> int:
+        if id(node) in above:
+            raise yaml.YAMLError("a value that contains itself")
+        if id(node) not in sizes:
+            sizes[id(node)] = 1 + sum(size(part, above | {id(node)}) for part in _parts(node))
+        return sizes[id(node)]
+
+    if (total := size(root, frozenset())) > MAX_VALUES:
+        raise yaml.YAMLError(f"{total} values with its aliases written out; allowed: at most {MAX_VALUES}")
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
+        return [part for pair in pairs for part in pair]
+    return cast("list[yaml.Node]", node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
 def read_array(file: Path) -> list[dict[str, str]]:
     """The rows of an array: a YAML list of mappings from a name to a value.
 
@@ -160,15 +194,15 @@ def read_array(file: Path) -> list[dict[str, str]]:
         InputError: it cannot be read, or a row is not such a mapping, or has other names than the first.
     """
     try:
-        rows = _ROWS.validate_python(yaml.safe_load(file.read_text()))
+        rows = _ROWS.validate_python(yaml.load(file.read_text(), _Loader))  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise InputError(f"--array {file}: {error.strerror}; allowed: a YAML file") from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = f"row {int(problem['loc'][0]) + 1}" if problem["loc"] else "its rows"
         forms = f"a list of 1 to {MAX_ARRAY} mappings of names to plain values, such as - {{lr: 0.001, seed: 1}}"
-        raise InputError(f"--array {file}: {where}: {problem['input']!r}: allowed: {forms}") from None
-    except (yaml.YAMLError, ValueError) as error:  # which is what impossible dates are
+        raise InputError(f"--array {file}: {where}: {problem['input']!r:.200}: allowed: {forms}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError is what impossible dates are
         raise InputError(f"--array {file}: no YAML: {' '.join(str(error).split())[:200]}") from None
     for number, row in enumerate(rows, 1):
         if row.keys() != rows[0].keys():

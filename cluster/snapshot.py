@@ -1,7 +1,8 @@
 """The code a job runs: a zip archive made when the job is submitted, named by its SHA-256.
 
 In a git checkout it holds the tracked files and the new ones that are not ignored, as they are in the folder now.
-Elsewhere, e.g. in the working directory of a Ray job, it holds all files. The same files give the same archive.
+Elsewhere, e.g. in the working directory of a Ray job, it holds all files. What is usually a secret is left out, and so
+is what `.dualviewignore` names. The same files give the same archive.
 """
 
 import os
@@ -11,11 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pathspec import GitIgnoreSpec
+
 from cluster.errors import FilesUnavailableError, InputError
 from cluster.files import Files, Folder, digest as digest_of
 
 MAX_SNAPSHOT_BYTES = 100 * 2**20  # the limit of Ray's job server
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+IGNORE = ".dualviewignore"
+# as .gitignore is written; what is usually a secret, or has one in it
+SECRETS = (
+    ".env", ".env.*", "!.env.example", "!.env.sample", "!.env.template", ".envrc", ".netrc", "_netrc", ".pgpass",
+    ".pypirc", ".npmrc", ".htpasswd", ".git-credentials", ".my.cnf", ".s3cfg", ".boto", "*.pem", "*.key", "*.p12",
+    "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "credentials",
+    "credentials.json", "client_secret*.json", "service-account*.json", "service_account*.json", "secrets.y*ml",
+    "secrets.json", "secrets.toml", "kubeconfig", ".aws/", ".azure/", ".ssh/", ".gnupg/", ".kube/", ".docker/",
+    ".config/gcloud/", ".huggingface/",
+)  # fmt: skip
 FOLDER = "snapshots"  # of the queue's files
 SKIPPED_FOLDERS = {"__pycache__", ".venv", ".git"}
 
@@ -26,26 +39,33 @@ class Contents:
 
     Attributes:
         names: paths of the files, relative to the folder; sorted.
-        left_out: paths of what is no file, and what it is.
+        left_out: paths of what is no file, and of secrets, and what they are; with no words, what IGNORE names.
+        untracked: those of the files that git does not know yet.
     """
 
     names: list[str]
     left_out: dict[str, str]
+    untracked: list[str]
 
 
 def list_files(folder: Path) -> Contents:
     """The files that a snapshot of a folder would hold, and what it would leave out beside what git ignores.
 
     Raises:
-        InputError: no such folder, no files in it, more than MAX_SNAPSHOT_BYTES, or a checkout that git cannot read.
+        InputError: no such folder, no files in it, a link out of it, more than MAX_SNAPSHOT_BYTES, or a checkout that
+            git cannot read.
     """
     if not folder.is_dir():
         raise InputError(f"--working-dir {folder}: no such folder; allowed: the folder that the command runs in")
-    listed = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    candidates = _walk(folder) if listed is None else listed.split("\0")
+    tracked = _git(folder, "ls-files", "-z", "--cached")
+    others = _git(folder, "ls-files", "-z", "--others", "--exclude-standard")
+    candidates = _walk(folder) if tracked is None else [*tracked.split("\0"), *(others or "").split("\0")]
     found = sorted({name.rstrip("/") for name in candidates if name})
-    names = [name for name in found if (folder / name).is_file()]
-    left_out = {name: _kind(folder / name) for name in found if (folder / name).is_dir() or _is_broken(folder / name)}
+    left_out = _ignored(folder, found)
+    left_out |= {
+        name: problem for name in found if name not in left_out and (problem := _problem(folder, name)) is not None
+    }
+    names = [name for name in found if name not in left_out and (folder / name).is_file()]
     if not names:
         raise InputError(f"--working-dir {folder}: no files there; allowed: the folder that the command runs in")
     sizes = {name: (folder / name).stat().st_size for name in names}
@@ -53,19 +73,43 @@ def list_files(folder: Path) -> Contents:
         raise InputError(
             f"--working-dir {folder}: {sum(sizes.values()) >> 20} MiB of files, the largest "
             f"{max(sizes, key=sizes.__getitem__)}; allowed: at most {MAX_SNAPSHOT_BYTES >> 20} MiB (files that "
-            ".gitignore names are left out)"
+            f".gitignore and {IGNORE} name are left out)"
         )
-    return Contents(names, left_out)
+    untracked = sorted({*(others or "").split("\0")} & {*names})
+    return Contents(names, left_out, untracked)
 
 
-def _is_broken(path: Path) -> bool:
-    return path.is_symlink() and not path.exists()
+def _ignored(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The names that are left out: of secrets, with words for people; and those that IGNORE has, without."""
+    file = folder / IGNORE
+    own = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    ignored, secret = GitIgnoreSpec.from_lines([*SECRETS, *own]), GitIgnoreSpec.from_lines(SECRETS)
+    told = "a secret, by its name; !{} in {} takes it along"
+    return {
+        name: told.format(name, IGNORE) if secret.match_file(name) else "" for name in names if ignored.match_file(name)
+    }
 
 
-def _kind(path: Path) -> str:
+def _problem(folder: Path, name: str) -> str | None:
+    """What is listed and is no file of the folder; None for a file.
+
+    Raises:
+        InputError: a link to a file outside of the folder, whose content would go to everybody who can read the job's.
+    """
+    path = folder / name
     if path.is_symlink():
-        return "a link to a folder" if path.is_dir() else "a broken link"
-    return "a checkout of its own"
+        if not path.exists():
+            return "a broken link"
+        if path.is_dir():
+            return "a link to a folder"
+    elif path.is_dir():
+        return "a checkout of its own"
+    if path.is_file() and not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"--working-dir {folder}: {name} is a link to {path.resolve()}; allowed: files of the folder, or {name} in "
+            f"{IGNORE}"
+        )
+    return None
 
 
 def create(folder: Path, names: Sequence[str], target: Path) -> str:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from cluster import request, secrets, snapshot
 from cluster.admission import impossible
+from cluster.command import printable
 from cluster.database.tables import Job
 from cluster.errors import InputError
 from cluster.files import Folder
@@ -22,6 +23,8 @@ from cluster.placement import Cluster
 from cluster.resources import Shape
 from cluster.spec import JobSpec
 from cluster.store import Store
+
+MAX_NAMED = 10  # files that go along untracked
 
 
 def submit(options: argparse.Namespace, url: str) -> None:
@@ -51,7 +54,7 @@ def submit(options: argparse.Namespace, url: str) -> None:
             _check_possible(store, specs)
         snapshot.keep(archive, store.files)
         jobs = _queue(store, specs, options.hold, given)
-    _say(jobs, contents.left_out)
+    _say(jobs, contents)
 
 
 def _array(
@@ -188,7 +191,7 @@ def _queue(store: Store, specs: Sequence[JobSpec], hold: bool, given: dict[str, 
     return jobs
 
 
-def _say(jobs: Sequence[tuple[Job, bool]], left_out: dict[str, str]) -> None:
+def _say(jobs: Sequence[tuple[Job, bool]], contents: snapshot.Contents) -> None:
     for job, new in jobs:
         if not new:
             print(f"job {job.id} is {job.state} already: {job.name}, with the same key (--key '' queues another)")
@@ -202,8 +205,17 @@ def _say(jobs: Sequence[tuple[Job, bool]], left_out: dict[str, str]) -> None:
         print(
             f"jobs {first.id} to {last.id} queued: {len(added)} of an array; python -m cluster list --array {first.id}"
         )
-    for path, kind in left_out.items():
-        print(f"  not in its snapshot: {path} ({kind})")
+    _say_of_snapshot(contents)
+
+
+def _say_of_snapshot(contents: snapshot.Contents) -> None:
+    for path, kind in contents.left_out.items():
+        if kind:
+            print(f"  not in its snapshot: {printable(path)} ({printable(kind)})")
+    for path in contents.untracked[:MAX_NAMED]:
+        print(f"  goes along, though git does not track it: {printable(path)}")
+    if len(contents.untracked) > MAX_NAMED:
+        print(f"  and {len(contents.untracked) - MAX_NAMED} more of these ({snapshot.IGNORE} leaves files out)")
 
 
 def user() -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cluster.accounts import Used
 from cluster.admission import Terms
+from cluster.command import visible
 from cluster.database.tables import Attempt, Event, Job, Team
 from cluster.reasons import EXPLANATIONS, Reason
 from cluster.resources import Bundle, Shape, format_gang
@@ -45,10 +46,18 @@ def attempt_row(attempt: Attempt) -> dict[str, Any]:
     return {key: getattr(attempt, key) for key in keys}
 
 
+class _PlainConsole(Console):
+    """rich's console, on which a string is what it says: no markup, no emoji, and no escape sequence for a terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - those of rich
+        return super().render_str(visible(text), **options)
+
+
 def console() -> Console:
     """The console for tables: as wide as the terminal, or FILE_WIDTH in a file, so that a job takes one line."""
-    plain = Console(highlight=False, soft_wrap=True)
-    return plain if plain.is_terminal else Console(highlight=False, soft_wrap=True, width=FILE_WIDTH)
+    options: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+    plain = _PlainConsole(**options)
+    return plain if plain.is_terminal else _PlainConsole(**options, width=FILE_WIDTH)
 
 
 def jobs_table(rows: Sequence[tuple[Job, Sequence[Attempt]]]) -> Table:

@@ -190,13 +190,13 @@ def run_serve(arguments: argparse.Namespace) -> None:
 
 def run_generate(arguments: argparse.Namespace) -> None:
     """Sample to a file, with a progress bar on the terminal."""
-    from rich.console import Console
     from rich.progress import Progress
 
+    from diffusion.terminal import PlainConsole
     from sampler.encode import ENCODERS, check_format
     from sampler.generate import generate
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"loading {arguments.model}", total=None)
         model = load(resolve(arguments.model, arguments.tracking_uri), device(arguments))

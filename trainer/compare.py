@@ -74,9 +74,9 @@ def _compare(options: argparse.Namespace) -> int:
     if options.json:
         print(json_text(as_json(models, verdicts), indent=2))
         return 0
-    from rich.console import Console
+    from diffusion.terminal import PlainConsole
 
-    show(models, verdicts, Console(highlight=False, width=None if sys.stdout.isatty() else FILE_TABLE_WIDTH))
+    show(models, verdicts, PlainConsole(width=None if sys.stdout.isatty() else FILE_TABLE_WIDTH))
     return 0
 
 

@@ -139,8 +139,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from diffusion.terminal import PlainConsole
     from trainer.config.load import resolve
     from trainer.config.run_config import RunConfig
     from tuning import report
@@ -157,7 +156,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.json:
         print(json_text(report.report(sweep), indent=2))
         return 0
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(soft_wrap=True)
     report.show(sweep, console)
     if options.out:
         console.print(f"heat map: {written}" if written else "heat map: no scores to draw", markup=False)
@@ -165,8 +164,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _screen(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from diffusion.terminal import PlainConsole
     from tuning import screening
 
     if options.out is not None and options.out.suffix != ".png":
@@ -184,7 +182,7 @@ def _screen(options: argparse.Namespace) -> int:
     if options.json:
         print(json_text(screening.as_json(candidates), indent=2))
         return 0
-    screening.show(curve, candidates, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    screening.show(curve, candidates, PlainConsole(width=None if sys.stdout.isatty() else 160))
     if options.out:
         print(f"picture: {options.out}")
     return 0

@@ -5,8 +5,7 @@ It holds the sweep's lock. If it is killed, the same command runs the trials tha
 
 import traceback
 
-from rich.console import Console
-
+from diffusion.terminal import PlainConsole
 from trainer.data.prepare import prepare
 from trainer.driver.data_checks import check_data
 from trainer.errors import RunFailedError, last_line
@@ -28,7 +27,7 @@ def execute(sweep: Sweep, from_scratch: bool = False) -> int:
     Raises:
         InputError: bad input that only shows now, such as a sweep that another process is running; nothing was started.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(soft_wrap=True)
     with sweep.locked():
         states = sweep.states()
         pending = [trial for trial, reached in zip(sweep.trials, states, strict=True) if reached != "done"]

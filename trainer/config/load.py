@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,8 @@ from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
 from trainer.files import is_mapping
 
+MAX_NODES = 100_000  # of a YAML file
+
 
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, reading 1e-3 as the number that everyone means and refusing a key given twice."""
@@ -27,10 +29,39 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, once it is known to be no larger than MAX_NODES with its aliases written out."""
+        node = super().get_single_node()
+        if node is not None:
+            _check_size(node)
+        return node
+
 
 _Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType] - PyYAML has few type hints
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+.0123456789")
 )
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Raise YAMLError where a few lines of aliases would stand for a great many values, or for themselves."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, above: frozenset[int]) -> int:
+        if id(node) in above:
+            raise yaml.YAMLError("a value that contains itself")
+        if id(node) not in sizes:
+            sizes[id(node)] = 1 + sum(size(part, above | {id(node)}) for part in _parts(node))
+        return sizes[id(node)]
+
+    if (total := size(root, frozenset())) > MAX_NODES:
+        raise yaml.YAMLError(f"{total} values with its aliases written out; allowed: at most {MAX_NODES}")
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
+        return [part for pair in pairs for part in pair]
+    return cast("list[yaml.Node]", node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def load_config(path: Path, sets: list[str], registry: Registry | None = None) -> RunConfig:
@@ -56,7 +87,7 @@ def read_yaml(path: Path, named: str = "--config") -> dict[str, Any]:
         values: object = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise InputError(f"{named} {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{named} {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}

@@ -1,6 +1,7 @@
 """`dataset.json`, the manifest of a prepared data set. Imports no pyarrow, so that checking settings stays fast."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -129,12 +130,22 @@ def parse(text: str | bytes, where: str) -> DatasetInfo:
         )
     try:
         shards = {split: tuple(Shard(**shard) for shard in values["shards"][split]) for split in SPLITS}
+        _check_places(values.get("location"), [str(shard.name) for split in SPLITS for shard in shards[split]], where)
         counts = {split: tuple(counts) for split, counts in values["class_counts"].items()}
         tuples = {name: tuple(values[name]) for name in ("image_shape", "class_names", "mean", "std")}
         tuples["notes"] = tuple(values.get("notes", ()))
         return DatasetInfo(**{**values, **tuples, "class_counts": counts, "shards": shards})
     except (KeyError, TypeError) as error:
         raise InputError(f"{where}: {FILE} is incomplete: {error}; prepare it again") from None
+
+
+def _check_places(location: object, names: list[str], where: str) -> None:
+    """Refuse a manifest, which may come from elsewhere, that names files outside of its folder or its prefix."""
+    bad = next((name for name in names if not re.fullmatch(r"[\w-][\w.-]{0,254}", name, re.ASCII)), None)
+    if bad is not None:
+        raise InputError(f"{where}: {FILE} names a shard {bad!r}; allowed: files of its own folder")
+    if location is not None and not str(location).startswith("s3://"):
+        raise InputError(f"{where}: {FILE} has location = {location!r}; allowed: none, or an s3:// prefix")
 
 
 def check_agrees(info: DatasetInfo, data: DataConfig) -> None:

@@ -4,8 +4,7 @@ import threading
 import time
 from types import TracebackType
 
-from rich.console import Console
-
+from diffusion.terminal import PlainConsole
 from trainer.run.journal import CheckpointEvaluated, Initialised, Journal, Metrics, Record, Started, Warned
 from trainer.runtime.progress_bar import ProgressBar
 
@@ -33,7 +32,7 @@ class ProgressView:
 
     def __init__(self, journal: Journal) -> None:
         """Start at the journal's current end, so that records of earlier attempts are not shown again."""
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = PlainConsole(soft_wrap=True)
         self._journal = journal
         self._offset = journal.size()
         self.training_since: float | None = None

@@ -114,8 +114,9 @@ def find(config: RunConfig, paths: RunPaths, step: int | None) -> "EmaSources":
 
 def show(sources: "EmaSources") -> None:
     """Print a table of EMA widths with the error of each."""
-    from rich.console import Console
     from rich.table import Table
+
+    from diffusion.terminal import PlainConsole
 
     steps = [checkpoint.step for checkpoint in sources.checkpoints]
     table = Table(title=f"step {sources.step}: two tracks at {len(steps)} steps, {steps[0]} to {steps[-1]}")
@@ -124,7 +125,7 @@ def show(sources: "EmaSources") -> None:
     for width in sorted({*TABLE_WIDTHS, *sources.sigma_rels}):
         error = sources.error(width)
         table.add_row(f"{width:g}", "a track" if width in sources.sigma_rels else f"{error:.2%}")
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def make(config: RunConfig, sources: "EmaSources", widths: list[float], out: Path, names: Sequence[str] = ()) -> None:

@@ -106,14 +106,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, stop: Stop) -> int:
-    from rich.console import Console
-
+    from diffusion.terminal import PlainConsole
     from trainer.runtime.progress_bar import ProgressBar
 
     target = stop.call(lambda: _target(options))
     if target.unsaid:
         print(f"warning: {target.unsaid}", file=sys.stderr)
-    with ProgressBar(Console(stderr=True, highlight=False), "starting") as bar:
+    with ProgressBar(PlainConsole(stderr=True), "starting") as bar:
         model, evaluated = stop.call(lambda: evaluate(target, options.tasks, options.device, bar.blocks, stop))
     if options.json:
         print(json_text({**model, **evaluated.to_json()}, indent=2))

@@ -74,11 +74,11 @@ def _profile(options: argparse.Namespace) -> int:
     if options.json:
         print(json_text(values, indent=2))
         return 0
-    from rich.console import Console
+    from diffusion.terminal import PlainConsole
 
     show(
         Profile(**{name: values[name] for name in Profile.__dataclass_fields__}),
-        Console(highlight=False, soft_wrap=True),
+        PlainConsole(soft_wrap=True),
     )
     print(
         f"trace: {out / 'trace.json'} (ui.perfetto.dev or chrome://tracing opens it); numbers: {out / 'profile.json'}"

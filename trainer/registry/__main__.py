@@ -87,9 +87,9 @@ def _list(versions: list[Any], as_json: bool) -> int:
     if as_json:
         print(json_text([vars(each) for each in versions], indent=2))
         return 0
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from diffusion.terminal import PlainConsole
 
     shown = [name for name in LISTED_METRICS if any(name in each.metrics for each in versions)]
     table = Table(box=None, pad_edge=False)
@@ -99,8 +99,8 @@ def _list(versions: list[Any], as_json: bool) -> int:
         scores = [_score(each.metrics, name) for name in shown]
         decided = f"{each.decision} {each.time[:10]}".strip()
         said = "; ".join(text for text in (each.reason, each.problem) if text)
-        table.add_row(each.number, ", ".join(each.aliases), *scores, decided, escape(said))
-    Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 160).print(table)
+        table.add_row(each.number, ", ".join(each.aliases), *scores, decided, said)
+    PlainConsole(soft_wrap=False, width=None if sys.stdout.isatty() else 160).print(table)
     return 0
 
 

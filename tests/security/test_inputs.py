@@ -1,0 +1,135 @@
+"""Files from elsewhere: they take bounded memory, name nothing outside of their folder, and tell a terminal nothing."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from cluster import logs as job_logs, views
+from cluster.request import read_array
+from diffusion.terminal import PlainConsole, visible
+from tests.conftest import ROOT
+from trainer.config.load import read_yaml
+from trainer.data.__main__ import main as data_command
+from trainer.data.dataset import open_dataset
+from trainer.data.manifest import FILE
+from trainer.errors import InputError
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [*{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}]\n"
+    for old, new in zip("abcdefghijk", "bcdefghijkl", strict=True)
+)
+BOUNDED = """
+import resource, sys
+from pathlib import Path
+{code}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try: read(Path(sys.argv[1]))
+except Error as error: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+"""
+READERS = {
+    "trainer": "from trainer.config.load import read_yaml as read; from trainer.errors import InputError as Error",
+    "queue": "from cluster.request import read_array as read; from cluster.errors import InputError as Error",
+}
+
+
+@pytest.mark.parametrize("reader", list(READERS))
+@pytest.mark.parametrize(
+    "text", [LAUGHS, "- a: &a [x]\n" + LAUGHS, "a: &a [*a]", "- &a {b: *a}", "[" * 10**5], ids=range(5)
+)
+def test_yaml_that_stands_for_more_than_it_holds(tmp_path: Path, reader: str, text: str):
+    (tmp_path / "file.yaml").write_text(text)
+    code = BOUNDED.format(code=READERS[reader])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "file.yaml")], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    kilobytes, _, words = done.stdout.partition(" ")
+    assert int(kilobytes) < 100_000, done.stderr
+    assert re.search(r"values with its aliases|contains itself|not valid YAML|no YAML", words)
+    assert len(words) < 1000
+
+
+def test_yaml_with_a_few_aliases_is_as_written(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("base: &base {a: 1, b: [1, 2]}\none: *base\ntwo: {<<: *base, a: 3}\n")
+    base = {"a": 1, "b": [1, 2]}
+    assert read_yaml(tmp_path / "run.yaml") == {"base": base, "one": base, "two": {**base, "a": 3}}
+    (tmp_path / "rows.yaml").write_text("- &row {lr: 0.1, seed: 1}\n- {<<: *row, seed: 2}\n")
+    assert read_array(tmp_path / "rows.yaml") == [{"lr": "0.1", "seed": "1"}, {"lr": "0.1", "seed": "2"}]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    assert data_command(["prepare", "digits", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/passwd", "../other/train-00000.arrow", "a/../../b", "..", ".", "", "a\0b", "C:\\x", "a/b", "~", "-\n"],
+)
+def test_a_data_set_names_files_of_its_own_folder_alone(digits: Path, tmp_path: Path, name: str):
+    shutil.copytree(digits, tmp_path / "digits")
+    manifest = json.loads((tmp_path / "digits" / FILE).read_text())
+    manifest["shards"]["train"][0]["name"] = name
+    (tmp_path / "digits" / FILE).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"names a shard .* allowed: files of its own folder"):
+        open_dataset(tmp_path / "digits")
+
+
+def test_a_data_set_is_nowhere_else_on_this_machine(digits: Path, tmp_path: Path):
+    shutil.copytree(digits, tmp_path / "digits")
+    manifest = json.loads((tmp_path / "digits" / FILE).read_text())
+    (tmp_path / "digits" / FILE).write_text(json.dumps({**manifest, "location": "/etc"}))
+    with pytest.raises(InputError, match="has location = '/etc'; allowed: none, or an s3:// prefix"):
+        open_dataset(tmp_path / "digits")
+
+
+ODD = [
+    "[false, true]",
+    "[/]",
+    "[red]x[/red]",
+    ":smile:",
+    "[link=file:///etc]x",
+    "a\x1b[2Jb",
+    "\x1b]0;title\x07",
+    "\x9b31m",
+    "\u202eabc",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_words_from_data_are_shown_as_they_are(text: str):
+    """In a line, in a cell and in a heading, on a terminal too."""
+    for console in (PlainConsole, views._PlainConsole):
+        out = io.StringIO()
+        options = {} if console is PlainConsole else {"markup": False, "emoji": False, "highlight": False}
+        plain = console(file=out, force_terminal=True, width=200, no_color=True, **options)
+        table = Table()
+        table.add_column(text)
+        table.add_row(text)
+        plain.print(table)
+        plain.print(text)
+        shown = out.getvalue()
+        assert shown.count(visible(text)) == 3
+        assert not set(shown) & {"\x07", "\x9b", "\u202e"}
+        assert "\x1b]" not in shown
+        assert "\x1b[2J" not in shown
+
+
+def test_output_on_a_terminal_moves_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    text = "\x1b[31mred\x1b[0m 50%\r100%\n\x1b[2J\x1b]52;c;aGk=\x07\x1b[8mhidden\x1b[5;8mhidden"
+    job_logs._write(text)
+    assert capsys.readouterr().out == text  # to a file or a pipe, all of it
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    job_logs._write(text)
+    assert capsys.readouterr().out == (
+        "\x1b[31mred\x1b[0m 50%\r100%\n\\x1b[2J\\x1b]52;c;aGk=\\x07\\x1b[8mhidden\\x1b[5;8mhidden"
+    )
