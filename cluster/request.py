@@ -24,6 +24,11 @@ SELF_DESCRIBING_COMMANDS = (["trainer"], ["tuning", "run"])
 PYTHON_EXECUTABLE = re.compile(r"(.*/)?python[\d.]*")
 INHERITED_VARIABLES = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT")
 DRY_RUN_TIMEOUT_S = 120
+# a URL with a password, with whatever is before a web server's name, or with a parameter that is a secret by its name
+SECRET_URL = re.compile(
+    r"(?i)://[^\s/@]*:[^\s/@]*@|https?://[^\s/@]+@|://\S*[?&;][\w.-]*(?:pass|pwd|secret|token)[\w.-]*=|\bpwd(?:=|%3d)"
+    r"|%3bpwd%3d"
+)
 MAX_ARRAY = 10_000
 MAX_VALUES = 1_000_000  # of a YAML file
 MAX_DURATION_S = 10 * 365 * 86400.0
@@ -265,4 +270,10 @@ def job_environment(pairs: Sequence[str], commit: str | None) -> dict[str, str]:
         if not separator or not re.fullmatch(r"[A-Za-z_]\w*", key):
             raise InputError(f"--env {pair!r}: allowed: NAME=VALUE")
         variables[key] = value
+    for key, value in variables.items():
+        if SECRET_URL.search(value):
+            raise InputError(
+                f"{key}: a URL with a password or a token, which everybody could read; allowed: a URL without, and "
+                "--secret NAME=FILE for what is secret"
+            )
     return variables

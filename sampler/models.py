@@ -6,7 +6,6 @@ manifest, and an allow-listed network is built from its config (diffusion/packag
 """
 
 import os
-import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from diffusion.config import ClassifierFree, SolverConfig
+from diffusion.config.errors import masked
 
 if TYPE_CHECKING:
     from diffusion.denoiser import Denoiser
@@ -120,11 +120,14 @@ def resolve(reference: str, tracking_uri: str | None = None) -> Source:
         ModelError: neither a folder nor a known alias.
         RegistryUnavailableError: the registry does not answer.
     """
-    folder = Path(reference)
+    folder, (name, separator, alias) = Path(reference), reference.partition("@")
+    if folder.is_dir() and separator and "/" not in reference:
+        raise ModelError(
+            f"model: {reference}: a folder, and a name of the registry; allowed: ./{reference} for the folder"
+        )
     if folder.is_dir():
         folder = folder.resolve()
         return Source(folder.name, folder.name, "local", str(folder))
-    name, separator, alias = reference.partition("@")
     if not (separator and name and alias):
         raise ModelError(f"model: {reference}: no such folder; allowed: NAME@alias, or the path of a package folder")
     return _resolve_alias(name, alias, _existing_database(tracking_uri or default_tracking_uri()))
@@ -199,7 +202,7 @@ def _sqlite_url(file: Path) -> str:
 
 def _resolve_alias(name: str, alias: str, uri: str) -> Source:
     reference = f"{name}@{alias}"
-    with _registry_errors(reference, uri, f"not in the registry at {_redact_credentials(uri)}"):
+    with _registry_errors(reference, uri, f"not in the registry at {masked(uri)}"):
         from mlflow import MlflowClient
         from mlflow.store.db import utils
 
@@ -225,7 +228,7 @@ def _registry_errors(reference: str, uri: str, missing: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:  # of a database whose tables this version of MLflow cannot bring up to date
-        where = _redact_credentials(uri)
+        where = masked(uri)
         raise ModelError(
             f"tracking-uri: {where}: not a database that this version of MLflow can use: {_one_line(error)}"
         ) from error
@@ -234,15 +237,11 @@ def _registry_errors(reference: str, uri: str, missing: str) -> Iterator[None]:
         if code == "RESOURCE_DOES_NOT_EXIST" or isinstance(error, FileNotFoundError):
             raise ModelError(f"model: {reference}: {missing}") from error
         if code == "INTERNAL_ERROR":
-            where = _redact_credentials(uri)
+            where = masked(uri)
             raise RegistryUnavailableError(
                 f"tracking-uri: {where}: no answer from the registry or its artifact store"
             ) from error
-        raise ModelError(f"model: {reference}: {_redact_credentials(_one_line(error))}") from error
-
-
-def _redact_credentials(text: str) -> str:
-    return re.sub(r"://[^/@\s]*@", "://", text)
+        raise ModelError(f"model: {reference}: {masked(_one_line(error))}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -5,11 +5,13 @@ import re
 import types
 import typing
 from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 MAX_SHOWN = 200  # characters of a value
+SECRET_PARAMETER = r"[\w.-]*(?:pass|pwd|secret|token|api_?key|credential|signature)[\w.-]*"  # of a URL, by its name  # noqa: S105
 
 
 def describe(error: ValidationError, root: object, spell: Callable[[str], str] = str) -> str:
@@ -73,8 +75,22 @@ def _near_literal(problem: ErrorDetails) -> str:
 
 
 def masked(text: str) -> str:
-    """A text with the passwords of URLs in it starred out."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+    """A text with the passwords and tokens of URLs in it starred out."""
+    text = re.sub(r"(://(?:[^:/@\s]*:)?)[^\s/?#'\"]*@", r"\1***@", text)
+    text = re.sub(r"(?i)((?:;|%3b)pwd(?:=|%3d))[^&;\s'\"%]*", r"\1***", text)
+    return re.sub(rf"(?i)([?&;](?:{SECRET_PARAMETER})=)[^&\s'\"]*", r"\1***", text)
+
+
+def has_secret(url: str) -> bool:
+    """Whether a URL holds a password or, for a web server, a token before the host."""
+    parts = urlsplit(url)
+    web = parts.scheme in ("http", "https")
+    return bool(
+        parts.password
+        or (web and parts.username)
+        or re.search(rf"(?i)(^|[&;])({SECRET_PARAMETER})=", parts.query)
+        or re.search(r"(?i)pwd(=|%3d)", parts.query)
+    )
 
 
 def _walk(location: Sequence[int | str], root: object) -> tuple[type[BaseModel], list[str]]:

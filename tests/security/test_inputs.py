@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.table import Table
@@ -110,7 +111,9 @@ def test_words_from_data_are_shown_as_they_are(text: str):
     """In a line, in a cell and in a heading, on a terminal too."""
     for console in (PlainConsole, views._PlainConsole):
         out = io.StringIO()
-        options = {} if console is PlainConsole else {"markup": False, "emoji": False, "highlight": False}
+        options: dict[str, Any] = (
+            {} if console is PlainConsole else {"markup": False, "emoji": False, "highlight": False}
+        )
         plain = console(file=out, force_terminal=True, width=200, no_color=True, **options)
         table = Table()
         table.add_column(text)

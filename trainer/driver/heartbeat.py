@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from diffusion.config.errors import masked
 from diffusion.json_text import json_text
 from trainer.config.run_config import RunConfig
 from trainer.driver.progress import PREPARING, STARTING_WORKERS
@@ -41,7 +42,7 @@ def queue_url() -> str | None:
     if not url:
         return None
     if not is_url(url):
-        raise InputError(f"{QUEUE_URL_VARIABLE} = {url!r}: not a URL; allowed: http(s)://host[:port]/path")
+        raise InputError(f"{QUEUE_URL_VARIABLE} = {masked(url)!r}: not a URL; allowed: http(s)://host[:port]/path")
     return url
 
 
@@ -133,7 +134,7 @@ class Heartbeat:
         """No answer: warn once, and ask at the other address next, since the file's may be that of a former leader."""
         self._unanswered += 1
         if not self._warned and not self._closed.is_set():
-            self._warn(f"warning: {QUEUE_URL_VARIABLE} = {url}: {problem}; the run goes on")
+            self._warn(f"warning: {QUEUE_URL_VARIABLE} = {masked(url)}: {problem}; the run goes on")
         self._warned = True
         return {}
 

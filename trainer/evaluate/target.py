@@ -157,6 +157,11 @@ def find_target(
         InputError: there is no such model.
     """
     folder = Path(model)
+    if "@" in model and "/" not in model and folder.exists():
+        raise InputError(
+            f"MODEL = {model!r}: a folder, and a name of the registry; allowed: ./{model} for the folder, or another "
+            "working directory"
+        )
     if (folder / "run.json").is_file():
         return _of_run(folder)
     if (folder / "manifest.json").is_file():

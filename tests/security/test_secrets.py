@@ -1,0 +1,82 @@
+"""Secrets in URLs are refused where they would be kept, and masked where they are shown."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main as queue
+from diffusion.config.errors import has_secret, masked
+from sampler.models import ModelError, resolve
+from trainer.config.load import load_config
+from trainer.errors import InputError
+from trainer.evaluate.target import find_target
+
+SECRET = "hunter2"
+URLS = [
+    f"https://{SECRET}@mlflow.example",
+    f"https://me:{SECRET}@mlflow.example:5000/path",
+    f"https://mlflow.example/?token={SECRET}",
+    f"https://mlflow.example/?a=1&access_token={SECRET}&b=2",
+    f"postgresql://me:{SECRET}@db/mlflow",
+    f"postgresql://db/mlflow?user=me&password={SECRET}",
+    f"postgresql://db/mlflow?sslpassword={SECRET}",
+    f"mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3D{SECRET}",
+    f"mysql://me:p@{SECRET}@db/mlflow",
+]
+PLAIN = [
+    "https://mlflow.example:5000",
+    "sqlite:////a/b.db",
+    "postgresql://me@db/mlflow",
+    "postgresql://db/m?sslmode=require",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_run_does_not_record_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str):
+    (tmp_path / "run.yaml").write_text(json.dumps({"run": {"tracking_uri": url, "storage": str(tmp_path)}}))
+    with pytest.raises(InputError, match="would be recorded with the run") as caught:
+        load_config(tmp_path / "run.yaml", [])
+    assert SECRET not in str(caught.value)
+    (tmp_path / "plain.yaml").write_text(json.dumps({"run": {"storage": str(tmp_path)}}))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "plain.yaml", [])
+    assert SECRET not in str(caught.value)
+    assert [path.name for path in tmp_path.rglob("*")] == ["run.yaml", "plain.yaml"] or len(
+        list(tmp_path.iterdir())
+    ) == 2
+
+
+@pytest.mark.parametrize("url", PLAIN)
+def test_a_url_without_one_is_taken_and_shown_as_it_is(url: str):
+    assert not has_secret(url)
+    assert masked(url) == url.replace("://me@", "://***@")
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("way", ["inherited", "given"])
+def test_the_queue_does_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str, way: str
+):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "job.sh").touch()
+    words = ["submit", "--working-dir", str(tmp_path / "code"), *(["--env", f"DSN={url}"] if way == "given" else [])]
+    if way == "inherited":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    code = queue(["--store", f"sqlite:///{tmp_path}/queue.db", *words, "--", "bash", "job.sh"])
+    output = capsys.readouterr()
+    assert SECRET not in output.out + output.err
+    assert code == 2
+    assert "a URL with a password or a token, which everybody could read" in output.err
+    assert not (tmp_path / "queue.db").exists()
+
+
+def test_a_folder_does_not_take_the_place_of_a_registered_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits@champion").mkdir()
+    with pytest.raises(ModelError, match=r"a folder, and a name of the registry; allowed: \./digits@champion"):
+        resolve("digits@champion")
+    assert resolve("./digits@champion").version == "local"
+    with pytest.raises(InputError, match=r"a folder, and a name of the registry; allowed: \./digits@champion"):
+        find_target("digits@champion", None, lambda *_: pytest.fail("asked the registry"))
