@@ -14,7 +14,7 @@ BIN := .venv/bin
 RUNTIME := .venv/installed-requirements.lock
 DEV := .venv/installed-requirements-dev.lock
 
-.PHONY: help run up stop status test test-unit test-times test-all coverage lint lock clean FORCE
+.PHONY: help run up stop status test test-unit test-times test-all coverage lint lock audit clean FORCE
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -65,6 +65,10 @@ lock: $(DEV)  ## resolve pyproject.toml into the two lock files (UPGRADE=1 takes
 	@$(PLAIN) -i requirements.lock
 	@$(PIP_COMPILE) --extra dev --constraint requirements.lock --output-file .venv/dev.lock pyproject.toml
 	@{ echo '-r requirements.lock'; $(PLAIN) .venv/dev.lock | grep -vxFf requirements.lock; } > requirements-dev.lock
+
+audit: $(DEV)  ## known vulnerabilities of what the lock files pin (needs a network; ARGS='--fix' and the like go to pip-audit)
+	@$(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@.venv/audit/bin/pip-audit --requirement requirements.lock --requirement requirements-dev.lock --no-deps --disable-pip $(ARGS)
 
 clean: stop  ## remove .venv, out/ and caches; runs and MLflow's data in var/ stay
 	@rm -rf .venv out .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov

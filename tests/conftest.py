@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -39,7 +39,7 @@ class Cluster:
     stack: Stack
     environment: dict[str, str]
     storage: Path
-    listening: set[tuple[str, str]]  # address and process of each socket that something has listened at
+    listening: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # address and process of each socket
 
     def command(self, *arguments: str, cwd: Path = ROOT, **changes: str) -> "subprocess.Popen[str]":
         """Start `python -m ARGUMENTS` with the stack's addresses."""

@@ -1,0 +1,130 @@
+"""A registry that somebody else can write to chooses no code, no paths and no servers."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from diffusion.config import Autoguidance, MLPConfig, VpProcess
+from diffusion.locations import check_location
+from diffusion.package import FILES, PackageConfig, build_denoiser_network, save_package
+from trainer.config.run_config import RunConfig
+from trainer.errors import InputError
+from trainer.evaluate.target import without_paths
+from trainer.registry.models import _download_package, folder_of
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Any:
+    """A registered version, its artifacts in a folder, and what may be changed of them."""
+    package = tmp_path / "store" / "artifacts" / "package"
+    config = PackageConfig(
+        process=VpProcess(), prediction="epsilon", network=MLPConfig(width=8, depth=1), image_shape=(1, 4, 4)
+    )
+    digest = save_package(package, config, build_denoiser_network(config).state_dict())
+    (package / "evil.py").write_text("raise SystemExit")
+    return SimpleNamespace(
+        name="digits", version="3", tags={"package_sha256": digest}, location=str(tmp_path / "store")
+    )
+
+
+def download(version: Any, into: Path) -> Path:
+    client: Any = SimpleNamespace(get_model_version_download_uri=lambda name, number: version.location)
+    return _download_package(client, "digits", version, into, "http://mlflow.example:5000")
+
+
+def test_only_the_packages_own_files_are_fetched(version: Any, tmp_path: Path):
+    folder = download(version, tmp_path / "into")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert folder == tmp_path / "into" / "digits" / "3" / "package"
+
+
+def test_another_package_than_the_registered_one_is_refused(version: Any, tmp_path: Path):
+    version.tags["package_sha256"] = "0" * 64
+    with pytest.raises(InputError, match=r"digits version 3: its package is [0-9a-f]{64}; the registry says 0{64}"):
+        download(version, tmp_path / "into")
+
+
+def test_an_altered_package_is_refused(version: Any, tmp_path: Path):
+    file = tmp_path / "store" / "artifacts" / "package" / "config.json"
+    file.write_text(file.read_text().replace("epsilon", "score"))
+    with pytest.raises(InputError, match=r"digits version 3: .*config\.json: SHA-256 is"):
+        download(version, tmp_path / "into")
+
+
+@pytest.mark.parametrize("link", FILES)
+def test_a_link_in_the_store_brings_no_file_of_this_machine(version: Any, tmp_path: Path, link: str):
+    (tmp_path / "private").write_text("a secret of this machine")
+    package = tmp_path / "store" / "artifacts" / "package"
+    (package / link).unlink()
+    (package / link).symlink_to(tmp_path / "private")
+    with pytest.raises(MlflowException, match="outside the artifact directory"):  # MLflow's own check, before ours
+        download(version, tmp_path / "into")
+    assert "secret" not in "".join(path.read_text() for path in (tmp_path / "into").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://evil.example/x", "https://evil.example:5000/x", "http://mlflow.example/x", "http://mlflow.example:5001/x",
+        "mlflow-artifacts://evil.example/x", "ftp://mlflow.example:5000/x", "http://169.254.169.254/latest/meta-data",
+        "https://mlflow.example:5000/x", "sftp://evil/x", "http:///x",
+    ],
+)  # fmt: skip
+def test_another_server_is_not_asked(version: Any, tmp_path: Path, place: str):
+    version.location = place
+    with pytest.raises(InputError, match="allowed: the registry's own server, or a store of files"):
+        download(version, tmp_path / "into")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://mlflow.example:5000/api/x", "mlflow-artifacts:/1/models/m", "mlflow-artifacts://mlflow.example:5000/1",
+        "/var/mlflow/1", "file:///var/mlflow/1", "s3://bucket/1", "gs://bucket/1", "runs:/abc/model",
+    ],
+)  # fmt: skip
+def test_the_registrys_own_places_are(place: str):
+    check_location(place, "http://mlflow.example:5000")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "/etc", "a\\b", "", "a\0b", "x:y"])
+def test_a_name_is_no_way_out_of_the_folder(name: str, tmp_path: Path):
+    with pytest.raises(InputError, match="allowed: a name without slashes"):
+        folder_of(tmp_path, name, "3")
+
+
+@pytest.mark.parametrize("number", ["../3", "", "3/..", "three", "-1"])
+def test_neither_is_a_number(number: str, tmp_path: Path):
+    with pytest.raises(InputError, match="and a number"):
+        folder_of(tmp_path, "digits", number)
+
+
+def test_a_configuration_from_a_registry_names_no_files():
+    values = {
+        "data": {"source": "/home/victim/private"},
+        "evaluation": {
+            "extractors": ["inception", "classifier"],
+            "inception_file": "/tmp/evil.pt",
+            "inception_sha256": "0" * 64,
+            "reference": "/tmp/evil.npz",
+            "guidance": {"kind": "autoguidance", "guide": "/tmp/evil"},
+            "samples": 500,
+        },
+    }
+    config = RunConfig.model_validate_json(json.dumps(values))
+    assert isinstance(config.evaluation.guidance, Autoguidance)
+    data, evaluation, notes = without_paths(config)
+    assert data.source == "?"
+    kept = evaluation.model_dump_json()
+    assert "evil" not in kept
+    assert "victim" not in kept
+    assert (evaluation.extractors, evaluation.samples, len(notes)) == (("classifier",), 500, 4)
+
+
+def test_a_configuration_without_any_is_as_it_was():
+    config = RunConfig()
+    assert without_paths(config) == (config.data, config.evaluation, [])
