@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.table import Table
 
@@ -21,6 +23,7 @@ from trainer.data.__main__ import main as data_command
 from trainer.data.dataset import open_dataset
 from trainer.data.manifest import FILE
 from trainer.errors import InputError
+from trainer.runtime.memory import at_most
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [*{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}]\n"
@@ -136,3 +139,51 @@ def test_output_on_a_terminal_moves_nothing(monkeypatch: pytest.MonkeyPatch, cap
     assert capsys.readouterr().out == (
         "\x1b[31mred\x1b[0m 50%\r100%\n\\x1b[2J\\x1b]52;c;aGk=\\x07\\x1b[8mhidden\\x1b[5;8mhidden"
     )
+
+
+READ = """
+import resource, sys, pyarrow as pa
+from trainer.config.data import DataConfig
+from trainer.data.files import read_partition, scan_files
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+limits = resource.getrlimit(resource.RLIMIT_AS)
+source = scan_files(DataConfig(source=sys.argv[1]))
+try:
+    print(sum(len(rows) for rows in read_partition(source, source.partitions[0])))
+except pa.ArrowInvalid as error:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+print(resource.getrlimit(resource.RLIMIT_AS) == limits)
+"""
+
+
+def read_apart(file: Path) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_a_small_file_that_expands_to_64_gib_is_refused(tmp_path: Path):
+    """One value of 32 MiB, to which 2,000 rows point."""
+    image = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array([b"\0" * 2**25]))
+    table = pa.table({"image": image, "label": [0] * 2000})
+    pq.write_table(table, tmp_path / "bomb.parquet", compression="zstd", row_group_size=10**6, store_schema=False)
+    assert (tmp_path / "bomb.parquet").stat().st_size < 10_000
+    refusal, restored = read_apart(tmp_path / "bomb.parquet")
+    kilobytes, _, words = refusal.partition(" ")
+    assert int(kilobytes) < 5 * 2**20
+    assert words == "bomb.parquet: from row 0 on it expands to more than 4 GiB"
+    assert restored == "True"
+
+
+def test_large_images_are_read_a_few_at_a_time(tmp_path: Path):
+    images = [bytes([index]) * 2**22 for index in range(100)]
+    table = pa.table({"image": pa.array(images, pa.binary()), "label": list(range(100))})
+    pq.write_table(table, tmp_path / "large.parquet", compression="none", use_dictionary=False)
+    assert read_apart(tmp_path / "large.parquet") == ["100", "True"]
+
+
+def test_a_bound_on_memory_ends_with_its_block():
+    with pytest.raises(MemoryError), at_most(2**28):
+        bytearray(2**30)
+    assert len(bytearray(2**30)) == 2**30

@@ -22,9 +22,12 @@ from trainer.data.manifest import check_no_columns, listed
 from trainer.data.metadata import Label, is_metadata, read_metadata
 from trainer.data.store import Store
 from trainer.errors import InputError
+from trainer.runtime.memory import GIB, at_most
 
 FILES_PER_PARTITION = 512
 ROWS_PER_BATCH = 256
+BATCH_BYTES = GIB // 4  # of a batch, as far as the file tells its size
+MAX_BATCH_BYTES = 4 * GIB  # that a batch takes while it is read
 READ_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
@@ -283,14 +286,30 @@ def _read_row_group(store: Store, source: Source, partition: Partition) -> Itera
     row = partition.first
     with store.files.open_input_file(store.path("" if _is_file(store) else path)) as opened:
         file = pq.ParquetFile(opened)
-        for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[partition.row_group], columns=columns):
+        group = file.metadata.row_group(partition.row_group)
+        each = max(1, group.total_byte_size // max(1, group.num_rows))  # as the file says
+        batch_rows = min(ROWS_PER_BATCH, max(1, BATCH_BYTES // each))
+        batches = file.iter_batches(batch_rows, row_groups=[partition.row_group], columns=columns)
+        while (rows := _next_rows(batches, source, path, row)) is not None:
+            yield rows
+            row += len(rows)
+
+
+def _next_rows(batches: Iterator[pa.RecordBatch], source: Source, path: str, first: int) -> list[Row] | None:
+    """The rows of the next batch; None after the last."""
+    try:
+        with at_most(MAX_BATCH_BYTES):
+            batch = next(batches, None)
+            if batch is None:
+                return None
             column = batch.column(source.image_column)
             encoded = _bytes(column).to_pylist()
-            labels = [None] * len(batch)
-            if source.label_column:
-                labels = batch.column(source.label_column).to_pylist()
-            yield [
-                Row(path, row + at, data, label, "" if data is not None else _path_instead(column, at))
-                for at, (data, label) in enumerate(zip(encoded, labels, strict=True))
-            ]
-            row += len(batch)
+            labels = batch.column(source.label_column).to_pylist() if source.label_column else [None] * len(batch)
+    except MemoryError:
+        raise pa.ArrowInvalid(
+            f"{path}: from row {first} on it expands to more than {MAX_BATCH_BYTES >> 30} GiB"
+        ) from None
+    return [
+        Row(path, first + at, data, label, "" if data is not None else _path_instead(column, at))
+        for at, (data, label) in enumerate(zip(encoded, labels, strict=True))
+    ]

@@ -23,10 +23,12 @@ from trainer.data.columns import LABEL_NAMES, NO_LABELS
 from trainer.data.listing import printable
 from trainer.data.store import Store
 from trainer.errors import InputError
+from trainer.runtime.memory import GIB, at_most
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 NVLABS = "dataset.json"
 FILE_NAME = "file_name"
+MAX_BYTES = 4 * GIB  # that a table takes while it is read
 Label = int | str
 
 
@@ -84,6 +86,15 @@ def read_metadata(store: Store, paths: Sequence[str], data: DataConfig) -> Metad
     return Metadata(found, labels if has_labels else None, tuple(notes))
 
 
+def _table(content: bytes, where: str) -> list[dict[str, Any]]:
+    """The rows of a Parquet file."""
+    try:
+        with at_most(MAX_BYTES):
+            return pq.read_table(io.BytesIO(content)).to_pylist()
+    except MemoryError:
+        raise InputError(f"{where}: expands to more than {MAX_BYTES >> 30} GiB; allowed: labels, not data") from None
+
+
 def _rows(name: str, content: bytes, where: str, data: DataConfig) -> list[tuple[str, Label]] | None:
     """Path and label of each row; None if the file has no labels."""
     if data.label_column == NO_LABELS:
@@ -95,7 +106,7 @@ def _rows(name: str, content: bytes, where: str, data: DataConfig) -> list[tuple
     elif name.endswith(".jsonl"):
         rows = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()]
     else:
-        rows = pq.read_table(io.BytesIO(content)).to_pylist()
+        rows = _table(content, where)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not isinstance(row.get(FILE_NAME), str):
             raise InputError(f"{where}: row {number} has no {FILE_NAME}; allowed: a {FILE_NAME} in each row")
