@@ -126,15 +126,7 @@ def _ray_command(stack: Stack) -> list[str]:
         "temp-dir": f"{stack.scratch}/ray",  # Ray opens it to everybody; nobody comes to it
         "log-color": "false",
     }
-    return [
-        sys.executable,
-        "-m",
-        "infra.ray_head",
-        "start",
-        "--head",
-        "--block",
-        *(f"--{name}={value}" for name, value in options.items()),
-    ]
+    return [_script("ray"), "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
 
 
 def _mlflow_command(stack: Stack, var: Path) -> list[str]:

@@ -12,18 +12,21 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray._private import ray_constants, services
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import ApplicationStatus
 
+from diffusion.private_folder import private_folder
 from sampler.models import ModelError, Source, load
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # with 0 Ray uses the loopback address alone, on Linux too
 APPLICATION_NAME = "dualview-sampler"
 MAX_ONGOING_REQUESTS = 64
 REQUEST_TIMEOUT_S = 600.0
@@ -91,6 +94,7 @@ deployment = serve.deployment(
 def connect(start_if_none: bool = True) -> None:
     """Join the Ray cluster of RAY_ADDRESS, else the one on this machine, else start one that ends with this process.
 
+    That one listens on this machine alone, and its files are for this user alone.
     Workers import this checkout: through PYTHONPATH, or, within a Ray job, from the job's own working directory.
 
     Raises:
@@ -98,10 +102,15 @@ def connect(start_if_none: bool = True) -> None:
     """
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     runtime_env = None if in_job else {"env_vars": {"PYTHONPATH": str(CHECKOUT)}}
-    address = os.environ.get("RAY_ADDRESS") or (None if start_if_none else "auto")
+    address: Any = os.environ.get("RAY_ADDRESS") or (None if start_if_none else "auto")
+    local: dict[str, Any] = {}
     try:
         _check_listening(address)
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
+        if services.canonicalize_bootstrap_address(address) is None:
+            os.environ[LOOPBACK_VARIABLE] = "0"  # for Ray's own processes
+            ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it
+            local = {"_temp_dir": f"{private_folder()}/ray"}  # Ray opens that to everybody
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env, **local)
     except OSError as error:  # a ConnectionError of ray.init is one too
         hint = "start one with: ray start --head; one that runs may refuse this shell's RAY_AUTH_TOKEN"
         raise ServeError(f"ray: {address}: no cluster to join; {hint}") from error

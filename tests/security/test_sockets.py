@@ -10,15 +10,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from diffusion.private_folder import private_folder
 from tests.conftest import ROOT, Cluster, listening
-from trainer.runtime.ray_cluster import open_to_others, private_folder
+from trainer.runtime.ray_cluster import open_to_others
 
 pytestmark = pytest.mark.integration
 
+CONNECTING = {
+    "trainer": "from trainer.runtime.ray_cluster import connect_ray; connect_ray(dashboard=True)",
+    "sampler": "from sampler.service import connect; connect()",
+}
 LOCAL = """
 import ray, sys
-from trainer.runtime.ray_cluster import connect_ray
-connect_ray(dashboard=True)
+{connecting}
 
 @ray.remote
 class Actor:
@@ -37,10 +41,11 @@ def is_loopback(address: str) -> bool:
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
-def test_a_local_ray_and_its_workers_listen_on_loopback_in_a_folder_of_their_own():
+@pytest.mark.parametrize("who", list(CONNECTING))
+def test_a_local_ray_and_its_workers_listen_on_loopback_in_a_folder_of_their_own(who: str):
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "TMPDIR")}
     with subprocess.Popen(
-        [sys.executable, "-c", LOCAL],
+        [sys.executable, "-c", LOCAL.format(connecting=CONNECTING[who])],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.PIPE,
@@ -72,8 +77,8 @@ def test_nothing_of_the_stack_listens_elsewhere(cluster: Cluster):
 
 
 def test_a_folder_that_somebody_else_has_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    there = tmp_path / f"dualview-ray-{os.getuid()}"
-    monkeypatch.setattr("trainer.runtime.ray_cluster.TEMPORARY", str(tmp_path))
+    there = tmp_path / f"dualview-{os.getuid()}"
+    monkeypatch.setattr("diffusion.private_folder.TEMPORARY", str(tmp_path))
     assert private_folder() == there
     there.chmod(0o777)
     assert private_folder() != there

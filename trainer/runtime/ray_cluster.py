@@ -4,21 +4,18 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from diffusion.private_folder import private_folder
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, RunFailedError, last_line
 from trainer.run.provenance import ROOT
 
 CONNECT_TIMEOUT_S = 10.0
-LOOPBACK = "127.0.0.1"
-TEMPORARY = "/tmp"  # noqa: S108 - whose the folder in it is is looked at
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # with 0 Ray uses the loopback address alone, on Linux too
 
 
 def check_ray_address() -> None:
@@ -51,21 +48,24 @@ def connect_ray(dashboard: bool = False) -> None:
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **RAY_TRAIN_SETTINGS} | os.environ
     import ray
+    from ray._private import ray_constants, services
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    local: dict[str, Any] = (
-        {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": LOOPBACK, "_temp_dir": f"{private_folder()}/ray"}
-    )
+    local: dict[str, Any] = {}
+    unknown: Any = None  # Ray annotates it as text
+    if services.canonicalize_bootstrap_address(unknown) is None:  # nor has `ray start` left one here
+        os.environ[LOOPBACK_VARIABLE] = "0"  # for Ray's own processes
+        ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it
+        local = {"_temp_dir": f"{private_folder()}/ray"}  # Ray opens that to everybody
     try:
-        with _loopback_kept():
-            ray.init(
-                include_dashboard=dashboard,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                ignore_reinit_error=True,
-                runtime_env=_checkout(),
-                **local,
-            )
+        ray.init(
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            ignore_reinit_error=True,
+            runtime_env=_checkout(),
+            **local,
+        )
     except ConnectionError as error:
         raise RunFailedError(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}: {last_line(error)}") from error
     if (folder := _session_folder()) is not None and open_to_others(folder):
@@ -74,30 +74,6 @@ def connect_ray(dashboard: bool = False) -> None:
             "in a folder of mode 700",
             file=sys.stderr,
         )
-
-
-@contextmanager
-def _loopback_kept() -> Iterator[None]:
-    """Have Ray listen at the loopback address that it is given, for which it otherwise takes one of a network."""
-    from ray._private import services
-
-    resolve: Any = services.resolve_ip_for_localhost
-    services.resolve_ip_for_localhost = lambda host: host
-    try:
-        yield
-    finally:
-        services.resolve_ip_for_localhost = resolve
-
-
-def private_folder() -> Path:
-    """A folder in the system's temporary one that only this user can enter; its path is short, since Ray's are long."""
-    usual = Path(TEMPORARY, f"dualview-ray-{os.getuid()}")
-    with suppress(OSError):
-        usual.mkdir(mode=0o700, exist_ok=True)
-        status = usual.lstat()
-        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
-            return usual
-    return Path(tempfile.mkdtemp(prefix="dv-"))  # somebody else was there
 
 
 def open_to_others(folder: Path) -> bool:
