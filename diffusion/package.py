@@ -31,6 +31,7 @@ from diffusion.process.sde import Process, make_process
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
 FILES = (MANIFEST, CONFIG, WEIGHTS)
+SIGNATURE = "signature"  # which a package may have beside them; see `diffusion.signature`
 MAX_TEXT_BYTES = 16 * 2**20  # of CONFIG, and of MANIFEST
 MAX_SIDE, MAX_CHANNELS = 8192, 256  # of an image
 MAX_EVALUATIONS = 10_000  # of a network, for one image of the default solver
@@ -231,7 +232,7 @@ def _check_files(folder: Path) -> None:
 
 def _problem(name: str, status: os.stat_result) -> str | None:
     """What is wrong with a file, by its name and kind."""
-    if name not in FILES:
+    if name not in (*FILES, SIGNATURE):
         return f"not a file of a package; allowed: {', '.join(FILES)}"
     if not stat.S_ISREG(status.st_mode):
         return "a link or no file; allowed: regular files"

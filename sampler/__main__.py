@@ -19,6 +19,7 @@ from sampler.models import UNSAID, Model, ModelError, load, resolve
 
 SOLVERS = tuple(str(member.model_fields["kind"].default) for member in get_args(get_args(SolverConfig)[0]))
 
+SIGNED_HELP = "sample only from packages that the holder of this key has signed (`python -m diffusion.sign`)"
 TRACKING_HELP = "the MLflow registry (default: MLFLOW_TRACKING_URI, or the local database that training writes)"
 SERVE_EXAMPLES = """\
 examples:
@@ -130,6 +131,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="time limit for starting (default: 300)",
     )
+    add("--signed-by", type=public_key, metavar="KEY.pub", help=SIGNED_HELP)
     add("--detach", action="store_true", help="return once the service answers, and leave it running")
     parser.set_defaults(run=run_serve)
 
@@ -163,7 +165,18 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=where)
     add("--out", type=output_path, required=True, help="output file: .png (one grid) or .npy (uint8 [N, H, W, C])")
     add("--tracking-uri", metavar="URI", help=TRACKING_HELP)
+    add("--signed-by", type=public_key, metavar="KEY.pub", help=SIGNED_HELP)
     parser.set_defaults(run=run_generate)
+
+
+def public_key(text: str) -> bytes:
+    """A public key, from its file."""
+    from diffusion.signature import read_public_key
+
+    try:
+        return read_public_key(Path(text))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run_serve(arguments: argparse.Namespace) -> None:
@@ -178,7 +191,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
     connect(start_if_none=not arguments.detach)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        deploy(sources, address, arguments.num_cpus, arguments.timeout, arguments.num_gpus)
+        deploy(sources, address, arguments.num_cpus, arguments.timeout, arguments.num_gpus, arguments.signed_by)
         print(f"serving {', '.join(names)} at {address.url}", flush=True)
         if not arguments.detach:
             signal.pause()
@@ -199,7 +212,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
     console = PlainConsole(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"loading {arguments.model}", total=None)
-        model = load(resolve(arguments.model, arguments.tracking_uri), device(arguments))
+        model = load(resolve(arguments.model, arguments.tracking_uri), device(arguments), arguments.signed_by)
         format_ = arguments.out.suffix.removeprefix(".")
         check_format(format_, model.config.image_shape[0])
         config = solver_config(model.config.solver, arguments.solver, arguments.steps)
@@ -243,7 +256,7 @@ def apply_guidance(model: Model, arguments: argparse.Namespace) -> tuple[Model, 
     if arguments.guide is not None:
         from diffusion.solvers import autoguided
 
-        guide = load(resolve(arguments.guide, arguments.tracking_uri), device(arguments))
+        guide = load(resolve(arguments.guide, arguments.tracking_uri), device(arguments), arguments.signed_by)
         if guide.config.image_shape != model.config.image_shape:
             raise ValueError(
                 f"--guide: {arguments.guide} makes images of {guide.config.image_shape}; allowed: a model of "

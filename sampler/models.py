@@ -51,6 +51,7 @@ class Source:
         location: URI or absolute path of the package folder.
         tracking_uri: the registry it came from; None for a folder.
         package_sha256: the package's digest in the registry; None if it records none.
+        signature: of the package, from the registry; None if it has none. A folder has its own in it.
     """
 
     reference: str
@@ -59,6 +60,7 @@ class Source:
     location: str
     tracking_uri: str | None = None
     package_sha256: str | None = None
+    signature: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,19 +135,20 @@ def resolve(reference: str, tracking_uri: str | None = None) -> Source:
     return _resolve_alias(name, alias, _existing_database(tracking_uri or default_tracking_uri()))
 
 
-def load(source: Source, device: str = "cpu") -> Model:
+def load(source: Source, device: str = "cpu", signed_by: bytes | None = None) -> Model:
     """Fetch, verify and build a model.
 
     Args:
         source: which.
         device: where its network is evaluated, cpu or cuda; everything else stays on the CPU.
+        signed_by: the public key whose holder has to have signed it; None for anybody, or nobody.
 
     Raises:
-        ModelError: it is not in the registry, or the package is incomplete or altered.
+        ModelError: it is not in the registry, the package is incomplete or altered, or it is not signed.
         RegistryUnavailableError: the registry does not answer.
     """
     if source.tracking_uri is None:
-        return _load_folder(source, Path(source.location), device)
+        return _load_folder(source, Path(source.location), device, signed_by)
     with TemporaryDirectory(prefix="dualview-package-") as folder:
         missing = f"its version holds no {PACKAGE_PATH}: not a DualView model"
         with _registry_errors(source.reference, source.tracking_uri, missing):
@@ -160,10 +163,10 @@ def load(source: Source, device: str = "cpu") -> Model:
                 raise ModelError(f"model: {source.reference}: {error}") from None
             for name in FILES:
                 download_artifacts(f"{source.location}/{name}", dst_path=folder, tracking_uri=source.tracking_uri)
-        return _load_folder(source, Path(folder), device)
+        return _load_folder(source, Path(folder), device, signed_by)
 
 
-def _load_folder(source: Source, folder: Path, device: str) -> Model:
+def _load_folder(source: Source, folder: Path, device: str, signed_by: bytes | None) -> Model:
     import torch
 
     from diffusion.device import network_on
@@ -171,6 +174,10 @@ def _load_folder(source: Source, folder: Path, device: str) -> Model:
 
     try:
         digest = verify_package(folder)
+        if signed_by is not None:
+            from diffusion.signature import check_signature, read_signature
+
+            check_signature(digest, source.signature or read_signature(folder), signed_by)
         denoiser, config = load_package(folder)
     except ValueError as error:  # PackageError, or a network that does not fit its image shape
         raise ModelError(f"model: {source.reference}: {_one_line(error)}") from error
@@ -215,7 +222,15 @@ def _resolve_alias(name: str, alias: str, uri: str) -> Source:
             raise ModelError(f"model: {reference}: no such alias; allowed: {known}")
         version = client.get_model_version(name, aliases[alias])
         location = f"{client.get_model_version_download_uri(name, version.version)}/{PACKAGE_PATH}"
-    return Source(reference, name, str(version.version), location, uri, version.tags.get("package_sha256"))
+    return Source(
+        reference,
+        name,
+        str(version.version),
+        location,
+        uri,
+        version.tags.get("package_sha256"),
+        version.tags.get("package_signature"),
+    )
 
 
 @contextmanager

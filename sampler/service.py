@@ -57,8 +57,10 @@ class Address:
 class Replica:
     """A Serve replica: loads the models in its own process and serves `api.create_app` over them."""
 
-    def __init__(self, sources: Sequence[Source], torch_threads: int, device: str) -> None:
-        """Load and verify every model, its network on `device`.
+    def __init__(
+        self, sources: Sequence[Source], torch_threads: int, device: str, signed_by: bytes | None = None
+    ) -> None:
+        """Load and verify every model, its network on `device`, each signed by the holder of a key if one is given.
 
         Raises:
             ModelError: one of them cannot be loaded; Serve then reports the deployment as failed.
@@ -68,7 +70,7 @@ class Replica:
         from sampler.api import Service
 
         torch.set_num_threads(torch_threads)
-        self.service = Service([load(source, device) for source in sources])
+        self.service = Service([load(source, device, signed_by) for source in sources])
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """The application that Serve puts behind its proxy."""
@@ -125,8 +127,9 @@ def _check_listening(address: str | None) -> None:
 
 
 def deploy(
-    sources: Sequence[Source], address: Address, num_cpus: float, timeout_s: float, num_gpus: float = 0.0
-) -> None:
+    sources: Sequence[Source], address: Address, num_cpus: float, timeout_s: float, num_gpus: float = 0.0,
+    signed_by: bytes | None = None,
+) -> None:  # fmt: skip
     """Deploy, or replace, the application, and return once its address answers.
 
     Args:
@@ -135,6 +138,7 @@ def deploy(
         num_cpus: CPUs, and torch's threads, of a replica.
         timeout_s: seconds that starting may take.
         num_gpus: GPUs of a replica, or a share of one; with any, networks are evaluated there.
+        signed_by: the public key whose holder has to have signed every model; None for anybody, or nobody.
 
     Raises:
         ModelError: a replica could not load a model; an application that was being replaced keeps serving.
@@ -144,7 +148,7 @@ def deploy(
     _start_serve(address)
     replaces = APPLICATION_NAME in serve.status().applications
     replica = deployment.options(ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus})
-    bound = replica.bind(sources, max(1, int(num_cpus)), "cuda" if num_gpus else "cpu")
+    bound = replica.bind(sources, max(1, int(num_cpus)), "cuda" if num_gpus else "cpu", signed_by)
     target = serve.RunTarget(bound, name=APPLICATION_NAME, route_prefix="/")
     try:
         serve.run_many([target], wait_for_applications_running=False)

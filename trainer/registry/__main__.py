@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from diffusion.command import run_command
@@ -33,21 +34,27 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = result.add_subparsers(dest="command", required=True, metavar="list | promote | rollback")
+    commands = result.add_subparsers(dest="command", required=True, metavar="list | promote | rollback | sign")
     several = (
         ("list", "list the versions, their scores and the gate's decisions"),
         ("promote", "give a version the alias, if it passes the gate"),
         ("rollback", "give the alias back to the version that had it before"),
+        ("sign", "sign a version's package, for samplers that ask for it"),
     )
     for name, text in several:
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument("name", metavar="NAME", help="name of the registered model")
-        if name == "promote":
+        if name in ("promote", "sign"):
             command.add_argument("version", metavar="VERSION", help="number of the version")
+        if name == "sign":
+            command.add_argument(
+                "--key", type=Path, required=True, help="your key (`python -m diffusion.sign keys KEY`)"
+            )
+        if name == "promote":
             command.add_argument(
                 "--force", action="store_true", help="promote even if the gate refuses; recorded with the decision"
             )
-        if name != "list":
+        if name in ("promote", "rollback"):
             command.add_argument("--reason", default="", metavar="TEXT", help="reason to record with the decision")
         command.add_argument("--alias", default="champion", help="the alias that is served (default champion)")
         command.add_argument(
@@ -74,6 +81,10 @@ def _act(options: argparse.Namespace) -> int:
     if options.command == "rollback":
         before, present = registry.rollback(options.name, options.alias, uri, options.reason or "by hand")
         print(f"{options.name} version {before} is {options.alias} again, instead of version {present}")
+        return 0
+    if options.command == "sign":
+        digest = registry.sign_version(options.name, options.version, uri, storage / "fetched", options.key)
+        print(f"{options.name} version {options.version}: package {digest} is signed")
         return 0
     decision = registry.promote(
         options.name, options.version, options.alias, uri, storage / "fetched", options.force, options.reason

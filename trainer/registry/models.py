@@ -301,6 +301,26 @@ def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, s
         return _download_package(client, name, version, into, tracking_uri), config, str(version.run_id)
 
 
+def sign_version(name: str, number: str, tracking_uri: str, into: Path, private_key: Path) -> str:
+    """Download a version's package, verify it, and record its signature with the version; returns its digest.
+
+    Raises:
+        InputError: there is no such version, its package is not the registered one, or the file holds no private key.
+    """
+    from diffusion.package import verify_package
+    from diffusion.signature import TAG, sign
+
+    with _asked(f"NAME = {name}, VERSION = {number}", tracking_uri) as client:
+        version = client.get_model_version(name, number)
+        digest = verify_package(_download_package(client, name, version, into, tracking_uri))
+        try:
+            signature = sign(digest, private_key)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--key {private_key}: {error}") from None
+        client.set_model_version_tag(name, number, TAG, signature)
+        return digest
+
+
 def _download_package(
     client: "MlflowClient", name: str, version: "ModelVersion", into: Path, tracking_uri: str
 ) -> Path:
