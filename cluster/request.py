@@ -26,8 +26,8 @@ INHERITED_VARIABLES = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_
 DRY_RUN_TIMEOUT_S = 120
 # a URL with a password, with whatever is before a web server's name, or with a parameter that is a secret by its name
 SECRET_URL = re.compile(
-    r"(?i)://[^\s/@]*:[^\s/@]*@|https?://[^\s/@]+@|://\S*[?&;][\w.-]*(?:pass|pwd|secret|token)[\w.-]*=|\bpwd(?:=|%3d)"
-    r"|%3bpwd%3d"
+    r"(?i)https?://[^\s/@]+@|(?<!http)(?<!https)://[^\s/@:]*:\S*@|(?:\b|%3b)pwd(?:=|%3d)"
+    r"|://\S*[?&;][\w.-]*(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]*="
 )
 MAX_ARRAY = 10_000
 MAX_VALUES = 1_000_000  # of a YAML file

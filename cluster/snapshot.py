@@ -24,10 +24,10 @@ IGNORE = ".dualviewignore"
 SECRETS = (
     ".env", ".env.*", "!.env.example", "!.env.sample", "!.env.template", ".envrc", ".netrc", "_netrc", ".pgpass",
     ".pypirc", ".npmrc", ".htpasswd", ".git-credentials", ".my.cnf", ".s3cfg", ".boto", "*.pem", "*.key", "*.p12",
-    "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "credentials",
+    "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "id_*_sk", "*.env",
     "credentials.json", "client_secret*.json", "service-account*.json", "service_account*.json", "secrets.y*ml",
     "secrets.json", "secrets.toml", "kubeconfig", ".aws/", ".azure/", ".ssh/", ".gnupg/", ".kube/", ".docker/",
-    ".config/gcloud/", ".huggingface/",
+    "**/.config/gcloud/", ".huggingface/", ".git/",
 )  # fmt: skip
 FOLDER = "snapshots"  # of the queue's files
 SKIPPED_FOLDERS = {"__pycache__", ".venv", ".git"}
@@ -85,9 +85,20 @@ def _ignored(folder: Path, names: Sequence[str]) -> dict[str, str]:
     own = file.read_text(errors="replace").splitlines() if file.is_file() else []
     ignored, secret = GitIgnoreSpec.from_lines([*SECRETS, *own]), GitIgnoreSpec.from_lines(SECRETS)
     told = "a secret, by its name; !{} in {} takes it along"
-    return {
-        name: told.format(name, IGNORE) if secret.match_file(name) else "" for name in names if ignored.match_file(name)
-    }
+    found: dict[str, str] = {}
+    for name in names:
+        if any(ignored.match_file(each) for each in _names_of(folder, name)):
+            is_secret = any(secret.match_file(each) for each in _names_of(folder, name))
+            found[name] = told.format(name, IGNORE) if is_secret else ""
+    return found
+
+
+def _names_of(folder: Path, name: str) -> list[str]:
+    """A file's name, as it is and in small letters; and where a link leads within the folder, the target's."""
+    path, names = folder / name, [name]
+    if path.is_symlink() and path.resolve().is_relative_to(folder.resolve()):
+        names.append(str(path.resolve().relative_to(folder.resolve())))
+    return [*names, *(each.lower() for each in names)]
 
 
 def _problem(folder: Path, name: str) -> str | None:

@@ -1,33 +1,41 @@
 """Where a registry may send somebody who asks it for a package.
 
-A registered version names the place of its files, and whoever can write to the registry chooses it. A client of the
-registry shows its credentials to web servers that it fetches from, so those have to be the registry's own.
+A registered version, and a run, name the place of their files, and whoever can write to the registry chooses it. A
+client of the registry shows its credentials to web servers that it fetches from: those have to be the registry's own.
 """
 
+import re
 from urllib.parse import urlsplit
 
-STORES = ("", "file", "s3", "gs", "abfss", "wasbs", "dbfs", "hdfs", "viewfs", "runs", "models")
+STORES = ("", "file", "s3", "gs", "wasbs", "dbfs")
+AZURE = (".dfs.core.windows.net", ".dfs.core.chinacloudapi.cn", ".dfs.core.usgovcloudapi.net")
 
 
 def check_location(location: str, tracking_uri: str) -> None:
-    """Refuse a place on another web server than the registry's.
+    """Refuse a place on another web server than the registry's, and one that has to be looked up once more.
 
     Args:
         location: where the registry says that files are.
         tracking_uri: the registry.
 
     Raises:
-        ValueError: another server, or a kind of place that is not known.
+        ValueError: another server, a place that programs read differently, or a kind of place that is not known.
     """
     place, registry = urlsplit(location), urlsplit(tracking_uri)
-    if place.scheme in STORES:
-        return
-    own = registry.scheme in ("http", "https") and place.hostname == registry.hostname and place.port == registry.port
-    if place.scheme == "mlflow-artifacts" and (own or not place.netloc):
-        return
-    if place.scheme in ("http", "https") and own and place.scheme == registry.scheme:
-        return
-    host = place.hostname or "no server"
-    raise ValueError(
-        f"its files are at {place.scheme}://{host}; allowed: the registry's own server, or a store of files"
-    )
+    try:
+        own = (place.hostname, place.port) == (registry.hostname, registry.port) and registry.scheme in (
+            "http",
+            "https",
+        )
+    except ValueError:  # a port that is none
+        own = False
+    odd = re.search(r"[\\\s@\x00-\x1f]", location) is not None
+    good = {
+        "mlflow-artifacts": not odd and (own or not place.netloc),
+        "http": not odd and own and registry.scheme == "http",
+        "https": not odd and own and registry.scheme == "https",
+        "abfss": str(place.hostname).endswith(AZURE),
+    }
+    if not good.get(place.scheme, place.scheme in STORES):
+        where = f"{place.scheme}://{place.hostname or 'no server'}"
+        raise ValueError(f"its files are at {where}; allowed: the registry's own server, or a store of files")

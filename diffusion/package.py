@@ -8,6 +8,7 @@ somebody else: nothing in it is run or names a path, and what does not fit is re
 
 import hashlib
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 from diffusion import durable
 from diffusion.config import Config, Dpmpp2M, NetworkConfig, Positive, ProcessConfig, SolverConfig
 from diffusion.config.errors import describe
-from diffusion.config.solver import evaluations
 from diffusion.denoiser import Denoiser
 from diffusion.network import build_network
 from diffusion.prediction import Prediction
@@ -34,7 +34,7 @@ FILES = (MANIFEST, CONFIG, WEIGHTS)
 SIGNATURE = "signature"  # which a package may have beside them; see `diffusion.signature`
 MAX_TEXT_BYTES = 16 * 2**20  # of CONFIG, and of MANIFEST
 MAX_SIDE, MAX_CHANNELS = 8192, 256  # of an image
-MAX_EVALUATIONS = 10_000  # of a network, for one image of the default solver
+MAX_VALUES = 3 * 50_000_000  # of an image: the largest that data are read of, in colours
 SCHEDULE_PREFIX = "schedule."  # a learned schedule's weights, beside the network's
 
 
@@ -79,9 +79,9 @@ class PackageConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _solver_ends(self) -> Self:
-        if (number := evaluations(self.solver) or 0) > MAX_EVALUATIONS:
-            raise ValueError(f"solver has {number} evaluations of an image; allowed: at most {MAX_EVALUATIONS}")
+    def _images_fit_into_memory(self) -> Self:
+        if (values := math.prod(self.image_shape)) > MAX_VALUES:
+            raise ValueError(f"image_shape has {values} values; allowed: at most {MAX_VALUES}")
         return self
 
     def class_index(self, label: int | str | None) -> int | None:

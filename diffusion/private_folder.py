@@ -18,3 +18,12 @@ def private_folder() -> Path:
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
             return usual
     return Path(tempfile.mkdtemp(prefix="dv-"))
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file is this user's or root's, and nobody else can write to it."""
+    try:
+        status = file.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o022

@@ -120,7 +120,7 @@ class Service:
         )
         try:
             check_format(request.format, engine.model.config.image_shape[0])
-            _check_evaluations(request.solver)
+            _check_evaluations(request.solver or engine.model.config.solver)
             start(())
         except ValueError as error:
             raise ApiError(422, str(error)) from error
@@ -133,9 +133,9 @@ class Service:
         return to_pixels(x)
 
 
-def _check_evaluations(solver: SolverConfig | None) -> None:
+def _check_evaluations(solver: SolverConfig) -> None:
     """Reject a request that would occupy the engine indefinitely, or whose time grid would not fit in memory."""
-    evaluations_per_image = evaluations(solver) if solver else None
+    evaluations_per_image = evaluations(solver)
     if evaluations_per_image and evaluations_per_image > MAX_EVALUATIONS:
         raise ValueError(f"solver: {evaluations_per_image} evaluations of an image; allowed: at most {MAX_EVALUATIONS}")
 

@@ -6,6 +6,7 @@ manifest, and an allow-listed network is built from its config (diffusion/packag
 """
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -147,8 +148,14 @@ def load(source: Source, device: str = "cpu", signed_by: bytes | None = None) ->
         ModelError: it is not in the registry, the package is incomplete or altered, or it is not signed.
         RegistryUnavailableError: the registry does not answer.
     """
+    if source.tracking_uri is None and signed_by is None:
+        return _load_folder(source, Path(source.location), device, None)
     if source.tracking_uri is None:
-        return _load_folder(source, Path(source.location), device, signed_by)
+        with TemporaryDirectory(
+            prefix="dualview-package-"
+        ) as folder:  # nobody changes it between the checks and its use
+            copy = shutil.copytree(source.location, Path(folder, "package"), symlinks=True)
+            return _load_folder(source, copy, device, signed_by)
     with TemporaryDirectory(prefix="dualview-package-") as folder:
         missing = f"its version holds no {PACKAGE_PATH}: not a DualView model"
         with _registry_errors(source.reference, source.tracking_uri, missing):
@@ -162,7 +169,11 @@ def load(source: Source, device: str = "cpu", signed_by: bytes | None = None) ->
             except ValueError as error:
                 raise ModelError(f"model: {source.reference}: {error}") from None
             for name in FILES:
-                download_artifacts(f"{source.location}/{name}", dst_path=folder, tracking_uri=source.tracking_uri)
+                fetched = download_artifacts(
+                    f"{source.location}/{name}", dst_path=folder, tracking_uri=source.tracking_uri
+                )
+                if Path(fetched) != Path(folder, name):  # some stores keep a part of the way
+                    Path(fetched).replace(Path(folder, name))
         return _load_folder(source, Path(folder), device, signed_by)
 
 

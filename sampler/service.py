@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants, services
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import ApplicationStatus
 
-from diffusion.private_folder import private_folder
+from diffusion.private_folder import is_ours, private_folder
 from sampler.models import ModelError, Source, load
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def connect(start_if_none: bool = True) -> None:
     local: dict[str, Any] = {}
     try:
         _check_listening(address)
-        if services.canonicalize_bootstrap_address(address) is None:
+        found = services.canonicalize_bootstrap_address(address)
+        current = Path(get_ray_address_file(None))  # which anybody may have written
+        if found is None or not (address or is_ours(current)):
             os.environ[LOOPBACK_VARIABLE] = "0"  # for Ray's own processes
             ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it
             local = {"_temp_dir": f"{private_folder()}/ray"}  # Ray opens that to everybody

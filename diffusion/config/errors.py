@@ -11,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 MAX_SHOWN = 200  # characters of a value
-SECRET_PARAMETER = r"[\w.-]*(?:pass|pwd|secret|token|api_?key|credential|signature)[\w.-]*"  # of a URL, by its name  # noqa: S105
+SECRET_PARAMETER = (
+    r"[\w.-]*(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]*"  # of a URL, by its name  # noqa: S105
+)
 
 
 def describe(error: ValidationError, root: object, spell: Callable[[str], str] = str) -> str:
@@ -76,7 +78,8 @@ def _near_literal(problem: ErrorDetails) -> str:
 
 def masked(text: str) -> str:
     """A text with the passwords and tokens of URLs in it starred out."""
-    text = re.sub(r"(://(?:[^:/@\s]*:)?)[^\s/?#'\"]*@", r"\1***@", text)
+    text = re.sub(r"(https?://)[^\s/?#]*@", r"\1***@", text)
+    text = re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", text)
     text = re.sub(r"(?i)((?:;|%3b)pwd(?:=|%3d))[^&;\s'\"%]*", r"\1***", text)
     return re.sub(rf"(?i)([?&;](?:{SECRET_PARAMETER})=)[^&\s'\"]*", r"\1***", text)
 

@@ -36,7 +36,7 @@ class UNetConfig(NetworkOptions):
     kind: Literal["unet"] = "unet"
     channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=12)] = (32, 64)
     attention: tuple[bool, ...] = (False, True)
-    layers_per_block: Depth = 1
+    layers_per_block: Annotated[int, Field(ge=1, le=100)] = 1
     norm_groups: Width = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     head_width: Annotated[Width | None, Later("0.2")] = None

@@ -14,7 +14,9 @@ from diffusion.package import FILES, PackageConfig, build_denoiser_network, save
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
 from trainer.evaluate.target import without_paths
+from trainer.registry import evidence
 from trainer.registry.models import _download_package, folder_of
+from trainer.tracking.standalone import check_run
 
 
 @pytest.fixture
@@ -71,11 +73,17 @@ def test_a_link_in_the_store_brings_no_file_of_this_machine(version: Any, tmp_pa
     [
         "http://evil.example/x", "https://evil.example:5000/x", "http://mlflow.example/x", "http://mlflow.example:5001/x",
         "mlflow-artifacts://evil.example/x", "ftp://mlflow.example:5000/x", "http://169.254.169.254/latest/meta-data",
-        "https://mlflow.example:5000/x", "sftp://evil/x", "http:///x",
+        "https://mlflow.example:5000/x", "sftp://evil/x", "http:///x", "runs:/abc/model", "models:/m-1",
+        "http://evil.example\\@mlflow.example:5000/x", "http://evil@mlflow.example:5000/x", "hdfs://evil/x",
+        "abfss://x@acct.evil.example/p", "http://mlflow.example:5000 /x",
     ],
 )  # fmt: skip
 def test_another_server_is_not_asked(version: Any, tmp_path: Path, place: str):
     version.location = place
+    client: Any = SimpleNamespace(get_model_version_download_uri=lambda name, number: place)
+    for read in (evidence.fetch_config, evidence.fetch_scores):
+        with pytest.raises(InputError, match="allowed: the registry's own server, or a store of files"):
+            read(client, version, "http://mlflow.example:5000", tmp_path)
     with pytest.raises(InputError, match="allowed: the registry's own server, or a store of files"):
         download(version, tmp_path / "into")
 
@@ -84,7 +92,8 @@ def test_another_server_is_not_asked(version: Any, tmp_path: Path, place: str):
     "place",
     [
         "http://mlflow.example:5000/api/x", "mlflow-artifacts:/1/models/m", "mlflow-artifacts://mlflow.example:5000/1",
-        "/var/mlflow/1", "file:///var/mlflow/1", "s3://bucket/1", "gs://bucket/1", "runs:/abc/model",
+        "/var/mlflow/1", "file:///var/mlflow/1", "s3://bucket/1", "gs://bucket/1",
+        "abfss://x@acct.dfs.core.windows.net/p", "/var/my runs/1",
     ],
 )  # fmt: skip
 def test_the_registrys_own_places_are(place: str):
@@ -128,3 +137,10 @@ def test_a_configuration_from_a_registry_names_no_files():
 def test_a_configuration_without_any_is_as_it_was():
     config = RunConfig()
     assert without_paths(config) == (config.data, config.evaluation, [])
+
+
+def test_the_server_of_a_run_is_not_asked_either():
+    run = SimpleNamespace(info=SimpleNamespace(artifact_uri="http://evil.example/x"))
+    client: Any = SimpleNamespace(get_run=lambda run_id: run)
+    with pytest.raises(InputError, match=r"MLflow run abc: its files are at http://evil\.example"):
+        check_run(client, "abc", "http://mlflow.example:5000")

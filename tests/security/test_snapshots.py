@@ -34,6 +34,7 @@ SECRET = [
     ".env", ".env.local", "app/.env", "server.pem", "deploy/tls.key", "id_rsa", "home/.ssh/config", ".netrc",
     ".aws/credentials", ".aws/config", "credentials.json", "service-account-prod.json", "secrets.yaml", ".pypirc",
     ".git-credentials", ".kube/config", ".docker/config.json", "client_secret_1.json", "cert.p12", ".pgpass",
+    "SERVER.PEM", "prod.env", "id_ed25519_sk", "home/.config/gcloud/x",
 ]  # fmt: skip
 
 
@@ -51,9 +52,11 @@ def test_what_is_usually_a_secret_is_left_out_and_named(folder: Path, tracked: b
 
 
 @pytest.mark.parametrize(
-    "name", [".env.example", "environment.yml", "monkey.py", "keys.py", "secrets.py", "public.pub"]
+    "name",
+    [".env.example", "environment.yml", "monkey.py", "keys.py", "secrets.py", "public.pub", "credentials/api.py"],
 )
 def test_what_only_looks_like_one_goes_along(folder: Path, name: str):
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).touch()
     assert name in snapshot.list_files(folder).names
 
@@ -82,6 +85,15 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path, way: 
         snapshot.list_files(folder)
     (folder / snapshot.IGNORE).write_text("link\n")
     assert "link" not in snapshot.list_files(folder).names
+
+
+@pytest.mark.parametrize("target", [".env", ".git/config"])
+def test_a_link_to_a_secret_of_the_folder_is_one(folder: Path, target: str):
+    (folder / ".env").write_text("TOKEN=x")
+    (folder / "settings").symlink_to(target)
+    contents = snapshot.list_files(folder)
+    assert contents.names == ["job.py"]
+    assert "a secret, by its name" in contents.left_out["settings"]
 
 
 def test_a_link_within_the_folder_is_its_content(folder: Path, tmp_path: Path):

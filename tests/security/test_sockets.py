@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from diffusion.private_folder import private_folder
+from diffusion.private_folder import is_ours, private_folder
 from tests.conftest import ROOT, Cluster, listening
 from trainer.runtime.ray_cluster import open_to_others
 
@@ -97,3 +97,19 @@ def test_a_folder_is_open_where_others_can_come_to_it(tmp_path: Path):
     assert open_to_others(inner) == reachable
     (tmp_path / "a").chmod(0o700)
     assert not open_to_others(inner)
+
+
+def test_a_cluster_that_somebody_else_has_left_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "ray_current_cluster"
+    assert not is_ours(file)
+    file.write_text("127.0.0.1:6379")
+    file.chmod(0o644)
+    assert is_ours(file)
+    file.chmod(0o666)
+    assert not is_ours(file)
+    file.chmod(0o644)
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    assert is_ours(file) == (file.stat().st_uid == 0)
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    assert not is_ours(link)

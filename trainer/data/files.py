@@ -290,15 +290,18 @@ def _read_row_group(store: Store, source: Source, partition: Partition) -> Itera
         each = max(1, group.total_byte_size // max(1, group.num_rows))  # as the file says
         batch_rows = min(ROWS_PER_BATCH, max(1, BATCH_BYTES // each))
         batches = file.iter_batches(batch_rows, row_groups=[partition.row_group], columns=columns)
-        while (rows := _next_rows(batches, source, path, row)) is not None:
+        whole = opened.size()  # Arrow reads a column of the group at once, as it is in the file
+        while (rows := _next_rows(batches, source, path, row, whole)) is not None:
             yield rows
             row += len(rows)
 
 
-def _next_rows(batches: Iterator[pa.RecordBatch], source: Source, path: str, first: int) -> list[Row] | None:
-    """The rows of the next batch; None after the last."""
+def _next_rows(
+    batches: Iterator[pa.RecordBatch], source: Source, path: str, first: int, whole: int
+) -> list[Row] | None:
+    """The rows of the next batch of a file of `whole` bytes; None after the last."""
     try:
-        with at_most(MAX_BATCH_BYTES):
+        with at_most(MAX_BATCH_BYTES + whole):
             batch = next(batches, None)
             if batch is None:
                 return None

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.locations import check_location
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, one_line
 from trainer.evaluate.comparison import FILES
@@ -18,7 +19,7 @@ from trainer.evaluate.results import PER_IMAGE
 from trainer.files import read_json
 from trainer.run.paths import RunPaths
 from trainer.tracking.client import is_outage
-from trainer.tracking.standalone import fetch_results
+from trainer.tracking.standalone import check_run, fetch_results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,7 +62,10 @@ def fetch_config(client: "MlflowClient", version: "ModelVersion", tracking_uri: 
     if CONFIG in _names(client, version, tracking_uri):
         return _download(client, version, f"{FOLDER}/{CONFIG}", tracking_uri, into).read_text()
     try:
+        check_run(client, str(version.run_id), tracking_uri)
         return Path(client.download_artifacts(str(version.run_id), CONFIG, str(into))).read_text()
+    except InputError:
+        raise
     except Exception as error:
         if is_outage(error):
             raise
@@ -95,7 +99,9 @@ def _names(client: "MlflowClient", version: "ModelVersion", tracking_uri: str) -
     from mlflow.artifacts import list_artifacts
 
     try:
-        files = list_artifacts(_uri(client, version, FOLDER), tracking_uri=tracking_uri)
+        files = list_artifacts(_uri(client, version, FOLDER, tracking_uri), tracking_uri=tracking_uri)
+    except InputError:
+        raise
     except Exception as error:
         if isinstance(error, FileNotFoundError) or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             return set()
@@ -110,8 +116,24 @@ def _download(client: "MlflowClient", version: "ModelVersion", path: str, tracki
 
     target = into / Path(path).parent
     target.mkdir(parents=True, exist_ok=True)
-    return Path(download_artifacts(_uri(client, version, path), dst_path=str(target), tracking_uri=tracking_uri))
+    return Path(
+        download_artifacts(_uri(client, version, path, tracking_uri), dst_path=str(target), tracking_uri=tracking_uri)
+    )
 
 
-def _uri(client: "MlflowClient", version: "ModelVersion", path: str) -> str:
-    return f"{client.get_model_version_download_uri(version.name, version.version)}/artifacts/{path}"
+def _uri(client: "MlflowClient", version: "ModelVersion", path: str, tracking_uri: str) -> str:
+    return f"{location_of(client, str(version.name), str(version.version), tracking_uri)}/artifacts/{path}"
+
+
+def location_of(client: "MlflowClient", name: str, number: str, tracking_uri: str) -> str:
+    """Where a version's files are.
+
+    Raises:
+        InputError: on another web server than the registry's.
+    """
+    location = str(client.get_model_version_download_uri(name, number))
+    try:
+        check_location(location, tracking_uri)
+    except ValueError as error:
+        raise InputError(f"{name} version {number}: {error}") from None
+    return location

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from diffusion.locations import check_location
 from trainer.config.run import CHALLENGER, GateConfig
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
@@ -336,11 +335,12 @@ def _download_package(
 
     number, folder = str(version.version), folder_of(into, name, str(version.version)) / "package"
     folder.mkdir(parents=True, exist_ok=True)
-    location = f"{client.get_model_version_download_uri(name, number)}/artifacts/package"
+    location = f"{evidence.location_of(client, name, number, tracking_uri)}/artifacts/package"
+    for file in FILES:
+        fetched = download_artifacts(f"{location}/{file}", dst_path=str(folder), tracking_uri=tracking_uri)
+        if Path(fetched) != folder / file:  # some stores keep a part of the way
+            Path(fetched).replace(folder / file)
     try:
-        check_location(location, tracking_uri)
-        for file in FILES:
-            download_artifacts(f"{location}/{file}", dst_path=str(folder), tracking_uri=tracking_uri)
         digest, registered = verify_package(folder), version.tags.get("package_sha256")
     except (PackageError, ValueError) as error:
         raise InputError(f"{name} version {number}: {error}") from None

@@ -51,8 +51,11 @@ def prepare() -> None:
 def listen() -> tuple[str, int]:
     """Take a port at this node's address, for the store that rank 0 is about to open; returns both."""
     host = ray.util.get_node_ip_address()
+    own = (
+        interface_of(host, _addresses()) is not None
+    )  # or address translation leads to this machine, at any of its own
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    _listening[:] = [socket.create_server((host, 0), family=family, backlog=1024)]
+    _listening[:] = [socket.create_server((host if own else "", 0), family=family, backlog=1024)]
     return host, _listening[0].getsockname()[1]
 
 
@@ -78,8 +81,11 @@ def join(rank: int, size: int, host: str, port: int, backend: str, timeout_s: fl
 
 def choose_interface() -> None:
     """Set this process's interface from its node's address."""
-    addresses = {name: [entry.address for entry in entries] for name, entries in psutil.net_if_addrs().items()}
-    set_interface(interface_of(ray.util.get_node_ip_address(), addresses), os.environ)
+    set_interface(interface_of(ray.util.get_node_ip_address(), _addresses()), os.environ)
+
+
+def _addresses() -> dict[str, list[str]]:
+    return {name: [entry.address for entry in entries] for name, entries in psutil.net_if_addrs().items()}
 
 
 def interface_of(ip: str, addresses: Mapping[str, Sequence[str]]) -> str | None:

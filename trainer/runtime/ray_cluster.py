@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffusion.private_folder import private_folder
+from diffusion.private_folder import is_ours, private_folder
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, RunFailedError, last_line
 from trainer.run.provenance import ROOT
@@ -48,12 +48,14 @@ def connect_ray(dashboard: bool = False) -> None:
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **RAY_TRAIN_SETTINGS} | os.environ
     import ray
+    from ray._common.utils import get_ray_address_file
     from ray._private import ray_constants, services
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     local: dict[str, Any] = {}
     unknown: Any = None  # Ray annotates it as text
-    if services.canonicalize_bootstrap_address(unknown) is None:  # nor has `ray start` left one here
+    found = services.canonicalize_bootstrap_address(unknown)
+    if found is None or not (os.environ.get("RAY_ADDRESS") or is_ours(Path(get_ray_address_file(None)))):
         os.environ[LOOPBACK_VARIABLE] = "0"  # for Ray's own processes
         ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it
         local = {"_temp_dir": f"{private_folder()}/ray"}  # Ray opens that to everybody

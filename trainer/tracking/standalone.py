@@ -7,8 +7,9 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from diffusion.locations import check_location
 from trainer.config.run_config import canonical
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError, RunFailedError, one_line
@@ -19,9 +20,20 @@ from trainer.run.summary import Evaluated
 from trainer.tracking.client import create_once, is_outage, mlflow_client, run_exists
 from trainer.tracking.runs import flatten, log_evaluation, mlflow_dataset
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 RESULT_FILES = (
     "evaluation.json", "report.html", "report.png", "samples.png", "neighbours.png", "denoising.json", PER_IMAGE,
 )  # fmt: skip
+
+
+def check_run(client: "MlflowClient", run_id: str, tracking_uri: str) -> None:
+    """Raise InputError where a run's files are on another web server than the one that names it."""
+    try:
+        check_location(str(client.get_run(run_id).info.artifact_uri), tracking_uri)
+    except ValueError as error:
+        raise InputError(f"MLflow run {run_id}: {error}") from None
 
 
 def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path]:
@@ -35,6 +47,7 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
     folder.mkdir(parents=True, exist_ok=True)
     client = mlflow_client(tracking_uri)
     try:
+        check_run(client, run_id, tracking_uri)
         name = client.get_run(run_id).info.run_name
         there = {Path(str(file.path)).name for file in client.list_artifacts(run_id, "results")}
         for file in {*FILES, PER_IMAGE} & there:  # whose folders there are not those here, with every store
