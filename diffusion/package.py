@@ -219,6 +219,8 @@ def _check_files(folder: Path) -> None:
     """Refuse a folder with other files than those of a package, with links, or with texts that no package has."""
     try:
         kinds = {path.name: path.lstat() for path in folder.iterdir()}
+    except FileNotFoundError:
+        kinds = {}
     except OSError as error:
         raise PackageError(f"{folder}: {error.strerror}") from None
     if MANIFEST not in kinds:

@@ -47,16 +47,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 def serve_elsewhere(ports):
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Handler) for port in ports]  # listen already
     pid = os.fork()
     if pid == 0:
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
-        for port in ports:
-            server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Handler)
+        for server in servers:
             threading.Thread(target=server.serve_forever).start()
         threading.Event().wait()
+    for server in servers:
+        server.socket.close()
     return pid
 
 def fail_if_told(name):
