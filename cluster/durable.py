@@ -19,10 +19,10 @@ def mode(folder: Path) -> int:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it: each like the one that it is in where that is open, else for its user alone."""
+    """Make a folder: like the one that it is in where that is open, else for its user alone; those above it as usual."""
     if folder.is_dir():
         return
-    make_folder(folder.parent)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     parent = folder.parent.stat()
     others = parent.st_mode & OTHERS if not parent.st_mode & 0o1000 else 0  # /tmp is open, but to nobody's files
     folder.mkdir(exist_ok=True)

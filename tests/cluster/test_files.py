@@ -197,12 +197,17 @@ def test_files_are_for_those_who_may_write_in_their_folder(tmp_path: Path, folde
         assert inner & 0o2000 == folder & 0o2000
 
 
-def test_a_new_queue_is_its_users_alone(tmp_path: Path):
-    tmp_path.chmod(0o755)
-    Store.open(f"sqlite:///{tmp_path}/a/b/queue.db").files.write("logs/x.log", [b"x"])
-    modes = {path.relative_to(tmp_path): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
-    assert {str(path): mode for path, mode in modes.items()} == {
-        "a": 0o700, "a/b": 0o700, "a/b/queue.db": 0o600, "a/b/logs": 0o700, "a/b/logs/x.log": 0o600,
+def test_a_new_queue_is_its_users_alone_and_what_it_is_in_is_left_to_others(tmp_path: Path):
+    """The storage that it is in has packages, which are for everybody."""
+    before = os.umask(0o022)
+    try:
+        Store.open(f"sqlite:///{tmp_path}/storage/queue/queue.db").files.write("logs/x.log", [b"x"])
+    finally:
+        os.umask(before)
+    modes = {str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes == {
+        "storage": 0o755, "storage/queue": 0o700, "storage/queue/queue.db": 0o600, "storage/queue/logs": 0o700,
+        "storage/queue/logs/x.log": 0o600,
     }  # fmt: skip
 
 
