@@ -19,7 +19,7 @@ def mode(folder: Path) -> int:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder: like the one that it is in where that is open, else for its user alone; those above it as usual."""
+    """Make a folder, and those above it as usual: like the one it is in where that is open, else for its user alone."""
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
