@@ -151,10 +151,11 @@ def load(source: Source, device: str = "cpu", signed_by: bytes | None = None) ->
     if source.tracking_uri is None and signed_by is None:
         return _load_folder(source, Path(source.location), device, None)
     if source.tracking_uri is None:
-        with TemporaryDirectory(
-            prefix="dualview-package-"
-        ) as folder:  # nobody changes it between the checks and its use
-            copy = shutil.copytree(source.location, Path(folder, "package"), symlinks=True)
+        with TemporaryDirectory(prefix="dualview-package-") as folder:  # nobody changes a copy while it is looked at
+            try:
+                copy = shutil.copytree(source.location, Path(folder, "package"), symlinks=True)
+            except OSError as error:
+                raise ModelError(f"model: {source.reference}: cannot be read: {_one_line(error)}") from None
             return _load_folder(source, copy, device, signed_by)
     with TemporaryDirectory(prefix="dualview-package-") as folder:
         missing = f"its version holds no {PACKAGE_PATH}: not a DualView model"
