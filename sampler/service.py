@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray._common.tls_utils import add_port_to_grpc_server
 from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants, services
+from ray.serve._private import constants as serve_constants, replica as serve_replica
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import ApplicationStatus
 
@@ -71,6 +73,7 @@ class Replica:
         from sampler.api import Service
 
         torch.set_num_threads(torch_threads)
+        _keep_to_loopback()
         self.service = Service([load(source, device, signed_by) for source in sources])
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
@@ -83,6 +86,17 @@ class Replica:
         """Raise RuntimeError if an engine has stopped; Serve then replaces the replica."""
         if not self.service.healthy:
             raise RuntimeError("an engine has stopped")
+
+
+def _keep_to_loopback() -> None:
+    """Let Serve bind this replica's gRPC server, which it is about to do, to loopback instead of to all interfaces.
+
+    That server unpickles what it is sent, and asks for a token only where Ray has one. Requests do not come through it
+    unless Serve is set to call replicas by gRPC; then it stays as it is.
+    """
+    if not (serve_constants.RAY_SERVE_USE_GRPC_BY_DEFAULT or serve_constants.RAY_SERVE_PROXY_USE_GRPC):
+        module: Any = serve_replica
+        module.add_port_to_grpc_server = lambda server, _: add_port_to_grpc_server(server, "127.0.0.1:0")
 
 
 deployment = serve.deployment(

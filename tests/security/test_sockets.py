@@ -1,6 +1,7 @@
 """On one machine nothing listens but on loopback: whoever reaches the machine reaches no part of a run."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.integration
 
 CONNECTING = {
     "trainer": "from trainer.runtime.ray_cluster import connect_ray; connect_ray(dashboard=True)",
-    "sampler": "from sampler.service import connect; connect()",
+    "sampler": "from sampler.service import Address, connect, deploy; connect(); "
+    "deploy([], Address('127.0.0.1', {port}), num_cpus=1, timeout_s=60)",
 }
 LOCAL = """
 import ray, sys
@@ -44,8 +46,10 @@ def is_loopback(address: str) -> bool:
 @pytest.mark.parametrize("who", list(CONNECTING))
 def test_a_local_ray_and_its_workers_listen_on_loopback_in_a_folder_of_their_own(who: str):
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "TMPDIR")}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
     with subprocess.Popen(
-        [sys.executable, "-c", LOCAL.format(connecting=CONNECTING[who])],
+        [sys.executable, "-c", LOCAL.format(connecting=CONNECTING[who].format(port=port))],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.PIPE,
@@ -60,6 +64,7 @@ def test_a_local_ray_and_its_workers_listen_on_loopback_in_a_folder_of_their_own
             found |= listening([process.pid, *(child.pid for child in children)])
             time.sleep(0.5)
         assert len(found) > 5
+        assert who != "sampler" or any("Replica" in name for _, name in found)
         assert [each for each in found if not is_loopback(each[0])] == []
         assert private_folder() in session.parents
         assert not open_to_others(session)

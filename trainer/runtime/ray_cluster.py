@@ -1,5 +1,6 @@
 """The Ray cluster of RAY_ADDRESS, or a local one: whether it answers, joining it, and whether it has GPUs."""
 
+import functools
 import logging
 import os
 import signal
@@ -70,7 +71,13 @@ def connect_ray(dashboard: bool = False) -> None:
         )
     except ConnectionError as error:
         raise RunFailedError(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}: {last_line(error)}") from error
-    if (folder := _session_folder()) is not None and open_to_others(folder):
+    if (folder := _session_folder()) is not None:
+        _warn_of_others(folder)
+
+
+@functools.cache
+def _warn_of_others(folder: Path) -> None:
+    if open_to_others(folder):
         print(
             f"warning: every user of this machine can replace the code of jobs in {folder}: start Ray with --temp-dir "
             "in a folder of mode 700",
