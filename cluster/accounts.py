@@ -9,8 +9,9 @@ from sqlalchemy import func, select
 from cluster.admission import DEFAULT_QUEUE, Terms
 from cluster.database.tables import Attempt, Job, Team, held
 from cluster.errors import InputError
+from cluster.rows import find_team
 from cluster.spec import END_STATES, PREEMPTED_EXIT_CODE
-from cluster.store import Store, find_team
+from cluster.store import Store
 
 
 @dataclass

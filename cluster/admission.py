@@ -19,13 +19,13 @@ import heapq
 from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cluster.forecast import Forecast
 from cluster.placement import Amounts, Cluster, Demand, Node, Placement, Places
 from cluster.reasons import Reason
 from cluster.resources import Kind, Shape, format_amount, format_gang
@@ -34,6 +34,7 @@ MAX_HOLD_S = 600.0  # the longest back-off
 ROUNDING = 1e-9  # of a share
 DEFAULT_QUEUE = "default"
 WANT_ROOM = (Reason.PREEMPTING, Reason.OTHERS, Reason.RESOURCES, Reason.RESERVED)
+FORESEEN = (Reason.PREEMPTING, Reason.RESOURCES, Reason.RESERVED)
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Policy:
         max_preemptions: how many jobs may be asked to make room now.
         leave_s: how long a job takes to leave that was asked to.
         reservations: how many waiting jobs of different shapes reserve nodes.
+        forecasts: of how many waiting jobs it is said when they are expected to start.
         overdue_s: of each queue, the job that has waited longest comes before the order of the queues after this.
         draining: whether nothing starts.
     """
@@ -143,6 +145,7 @@ class Policy:
     max_preemptions: int = 10
     leave_s: float = 120.0
     reservations: int = 16
+    forecasts: int = 100
     overdue_s: float = 7 * 86400.0
     draining: bool = False
 
@@ -177,7 +180,7 @@ class Wait:
     Attributes:
         code: the reason.
         text: a sentence for people.
-        start_at: when it is expected to start at the latest; None if that cannot be known.
+        start_at: when it is expected to start; None if that cannot be known.
     """
 
     code: Reason
@@ -268,13 +271,14 @@ class _Admission:
         self.reservations: list[_Reservation] = []
         self._demands: dict[Shape, list[Demand]] = {}
         self._impossible: dict[Shape, Wait] = {}
-        self._blocked: dict[tuple[Shape, float | None], Wait] = {}
+        self._blocked: dict[Shape, tuple[float, Wait]] = {}  # the shortest run time that has to wait, and why
         self._asked: set[tuple[Shape, str, int]] = set()
         others = self.cluster.total - self.cluster.usable  # may leave too, nobody knows when
         self._timeline = [*zip(self.ends, self.usages, strict=True), (np.inf, others)]
         self._claims = {job.id: job for job in waiting if job.owed}  # for which others have made room, or do
         self._leaving = {index for index, job in enumerate(self.running) if job.leaving}
         self._free_at: list[Amounts] | None = None
+        self._foreseen: list[Waiting] = []
 
     def round(self) -> Round:
         ahead = 0
@@ -283,7 +287,20 @@ class _Admission:
             if wait is not None:
                 self.result.waits[job.id] = _behind(wait, ahead)
                 ahead += wait.code in WANT_ROOM
+                if wait.code in FORESEEN:
+                    self._foreseen.append(job)
+        self._forecast()
         return self.result
+
+    def _forecast(self) -> None:
+        """Say when those that wait for room are expected to start."""
+        forecast = Forecast(self.cluster, self.free, self.now, self._timeline)
+        for index, job in enumerate(self._foreseen):
+            start_at = None
+            if index < self.policy.forecasts:
+                start_at = forecast.start(job.shape, self._demands[job.shape][0], _runs_s(job))
+            if (wait := self.result.waits[job.id]).code != Reason.PREEMPTING:
+                self.result.waits[job.id] = replace(wait, start_at=start_at)
 
     # ------------------------------------------------------------------ order
 
@@ -372,16 +389,17 @@ class _Admission:
 
     def _start_or_wait(self, job: Waiting) -> Wait | None:
         demand = self._demands[job.shape][0]  # a program that can use GPUs takes them where the cluster has enough
-        key = (job.shape, job.max_runtime_s)
-        wait = self._blocked.get(key)  # what is free only shrinks within a round
-        if wait is None:
+        runs_s = _runs_s(job)
+        shortest_s, wait = self._blocked.get(job.shape, (np.inf, None))
+        if wait is None or runs_s < shortest_s:  # what is free only shrinks within a round, least for the shortest
             room = self._room(self.free, job)
             places = self.cluster.place(demand, room)
             if places is not None:
                 self._admit(job, demand, places)
                 return None
             wait = self._wait(job, demand)
-            self._blocked[key] = Wait(wait.code, wait.text)
+            some_could = wait.code == Reason.RESERVED  # a shorter one, which delays nobody
+            self._blocked[job.shape] = runs_s if some_could else 0.0, Wait(wait.code, wait.text)
         if wait.code == Reason.RESOURCES and self._may_preempt(job):
             return self._make_room(job, demand, wait.start_at) or wait
         return wait
@@ -394,8 +412,7 @@ class _Admission:
         return free
 
     def _ends_before(self, job: Waiting, reservation: _Reservation) -> bool:
-        known = job.max_runtime_s is not None and np.isfinite(reservation.start_at)
-        return known and self.now + (job.max_runtime_s or 0.0) <= reservation.start_at
+        return self.now + _runs_s(job) <= reservation.start_at < np.inf
 
     def _admit(self, job: Waiting, demand: Demand, places: Places) -> None:
         self.free = self.free - places.taken
@@ -403,8 +420,7 @@ class _Admission:
             each if self._ends_before(job, each) else _Reservation(each.job, each.start_at, each.spare - places.taken)
             for each in self.reservations
         ]
-        ends_at = np.inf if job.max_runtime_s is None else self.now + job.max_runtime_s
-        insort(self._timeline, (ends_at, places.taken), key=lambda each: each[0])
+        insort(self._timeline, (self.now + _runs_s(job), places.taken), key=lambda each: each[0])
         self._free_at = None
         self._add(job.queue, places.taken.sum(0))
         self.count[job.queue] += 1
@@ -466,7 +482,7 @@ class _Admission:
             last = bisect_right(ends, ends[middle]) - 1  # of those who end together
             spares = [self._spare_at(each, last, ends, self._free_at) for each in self.reservations]
             room: Amounts = np.minimum.reduce([self._free_at[last], *spares])
-            places = self.cluster.place(demand, room, self._busy(room))
+            places = self.cluster.place(demand, room, self.cluster.busy(room, self.free))
             if places is None:
                 low = last + 1
             else:
@@ -482,11 +498,6 @@ class _Admission:
         """What a job ahead leaves once those that run have ended, up to one of their ends."""
         until = bisect_right(ends, reservation.start_at) - 1
         return reservation.spare if end <= until else reservation.spare + free_at[end] - free_at[until]
-
-    def _busy(self, room: Amounts) -> NDArray[np.float64]:
-        """For each node, how much of what will be free there is in use now."""
-        used: NDArray[np.float64] = (room - self.free) / np.maximum(room, 1)
-        return used.max(1, initial=0.0).round(6)
 
     # ------------------------------------------------------------------ preemption
 
@@ -606,6 +617,10 @@ def impossible(cluster: Cluster, shape: Shape) -> str:
 def points(seconds: float, policy: Policy) -> float:
     """How much so long a wait adds to a priority."""
     return max(0.0, seconds) / 3600 / policy.hours_per_point
+
+
+def _runs_s(job: Waiting) -> float:
+    return np.inf if job.max_runtime_s is None else job.max_runtime_s
 
 
 def _behind(wait: Wait, ahead: int) -> Wait:

@@ -7,6 +7,7 @@ asks Ray, and submits it again only if Ray does not know its submission id.
 """
 
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -442,7 +443,8 @@ class Dispatcher:
 
     def _record(self, decided: Round) -> None:
         """Record the reasons that have changed."""
-        changed = {job: wait for job, wait in decided.waits.items() if self._waits.get(job) != wait}
+        waits = {job: _to_the_minute(wait) for job, wait in decided.waits.items()}
+        changed = {job: wait for job, wait in waits.items() if self._waits.get(job) != wait}
         if changed:
             self._store.explain(changed)
 
@@ -571,3 +573,8 @@ def placed(start: Start, shape: Shape) -> Placed:
         for name, amount in kind.resources():
             given[name] = given.get(name, 0.0) + amount
     return Placed(placement.driver, placement.bundles, usage, start.share)
+
+
+def _to_the_minute(wait: Wait) -> Wait:
+    """An expected start is rounded up, or it would be recorded again in each pass."""
+    return wait if wait.start_at is None else replace(wait, start_at=60.0 * math.ceil(wait.start_at / 60))

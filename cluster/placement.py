@@ -163,6 +163,11 @@ class Cluster:
         found = (_place(demand, parts, free, busy) for parts in orders)
         return next((each for each in found if each is not None), None) or _search(demand, free)
 
+    def busy(self, room: Amounts, free: Amounts) -> NDArray[np.float64]:
+        """For each node, how much is in use now of what will be room there, when this is free now."""
+        used: NDArray[np.float64] = (room - free) / np.maximum(room, 1)
+        return used.max(1, initial=0.0).round(6)
+
     def assign(self, demand: Demand, shape: Shape, places: Places) -> Placement:
         """The node of each bundle, and of the driver; equal bundles go to one node after another."""
         rows = {
@@ -308,7 +313,12 @@ def _choose(fits: Amounts, count: int, waste: Amounts, busy: NDArray[np.float64]
     rank = np.zeros(len(fits)) if busy is None else busy
     remaining = count
     order = np.lexsort((-fits, rank, waste))
-    for row in order[fits[order] > 0]:  # pragma: no branch - they fit
+    order = order[fits[order] > 0]
+    before = count - np.cumsum(fits[order]) + fits[order]  # what remains when it is a node's turn
+    filled = order[: np.searchsorted(-before, -fits.max())]  # no node could take that whole
+    chosen[filled] = fits[filled]
+    remaining -= int(fits[filled].sum())
+    for row in order[len(filled) :]:  # pragma: no branch - they fit
         whole = np.flatnonzero((fits >= remaining) & (chosen == 0))
         if len(whole):  # the rest on the node that it leaves the least of
             best = whole[np.lexsort((fits[whole], rank[whole], waste[whole]))[0]]

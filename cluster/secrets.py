@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.errors import InputError
+from cluster.errors import FilesUnavailableError, InputError
 from cluster.spec import JobSpec
 
 MAX_BYTES = 2**20
@@ -43,15 +43,13 @@ def keep(anchor: Path, spec: JobSpec, given: dict[str, bytes]) -> JobSpec:
     """A job with copies of secrets beside the queue, and variables that name them.
 
     Raises:
-        InputError: they cannot be written.
+        FilesUnavailableError: they cannot be written now.
     """
     folder = anchor.with_name("secrets") / uuid.uuid4().hex
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.parent.stat().st_uid == os.getuid():
-            folder.parent.chmod(
-                0o1777
-            )  # others of the team keep theirs there too; each job's folder is its user's alone
+            folder.parent.chmod(0o1777)  # others of the team keep theirs there too, each job's in a folder of its own
         folder.mkdir(mode=0o700)
         for name, content in given.items():
             descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -61,7 +59,7 @@ def keep(anchor: Path, spec: JobSpec, given: dict[str, bytes]) -> JobSpec:
                 os.fsync(descriptor)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise InputError(f"--secret: {folder}: {error.strerror}; allowed: a queue in a writable folder") from None
+        raise FilesUnavailableError(f"--secret: {folder} cannot be written: {error.strerror}") from None
     variables = {f"{name}_FILE": str(folder / name) for name in given}
     return spec.model_copy(update={"environment": {**spec.environment, **variables}})
 

@@ -154,12 +154,12 @@ def keep(archive: Path, files: Files) -> None:
     """Have an archive among the snapshots.
 
     Raises:
-        InputError: it cannot be written there.
+        FilesUnavailableError: it cannot be written there now.
     """
     try:
         files.write(name_of(archive.stem), Folder(archive.parent).read(archive.name))
-    except (FilesUnavailableError, OSError) as error:
-        raise InputError(f"the snapshot cannot be written: {error}") from None
+    except FilesUnavailableError as error:
+        raise FilesUnavailableError(f"the snapshot cannot be written: {error}") from None
 
 
 def name_of(digest: str) -> str:

@@ -6,23 +6,21 @@ a crash the database shows what may be running, and Ray can be asked about it.
 
 import time
 import weakref
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Engine, bindparam, func, select, update
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session, aliased, load_only
 
-from cluster import secrets, snapshot
+from cluster import rows, secrets, snapshot
 from cluster.admission import Wait
 from cluster.database import schema
 from cluster.database.kinds import Database, database
 from cluster.database.lead import Lead
-from cluster.database.tables import Attempt, Event, Job, Queue, Team
+from cluster.database.tables import Attempt, Event, Job, Queue
 from cluster.errors import InputError, StoreUnavailableError
 from cluster.files import Folder, open_files
 from cluster.placement import Node
@@ -31,8 +29,6 @@ from cluster.spec import END_STATES, OPEN_STATES, Asked, Beat, Ending, JobSpec, 
 
 BACK_OFF_S = 30.0  # after a job's first fault; each further one doubles it
 MAX_BACK_OFF_S = 600.0
-MAX_PARAMETERS = 10_000  # of a statement
-_T = TypeVar("_T")
 SHORT_ATTEMPT_S = 5.0  # a job that gives its machines back sooner, unasked, waits as after a fault
 WAITING_COLUMNS = (
     Job.id, Job.gangs, Job.driver, Job.priority, Job.queue, Job.user, Job.waiting_since, Job.held_until, Job.hold,
@@ -242,16 +238,16 @@ class Store:
         jobs: list[tuple[Job, bool]] = []
         with self.session() as session:
             for name, priority in {(spec.queue, spec.priority) for spec in specs}:
-                _check_priority(find_team(session, name), priority)
+                rows.check_priority(rows.find_team(session, name), priority)
             for job_id in {job_id for spec in specs for job_id in spec.after}:
-                _job(session, job_id)
-            known = _unfinished_by_key(session, {spec.key for spec in specs if spec.key is not None})
+                rows.find_job(session, job_id)
+            known = rows.unfinished_by_key(session, {spec.key for spec in specs if spec.key is not None})
             for index, spec in enumerate(specs):
                 twin = known.get(spec.key or "")
-                jobs.append((twin or _made(spec, hold, index if len(specs) > 1 else None), twin is None))
+                jobs.append((twin or rows.made(spec, hold, index if len(specs) > 1 else None), twin is None))
                 if spec.key is not None:
                     known[spec.key] = jobs[-1][0]
-            _add([job for job, is_new in jobs if is_new], session)
+            rows.add([job for job, is_new in jobs if is_new], session)
         return jobs
 
     def job(self, job_id: int) -> Job:
@@ -261,7 +257,7 @@ class Store:
             InputError: there is none of this id.
         """
         with self.session(write=False) as session:
-            return _job(session, job_id)
+            return rows.find_job(session, job_id)
 
     def jobs(self, *states: str) -> Sequence[Job]:
         """The jobs in these states, or all; oldest first."""
@@ -313,7 +309,7 @@ class Store:
         """The attempts of several jobs, by job, oldest first."""
         found: dict[int, list[Attempt]] = {job: [] for job in jobs}
         with self.session(write=False) as session:
-            for some in _chunks(found):
+            for some in rows.chunks(found):
                 for attempt in session.scalars(select(Attempt).where(Attempt.job_id.in_(some)).order_by(Attempt.id)):
                     found[attempt.job_id].append(attempt)
         return found
@@ -328,12 +324,12 @@ class Store:
         if not jobs:
             return {}
         with self.session(write=False) as session:
-            rows = [
+            found = [
                 row
-                for some in _chunks(jobs)
+                for some in rows.chunks(jobs)
                 for row in session.execute(select(Job.id, Job.state).where(Job.id.in_(some)))
             ]
-        return {row.id: row.state for row in rows}
+        return {row.id: row.state for row in found}
 
     # ------------------------------------------------------------------ what people do with jobs
 
@@ -348,16 +344,16 @@ class Store:
             InputError: there is no such job, or it has ended.
         """
         with self.session() as session:
-            job = _unfinished(session, job_id)
+            job = rows.find_unfinished(session, job_id)
             job.cancel_requested = True
             if job.state == "queued":
-                _end(session, job, "cancelled", "cancelled while it waited")
+                rows.end(session, job, "cancelled", "cancelled while it waited")
             elif now:
                 attempt = session.scalars(_OPEN.where(Attempt.job_id == job_id)).one()
-                _close(session, attempt, Ending(status="lost"), "cancelled without asking Ray", fault=False)
-                _end(session, job, "cancelled", "cancelled without asking Ray, which may still run it")
+                rows.close(session, attempt, Ending(status="lost"), "cancelled without asking Ray", fault=False)
+                rows.end(session, job, "cancelled", "cancelled without asking Ray, which may still run it")
             else:
-                _record_event(session, job.id, "cancellation requested")
+                rows.record_event(session, job.id, "cancellation requested")
             return job
 
     def hold(self, job_id: int) -> Job:
@@ -367,9 +363,9 @@ class Store:
             InputError: there is no such job, or it has ended.
         """
         with self.session() as session:
-            job = _unfinished(session, job_id)
+            job = rows.find_unfinished(session, job_id)
             job.hold = job.hold or "held"
-            _record_event(session, job.id, "held")
+            rows.record_event(session, job.id, "held")
             return job
 
     def release(self, job_id: int) -> Job:
@@ -379,27 +375,27 @@ class Store:
             InputError: there is no such job, or it has ended.
         """
         with self.session() as session:
-            job = _unfinished(session, job_id)
+            job = rows.find_unfinished(session, job_id)
             job.hold, job.problem, job.held_until, job.waiting_since = None, "", 0.0, time.time()
-            _record_event(session, job.id, "released")
+            rows.record_event(session, job.id, "released")
             return job
 
     def park(self, job_id: int, problem: str) -> None:
         """Keep a job that the dispatcher cannot handle from being tried again until it is released."""
         with self.session() as session:
-            job = _job(session, job_id)
+            job = rows.find_job(session, job_id)
             if job.state in END_STATES or (job.hold, job.problem) == ("parked", problem):
                 return
             job.hold, job.problem, job.reason = "parked", problem, problem
             job.reason_code = Reason.PARKED if job.state == "queued" else ""
-            _record_event(session, job.id, f"parked: {problem}")
+            rows.record_event(session, job.id, f"parked: {problem}")
 
     def give_up(self, job_id: int, reason: str) -> Job:
         """Cancel a job that waits, since it can never start."""
         with self.session() as session:
-            job = _job(session, job_id)
+            job = rows.find_job(session, job_id)
             if job.state == "queued":
-                _end(session, job, "cancelled", reason)
+                rows.end(session, job, "cancelled", reason)
             return job
 
     def requeue(self, job_id: int) -> Job:
@@ -412,18 +408,18 @@ class Store:
         if (before := self.job(job_id)).state in END_STATES:
             self._check_there(before)
         with self.session() as session:
-            job = _job(session, job_id)
+            job = rows.find_job(session, job_id)
             if job.state == "queued":
                 raise InputError(f"job {job_id}: waits already; allowed: a job that runs or has ended")
             if job.state in OPEN_STATES:
                 attempt = session.scalars(_OPEN.where(Attempt.job_id == job_id)).one()
-                if job.cancel_requested or not _ask(session, attempt, Asked(to="leave", reason="requeued by hand")):
+                if job.cancel_requested or not rows.ask(session, attempt, Asked(to="leave", reason="requeued by hand")):
                     raise InputError(
                         f"job {job_id}: was asked to leave before; allowed: one that was not, or has ended"
                     )
                 return job
-            find_team(session, job.queue)
-            if (twin := _unfinished_by_key(session, [job.key] if job.key else []).get(job.key or "")) is not None:
+            rows.find_team(session, job.queue)
+            if (twin := rows.unfinished_by_key(session, [job.key] if job.key else []).get(job.key or "")) is not None:
                 raise InputError(
                     f"job {job_id}: job {twin.id} does the same and is {twin.state}; allowed: one of the two"
                 )
@@ -431,7 +427,7 @@ class Store:
             session.execute(faults)
             job.state, job.ended_at, job.cancel_requested, job.held_until = "queued", None, False, 0.0
             job.reason, job.reason_code, job.waiting_since = "queued again by hand", Reason.NEW, time.time()
-            _record_event(session, job.id, "queued again by hand")
+            rows.record_event(session, job.id, "queued again by hand")
             return job
 
     def _check_there(self, job: Job) -> None:
@@ -449,31 +445,31 @@ class Store:
             InputError: there is no such job or queue, it has ended, or the priority is above the queue's.
         """
         with self.session() as session:
-            job = _unfinished(session, job_id)
+            job = rows.find_unfinished(session, job_id)
             queue, priority = fields.get("queue", job.queue), fields.get("priority", job.priority)
-            _check_priority(find_team(session, str(queue)), int(priority or 0))
+            rows.check_priority(rows.find_team(session, str(queue)), int(priority or 0))
             for name, value in fields.items():
                 setattr(job, name, value)
-            _record_event(session, job.id, "changed: " + ", ".join(f"{name} = {fields[name]}" for name in fields))
+            rows.record_event(session, job.id, "changed: " + ", ".join(f"{name} = {fields[name]}" for name in fields))
             return job
 
     # ------------------------------------------------------------------ what the dispatcher does with jobs
 
     def explain(self, waits: Mapping[int, Wait]) -> None:
         """Record why waiting jobs wait."""
-        rows = [
+        changes = [
             {"id": job, "reason": wait.text, "reason_code": str(wait.code), "start_at": wait.start_at}
             for job, wait in waits.items()
         ]
         with self.session() as session:
             waiting = set(session.scalars(select(Job.id).where(Job.state == "queued")))
-            if found := [row for row in rows if row["id"] in waiting]:
+            if found := [each for each in changes if each["id"] in waiting]:
                 session.execute(update(Job), found)
 
     def begin_attempt(self, job_id: int, placed: Placed | None = None) -> Attempt | None:
         """Record a new attempt, before it is submitted to Ray; None if the job may not start any more."""
         with self.session() as session:
-            job = _job(session, job_id)
+            job = rows.find_job(session, job_id)
             if job.state != "queued" or job.hold is not None or session.scalars(_DRAINING).one():
                 return None
             number = session.scalars(select(func.count(Attempt.id)).where(Attempt.job_id == job_id)).one() + 1
@@ -489,7 +485,7 @@ class Store:
             session.add(attempt)
             job.state, job.reason, job.reason_code = "starting", f"attempt {number} is starting{where}", ""
             job.start_at = None
-            _record_event(session, job_id, f"attempt {number} begins{where} as {name}")
+            rows.record_event(session, job_id, f"attempt {number} begins{where} as {name}")
             return attempt
 
     def confirm(self, attempt: Attempt) -> None:
@@ -498,7 +494,7 @@ class Store:
             stored = session.get_one(Attempt, attempt.id)
             if stored.ended_at is None:
                 stored.confirmed = True
-                _unpark(_job(session, stored.job_id))
+                rows.unpark(rows.find_job(session, stored.job_id))
 
     def observe(self, attempt: Attempt, running: bool, words: str) -> None:
         """Record what an open attempt does; one that ran before still runs.
@@ -512,17 +508,17 @@ class Store:
             stored = session.get_one(Attempt, attempt.id)
             if stored.ended_at is not None:
                 return
-            job = _job(session, stored.job_id)
+            job = rows.find_job(session, stored.job_id)
             stored.confirmed, job.reason = True, words
-            _unpark(job)
+            rows.unpark(job)
             if running and stored.running_at is None:
                 stored.running_at, job.state = time.time(), "running"
-                _record_event(session, job.id, f"attempt {stored.number} runs")
+                rows.record_event(session, job.id, f"attempt {stored.number} runs")
 
     def note(self, job_id: int, words: str) -> None:
         """Say of a job with an open attempt what is the matter with it."""
         with self.session() as session:
-            job = _job(session, job_id)
+            job = rows.find_job(session, job_id)
             if job.state in OPEN_STATES:
                 job.reason = words
 
@@ -547,22 +543,22 @@ class Store:
         """
         with self.session() as session:
             stored = session.get_one(Attempt, attempt.id)
-            return stored.ended_at is None and _ask(session, stored, asked, by)
+            return stored.ended_at is None and rows.ask(session, stored, asked, by)
 
     def end_attempt(self, attempt: Attempt, ending: Ending) -> Job:
         """Close an attempt and update its job; closing it again changes nothing."""
         with self.session() as session:
-            job, attempt = _job(session, attempt.job_id), session.get_one(Attempt, attempt.id)
+            job, attempt = rows.find_job(session, attempt.job_id), session.get_one(Attempt, attempt.id)
             if attempt.ended_at is not None:
                 return job
             others = select(Attempt).where(Attempt.job_id == job.id, Attempt.id != attempt.id)
             before = session.scalars(others).all()
             faults = sum(each.fault for each in before)
-            asked = _asked_of(job, attempt)
-            transition = next_transition(ending, asked, faults, job.retries, _progressed(attempt, before))
-            _close(session, attempt, ending, transition.reason, transition.fault)
+            asked = rows.asked_of(job, attempt)
+            transition = next_transition(ending, asked, faults, job.retries, rows.has_progressed(attempt, before))
+            rows.close(session, attempt, ending, transition.reason, transition.fault)
             if transition.state != "queued":
-                _end(session, job, transition.state, transition.reason)
+                rows.end(session, job, transition.state, transition.reason)
                 return job
             job.state, job.reason, job.reason_code = "queued", transition.reason, Reason.NEW
             job.waiting_since = time.time()
@@ -572,7 +568,7 @@ class Store:
                 job.held_until = time.time() + min(BACK_OFF_S * 2**faults, MAX_BACK_OFF_S)
             elif asked is None and time.time() - attempt.began_at < SHORT_ATTEMPT_S:
                 job.held_until = time.time() + BACK_OFF_S
-            _record_event(session, job.id, f"attempt {attempt.number}: {transition.reason}")
+            rows.record_event(session, job.id, f"attempt {attempt.number}: {transition.reason}")
             return job
 
     def glance(self, since: float) -> Glance:
@@ -624,118 +620,3 @@ class Store:
         except DBAPIError as error:
             problem = " ".join(str(error.orig).split())
             raise StoreUnavailableError(f"the queue's database {self.database.name}: {problem}") from error
-
-
-def _job(session: Session, job_id: int) -> Job:
-    job = session.get(Job, job_id)
-    if job is None:
-        last = session.scalars(select(Job.id).order_by(Job.id.desc())).first()
-        raise InputError(f"job {job_id}: no such job; allowed: " + (f"1 to {last}" if last else "submit one first"))
-    return job
-
-
-def _unfinished_by_key(session: Session, keys: Collection[str]) -> dict[str, Job]:
-    """The unfinished jobs with these keys."""
-    found = (
-        session.scalars(select(Job).where(Job.key.in_(some), Job.state.not_in(END_STATES))) for some in _chunks(keys)
-    )
-    return {str(job.key): job for jobs in found for job in jobs}
-
-
-def _unpark(job: Job) -> None:
-    """Its attempt is with Ray after all."""
-    if job.hold == "parked":
-        job.hold, job.problem = None, ""
-
-
-def _chunks(values: Iterable[_T]) -> Iterator[list[_T]]:
-    """The values, as many at a time as a statement takes."""
-    left = iter(values)
-    while some := list(islice(left, MAX_PARAMETERS)):
-        yield some
-
-
-def _made(spec: JobSpec, hold: bool, array_index: int | None) -> Job:
-    fields = {**spec.model_dump(), "after": {str(job): how for job, how in spec.after.items()}}
-    now = time.time()
-    held = "held" if hold else None
-    return Job(**fields, submitted_at=now, waiting_since=now, hold=held, array_index=array_index)
-
-
-def _add(jobs: Sequence[Job], session: Session) -> None:
-    """Add jobs in a few statements; those with a place in an array get the id of the first as its name."""
-    session.add_all(jobs[:1])
-    session.flush()
-    for job in jobs:
-        job.array_id = None if job.array_index is None else jobs[0].id
-    session.add_all(jobs)
-    session.flush()
-    for job in jobs:
-        _record_event(session, job.id, f"submitted with priority {job.priority} to queue {job.queue}")
-
-
-def _unfinished(session: Session, job_id: int) -> Job:
-    job = _job(session, job_id)
-    if job.state in END_STATES:
-        raise InputError(f"job {job_id}: has ended ({job.state}); allowed: a job that waits or runs")
-    return job
-
-
-def find_team(session: Session, name: str) -> Team:
-    """A queue.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    team = session.get(Team, name)
-    if team is None:
-        names = ", ".join(session.scalars(select(Team.name).order_by(Team.name)))
-        raise InputError(f"queue {name!r}: no such queue; allowed: {names} (`queues set NAME` makes one)")
-    return team
-
-
-def _check_priority(team: Team, priority: int) -> None:
-    if team.max_priority is not None and priority > team.max_priority:
-        raise InputError(f"--priority {priority}: queue {team.name} allows at most {team.max_priority}")
-
-
-def _asked_of(job: Job, attempt: Attempt) -> Asked | None:
-    if job.cancel_requested:
-        return Asked(to="cancel")
-    return Asked.model_validate({"to": attempt.asked, "reason": attempt.asked_reason}) if attempt.asked else None
-
-
-def _ask(session: Session, attempt: Attempt, asked: Asked, by: int | None = None) -> bool:
-    if attempt.asked is not None:
-        return False
-    attempt.asked, attempt.asked_at, attempt.asked_reason, attempt.asked_by = asked.to, time.time(), asked.reason, by
-    job = _job(session, attempt.job_id)
-    job.reason = f"{asked.reason}; asked to leave"
-    _record_event(session, job.id, f"attempt {attempt.number} is asked to leave: {asked.reason}")
-    if by is not None:
-        _record_event(session, by, f"job {job.id} is asked to make room for it")
-    return True
-
-
-def _progressed(attempt: Attempt, before: Sequence[Attempt]) -> bool:
-    """Whether an attempt has saved more than those before it; True for the first, and for one that does not say."""
-    known = [each.saved_step for each in before if each.saved_step is not None]
-    return not known or attempt.saved_step is None or attempt.saved_step > max(known)
-
-
-def _close(session: Session, attempt: Attempt, ending: Ending, reason: str, fault: bool) -> None:
-    now = time.time()
-    attempt.status, attempt.exit_code, attempt.ended_at = ending.status, ending.exit_code, now
-    attempt.reason, attempt.fault = reason, fault
-    team = session.get(Team, _job(session, attempt.job_id).queue)
-    if team is not None:
-        team.charge(attempt.share, attempt.began_at, now)
-
-
-def _end(session: Session, job: Job, state: str, reason: str) -> None:
-    job.state, job.reason, job.reason_code, job.start_at, job.ended_at = state, reason, "", None, time.time()
-    _record_event(session, job.id, f"{state}: {reason}")
-
-
-def _record_event(session: Session, job_id: int, text: str) -> None:
-    session.add(Event(job_id=job_id, at=time.time(), text=text))

@@ -107,7 +107,7 @@ class Job(Base):
     Attributes:
         reason: why it waits, what it is doing, or how it ended.
         reason_code: `cluster.reasons.Reason` of a job that waits; empty otherwise.
-        start_at: when it is expected to start at the latest; None if that is not known, or it does not wait.
+        start_at: when it is expected to start, to the minute; None if that is not known, or it does not wait.
         cancel_requested: whether it is to be cancelled; if it runs, the dispatcher stops it.
         held_until: it does not start before this time; set when its last attempt ended in a fault.
         hold: why it does not start until somebody releases it: `held` by a person, or `parked`; None otherwise.

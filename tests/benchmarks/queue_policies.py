@@ -252,7 +252,7 @@ def _admit(
             )
             for job, each in running.items()
         ]  # fmt: skip
-        policy = Policy(max_attempts=10**6) if ours else Policy(10**6, reservations=1, max_preemptions=0)
+        policy = Policy(10**6, forecasts=0) if ours else Policy(10**6, reservations=1, forecasts=0, max_preemptions=0)
         share = {team: usage_of.get(team, 0.0) / max(1.0, now) / total for team in range(len(TRACE["teams"]))}
         terms = {f"t{team}": Terms(usage=used) for team, used in share.items()} if ours else {}
         decided = decide(nodes, holding, jobs, terms, policy, now)

@@ -341,7 +341,16 @@ def test_several_that_wait_reserve_each_their_own_nodes():
     assert (decided.waits[1].start_at, decided.waits[2].start_at) == (NOW + 100, NOW + 300)
     assert started(decided) == [3]
     assert decided.starts[0].placement.bundles != ("a",)
-    assert admit(nodes, waiting, running, reservations=1).waits[2].start_at is None
+    assert admit(nodes, waiting, running, forecasts=1).waits[2].start_at is None
+
+
+def test_jobs_of_one_shape_reserve_once_however_long_they_run():
+    nodes = [node("a", CPU=4), node("b", {"only": "b"}, CPU=4)]
+    running = [runs(8, "b", CPU=2, ends_at=NOW + 1000, rank=9), runs(9, "a", CPU=4, ends_at=NOW + 100, rank=9)]
+    waiting = [job(each, cpus(4), max_runtime_s=10.0 * each) for each in (1, 2, 3)]
+    decided = admit(nodes, [*waiting, job(4, gang({"CPU": 3}, only="b")), job(5, cpus(2))], running, reservations=2)
+    assert started(decided) == []
+    assert decided.waits[5].text.startswith("there is room, but job 4 ahead of it could be delayed")
 
 
 def test_a_job_that_was_asked_to_leave_is_expected_to():

@@ -18,12 +18,13 @@ from hypothesis import given, settings, strategies as st
 from cluster.admission import Policy
 from cluster.database import lock
 from cluster.dispatcher import Dispatcher, Patience, Usage
-from cluster.errors import InputError, RayFailedError, RayUnavailableError, RefusedError
+from cluster.errors import InputError, RayFailedError, RayUnavailableError, RefusedError, StoreUnavailableError
 from cluster.placement import Node
 from cluster.resources import Bundle
 from cluster.spec import Alive, Beat, Ending
 from cluster.store import Store
 from tests.cluster.conftest import log_of, spec
+from tests.disks import fill as fill_disk, small_disk
 
 STORE_CALLS = (
     "attempts", "begin_attempt", "confirm", "end_attempt", "explain", "select", "waiting", "observe", "ask", "hear",
@@ -226,14 +227,14 @@ def script() -> dict[str, list[int]]:
     return {"fails": [1], "works": [0], "preempted": [75, 0], "unwanted": [0]}
 
 
-def check(store: Store, ray: FakeRay) -> None:
+def check(store: Store, ray: FakeRay, at_once: int = 2) -> None:
     assert {job.name: job.state for job in store.jobs()} == {
         "fails": "failed", "works": "succeeded", "preempted": "succeeded", "unwanted": "cancelled",
     }  # fmt: skip
     assert max(Counter(ray.started).values()) == 1
     assert sorted(name.split("-", 2)[2] for name in ray.started) == ["1-1", "2-1", "3-1", "3-2", "4-1"]
     assert ray.started[0].endswith("-3-1")
-    assert ray.max_at_once == 2
+    assert ray.max_at_once == at_once
     for job in store.jobs():
         for attempt in store.attempts(job.id):
             assert log_of(store, attempt).read_text() == f"output of {attempt.submission_id}\n"
@@ -263,9 +264,9 @@ def test_killed_at_every_single_point(full: Path, tmp_path: Path):
         point += 1
         shutil.copytree(full, tmp_path / str(point))
         url = f"sqlite:///{tmp_path}/{point}/queue.db"
-        store, ray = Store.open(url), FakeRay(script())
+        store, ray = Store.open(url), FakeRay(script(), cpus=3.0)
         left = drain(url, ray, [point])
-        check(store, ray)
+        check(store, ray, at_once=3)
     assert point > 100, "a whole run has more than 100 points"
 
 
@@ -368,6 +369,30 @@ def test_waiting_jobs_show_that_ray_does_not_answer_and_start_when_it_does(store
         "job 1 succeeded: exit 0",
     ]
     assert reported[1][1] == "attempt 1 is starting on 1 node"
+
+
+def test_a_full_disk_stops_nothing_for_longer_than_it_is_full(tmp_path: Path):
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        store = Store.open(f"sqlite:///{disk}/queue.db")
+        for _ in range(3):
+            store.submit(spec(command=["works"]))
+        reported: list[str] = []
+        ray, stop = FakeRay({"works": []}, cpus=3.0, runs=10), threading.Event()
+        running = threading.Thread(target=lambda: made(store, ray, reported.append).run(0.05, drain=True, stop=stop))
+        running.start()
+        while len(ray.started) < 3:
+            time.sleep(0.01)
+        ballast = fill_disk(disk)
+        while not any("full" in text for text in reported):
+            time.sleep(0.01)
+        assert [job.id for job in Store.open(f"sqlite:///{disk}/queue.db").jobs()] == [1, 2, 3]
+        with pytest.raises(StoreUnavailableError, match="full"):
+            store.submit(spec(command=["works"]))
+        ballast.unlink()
+        running.join(30)
+        assert [job.state for job in store.jobs()] == ["succeeded"] * 3
+        assert len(ray.started) == 3
+        assert "Ray and the queue's database are available again" in reported
 
 
 def test_a_new_job_does_not_wait_for_the_next_pass(store: Store):

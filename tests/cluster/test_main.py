@@ -22,6 +22,7 @@ from cluster.spec import Ending
 from cluster.store import Selection, Store
 from tests.cluster.conftest import log_of
 from tests.conftest import ROOT
+from tests.disks import fill, small_disk
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,25 @@ def submit(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) ->
     (folder / "code").mkdir(exist_ok=True)
     (folder / "code" / "job.py").write_text("print('hello')\n")
     return run(capsys, "submit", "--working-dir", str(folder / "code"), *arguments)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        monkeypatch.setenv("DUALVIEW_QUEUE", f"sqlite:///{disk}/queue/queue.db")
+        submit(capsys, tmp_path, "--", "python", "job.py")
+        before = sorted(disk.rglob("*"))
+        ballast = fill(disk)
+        (tmp_path / "code" / "more.py").write_text("print('more')\n")
+        errors = run(capsys, "submit", "--working-dir", str(tmp_path / "code"), "--", "python", "more.py", expect=1)
+        assert errors.count("\n") == 1
+        assert re.search("full|No space left", errors)
+        assert len(json.loads(run(capsys, "list", "--json"))) == 1
+        ballast.unlink()
+        assert sorted(disk.rglob("*")) == before
+        out = submit(capsys, tmp_path, "--", "python", "more.py")
+        assert out.startswith("job 2 queued")
 
 
 def test_submit_list_show_cancel(capsys: pytest.CaptureFixture[str], tmp_path: Path, queue: Path, url: str):
@@ -351,7 +371,7 @@ def test_why(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
     Store.open(url).explain({1: Wait(Reason.RESOURCES, "needs 8 GPU on one node; the largest is [4]", 1e9)})
     text = run(capsys, "why", "1")
     assert "  needs 8 GPU on one node; the largest is [4]\n  what it needs is in use\n" in text
-    assert re.search(r"expected start: 2001-09-09 \d\d:\d\d:40 at the latest", text)
+    assert re.search(r"expected start: 2001-09-09 \d\d:\d\d:40, if everything takes as long as declared", text)
     assert json.loads(run(capsys, "why", "1", "--json")) == {
         "id": 1, "state": "queued", "code": "resources", "start_at": 1e9,
         "reason": "needs 8 GPU on one node; the largest is [4]",

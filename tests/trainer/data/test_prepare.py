@@ -19,6 +19,7 @@ import pytest
 import ray
 from PIL import Image
 
+from tests.disks import fill, small_disk
 from tests.trainer.data.images import encoded, noise, parquet, png
 from trainer.config.data import DataConfig
 from trainer.data.__main__ import main
@@ -443,23 +444,16 @@ def test_paths_instead_of_images_are_named(tmp_path, capsys):
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
     source = parquet(tmp_path / "raw.parquet", many(6), rows=3)
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk cannot be mounted here, which takes root")
-    try:
-        (small / "ballast").write_bytes(bytes(60 * 1024))
+    with small_disk(tmp_path / "small", "64k") as small:
         (small / "dest").mkdir()
+        ballast = fill(small)
         assert main(["prepare", source, str(small / "dest")]) == 1
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1
         assert "No space left on device" in errors
         assert f"{small}/dest" in errors
-        (small / "ballast").unlink()
+        ballast.unlink()
         assert prepared(source, small / "dest", "--heldout-fraction", 0.5).info.train == 3
-    finally:
-        subprocess.run(["umount", small], check=True)
 
 
 def test_what_an_earlier_version_prepared_is_taken_as_it_is(tmp_path, capsys):

@@ -1,0 +1,61 @@
+"""When waiting jobs are expected to start, if everything takes as long as declared and nothing else comes.
+
+Each job in its order takes the first time at which it fits until its end, beside those that run and those before it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+
+from cluster.placement import Amounts, Cluster, Demand
+from cluster.resources import Shape
+
+MAX_STEPS = 128  # of what those that run give back
+
+
+class Forecast:
+    """What will be free, step by step: between two times as much as at the first of them."""
+
+    def __init__(self, cluster: Cluster, free: Amounts, now: float, ends: Sequence[tuple[float, Amounts]]) -> None:
+        """What is free now, and what is given back when, in order of time; of what never ends at infinity.
+
+        Ends that are close to each other count as the last of them where there are more than MAX_STEPS.
+        """
+        self._cluster, self._free_now = cluster, free
+        self._times, self._free = [now], [free]
+        finite = [each for each in ends if np.isfinite(each[0])]
+        per_step = -(-len(finite) // MAX_STEPS) or 1
+        for first in range(0, len(finite), per_step):
+            step = finite[first : first + per_step]
+            self._times.append(max(now, step[-1][0]))
+            self._free.append(sum((used for _, used in step), self._free[-1]))
+        endless = [used for end, used in ends if not np.isfinite(end)]
+        self._at_last: Amounts = sum(endless, self._free[-1])  # when those have ended too, nobody knows when
+        self._unknown = False  # whether a job waits for that, which those behind it must not delay
+        self._from: dict[Shape, int] = {}  # jobs that ask for the same start in their order
+
+    def start(self, shape: Shape, demand: Demand, runs_s: float) -> float | None:
+        """When a gang starts that runs no longer than so many seconds, which is taken; None if that cannot be known."""
+        for step in range(self._from.get(shape, 0), len(self._times)):
+            self._from[shape] = step
+            if self._cluster.place(demand, self._free[step]) is None:
+                continue
+            end = self._times[step] + runs_s
+            until = bisect_left(self._times, end, step + 1)
+            room: Amounts = np.minimum.reduce([*self._free[step:until], *([self._at_last] if self._unknown else [])])
+            places = self._cluster.place(demand, room, self._cluster.busy(room, self._free_now))
+            if places is None:
+                continue
+            if np.isfinite(end) and (until == len(self._times) or self._times[until] > end):
+                self._times.insert(until, end)
+                self._free.insert(until, self._free[until - 1])
+            for each in range(step, until):
+                self._free[each] = self._free[each] - places.taken
+            if not np.isfinite(end):
+                self._at_last = self._at_last - places.taken
+            return self._times[step]
+        self._from[shape] = len(self._times)
+        if (places := self._cluster.place(demand, self._at_last)) is not None:
+            self._at_last, self._unknown = self._at_last - places.taken, True
+        return None
