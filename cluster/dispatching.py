@@ -7,6 +7,7 @@ import time
 
 from cluster import heartbeats
 from cluster.admission import Policy
+from cluster.command import printable
 from cluster.database.lead import Lead
 from cluster.dispatcher import Dispatcher, Patience
 from cluster.errors import DeposedError, InputError, RayUnavailableError, StoreUnavailableError
@@ -95,4 +96,4 @@ class _Turn:
 
 def print_line(text: str) -> None:
     """Print a line with the date and time."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", flush=True)
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {printable(text)}", flush=True)

@@ -5,8 +5,12 @@ What is written is for its user alone, or for all who may write in its folder: a
 
 import os
 import secrets
+import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+from cluster.errors import InputError
 
 PRIVATE = 0o600
 OTHERS = 0o022  # who may write in a folder, beside its user
@@ -14,8 +18,14 @@ OTHERS = 0o022  # who may write in a folder, beside its user
 
 def mode(folder: Path) -> int:
     """The mode of a file in a folder: to be read and written by those who may write in the folder."""
-    others = folder.stat().st_mode & OTHERS
+    others = _others(folder)
     return PRIVATE | others | others << 1
+
+
+def _others(folder: Path) -> int:
+    """Who may write in a folder and change what others have put there; /tmp is open, but to nobody's files."""
+    status = folder.stat()
+    return 0 if status.st_mode & stat.S_ISVTX else status.st_mode & OTHERS
 
 
 def make_folder(folder: Path) -> None:
@@ -23,18 +33,17 @@ def make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    parent = folder.parent.stat()
-    others = parent.st_mode & OTHERS if not parent.st_mode & 0o1000 else 0  # /tmp is open, but to nobody's files
-    folder.mkdir(exist_ok=True)
-    if folder.stat().st_uid == os.geteuid():
-        folder.chmod(0o700 | others | others << 1 | others >> 1 | (parent.st_mode & 0o2000))
+    others = _others(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o700 | others | others << 1 | others >> 1 | (folder.parent.stat().st_mode & stat.S_ISGID))
 
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file atomically: readers see either the old content or the new, even after a power cut."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with part.open("wb") as file:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE), "wb") as file:
             os.fchmod(file.fileno(), mode(path.parent))
             file.writelines(parts)
             file.flush()
@@ -42,6 +51,34 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
         replace_durably(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_own(path: Path) -> None:
+    """Check that a file or folder was made by this user, or by whose folder it is in, and is nobody else's to read.
+
+    Raises:
+        InputError: others could have made it, or can read it.
+    """
+    status = path.lstat()
+    owners = (os.geteuid(), path.parent.stat().st_uid)
+    if stat.S_ISLNK(status.st_mode) or status.st_uid not in owners or status.st_mode & 0o077:
+        raise InputError(f"{path}: others could have put it there, or can read it; allowed: one of mode 600 or 700")
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Check that nobody else can put files into a folder beside what will be there, unless all may change everything.
+
+    Args:
+        folder: the folder; what is not there yet will be this user's.
+        name: what was given for it, for errors.
+
+    Raises:
+        InputError: it is one such as /tmp.
+    """
+    with suppress(FileNotFoundError):
+        status = folder.stat()
+        if status.st_mode & stat.S_ISVTX and status.st_mode & OTHERS:
+            raise InputError(f"{name}: everybody can put files into {folder}; allowed: a folder of its own there")
 
 
 def replace_durably(part: Path, path: Path) -> None:

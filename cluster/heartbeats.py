@@ -7,6 +7,7 @@ answer, once in each pass. An attempt shows that it is itself with a token, whic
 user alone can read. Ray shows a job's environment to everybody, so that only names the file.
 """
 
+import asyncio
 import hashlib
 import hmac
 import os
@@ -24,6 +25,7 @@ import uvicorn
 from fastapi import FastAPI, Header, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from pydantic import ValidationError
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cluster import durable
 from cluster.errors import FilesUnavailableError, InputError
@@ -33,6 +35,8 @@ URL_VARIABLE = "DUALVIEW_QUEUE_URL"
 TOKEN_FILE_VARIABLE = "DUALVIEW_QUEUE_TOKEN_FILE"  # noqa: S105 - the name of a variable
 URL_SUFFIX = ".url"  # of the file beside that one which holds the URL of the dispatcher that leads now
 MAX_BODY_BYTES = 2**16
+MAX_HEAD_BYTES = 2**14
+MAX_CONNECTIONS, CONNECTION_S = 256, 15.0  # at once, and how long one lasts
 
 
 class Tokens:
@@ -46,7 +50,7 @@ class Tokens:
         """Make the key if there is none; it and the tokens are beside `Store.anchor`.
 
         Raises:
-            InputError: it cannot be read or written.
+            InputError: it cannot be read or written, or may be somebody else's.
         """
         self._folder = anchor.with_name("tokens")
         self.port_file = anchor.with_name(f"{anchor.name}.port")
@@ -55,6 +59,8 @@ class Tokens:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 _write_private(file, secrets.token_hex(32))
+            for own in (self._folder, file):
+                durable.check_own(own)
             self._key = file.read_bytes()
         except OSError as error:
             raise InputError(
@@ -137,7 +143,10 @@ class HeartbeatServer:
         port = self._socket.getsockname()[1]
         durable.write_parts(tokens.port_file, [str(port).encode()])
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/heartbeat"
-        config = uvicorn.Config(self._app(), log_level="error", access_log=False, lifespan="off", timeout_keep_alive=30)
+        config = uvicorn.Config(
+            self._app(), http=_Connection, ws="none", lifespan="off", h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            log_level="error", access_log=False,
+        )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # the dispatcher has its own
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="heartbeats", daemon=True)
@@ -215,6 +224,29 @@ class HeartbeatServer:
             return {"preempt": False} if reason is None else {"preempt": True, "reason": reason}
 
         return app
+
+
+class _Connection(H11Protocol):
+    """A connection that ends after CONNECTION_S: anybody can connect, and a heartbeat takes milliseconds.
+
+    Where there are more than MAX_CONNECTIONS the oldest ends.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.ends = self.loop.call_later(CONNECTION_S, transport.abort)
+        if len(self.connections) > MAX_CONNECTIONS:
+            oldest = min((each for each in self.connections if isinstance(each, _Connection)), key=_ends_at)
+            self.connections.discard(oldest)
+            oldest.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ends.cancel()
+        super().connection_lost(exc)
+
+
+def _ends_at(connection: _Connection) -> float:
+    return connection.ends.when()
 
 
 def check_host(host: str) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-from cluster.command import visible
+from cluster.command import printable, visible
 from cluster.database.tables import Attempt
 from cluster.errors import InputError, RayUnavailableError
 from cluster.files import log_name
@@ -48,10 +48,10 @@ def print_logs(store: Store, job_id: int, follow: bool, address: str | None = No
             break
         if job.state == "queued" and job.reason != reported_reason:
             reported_reason = job.reason
-            print(f"job {job_id} waits: {reported_reason}", file=sys.stderr)
+            print(f"job {job_id} waits: {printable(reported_reason)}", file=sys.stderr)
         time.sleep(POLL_S)
     if not printed:
-        print(f"job {job_id} {job.state}: {job.reason}", file=sys.stderr)
+        print(f"job {job_id} {job.state}: {printable(job.reason)}", file=sys.stderr)
 
 
 def _print_attempt(store: Store, attempt: Attempt, follow: bool, address: str | None) -> None:
@@ -71,7 +71,7 @@ def _print_so_far(store: Store, attempt: Attempt, address: str | None, skip: int
         parts = store.files.read(name)
     else:
         parts = ()
-        print(f"(no output: {attempt.reason})", file=sys.stderr)
+        print(f"(no output: {printable(attempt.reason)})", file=sys.stderr)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for part in parts:
         text = decoder.decode(part)

@@ -1,13 +1,12 @@
 """What is kept of jobs that ended long ago: their rows, and neither output, code nor history."""
 
-import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from sqlalchemy import delete, select
 
-from cluster import snapshot
+from cluster import secrets, snapshot
 from cluster.database.tables import Attempt, Event, Job
 from cluster.files import LOGS, File, Files, log_name
 from cluster.spec import END_STATES
@@ -48,7 +47,6 @@ def collect(store: Store, ended_before: float, dry_run: bool = False) -> Collect
             session.scalars(select(Job.snapshot).where(~(Job.state.in_(END_STATES) & (Job.ended_at < ended_before))))
         )
         environments = session.scalars(select(Job.environment).where(Job.state.not_in(END_STATES))).all()
-    in_use = {Path(value).parent for variables in environments for value in variables.values()}
     there = {file.name: file for file in store.files.list(LOGS)} if attempts else {}
     for name in (log_name(submission_id) for submission_id in attempts):
         found.logs += _remove(store.files, there[name], found, dry_run) if name in there else 0
@@ -57,24 +55,13 @@ def collect(store: Store, ended_before: float, dry_run: bool = False) -> Collect
         young = file.modified > max(ended_before, time.time() - GRACE_S)
         if file.name == snapshot.name_of(digest) and digest not in kept and not young:
             found.snapshots += _remove(store.files, file, found, dry_run)
-    for folder in store.anchor.with_name("secrets").glob("*"):
-        if folder not in in_use and _modified(folder) < time.time() - GRACE_S:
-            found.secrets += 1
-            if not dry_run:
-                shutil.rmtree(folder, ignore_errors=True)
+    found.secrets = secrets.collect(store.anchor, environments, time.time() - GRACE_S, dry_run)
     with store.session(write=not dry_run) as session:
         chosen = select(Event.id).join(Job).where(*old)
         found.events = len(session.scalars(chosen).all())
         if not dry_run:
             session.execute(delete(Event).where(Event.id.in_(chosen)))
     return found
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # somebody was faster
-        return time.time()
 
 
 def _remove(files: Files, file: File, found: Collected, dry_run: bool) -> int:

@@ -50,6 +50,8 @@ def submit(options: argparse.Namespace, url: str) -> None:
                 f"--secret: this queue keeps its files at {store.files.uri}, where none is its user's alone; allowed: "
                 "a queue whose files are in a shared folder"
             )
+        for spec in specs:
+            secrets.check_variables(store.anchor, spec.environment)
         if not options.anyway:
             _check_possible(store, specs)
         snapshot.keep(archive, store.files)

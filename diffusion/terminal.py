@@ -4,9 +4,11 @@ Names, reasons and messages come from files, registries and programs. Rich would
 `:x:` for a picture, and a terminal obeys escape sequences.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 
@@ -26,3 +28,8 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - those of rich
         """A string as rich's text."""
         return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Anything, texts with a style of their own among it, as what is written."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))

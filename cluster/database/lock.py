@@ -1,10 +1,12 @@
 """One dispatcher serves a queue on a machine: a lock that the system releases however the process ends."""
 
 import fcntl
+import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cluster import durable
 from cluster.errors import InputError
 
 
@@ -26,7 +28,9 @@ def hold(database: Path, what: str = "") -> Generator[None]:
     """
     path = lock_file(database)
     try:
-        file = path.open("a+")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, durable.PRIVATE), "r+")
+        with suppress(PermissionError):  # another user of the team has made it
+            os.fchmod(file.fileno(), durable.mode(path.parent))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; allowed: a queue in a writable folder") from None
     with file:

@@ -43,17 +43,19 @@ class SqliteFile:
 
     def create(self, files: str | None) -> None:
         """Make a queue whole under another name, and give it its own unless another process was first."""
+        durable.check_folder(self._path.parent, f"--store sqlite:///{self._path}")
         durable.make_folder(self._path.parent)
         part = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}")
         with _folder_locked(self._path.parent):
             if self._path.exists():
                 return
+            part.touch(durable.PRIVATE, exist_ok=False)
             engine = SqliteFile(part).connect()
             try:
                 with engine.begin() as connection:
                     schema.make(connection, files)
                 engine.dispose()  # SQLite has synced it
-                part.chmod(durable.mode(part.parent))
+                part.chmod(durable.mode(part.parent))  # what SQLite writes beside it follows
                 durable.replace_durably(part, self._path)
             finally:
                 engine.dispose()

@@ -177,7 +177,8 @@ def test_an_ended_attempt_is_closed_though_its_output_cannot_be_kept(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("folder", "file"), [(0o700, 0o600), (0o755, 0o600), (0o770, 0o660), (0o2775, 0o660), (0o777, 0o666)]
+    ("folder", "file"),
+    [(0o700, 0o600), (0o755, 0o600), (0o770, 0o660), (0o2775, 0o660), (0o777, 0o666), (0o1777, 0o600)],
 )
 def test_files_are_for_those_who_may_write_in_their_folder(tmp_path: Path, folder: int, file: int):
     """Whatever the process's own mask says."""

@@ -6,12 +6,13 @@ import stat
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import InputError
-from cluster.heartbeats import HeartbeatServer, Tokens, reachable_host
+from cluster.heartbeats import MAX_CONNECTIONS, HeartbeatServer, Tokens, reachable_host
 from cluster.spec import Beat
 
 
@@ -84,6 +85,30 @@ def test_metrics_for_prometheus(server: HeartbeatServer):
 def test_a_body_without_end_is_not_read(server: HeartbeatServer):
     assert send(server, token(server, "one"), b"{" + b" " * 2**17)[0] == 413
     assert server.heard() == {}
+
+
+def connect(server: HeartbeatServer) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1].split("/")[0])), timeout=10)
+
+
+def test_a_head_without_end_is_not_read(server: HeartbeatServer):
+    with connect(server) as raw, suppress(OSError):  # which the server closes
+        raw.sendall(b"POST /heartbeat HTTP/1.1\r\n")
+        for number in range(2**20):
+            raw.sendall(b"X-%d: %s\r\n" % (number, b"x" * 2**16))
+        pytest.fail("64 GiB of headers were taken")
+    assert send(server, token(server, "one"))[0] == 200
+
+
+def test_connections_on_which_nothing_comes_keep_nobody_out(server: HeartbeatServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("cluster.heartbeats.CONNECTION_S", 1.0)
+    given = token(server, "one")
+    idle = [connect(server) for _ in range(MAX_CONNECTIONS + 50)]
+    assert send(server, given)[0] == 200
+    for each in idle:
+        with each, suppress(ConnectionResetError):
+            assert each.recv(1) == b""
+    assert send(server, given)[0] == 200
 
 
 def test_tokens_of_a_killed_dispatcher_are_removed(server: HeartbeatServer, tokens: Tokens, tmp_path: Path):

@@ -1,0 +1,150 @@
+"""Attacks on the queue by those who may write in its folder, submit to it, or run in it."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster import retention, secrets
+from cluster.__main__ import main
+from cluster.database import lock, schema
+from cluster.dispatching import print_line
+from cluster.errors import FilesUnavailableError, InputError
+from cluster.heartbeats import Tokens
+from cluster.spec import Ending
+from cluster.store import Store
+from tests.cluster.conftest import spec
+
+
+@pytest.fixture
+def anchor(tmp_path: Path) -> Path:
+    (tmp_path / "queue").mkdir()
+    return tmp_path / "queue" / "queue.db"
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A folder that is nobody's business, with an old one in it that is named like one of secrets."""
+    folder = tmp_path / "victim"
+    (folder / "a").mkdir(parents=True, mode=0o700)
+    (folder / "a" / "file").write_text("mine")
+    folder.chmod(0o700)
+    old = folder / ("0" * 32)
+    old.mkdir()
+    (old / "A").write_text("mine")
+    os.utime(old, (1, 1))
+    return folder
+
+
+def test_secrets_that_are_a_link_change_nothing_behind_it(anchor: Path, victim: Path):
+    anchor.with_name("secrets").symlink_to(victim)
+    with pytest.raises(FilesUnavailableError, match="cannot be written"):
+        secrets.keep(anchor, spec(), {"A": b"hunter2"})
+    secrets.forget(anchor, {"A_FILE": str(anchor.with_name("secrets") / ("0" * 32) / "A")})
+    store = Store.open(f"sqlite:///{anchor}")
+    assert retention.collect(store, 1e12).secrets == 0
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o700
+    assert sorted(path.name for path in victim.rglob("*")) == ["0" * 32, "A", "a", "file"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/A", ".", "", "../../x/A", "{other}/../A"])
+def test_a_variable_removes_nothing_but_its_own_secret(anchor: Path, victim: Path, name: str):
+    kept = secrets.keep(anchor, spec(), {"A": b"hunter2"}).environment["A_FILE"]
+    other = Path(kept).parent.name
+    victim.rename(anchor.with_name("secrets") / "a")
+    value = f"{anchor.with_name('secrets')}/{name.format(other=other)}"
+    for variable in ("A_FILE", "x_FILE", "X"):
+        secrets.forget(anchor, {variable: value})
+    assert Path(kept).read_text() == "hunter2"
+    assert (anchor.with_name("secrets") / "a" / "a" / "file").read_text() == "mine"
+    secrets.forget(anchor, {"A_FILE": kept})
+    assert not Path(kept).exists()
+
+
+def test_a_job_cannot_name_the_secret_of_another(anchor: Path):
+    kept = secrets.keep(anchor, spec(), {"A": b"hunter2"}).environment["A_FILE"]
+    for value in (kept, kept.replace("/secrets/", "//secrets/./")):
+        with pytest.raises(InputError, match="a secret of another job; allowed: --secret A=FILE"):
+            secrets.check_variables(anchor, {"A_FILE": value})
+    secrets.check_variables(anchor, {"A": kept, "A_FILE": "/elsewhere/A"})
+    secrets.forget(anchor, {"A": kept})
+    assert Path(kept).exists()
+
+
+def test_secrets_folders_that_others_could_empty_are_not_used(anchor: Path, monkeypatch: pytest.MonkeyPatch):
+    secrets.keep(anchor, spec(), {"A": b"hunter2"})
+    folder = anchor.with_name("secrets")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+    monkeypatch.setattr("os.getuid", lambda: folder.stat().st_uid + 1)
+    secrets.keep(anchor, spec(), {"A": b"hunter2"})
+    folder.chmod(0o777)
+    with pytest.raises(FilesUnavailableError, match="another user's"):
+        secrets.keep(anchor, spec(), {"A": b"hunter2"})
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(mode=0o755), lambda path: path.symlink_to("/tmp")])
+def test_tokens_that_somebody_else_could_have_made_are_not_believed(anchor: Path, make: Callable[[Path], None]):
+    make(anchor.with_name("tokens"))
+    with pytest.raises(InputError, match="others could have put it there"):
+        Tokens(anchor)
+
+
+def test_a_key_of_another_user_is_not_believed(anchor: Path, monkeypatch: pytest.MonkeyPatch):
+    Tokens(anchor)
+    Tokens(anchor)
+    own = anchor.parent.stat().st_uid
+    monkeypatch.setattr("os.geteuid", lambda: own + 1)
+    Tokens(anchor)  # of whose folder it is
+    os.chown(anchor.parent, own + 1, -1)
+    with pytest.raises(InputError, match="others could have put it there"):
+        Tokens(anchor)
+
+
+def test_a_queue_is_not_made_where_everybody_puts_files(tmp_path: Path):
+    tmp_path.chmod(0o1777)
+    with pytest.raises(InputError, match="allowed: a folder of its own there"):
+        Store.open(f"sqlite:///{tmp_path}/queue.db")
+    store = Store.open(f"sqlite:///{tmp_path}/mine/queue.db")
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o700
+    with lock.hold(store.anchor):
+        pass
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "mine").iterdir()} == {0o600}
+
+
+def test_a_queue_is_never_open_while_it_is_made(anchor: Path, monkeypatch: pytest.MonkeyPatch):
+    anchor.parent.chmod(0o755)
+    modes: list[int] = []
+    made = schema.make
+
+    def looking(*arguments: object) -> None:
+        made(*arguments)  # type: ignore[arg-type]
+        modes.extend(stat.S_IMODE(path.stat().st_mode) for path in anchor.parent.iterdir())
+
+    monkeypatch.setattr(schema, "make", looking)
+    before = os.umask(0)
+    try:
+        Store.open(f"sqlite:///{anchor}")
+    finally:
+        os.umask(before)
+    assert set(modes) == {0o600}
+
+
+@pytest.mark.parametrize("odd", ["\x1b]52;c;aGk=\x07", "\x9b2J", "a\u202eb"])
+def test_a_colleagues_words_are_shown_and_not_obeyed(
+    anchor: Path, odd: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("DUALVIEW_QUEUE", f"sqlite:///{anchor}")
+    store = Store.open(f"sqlite:///{anchor}")
+    store.submit(spec(command=["true", odd], user=f"u{odd}"))
+    attempt = store.begin_attempt(1)
+    assert attempt is not None
+    store.end_attempt(attempt, Ending(status="failed", exit_code=1, message=odd))
+    for command in (["list"], ["show", "1"], ["why", "1"], ["logs", "1"], ["usage"]):
+        assert main(command) == 0
+        captured = capsys.readouterr()
+        shown = captured.out + captured.err
+        assert not {each for each in shown if not each.isprintable()} - {"\n"}
+    print_line(odd)
+    assert not set(odd) - set("]52;c;aGk=2Jab") & set(capsys.readouterr().out)
