@@ -18,11 +18,12 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI, Header, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from pydantic import ValidationError
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -34,6 +35,7 @@ from cluster.spec import Beat
 URL_VARIABLE = "DUALVIEW_QUEUE_URL"
 TOKEN_FILE_VARIABLE = "DUALVIEW_QUEUE_TOKEN_FILE"  # noqa: S105 - the name of a variable
 URL_SUFFIX = ".url"  # of the file beside that one which holds the URL of the dispatcher that leads now
+ANSWER_SUFFIX = ".answer"  # of the one with what the queue shows itself with, which is never sent
 MAX_BODY_BYTES = 2**16
 MAX_HEAD_BYTES = 2**14
 MAX_CONNECTIONS, CONNECTION_S = 256, 15.0  # at once, and how long one lasts
@@ -68,7 +70,7 @@ class Tokens:
             ) from None
 
     def write(self, submission_id: str, url: str) -> Path:
-        """The file with an attempt's token; beside it, with URL_SUFFIX, is one that says where heartbeats go now.
+        """The file with an attempt's token; beside it are those that say where heartbeats go now, and who answers.
 
         Raises:
             FilesUnavailableError: they cannot be written now.
@@ -78,6 +80,8 @@ class Tokens:
         try:
             with suppress(FileExistsError):
                 _write_private(path, f"{submission_id}.{self._sign(submission_id)}")
+            with suppress(FileExistsError):
+                _write_private(path.with_name(path.name + ANSWER_SUFFIX), self._sign(submission_id + ANSWER_SUFFIX))
             if not told.exists() or told.read_text() != url:
                 durable.write_parts(told, [url.encode()])
         except OSError as error:
@@ -87,7 +91,7 @@ class Tokens:
     def remove(self, submission_id: str) -> None:
         """Remove an attempt's token; what cannot be removed now is by `keep_only` later."""
         with suppress(OSError):
-            for name in (submission_id, submission_id + URL_SUFFIX):
+            for name in (submission_id, submission_id + URL_SUFFIX, submission_id + ANSWER_SUFFIX):
                 (self._folder / name).unlink(missing_ok=True)
 
     def keep_only(self, submission_ids: Iterable[str], url: str) -> None:
@@ -99,17 +103,31 @@ class Tokens:
         for name in kept:
             self.write(name, url)
         with suppress(OSError):
-            for name in {path.name.removesuffix(URL_SUFFIX) for path in self._folder.iterdir()} - kept:
+            there = {path.name for path in self._folder.iterdir()}
+            for name in {name.removesuffix(URL_SUFFIX).removesuffix(ANSWER_SUFFIX) for name in there} - kept:
                 self.remove(name)
 
-    def holder(self, token: str) -> str | None:
-        """The attempt that a token is of; None if it is none of this queue's."""
-        submission_id, _, signature = token.rpartition(".")
-        good = hmac.compare_digest(signature.encode(), self._sign(submission_id).encode())
-        return submission_id if good and submission_id else None
+    def holder(self, authorization: str, message: bytes) -> str | None:
+        """The attempt that a request is of; None if it is none of this queue's.
+
+        Args:
+            authorization: its header: `Bearer` with the token, or `HMAC` with the token's id and, in place of what
+                follows it, the HMAC of the message with that as the key.
+            message: the request's nonce, an end of a line, and its body.
+        """
+        kind, _, shown = authorization.partition(" ")
+        submission_id, _, given = shown.strip().rpartition(".")
+        signature = self._sign(submission_id)
+        expected = _hmac(signature, message) if kind == "HMAC" else signature
+        good = hmac.compare_digest(given.encode(), expected.encode())
+        return submission_id if good and submission_id and kind in ("HMAC", "Bearer") else None
+
+    def prove(self, submission_id: str, message: bytes) -> str:
+        """What shows an attempt that an answer is the queue's: the nonce of its request, an end of a line, the body."""
+        return _hmac(self._sign(submission_id + ANSWER_SUFFIX), message)
 
     def _sign(self, submission_id: str) -> str:
-        return hmac.new(self._key, submission_id.encode(), hashlib.sha256).hexdigest()
+        return _hmac(self._key, submission_id.encode())
 
 
 class HeartbeatServer:
@@ -133,6 +151,7 @@ class HeartbeatServer:
         self._tokens, self._lock = tokens, threading.Lock()
         self.loopback = host == "::1" or host.startswith("127.")
         self._beats: dict[str, Beat] = {}
+        self._served: set[str] = set()
         self._leave: Mapping[str, str] = {}
         self._registry = CollectorRegistry()
         self._gauges = {
@@ -164,6 +183,8 @@ class HeartbeatServer:
 
     def environment(self, submission_id: str) -> dict[str, str]:
         """The variables that an attempt finds the server by."""
+        with self._lock:
+            self._served.add(submission_id)
         return {URL_VARIABLE: self.url, TOKEN_FILE_VARIABLE: str(self._tokens.write(submission_id, self.url))}
 
     def serve(self, submission_ids: Iterable[str]) -> None:
@@ -172,12 +193,16 @@ class HeartbeatServer:
         Raises:
             FilesUnavailableError: they cannot be told now.
         """
-        self._tokens.keep_only(submission_ids, self.url)
+        served = set(submission_ids)
+        with self._lock:
+            self._served = served
+        self._tokens.keep_only(served, self.url)
 
     def forget(self, submission_id: str) -> None:
         """An attempt has ended."""
         self._tokens.remove(submission_id)
         with self._lock:
+            self._served.discard(submission_id)
             self._beats.pop(submission_id, None)
 
     def heard(self) -> dict[str, Beat]:
@@ -204,26 +229,36 @@ class HeartbeatServer:
 
         @app.post("/heartbeat")
         async def heartbeat(  # pyright: ignore[reportUnusedFunction]
-            request: Request, authorization: Annotated[str, Header()] = ""
-        ) -> dict[str, Any]:
-            holder = self._tokens.holder(authorization.removeprefix("Bearer ").strip())
-            if holder is None:
-                raise HTTPException(401, "a token of this queue is needed")
+            request: Request,
+            authorization: Annotated[str, Header()] = "",
+            dualview_nonce: Annotated[str, Header()] = "",
+        ) -> Response:
             body = b""
             async for part in request.stream():
                 body += part
                 if len(body) > MAX_BODY_BYTES:
                     raise HTTPException(413, f"more than {MAX_BODY_BYTES} bytes")
-            try:
-                beat = Beat.model_validate_json(body)
-            except ValidationError as error:
-                raise HTTPException(422, "not a heartbeat") from error
-            with self._lock:
-                self._beats[holder] = beat.model_copy(update={"at": time.time()})
-            reason = self._leave.get(holder)
-            return {"preempt": False} if reason is None else {"preempt": True, "reason": reason}
+            nonce = f"{dualview_nonce}\n".encode()
+            holder = self._tokens.holder(authorization, nonce + body)
+            if holder is None:
+                raise HTTPException(401, "a token of this queue is needed")
+            answer = self._hear(holder, body)
+            answer.headers["Dualview-Proof"] = self._tokens.prove(holder, nonce + bytes(answer.body))
+            return answer
 
         return app
+
+    def _hear(self, submission_id: str, body: bytes) -> Response:
+        try:
+            beat = Beat.model_validate_json(body)
+        except ValidationError as error:
+            raise HTTPException(422, "not a heartbeat") from error
+        with self._lock:
+            if submission_id not in self._served:
+                raise HTTPException(410, "this attempt has ended")
+            self._beats[submission_id] = beat.model_copy(update={"at": time.time()})
+        reason = self._leave.get(submission_id)
+        return JSONResponse({"preempt": False} if reason is None else {"preempt": True, "reason": reason})
 
 
 class _Connection(H11Protocol):
@@ -277,6 +312,10 @@ def _listen(host: str, remembered: Path) -> socket.socket:
         except (OSError, OverflowError) as error:
             problem = error
     raise InputError(f"--listen {host}: {problem}; allowed: an address of this machine that the jobs can reach")
+
+
+def _hmac(key: str | bytes, message: bytes) -> str:
+    return hmac.new(key.encode() if isinstance(key, str) else key, message, hashlib.sha256).hexdigest()
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -53,6 +53,7 @@ def test_what_is_heard_and_answered(server: HeartbeatServer):
     assert send(server, two) == (200, {"preempt": True, "reason": "makes room for job 9"})
     assert send(server, one) == (200, {"preempt": False})
     server.forget("one")
+    assert send(server, one)[0] == 410
     assert set(server.heard()) == {"two"}
 
 
@@ -115,7 +116,7 @@ def test_tokens_of_a_killed_dispatcher_are_removed(server: HeartbeatServer, toke
     for name in ("one", "two"):
         token(server, name)
     server.serve(["two"])
-    assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == ["two", "two.url"]
+    assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == ["two", "two.answer", "two.url"]
 
 
 def test_the_next_dispatcher_says_where_it_listens(tokens: Tokens, tmp_path: Path):
@@ -155,9 +156,11 @@ def test_the_next_dispatcher_is_found_at_the_same_place(tokens: Tokens, tmp_path
         port.write_text(url.rsplit(":", 1)[1].split("/")[0])
     with HeartbeatServer(Tokens(tmp_path / "queue.db"), "127.0.0.1") as second:
         assert second.url == url
+        second.serve(["one"])
         assert send(second, given)[0] == 200
     port.write_text("nonsense")
     with HeartbeatServer(tokens, "127.0.0.1") as third:
+        third.serve(["one"])
         assert send(third, given)[0] == 200
 
 

@@ -12,10 +12,16 @@ from cluster.__main__ import main
 from cluster.database import lock, schema
 from cluster.dispatching import print_line
 from cluster.errors import FilesUnavailableError, InputError
-from cluster.heartbeats import Tokens
+from cluster.heartbeats import HeartbeatServer, Tokens
 from cluster.spec import Ending
 from cluster.store import Store
 from tests.cluster.conftest import spec
+from tests.trainer.driver.test_preemption import queue as fake_queue, until
+from trainer.config.run import RunSettings
+from trainer.config.run_config import RunConfig
+from trainer.driver.heartbeat import Heartbeat
+from trainer.run.journal import Journal
+from trainer.run.paths import RunPaths
 
 
 @pytest.fixture
@@ -148,3 +154,51 @@ def test_a_colleagues_words_are_shown_and_not_obeyed(
         assert not {each for each in shown if not each.isprintable()} - {"\n"}
     print_line(odd)
     assert not set(odd) - set("]52;c;aGk=2Jab") & set(capsys.readouterr().out)
+
+
+@pytest.fixture
+def beating(tmp_path: Path) -> Callable[[str], tuple[Heartbeat, list[str], list[str]]]:
+    """Heartbeats of a run to a URL; what it was asked, and what it warned of."""
+
+    def begin(url: str) -> tuple[Heartbeat, list[str], list[str]]:
+        asked, warned = list[str](), list[str]()
+        journal = Journal(RunPaths(tmp_path).journal)
+        config = RunConfig(run=RunSettings(name="mine"))
+        return Heartbeat(url, config, journal, asked.append, warned.append, interval_s=0.02), asked, warned
+
+    return begin
+
+
+def test_the_queue_is_obeyed_and_gets_no_token(
+    anchor: Path, beating: Callable[[str], tuple[Heartbeat, list[str], list[str]]], monkeypatch: pytest.MonkeyPatch
+):
+    with HeartbeatServer(Tokens(anchor), "127.0.0.1") as server:
+        for name, value in server.environment("one").items():
+            monkeypatch.setenv(name, value)
+        heartbeat, asked, warned = beating(server.url)
+        assert until(lambda: "one" in server.heard())
+        server.answer({"one": "makes room for job 9"})
+        assert until(lambda: bool(asked))
+        heartbeat.close()
+    assert asked == ["makes room for job 9"]
+    assert warned == []
+
+
+def test_who_took_the_port_of_a_dispatcher_is_not_obeyed_and_gets_no_token(
+    anchor: Path, beating: Callable[[str], tuple[Heartbeat, list[str], list[str]]], monkeypatch: pytest.MonkeyPatch
+):
+    with HeartbeatServer(Tokens(anchor), "127.0.0.1") as server:
+        for name, value in server.environment("one").items():
+            monkeypatch.setenv(name, value)
+    token = Path(os.environ["DUALVIEW_QUEUE_TOKEN_FILE"]).read_text()
+    headers: list[str | None] = []
+    with fake_queue([(200, b'{"preempt": true}')], headers) as (url, sent):
+        Path(os.environ["DUALVIEW_QUEUE_TOKEN_FILE"] + ".url").write_text(url)
+        heartbeat, asked, warned = beating(url)
+        assert until(lambda: len(sent) > 3)
+        heartbeat.close()
+    assert asked == []
+    assert len(warned) == 1
+    assert "the answer is not the queue's" in warned[0]
+    assert token.rpartition(".")[2] not in str(headers)
+    assert len(set(headers)) > 3, "nothing is sent twice"

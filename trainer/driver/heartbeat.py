@@ -4,14 +4,20 @@ The contract, also in docs/queue.md: every INTERVAL_S seconds a POST of a JSON o
 saved_step, state, doing} to the URL in DUALVIEW_QUEUE_URL, with the token in the file that DUALVIEW_QUEUE_TOKEN_FILE
 names; the answer is a JSON object whose `preempt` is true to ask for a checkpoint and exit code 75, with an optional
 `reason`. Anything else, and no answer at all, means: go on. Where a file has the name of that one with `.url` appended,
-it holds the URL that is right now: another dispatcher may have taken over.
+it holds the URL that is right now: another dispatcher may have taken over. Where one has it with `.answer` appended,
+whoever took the port of a dispatcher that has ended learns nothing and is not obeyed: instead of the token the request
+shows an HMAC that its second half is the key of, and the answer one that this file's content is the key of.
 """
 
+import hashlib
+import hmac
 import json
 import os
+import secrets
 import threading
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +32,7 @@ from trainer.run.journal import CheckpointSaved, Journal
 QUEUE_URL_VARIABLE = "DUALVIEW_QUEUE_URL"
 TOKEN_FILE_VARIABLE = "DUALVIEW_QUEUE_TOKEN_FILE"  # noqa: S105 - the name of a variable
 URL_SUFFIX = ".url"
+ANSWER_SUFFIX = ".answer"
 INTERVAL_S = 5.0
 TIMEOUT_S = 5.0
 LAST_TIMEOUT_S = 2.0
@@ -119,10 +126,13 @@ class Heartbeat:
         body = json_text({**self._status, "state": state, "doing": doing}).encode()
         url = self._url if self._unanswered % 2 else _present(self._url)
         try:
-            headers = {"Content-Type": "application/json", **_authorization()}
+            identity = _Identity.read()
+            headers = {"Content-Type": "application/json", **identity.show(body)}
             request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked
             with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310 - checked
-                answer = json.loads(reply.read(MAX_ANSWER_BYTES))
+                content = reply.read(MAX_ANSWER_BYTES)
+            identity.check(content, reply.headers.get("Dualview-Proof", ""))
+            answer = json.loads(content)
         except (OSError, ValueError) as error:
             return self._miss(url, str(error))
         if not isinstance(answer, dict):
@@ -148,7 +158,40 @@ def _present(url: str) -> str:
     return now if is_url(now) else url
 
 
-def _authorization() -> dict[str, str]:
-    """The header that shows which attempt this is; the queue keeps its token in a file that its user alone can read."""
-    file = os.environ.get(TOKEN_FILE_VARIABLE)
-    return {"Authorization": f"Bearer {Path(file).read_text().strip()}"} if file else {}
+@dataclass(frozen=True)
+class _Identity:
+    """Which attempt this is, and how the queue shows that it is the queue, as files say that its user alone can read.
+
+    Attributes:
+        token: the attempt's id, a dot and a key; empty without a queue that asks for one.
+        answer_key: the key of its answers; empty for a queue of an earlier version, which shows nothing.
+        nonce: what tells this request from all others.
+    """
+
+    token: str
+    answer_key: str
+    nonce: str
+
+    @classmethod
+    def read(cls) -> "_Identity":
+        file = os.environ.get(TOKEN_FILE_VARIABLE)
+        if not file:
+            return cls("", "", "")
+        answer = Path(file + ANSWER_SUFFIX)
+        key = answer.read_text().strip() if answer.exists() else ""
+        return cls(Path(file).read_text().strip(), key, secrets.token_hex(16))
+
+    def show(self, body: bytes) -> dict[str, str]:
+        """The headers of a request."""
+        if not self.answer_key:
+            return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        name, _, key = self.token.rpartition(".")
+        return {"Authorization": f"HMAC {name}.{self._sign(key, body)}", "Dualview-Nonce": self.nonce}
+
+    def check(self, content: bytes, proof: str) -> None:
+        """Raise ValueError unless an answer is the queue's."""
+        if self.answer_key and not hmac.compare_digest(self._sign(self.answer_key, content).encode(), proof.encode()):
+            raise ValueError("the answer is not the queue's")
+
+    def _sign(self, key: str, message: bytes) -> str:
+        return hmac.new(key.encode(), f"{self.nonce}\n".encode() + message, hashlib.sha256).hexdigest()
