@@ -29,7 +29,7 @@ from cluster.errors import (
     RefusedError,
     StoreUnavailableError,
 )
-from cluster.files import log_name
+from cluster.files import ends_of, log_name
 from cluster.placement import Node
 from cluster.reasons import Reason
 from cluster.resources import Bundle, Shape
@@ -41,6 +41,8 @@ LOOK_S = 0.1  # between looks whether the queue has changed
 LATE_S = 600.0  # for which Ray may still accept what it was asked before
 LOOK_AFTER_S = 10.0  # between looks for that
 FILES_AWAY_S = 10.0  # in which nothing starts after the place of snapshots did not answer
+MAX_LOG_BYTES = 2**27  # of an attempt's output that are kept: the first and the last half
+READ_S = 20.0  # for which it is read
 SAVE_S = 120.0  # for which the output of an attempt that has ended is tried to be kept
 PREEMPTION_WINDOW_S = 600.0  # in which no more than `Policy.max_preemptions` jobs are asked to make room
 PLACEMENT_VARIABLE = "DUALVIEW_PLACEMENT"
@@ -523,7 +525,7 @@ class Dispatcher:
 
     def _output(self, attempt: Attempt) -> Iterator[bytes]:
         try:
-            yield from self._server.log(attempt.submission_id)
+            yield from ends_of(self._server.log(attempt.submission_id), MAX_LOG_BYTES, READ_S)
         except RayUnavailableError as error:
             yield f"(the output could not be fetched: {error})\n".encode()
         self._check_lead()  # another dispatcher may have kept it, and had more of it

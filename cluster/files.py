@@ -9,7 +9,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import weakref
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ LOGS = "logs"  # the folder of what attempts that have ended wrote
 PART_BYTES = 2**20
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 10, 60
 KEPT_COPIES = 4
+MAX_COPY_BYTES = 2**27  # more than a snapshot has
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ class Bucket:
             for old in sorted(self._copies.list(str(Path(name).parent)), key=lambda each: each.modified)[:-KEPT_COPIES]:
                 self._copies.remove(old.name)
             with suppress(FileNotFoundError):
-                self._copies.write(name, self.read(name))
+                self._copies.write(name, _first(self.read(name), MAX_COPY_BYTES))
         return self._copies.local(name)
 
     def exists(self, name: str) -> bool:
@@ -209,6 +212,46 @@ class Bucket:
 def log_name(submission_id: str) -> str:
     """The name of the output of an attempt that has ended."""
     return f"{LOGS}/{submission_id}.log"
+
+
+def ends_of(parts: Iterable[bytes], most: int, seconds: float) -> Iterator[bytes]:
+    """The first and the last half of so many bytes of what may have no end, and what is left out between them.
+
+    Args:
+        parts: what is read.
+        most: how many bytes are kept.
+        seconds: how long it is read.
+    """
+    deadline, room = time.monotonic() + seconds, most // 2
+    last: deque[bytes] = deque()
+    held = left_out = 0
+    in_time = True
+    for part in parts:
+        yield part[:room]
+        rest, room = part[room:], room - len(part[:room])
+        if rest:
+            last.append(rest)
+        held += len(rest)
+        while last and held - len(last[0]) >= most // 2:
+            left_out += len(last[0])
+            held -= len(last.popleft())
+        if time.monotonic() > deadline:
+            in_time = False
+            break
+    if left_out:
+        yield f"\n({left_out / 2**20:.1f} MiB left out)\n".encode()
+    yield from last
+    if not in_time:
+        yield f"\n(the rest was not read in {seconds:g} s)\n".encode()
+
+
+def _first(parts: Iterable[bytes], most: int) -> Iterator[bytes]:
+    for part in parts:
+        if most > 0:
+            yield part[:most]
+        else:
+            break
+        most -= len(part)
 
 
 def digest(path: Path) -> str:

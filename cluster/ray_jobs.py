@@ -26,6 +26,7 @@ from cluster.errors import FilesUnavailableError, RayFailedError, RayUnavailable
 from cluster.files import digest
 from cluster.placement import Node
 from cluster.resources import NODE_LABEL, Bundle
+from cluster.snapshot import MAX_SNAPSHOT_BYTES
 from cluster.spec import Alive, Ending
 
 REQUEST_TIMEOUT_S = 60.0
@@ -82,7 +83,7 @@ class RayJobs:
             RayUnavailableError: no Ray job server answers there.
         """
         chosen = address or next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
-        self.address = chosen or "a local cluster"
+        self.address = _without_password(chosen or "a local cluster")
         logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it logs every upload
         if chosen:
             self._call(lambda: _check_listening(chosen))
@@ -91,9 +92,9 @@ class RayJobs:
                 self._client: _Client = self._call(lambda: _Client(address))
         except (RuntimeError, ValueError, LookupError, TypeError) as error:  # something answers, but it is not Ray
             raise RayUnavailableError(f"no Ray job server at {self.address}: {_one_line(error)}") from error
-        self.address = self._client.get_address()
+        self.address = _without_password(self._client.get_address())
         self._jobs: defaultdict[str, set[str]] = defaultdict(set)  # submission id -> Ray's ids of its drivers
-        self._checked: dict[Path, tuple[int, int, int]] = {}  # archives that have the content they should
+        self._checked: dict[Path, tuple[int, ...]] = {}  # archives that have the content they should
         self._ended: dict[str, float] = {}  # submission id -> since when it is not open any more
 
     def nodes(self, ours: Collection[str]) -> tuple[list[Node], dict[str, Usage]]:
@@ -209,9 +210,9 @@ class RayJobs:
         """
         try:
             status = snapshot.stat()
-            seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+            seen = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)  # ctime cannot be put back
             if self._checked.get(snapshot) != seen:
-                if digest(snapshot) != snapshot.stem:
+                if status.st_size > MAX_SNAPSHOT_BYTES or digest(snapshot) != snapshot.stem:
                     raise RefusedError(f"its code snapshot was altered since it was submitted: {snapshot}")
                 self._checked[snapshot] = seen
         except OSError as error:
@@ -338,4 +339,9 @@ def _cause(message: str) -> str:
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:MAX_MESSAGE]
+    return _without_password(" ".join(str(error).split()))[:MAX_MESSAGE]
+
+
+def _without_password(text: str) -> str:
+    """An address without what is before a host's name: it is recorded, and shown to everybody."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)

@@ -27,14 +27,19 @@ DRY_RUN_TIMEOUT_S = 120
 # a URL with a password, with whatever is before a web server's name, or with a parameter that is a secret by its name
 SECRET_URL = re.compile(
     r"(?i)https?://[^\s/@]+@|(?<!http)(?<!https)://[^\s/@:]*:\S*@|(?:\b|%3b)pwd(?:=|%3d)"
-    r"|://\S*[?&;][\w.-]*(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]*="
+    r"|://\S{0,2000}?[?&;#](?:[\w.-]{0,100}(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]{0,100}"
+    r"|sig|key|auth)="
 )
 MAX_ARRAY = 10_000
+MAX_ARRAY_BYTES = 2**24
+MAX_WORD = 4096  # characters of a value
+MAX_COMMAND_BYTES = 2**17  # which Linux takes as one word, and Ray hands a command over as one
 MAX_VALUES = 1_000_000  # of a YAML file
 MAX_DURATION_S = 10 * 365 * 86400.0
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
-_Row = Annotated[dict[_Name, StrictBool | StrictInt | StrictFloat | StrictStr], Field(min_length=1)]
+_Text = Annotated[StrictStr, Field(max_length=MAX_WORD)]
+_Row = Annotated[dict[_Name, StrictBool | StrictInt | StrictFloat | _Text], Field(min_length=1)]
 _ROWS = TypeAdapter(Annotated[list[_Row], Field(min_length=1, max_length=MAX_ARRAY)])
 _T = TypeVar("_T")
 
@@ -199,7 +204,11 @@ def read_array(file: Path) -> list[dict[str, str]]:
         InputError: it cannot be read, or a row is not such a mapping, or has other names than the first.
     """
     try:
-        rows = _ROWS.validate_python(yaml.load(file.read_text(), _Loader))  # noqa: S506 - a SafeLoader
+        with file.open() as opened:
+            text = opened.read(MAX_ARRAY_BYTES + 1)
+        if len(text) > MAX_ARRAY_BYTES:
+            raise yaml.YAMLError(f"more than {MAX_ARRAY_BYTES >> 20} MiB")
+        rows = _ROWS.validate_python(yaml.load(text, _Loader))  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise InputError(f"--array {file}: {error.strerror}; allowed: a YAML file") from None
     except ValidationError as error:
@@ -271,9 +280,25 @@ def job_environment(pairs: Sequence[str], commit: str | None) -> dict[str, str]:
             raise InputError(f"--env {pair!r}: allowed: NAME=VALUE")
         variables[key] = value
     for key, value in variables.items():
-        if SECRET_URL.search(value):
-            raise InputError(
-                f"{key}: a URL with a password or a token, which everybody could read; allowed: a URL without, and "
-                "--secret NAME=FILE for what is secret"
-            )
+        _refuse_secret(key, value)
     return variables
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Check what everybody will see of a command.
+
+    Raises:
+        InputError: it has a URL with a secret in it, or is longer than Linux takes.
+    """
+    for word in command:
+        _refuse_secret("the command", word)
+    if (size := sum(len(word.encode(errors="surrogateescape")) + 1 for word in command)) > MAX_COMMAND_BYTES:
+        raise InputError(f"the command has {size} bytes; allowed: at most {MAX_COMMAND_BYTES}")
+
+
+def _refuse_secret(where: str, text: str) -> None:
+    if SECRET_URL.search(text):
+        raise InputError(
+            f"{where}: a URL with a password or a token, which everybody could read; allowed: a URL without, and "
+            "--secret NAME=FILE for what is secret"
+        )

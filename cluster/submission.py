@@ -136,6 +136,7 @@ def _is_there(folder: Path, word: str) -> bool:
 def _spec(
     options: argparse.Namespace, command: list[str], place: _Place, environment: dict[str, str], index: int | None
 ) -> JobSpec:
+    request.check_command(command)
     description = place.describe(command, environment)
     gangs, driver = request.gangs_and_driver(description, options.resources, options.driver, options.label)
     name = options.name or request.job_name(description, command)

@@ -12,7 +12,7 @@ import pytest
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A new folder that is a disk of so many bytes (`64k`); the test is skipped where none can be mounted."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk cannot be mounted here, which takes root")
     try:

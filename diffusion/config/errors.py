@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 MAX_SHOWN = 200  # characters of a value
-SECRET_PARAMETER = (
-    r"[\w.-]*(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]*"  # of a URL, by its name  # noqa: S105
+MAX_MASKED = 2000  # of a text that is looked through for secrets
+SECRET_PARAMETER = (  # of a URL, by its name
+    r"(?:[\w.-]*(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]*|sig|key|auth)"  # noqa: S105
 )
 
 
@@ -36,14 +37,14 @@ def describe_problem(problem: ErrorDetails, root: object, spell: Callable[[str],
     message = re.sub(r"^Input should be ", "allowed: ", problem["msg"].removeprefix("Value error, "))
     match problem["type"]:
         case "extra_forbidden":
-            return f"{path}: unknown key; {_near(fields, list(holder.model_fields), spell)}"
+            return f"{path[:MAX_SHOWN]}: unknown key; {_near(fields, list(holder.model_fields), spell)}"
         case "missing":
             return f"{path}: missing; it is required here"
         case "value_error" if isinstance(problem["input"], dict):  # of several fields, which the message names
             return f"{path}: {message}" if path else message
         case "union_tag_invalid":
             context = problem.get("ctx", {})
-            return f"{path}.kind = {context.get('tag')}: allowed: {context.get('expected_tags')}"
+            return f"{path}.kind = {shown(context.get('tag'))[1:-1]}: allowed: {context.get('expected_tags')}"
         case "union_tag_not_found":
             kinds = models_of(_walk(problem["loc"][:-1], root)[0].model_fields[fields[-1]].annotation)
             return f"{path}.kind: missing; allowed: {', '.join(filter(None, map(kind_of, kinds)))}"
@@ -63,7 +64,7 @@ def spelled_as_option(path: str) -> str:
 
 
 def _near(fields: Sequence[str], allowed: Sequence[str], spell: Callable[[str], str]) -> str:
-    near = difflib.get_close_matches(fields[-1], allowed, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(fields[-1][:MAX_SHOWN], allowed, n=1, cutoff=0.5)
     if near:
         return f"did you mean {spell('.'.join([*fields[:-1], near[0]]))}?"
     return f"allowed here: {', '.join(allowed)}"
@@ -72,16 +73,18 @@ def _near(fields: Sequence[str], allowed: Sequence[str], spell: Callable[[str], 
 def _near_literal(problem: ErrorDetails) -> str:
     """The allowed word that a value is nearly."""
     words = re.findall(r"'([^']*)'", problem["msg"]) if problem["type"] == "literal_error" else []
-    near = difflib.get_close_matches(str(problem["input"]), words, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(problem["input"])[:MAX_SHOWN], words, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def masked(text: str) -> str:
-    """A text with the passwords and tokens of URLs in it starred out."""
+    """A text with the passwords and tokens of URLs in it starred out, of a long one the first MAX_MASKED characters."""
+    if len(text) > MAX_MASKED:  # a password may have been cut
+        text = re.sub(r"://\S*$", "://", text[:MAX_MASKED]) + "…"
     text = re.sub(r"(https?://)[^\s/?#]*@", r"\1***@", text)
     text = re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", text)
     text = re.sub(r"(?i)((?:;|%3b)pwd(?:=|%3d))[^&;\s'\"%]*", r"\1***", text)
-    return re.sub(rf"(?i)([?&;](?:{SECRET_PARAMETER})=)[^&\s'\"]*", r"\1***", text)
+    return re.sub(rf"(?i)([?&;#]{SECRET_PARAMETER}=)[^&\s'\"]*", r"\1***", text)
 
 
 def has_secret(url: str) -> bool:
@@ -91,7 +94,8 @@ def has_secret(url: str) -> bool:
     return bool(
         parts.password
         or (web and parts.username)
-        or re.search(rf"(?i)(^|[&;])({SECRET_PARAMETER})=", parts.query)
+        or re.search(rf"(?i)(^|[&;]){SECRET_PARAMETER}=", parts.query)
+        or re.search(rf"(?i)(^|[&;?]){SECRET_PARAMETER}=", parts.fragment)
         or re.search(r"(?i)pwd(=|%3d)", parts.query)
     )
 

@@ -1,5 +1,6 @@
 """Where snapshots and logs are kept: a folder and a real S3 server behave alike."""
 
+import itertools
 import os
 import stat
 import time
@@ -11,7 +12,7 @@ import pytest
 from cluster import retention, snapshot
 from cluster.__main__ import main
 from cluster.errors import FilesUnavailableError, InputError
-from cluster.files import Bucket, Files, Folder, digest, log_name, open_files
+from cluster.files import Bucket, Files, Folder, digest, ends_of, log_name, open_files
 from cluster.spec import Ending
 from cluster.store import Store
 from tests.cluster.conftest import spec
@@ -220,3 +221,24 @@ def test_secrets_need_a_folder(s3: S3Server, tmp_path: Path, capsys: pytest.Capt
     assert main(["--store", f"sqlite:///{tmp_path}/queue.db", "--files", "s3://queue/x", "submit", *words]) == 2
     assert "none is its user's alone" in capsys.readouterr().err
     assert Store.open(f"sqlite:///{tmp_path}/queue.db").jobs() == []
+
+
+def test_of_an_output_without_end_both_ends_are_kept():
+    counted = [b"%07d\n" % number for number in range(1000)]
+    assert b"".join(ends_of(counted, 16_000, 60.0)) == b"".join(counted)
+    first, last = b"".join(ends_of(counted, 808, 60.0)).split(b"\n(0.0 MiB left out)\n")
+    assert first == b"".join(counted)[:404]
+    assert b"".join(counted).endswith(last)
+    assert 404 <= len(last) < 404 + 8
+    endless = b"".join(ends_of(itertools.repeat(bytes(2**16)), 2**20, 0.2))
+    assert len(endless) < 2**20 + 2**17
+    assert endless.endswith(b"(the rest was not read in 0.2 s)\n")
+
+
+def test_a_snapshot_that_somebody_has_made_endless_is_not_fetched(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cluster.files.MAX_COPY_BYTES", 2**16)
+    files = open_files(f"s3://queue/{tmp_path.name}")
+    files.write("snapshots/a.zip", [bytes(2**16)] * 100)
+    assert files.local("snapshots/a.zip").stat().st_size == 2**16

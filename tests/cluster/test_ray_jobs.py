@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from cluster.errors import RayUnavailableError, RefusedError
 from cluster.placement import Node
 from cluster.ray_jobs import ADDRESS_VARIABLES, RayJobs
 from cluster.resources import Bundle
+from cluster.snapshot import MAX_SNAPSHOT_BYTES
 from cluster.spec import Alive, Ending
 
 VERSION = {"version": "4", "ray_version": "2.60.0", "ray_commit": "x"}
@@ -169,6 +171,31 @@ def test_code_that_was_altered_is_refused(server: Server, tmp_path: Path):
     with pytest.raises(RefusedError, match="its code snapshot was altered since it was submitted"):
         jobs.submit("two", ["true"], archive, {})
     assert server.asked == before
+
+
+@pytest.mark.parametrize("length", [0, MAX_SNAPSHOT_BYTES + 1])
+def test_code_that_was_altered_in_place_is_refused(server: Server, tmp_path: Path, length: int):
+    """With the time of its last change put back, or of any size."""
+    archive = code(tmp_path)
+    server.answers["POST", "/api/jobs/"] = (200, {"job_id": "one", "submission_id": "one"})
+    jobs = RayJobs(server.address)
+    jobs.submit("one", ["true"], archive, {})
+    status = archive.stat()
+    with archive.open("r+b") as file:
+        file.write(b"x")
+        file.truncate(max(length, status.st_size))
+    os.utime(archive, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(RefusedError, match="its code snapshot was altered since it was submitted"):
+        jobs.submit("two", ["true"], archive, {})
+
+
+def test_a_password_in_the_address_is_shown_to_nobody(server: Server):
+    jobs = RayJobs(server.address.replace("://", "://me:hunter2@"))
+    assert jobs.address == server.address
+    assert "hunter2" not in str(jobs._server_error(RuntimeError("GET http://me:hunter2@host/x failed")))
+    with pytest.raises(RayUnavailableError) as caught:
+        RayJobs("http://me:hunter2@127.0.0.1:1")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_code_that_is_gone_is_refused_before_ray_is_asked(server: Server, tmp_path: Path):

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster import logs as job_logs, views
+from cluster.errors import InputError as QueueInputError
 from cluster.request import read_array
 from diffusion.terminal import PlainConsole, visible
 from tests.conftest import ROOT
@@ -66,6 +67,15 @@ def test_yaml_with_a_few_aliases_is_as_written(tmp_path: Path):
     assert read_yaml(tmp_path / "run.yaml") == {"base": base, "one": base, "two": {**base, "a": 3}}
     (tmp_path / "rows.yaml").write_text("- &row {lr: 0.1, seed: 1}\n- {<<: *row, seed: 2}\n")
     assert read_array(tmp_path / "rows.yaml") == [{"lr": "0.1", "seed": "1"}, {"lr": "0.1", "seed": "2"}]
+
+
+def test_the_words_of_an_array_are_short(tmp_path: Path):
+    (tmp_path / "rows.yaml").write_text(f"- {{a: &a {'x' * 2**21}}}\n" + "- {a: *a}\n" * 100)
+    with pytest.raises(QueueInputError, match=r"row 1: .{1,250}: allowed: a list of 1 to 10000 mappings"):
+        read_array(tmp_path / "rows.yaml")
+    (tmp_path / "rows.yaml").write_text("- {a: 1}\n" * 2**21)
+    with pytest.raises(QueueInputError, match="more than 16 MiB"):
+        read_array(tmp_path / "rows.yaml")
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,10 @@ URLS = [
     f"postgresql://me:a#{SECRET}@db/mlflow",
     f"https://h.example/?X-Amz-Signature={SECRET}",
     f"https://h.example/?api_key={SECRET}",
+    f"https://h.blob.example/c?sv=2024&sig={SECRET}",
+    f"https://h.example/?key={SECRET}",
+    f"https://h.example/x?a=1&auth={SECRET}",
+    f"https://h.example/x#access_token={SECRET}",
 ]
 PLAIN = [
     "https://mlflow.example:5000",
@@ -35,6 +39,7 @@ PLAIN = [
     "postgresql://me@db/mlflow",
     "postgresql://db/m?sslmode=require",
     "https://h/?max_tokens=5",
+    "https://h/?author=me&monkey=1&design=2",
 ]
 
 
@@ -61,7 +66,7 @@ def test_a_url_without_one_is_taken_and_shown_as_it_is(url: str):
 
 
 @pytest.mark.parametrize("url", URLS)
-@pytest.mark.parametrize("way", ["inherited", "given"])
+@pytest.mark.parametrize("way", ["inherited", "given", "command"])
 def test_the_queue_does_not_keep_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str, way: str
 ):
@@ -70,7 +75,8 @@ def test_the_queue_does_not_keep_it(
     words = ["submit", "--working-dir", str(tmp_path / "code"), *(["--env", f"DSN={url}"] if way == "given" else [])]
     if way == "inherited":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-    code = queue(["--store", f"sqlite:///{tmp_path}/queue.db", *words, "--", "bash", "job.sh"])
+    command = ["bash", "job.sh", *([f"--dsn={url}"] if way == "command" else [])]
+    code = queue(["--store", f"sqlite:///{tmp_path}/queue.db", *words, "--", *command])
     output = capsys.readouterr()
     assert SECRET not in output.out + output.err
     assert code == 2
