@@ -1,6 +1,7 @@
 """A temporary folder that no other user of the machine can enter, whatever is made in it."""
 
 import os
+import secrets
 import stat
 import tempfile
 from contextlib import suppress
@@ -20,10 +21,29 @@ def private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="dv-"))
 
 
-def is_ours(file: Path) -> bool:
-    """Whether a file is this user's or root's, and nobody else can write to it."""
+def read_own(file: Path) -> str | None:
+    """The text of a small file that is this user's or root's and that nobody else can write to; None for any other."""
     try:
-        status = file.lstat()
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o022
+        return None
+    with os.fdopen(descriptor, errors="replace") as opened:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
+            return None
+        return opened.read(4096).strip() or None
+
+
+def use_private_token() -> None:
+    """Let a Ray that this process starts ask for a token that no other user can read.
+
+    Ray would put one into the home with the mode of any other file. Nothing where the environment says which, or none.
+    """
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        file = private_folder() / "ray_token"
+        with (
+            suppress(FileExistsError),
+            os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new,
+        ):
+            new.write(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)

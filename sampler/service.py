@@ -18,12 +18,13 @@ import ray
 from ray import serve
 from ray._common.tls_utils import add_port_to_grpc_server
 from ray._common.utils import get_ray_address_file
-from ray._private import ray_constants, services
+from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.serve._private import constants as serve_constants, replica as serve_replica
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import ApplicationStatus
 
-from diffusion.private_folder import is_ours, private_folder
+from diffusion.private_folder import private_folder, read_own, use_private_token
 from sampler.models import ModelError, Source, load
 
 if TYPE_CHECKING:
@@ -119,20 +120,24 @@ def connect(start_if_none: bool = True) -> None:
     """
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     runtime_env = None if in_job else {"env_vars": {"PYTHONPATH": str(CHECKOUT)}}
-    address: Any = os.environ.get("RAY_ADDRESS") or (None if start_if_none else "auto")
+    address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {}
     try:
+        if not address and (address := read_own(Path(get_ray_address_file(None)))):  # which anybody may have written
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         _check_listening(address)
-        found = services.canonicalize_bootstrap_address(address)
-        current = Path(get_ray_address_file(None))  # which anybody may have written
-        if found is None or not (address or is_ours(current)):
+        if not address and not start_if_none:
+            raise ConnectionError
+        if address in (None, "", "local"):
+            address = "local"
             os.environ[LOOPBACK_VARIABLE] = "0"  # for Ray's own processes
             ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it
+            use_private_token()
             local = {"_temp_dir": f"{private_folder()}/ray"}  # Ray opens that to everybody
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env, **local)
     except OSError as error:  # a ConnectionError of ray.init is one too
         hint = "start one with: ray start --head; one that runs may refuse this shell's RAY_AUTH_TOKEN"
-        raise ServeError(f"ray: {address}: no cluster to join; {hint}") from error
+        raise ServeError(f"ray: {address or 'no address'}: no cluster to join; {hint}") from error
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 

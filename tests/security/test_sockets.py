@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -11,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from diffusion.private_folder import is_ours, private_folder
+from diffusion.private_folder import private_folder, read_own, use_private_token
+from sampler.service import ServeError, connect
 from tests.conftest import ROOT, Cluster, listening
 from trainer.runtime.ray_cluster import open_to_others
 
@@ -44,8 +46,11 @@ def is_loopback(address: str) -> bool:
 
 
 @pytest.mark.parametrize("who", list(CONNECTING))
-def test_a_local_ray_and_its_workers_listen_on_loopback_in_a_folder_of_their_own(who: str):
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "TMPDIR")}
+def test_a_local_ray_and_its_workers_listen_on_loopback_in_a_folder_of_their_own(who: str, tmp_path: Path):
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TMPDIR"))},
+        "HOME": str(tmp_path),
+    }
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with subprocess.Popen(
@@ -68,6 +73,7 @@ def test_a_local_ray_and_its_workers_listen_on_loopback_in_a_folder_of_their_own
         assert [each for each in found if not is_loopback(each[0])] == []
         assert private_folder() in session.parents
         assert not open_to_others(session)
+        assert not (tmp_path / ".ray").exists(), "Ray's own token, which others could read"
         process.communicate("", timeout=60)
 
 
@@ -106,15 +112,39 @@ def test_a_folder_is_open_where_others_can_come_to_it(tmp_path: Path):
 
 def test_a_cluster_that_somebody_else_has_left_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "ray_current_cluster"
-    assert not is_ours(file)
-    file.write_text("127.0.0.1:6379")
+    assert read_own(file) is None
+    file.write_text("127.0.0.1:6379\n")
     file.chmod(0o644)
-    assert is_ours(file)
+    assert read_own(file) == "127.0.0.1:6379"
+    (tmp_path / "link").symlink_to(file)
+    assert read_own(tmp_path / "link") is None
+    os.mkfifo(tmp_path / "pipe")
+    assert read_own(tmp_path / "pipe") is None
     file.chmod(0o666)
-    assert not is_ours(file)
+    assert read_own(file) is None
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("sampler.service.get_ray_address_file", lambda _: str(file))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {"127.0.0.1:6379"})
+    with pytest.raises(ServeError, match="no cluster to join"):
+        connect(start_if_none=False)
     file.chmod(0o644)
     monkeypatch.setattr("os.getuid", lambda: 12345)
-    assert is_ours(file) == (file.stat().st_uid == 0)
-    link = tmp_path / "link"
-    link.symlink_to(file)
-    assert not is_ours(link)
+    assert read_own(file) == ("127.0.0.1:6379" if file.stat().st_uid == 0 else None)
+
+
+def test_the_token_of_a_ray_that_we_start_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("diffusion.private_folder.TEMPORARY", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # to be put back
+        monkeypatch.delenv(name)
+    use_private_token()
+    file = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    token = file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert len(token) == 64
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    use_private_token()
+    assert file.read_text() == token
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/elsewhere")
+    use_private_token()
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/elsewhere"

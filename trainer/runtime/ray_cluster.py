@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffusion.private_folder import is_ours, private_folder
+from diffusion.private_folder import private_folder, read_own, use_private_token
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, RunFailedError, last_line
 from trainer.run.provenance import ROOT
@@ -50,18 +50,23 @@ def connect_ray(dashboard: bool = False) -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **RAY_TRAIN_SETTINGS} | os.environ
     import ray
     from ray._common.utils import get_ray_address_file
-    from ray._private import ray_constants, services
+    from ray._private import ray_constants
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     local: dict[str, Any] = {}
-    unknown: Any = None  # Ray annotates it as text
-    found = services.canonicalize_bootstrap_address(unknown)
-    if found is None or not (os.environ.get("RAY_ADDRESS") or is_ours(Path(get_ray_address_file(None)))):
+    address = os.environ.get("RAY_ADDRESS")
+    if not address and (address := read_own(Path(get_ray_address_file(None)))):  # which anybody may have written
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    if address in (None, "", "local") and not ray.is_initialized():
+        address = "local"
         os.environ[LOOPBACK_VARIABLE] = "0"  # for Ray's own processes
         ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it
+        use_private_token()
         local = {"_temp_dir": f"{private_folder()}/ray"}  # Ray opens that to everybody
     try:
         ray.init(
+            address,
             include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
