@@ -34,6 +34,7 @@ FILES = (MANIFEST, CONFIG, WEIGHTS)
 SIGNATURE = "signature"  # which a package may have beside them; see `diffusion.signature`
 MAX_TEXT_BYTES = 16 * 2**20  # of CONFIG, and of MANIFEST
 MAX_SIDE, MAX_CHANNELS = 8192, 256  # of an image
+MAX_BUFFER_VALUES = 2**24  # which a network computes for itself, where it has fewer weights
 MAX_VALUES = 3 * 50_000_000  # of an image: the largest that data are read of, in colours
 SCHEDULE_PREFIX = "schedule."  # a learned schedule's weights, beside the network's
 
@@ -194,7 +195,7 @@ def verify_package(folder: Path) -> str:
         PackageError: no manifest, a missing or altered file, another file, a link, or a manifest that contradicts
             itself.
     """
-    _check_files(folder)
+    check_files(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         digests = {str(name): str(digest) for name, digest in manifest["files"].items()}
@@ -215,8 +216,12 @@ def verify_package(folder: Path) -> str:
     return claimed
 
 
-def _check_files(folder: Path) -> None:
-    """Refuse a folder with other files than those of a package, with links, or with texts that no package has."""
+def check_files(folder: Path) -> None:
+    """Refuse a folder with other files than those of a package, with links, or with texts that no package has.
+
+    Raises:
+        PackageError: what it has.
+    """
     try:
         kinds = {path.name: path.lstat() for path in folder.iterdir()}
     except FileNotFoundError:
@@ -285,11 +290,15 @@ def _build(folder: Path, config: PackageConfig) -> tuple[Process, nn.Module]:
     try:
         process = make_process(config.process)
         with torch.device("meta"):
-            expected = dict(build_denoiser_network(config).state_dict())
+            network = build_denoiser_network(config)
+        expected = dict(network.state_dict())
         if isinstance(process.schedule, LearnedLogSnr):
             own = process.schedule.state_dict()
             expected |= {f"{SCHEDULE_PREFIX}{name}": tensor for name, tensor in own.items()}
         _check_weights(folder / WEIGHTS, expected)
+        buffers, weights = (sum(each.numel() for each in some) for some in (network.buffers(), expected.values()))
+        if buffers > max(MAX_BUFFER_VALUES, weights):  # such as a table of all positions, which is in no file
+            raise PackageError(f"{folder / CONFIG}: the network has {buffers} constants beside {weights} weights")
         return process, build_denoiser_network(config)
     except PackageError:
         raise

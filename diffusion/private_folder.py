@@ -34,6 +34,15 @@ def read_own(file: Path) -> str | None:
         return opened.read(4096).strip() or None
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file is this user's or root's, and not for everybody to write to; a group may be of this user alone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o002
+
+
 def use_private_token() -> None:
     """Let a Ray that this process starts ask for a token that no other user can read.
 

@@ -146,14 +146,20 @@ def _mlflow_command(stack: Stack, var: Path) -> list[str]:
 
 def _wait(stack: Stack, var: Path) -> None:
     token = {"Authorization": f"Bearer {(var / 'ray_token').read_text()}"}
-    checks: list[tuple[str, Callable[[], HTTPResponse]]] = [
-        ("mlflow", lambda: fetch(f"{stack.tracking_uri}/health")),
-        ("ray", lambda: fetch(f"{stack.dashboard}/api/version", token)),
-        ("ray", lambda: fetch(f"http://127.0.0.1:{stack.ports['agent']}/api/local_raylet_healthz", token)),
+    checks: list[tuple[str, int, Callable[[], HTTPResponse]]] = [
+        ("mlflow", stack.ports["mlflow"], lambda: fetch(f"{stack.tracking_uri}/health")),
+        ("ray", stack.ports["dashboard"], lambda: fetch(f"{stack.dashboard}/api/version", token)),
+        (
+            "ray",
+            stack.ports["agent"],
+            lambda: fetch(f"http://127.0.0.1:{stack.ports['agent']}/api/local_raylet_healthz", token),
+        ),
     ]
     deadline = time.monotonic() + START_TIMEOUT_S
     while checks:
-        name, check = checks[0]
+        name, port, check = checks[0]
+        if machine.is_taken_by_others(port):  # who was faster, and would be shown the token
+            raise StackError(f"port {port} was taken by another user while {name} started; try again")
         try:
             check().close()
             checks.pop(0)

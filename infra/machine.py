@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
@@ -40,6 +40,17 @@ def free_ports(preferred: Sequence[int]) -> list[int]:
     """A free loopback port for each preferred one: that port if it is free, else any other; all different."""
     with ExitStack() as held:
         return [held.enter_context(_listen(port)).getsockname()[1] for port in preferred]
+
+
+def is_taken_by_others(port: int) -> bool:
+    """Whether a process of another user listens at a port of this machine."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError), open(table) as lines:
+            for fields in map(str.split, lines):
+                listens = fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port
+                if listens and int(fields[7]) != os.getuid():
+                    return True
+    return False
 
 
 def _listen(port: int) -> socket.socket:

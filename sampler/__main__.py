@@ -14,7 +14,7 @@ from typing import NoReturn, get_args
 from pydantic import TypeAdapter
 
 from diffusion.command import end, printable, run_command
-from diffusion.config import ClassifierFree, SolverConfig, evaluations
+from diffusion.config import ClassifierFree, SolverConfig, check_evaluations, evaluations
 from sampler.models import UNSAID, Model, ModelError, load, resolve
 
 SOLVERS = tuple(str(member.model_fields["kind"].default) for member in get_args(get_args(SolverConfig)[0]))
@@ -215,6 +215,8 @@ def run_generate(arguments: argparse.Namespace) -> None:
         model = load(resolve(arguments.model, arguments.tracking_uri), device(arguments), arguments.signed_by)
         format_ = arguments.out.suffix.removeprefix(".")
         check_format(format_, model.config.image_shape[0])
+        if arguments.solver is None and arguments.steps is None:
+            check_evaluations(model.config.solver)
         config = solver_config(model.config.solver, arguments.solver, arguments.steps)
         model, guidance = apply_guidance(model, arguments)
         evaluations_per_image = evaluations(config)

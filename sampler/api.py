@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from diffusion.config import ClassifierFree, Config, SolverConfig, evaluations
+from diffusion.config import ClassifierFree, Config, SolverConfig, check_evaluations
 from diffusion.config.errors import describe_problem, shown
 from diffusion.images import to_pixels
 from sampler.batcher import Batcher, BusyError
@@ -27,7 +27,6 @@ from sampler.requests import NonFiniteError
 
 MAX_IMAGES = 1024
 MAX_NAME_LENGTH = 256
-MAX_EVALUATIONS = 10_000  # per image, which is also rk45's limit
 SOLVER_MODELS: dict[str, type[Config]] = {
     member.model_fields["kind"].default: member for member in get_args(get_args(SolverConfig)[0])
 }
@@ -120,7 +119,7 @@ class Service:
         )
         try:
             check_format(request.format, engine.model.config.image_shape[0])
-            _check_evaluations(request.solver or engine.model.config.solver)
+            check_evaluations(request.solver or engine.model.config.solver)
             start(())
         except ValueError as error:
             raise ApiError(422, str(error)) from error
@@ -131,13 +130,6 @@ class Service:
         except NonFiniteError as error:
             raise ApiError(500, str(error)) from error
         return to_pixels(x)
-
-
-def _check_evaluations(solver: SolverConfig) -> None:
-    """Reject a request that would occupy the engine indefinitely, or whose time grid would not fit in memory."""
-    evaluations_per_image = evaluations(solver)
-    if evaluations_per_image and evaluations_per_image > MAX_EVALUATIONS:
-        raise ValueError(f"solver: {evaluations_per_image} evaluations of an image; allowed: at most {MAX_EVALUATIONS}")
 
 
 def create_app(service: Service) -> FastAPI:

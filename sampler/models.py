@@ -152,9 +152,12 @@ def load(source: Source, device: str = "cpu", signed_by: bytes | None = None) ->
         return _load_folder(source, Path(source.location), device, None)
     if source.tracking_uri is None:
         with TemporaryDirectory(prefix="dualview-package-") as folder:  # nobody changes a copy while it is looked at
+            from diffusion.package import check_files
+
             try:
+                check_files(Path(source.location))
                 copy = shutil.copytree(source.location, Path(folder, "package"), symlinks=True)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise ModelError(f"model: {source.reference}: cannot be read: {_one_line(error)}") from None
             return _load_folder(source, copy, device, signed_by)
     with TemporaryDirectory(prefix="dualview-package-") as folder:

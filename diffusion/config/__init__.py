@@ -77,6 +77,7 @@ from diffusion.config.solver import (
     SolverConfig as SolverConfig,
     SolverOptions as SolverOptions,
     UniPC as UniPC,
+    check_evaluations as check_evaluations,
     check_guidance as check_guidance,
     check_solver as check_solver,
     evaluations as evaluations,

@@ -211,6 +211,7 @@ SolverConfig = Annotated[
     | UniPC,
     Field(discriminator="kind"),
 ]
+MAX_EVALUATIONS = 10_000  # of an image, by a solver that somebody else chose
 FROM_PURE_NOISE = ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")
 
 
@@ -255,6 +256,17 @@ def evaluations(config: SolverConfig) -> int | None:
     if isinstance(config, PredictorCorrector):
         return config.num_steps + between * config.corrector_steps
     return config.num_steps
+
+
+def check_evaluations(config: SolverConfig) -> None:
+    """Check that somebody else's solver would come to an end, and that its times fit into memory.
+
+    Raises:
+        ValueError: it evaluates the network more than MAX_EVALUATIONS times for an image, which is also rk45's limit.
+    """
+    count = evaluations(config)
+    if count is not None and count > MAX_EVALUATIONS:
+        raise ValueError(f"solver: {count} evaluations of an image; allowed: at most {MAX_EVALUATIONS}")
 
 
 class ClassifierFree(Config):

@@ -26,8 +26,11 @@ from diffusion.package import (
     save_package,
     verify_package,
 )
+from sampler.__main__ import main as sampler
 from sampler.models import ModelError, load, resolve
 from tests.conftest import ROOT
+from trainer.errors import InputError
+from trainer.evaluate.target import find_target
 
 
 @pytest.fixture
@@ -139,6 +142,37 @@ def test_sizes_are_bounded(package: Path, where: str, value: Any):
         load_package(package)
 
 
+def test_a_table_that_is_in_no_file_is_bounded_too(package: Path):
+    """diffusers' DiT computes that of all positions: of one head, 32 GiB in float64 and twice."""
+    network = {"kind": "dit", "patch_size": 1, "layers": 1, "heads": 1, "head_width": 64}
+    change(package, "network", network)
+    change(package, "image_shape", [1, 8192, 8192])
+    with torch.device("meta"):
+        built = build_denoiser_network(PackageConfig.model_validate_json((package / CONFIG).read_bytes()))
+    save_file({name: torch.zeros(each.shape) for name, each in built.state_dict().items()}, package / WEIGHTS)
+    sign(package)
+    assert taken(package, "constants beside") < 500_000
+
+
+def test_a_solver_without_end_is_not_run(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    change(package, "solver", {"kind": "euler", "num_steps": 10**11})
+    load_package(package)
+    out = str(tmp_path / "grid.png")
+    assert sampler(["generate", str(package), "--out", out, "--count", "1"]) == 2
+    assert "100000000000 evaluations of an image; allowed: at most 10000" in capsys.readouterr().err
+    assert sampler(["generate", str(package), "--out", out, "--count", "1", "--steps", "5"]) == 0
+    with pytest.raises(InputError, match="100000000000 evaluations of an image"):
+        find_target(str(package), None, lambda *_: pytest.fail("no registry"))
+
+
+@pytest.mark.parametrize("name", [CONFIG, MANIFEST])
+def test_an_evaluation_follows_no_links_of_a_package(package: Path, name: str):
+    (package / name).unlink()
+    (package / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"not a complete package|no model"):
+        find_target(str(package), None, lambda *_: pytest.fail("no registry"))
+
+
 HUGE = {
     "wide": {"network.width": 65536, "network.depth": 1000},
     "large images": {"image_shape": [1, 8192, 8192], "network.width": 65536},
@@ -151,6 +185,11 @@ HUGE = {
 def test_what_is_within_the_bounds_takes_no_memory_before_its_weights_are_there(package: Path, name: str):
     for where, value in HUGE[name].items():
         change(package, where, value)
+    assert taken(package, "weights do not fit the network of config.json") < 500_000  # the weights would be terabytes
+
+
+def taken(package: Path, refused: str) -> int:
+    """Kilobytes that it takes, with diffusers itself, to refuse a package with these words."""
     script = (
         "import resource, sys; from pathlib import Path; import torch\n"
         "from diffusion.package import PackageError, load_package\n"
@@ -162,8 +201,8 @@ def test_what_is_within_the_bounds_takes_no_memory_before_its_weights_are_there(
         [sys.executable, "-c", script, str(package)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     kilobytes, _, words = done.stdout.partition(" ")
-    assert "weights do not fit the network of config.json" in words
-    assert int(kilobytes) < 500_000  # with diffusers itself; the weights would be terabytes
+    assert refused in words
+    return int(kilobytes)
 
 
 @pytest.mark.parametrize(

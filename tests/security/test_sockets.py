@@ -13,6 +13,8 @@ import psutil
 import pytest
 
 from diffusion.private_folder import private_folder, read_own, use_private_token
+from infra import lifecycle, machine
+from infra.stack import Stack
 from sampler.service import ServeError, connect
 from tests.conftest import ROOT, Cluster, listening
 from trainer.runtime.ray_cluster import open_to_others
@@ -148,3 +150,28 @@ def test_the_token_of_a_ray_that_we_start_is_ours_alone(tmp_path: Path, monkeypa
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/elsewhere")
     use_private_token()
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/elsewhere"
+
+
+def test_a_port_that_somebody_else_took_is_shown_no_token(tmp_path: Path):
+    """Whoever listens where the stack's agent should is faster than it, and would be sent Ray's token."""
+    if os.getuid():
+        pytest.skip("a socket of another user takes root")
+    listen = (
+        "import os, socket, sys\nos.setuid(65534)\nserver = socket.create_server(('127.0.0.1', 0))\n"
+        "print(server.getsockname()[1], flush=True)\nconnection = server.accept()[0]\n"
+        "print(connection.recv(1000), flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", listen], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        assert machine.is_taken_by_others(port)
+        with socket.create_server(("127.0.0.1", 0)) as own:
+            assert not machine.is_taken_by_others(own.getsockname()[1])
+        (tmp_path / "ray_token").write_text("hunter2")
+        ports = dict.fromkeys(lifecycle.PREFERRED_PORTS, port)
+        stack = Stack("0" * 32, ports, str(tmp_path), kept=False)
+        with pytest.raises(lifecycle.StackError, match=f"port {port} was taken by another user while mlflow started"):
+            lifecycle._wait(stack, tmp_path)
+        with socket.create_connection(("127.0.0.1", port)) as nothing:
+            nothing.sendall(b"nothing yet")
+        assert "nothing yet" in other.stdout.readline()

@@ -10,6 +10,7 @@ from trainer.errors import InputError
 Registry = Callable[[str, str, str], str]
 """Name, alias and tracking URI -> the package digest of the version that has the alias."""
 
+MAX_MANIFEST = 2**24  # characters
 ALLOWED = "the folder of a package or of a run that has one, or NAME@alias of the registry"
 
 
@@ -86,8 +87,9 @@ def initial_digest(reference: str, storage_uri: str, registry: Registry | None) 
         if not reference.startswith("/"):
             raise InputError(f"training.init_from = {reference!r}: allowed: an absolute path, that every node sees")
         try:
-            return str(json.loads((folder / "manifest.json").read_text())["package_sha256"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            with (folder / "manifest.json").open() as manifest:
+                return str(json.loads(manifest.read(MAX_MANIFEST))["package_sha256"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"training.init_from = {reference!r}: not a package: {error}") from None
     name, alias = split_alias(reference)
     if registry is None:

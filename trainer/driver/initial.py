@@ -17,22 +17,25 @@ def prepare_initial(config: RunConfig, paths: RunPaths, image_shape: tuple[int, 
     Raises:
         InputError: it cannot be had, is not the one that the run is named by, or nothing of it fits.
     """
-    from diffusion.package import PackageError, verify_package
+    from diffusion.package import PackageError, check_files, verify_package
 
     expected = config.training.init_sha256
     if not paths.initial.is_dir() or _digest(paths.initial) != expected:
         source = package_folder(str(config.training.init_from)) or _fetched(config)
+        shutil.rmtree(paths.initial, ignore_errors=True)
         try:
-            found = verify_package(source)
-        except PackageError as error:
+            check_files(source)  # before they are copied, and the copy, which nobody changes, is what counts
+            shutil.copytree(source, paths.initial, symlinks=True)
+            found = verify_package(paths.initial)
+        except (PackageError, OSError) as error:
+            shutil.rmtree(paths.initial, ignore_errors=True)
             raise InputError(f"training.init_from = {config.training.init_from!r}: {error}") from None
         if found != expected:
+            shutil.rmtree(paths.initial)
             raise InputError(
                 f"training.init_from = {config.training.init_from!r}: is package {found[:16]}… by now; the run is to "
                 f"begin with {str(expected)[:16]}…"
             )
-        shutil.rmtree(paths.initial, ignore_errors=True)
-        shutil.copytree(source, paths.initial)
     trained = shapes(build_objective(config, image_shape, device="meta"))
     found = fitting(trained, packaged_shapes(paths.initial))
     if not found.taken:

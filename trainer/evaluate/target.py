@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
+from diffusion.command import printable
 from diffusion.config import Autoguidance, ClassifierFree, ProcessConfig, SolverConfig, check_guidance, check_solver
-from diffusion.config.solver import SOLVER_ADAPTER, limit_nfe
+from diffusion.config.solver import SOLVER_ADAPTER, check_evaluations, limit_nfe
+from diffusion.private_folder import is_ours
 from trainer.config.data import DataConfig
 from trainer.config.evaluation import EvaluationConfig, Metric, check_curve, check_metrics, has_metric
 from trainer.config.load import default_storage
@@ -180,6 +183,8 @@ def _of_run(run: Path) -> EvaluationTarget:
     config, paths = read_run(run)
     if not paths.package.is_dir():
         raise InputError(f"MODEL = {run}: has no package yet; allowed: a run whose training has finished")
+    if not is_ours(paths.identity):
+        return _of_others(run, config, paths)
     out = (run / "evaluation").absolute()
     storage = Path(str(config.run.storage))
     summary = read_summary(paths)
@@ -189,38 +194,52 @@ def _of_run(run: Path) -> EvaluationTarget:
     return EvaluationTarget(name, paths.package.absolute(), config.data, config.evaluation, out, storage, mlflow_run)
 
 
+def _of_others(run: Path, config: RunConfig, paths: RunPaths) -> EvaluationTarget:
+    """A run that another user can have written: its settings choose no files, no folders and no servers."""
+    data, evaluation, notes = without_paths(config)
+    for note in (f"{run} is another user's", *notes):
+        print(f"note: {printable(note)}", file=sys.stderr)
+    return EvaluationTarget(str(config.run.name), paths.package.absolute(), data, evaluation, Path(), default_storage())
+
+
 def _packaged(package: Path) -> EvaluationConfig:
     """The default settings of an evaluation, with the package's own solver."""
+    from diffusion.package import check_files
+
     try:
+        check_files(package)
         solver = json.loads((package / "config.json").read_text())["solver"]
-        return EvaluationConfig.model_validate_json(json.dumps({"solver": solver}))
-    except (OSError, ValueError, KeyError) as error:
+        found = EvaluationConfig.model_validate_json(json.dumps({"solver": solver}))
+        check_evaluations(found.solver)
+        return found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"MODEL = {package}: not a complete package: {str(error).splitlines()[0]}") from None
 
 
 def without_paths(config: RunConfig) -> tuple[DataConfig, EvaluationConfig, list[str]]:
-    """The settings of a configuration from a registry, without those that name files of whoever reads them.
+    """The settings of somebody else's configuration, without those that name files of whoever reads them.
 
-    Whoever can write to the registry chose them: data would be read, and an extractor even run, as somebody else.
+    Whoever can write to the registry, or to the run's folder, chose them: data would be read, and an extractor even
+    run, as somebody else.
 
     Returns:
         The data, with source `?` where they have to be named; the evaluation; and what was left out, for people.
     """
     data, evaluation, notes = config.data, config.evaluation, list[str]()
     if data.source not in BUILT_IN:
-        notes.append(f"the registry says that it was trained on {data.source!r}; data are read from --data alone")
+        notes.append(f"its settings say that it was trained on {data.source!r}; data are read from --data alone")
         data = DataConfig(source="?")
     if evaluation.inception_file is not None or "inception" in evaluation.extractors:
-        notes.append("the registry names a file for inception; it is used with --inception-file alone")
+        notes.append("its settings name a file for inception; it is used with --inception-file alone")
         others = tuple(name for name in evaluation.extractors if name != "inception")
         evaluation = evaluation.model_copy(
             update={"extractors": others or ("classifier",), "inception_file": None, "inception_sha256": None}
         )
     if evaluation.reference is not None:
-        notes.append("the registry names a file of reference statistics; one is used with --reference alone")
+        notes.append("its settings name a file of reference statistics; one is used with --reference alone")
         evaluation = evaluation.model_copy(update={"reference": None})
     if isinstance(evaluation.guidance, Autoguidance):
-        notes.append("the registry names a folder of a weaker model to be guided by; it is evaluated without guidance")
+        notes.append("its settings name a folder of a weaker model to be guided by; it is evaluated without guidance")
         evaluation = evaluation.model_copy(update={"guidance": None})
     return data, evaluation, notes
 

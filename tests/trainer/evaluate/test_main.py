@@ -1,6 +1,7 @@
 """`python -m trainer.evaluate`: which model is meant, how it is scored, and what is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from diffusion.network import build_network
 from diffusion.package import PackageConfig, save_package, verify_package
 from trainer.config.data import DataConfig
 from trainer.config.evaluation import EvaluationConfig, Metric
+from trainer.config.load import default_storage
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
@@ -91,6 +93,25 @@ def test_a_run_is_scored_as_it_was_evaluated(run, within):
     assert target.package == run / "package"
     assert (target.evaluation.samples, target.evaluation.solver) == (70, Ddim(num_steps=7))
     assert target.network == "mlp"
+
+
+def test_a_run_of_another_user_chooses_no_files_and_no_servers(run, monkeypatch, capsys):
+    """Its package is taken, and nothing else that it says: an extractor would be run, and a server shown a password."""
+    record = json.loads((run / "run.json").read_text())
+    evil = {"inception_file": "/evil.pt", "inception_sha256": "0" * 64, "reference": "/evil.npz"}
+    record["config"]["evaluation"] |= evil
+    record["config"]["data"] |= {"source": "/victim"}
+    (run / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr("os.getuid", lambda: (run / "run.json").stat().st_uid + 1)
+    if (run / "run.json").stat().st_uid == 0:
+        os.chown(run / "run.json", 1, -1)
+    target = asked(run, "--data", "digits", "--out", str(run / "mine"))
+    assert "evil" not in repr(target)
+    assert "victim" not in repr(target)
+    assert (target.mlflow_run, target.storage, target.data.source) == (None, default_storage(), "digits")
+    assert "is another user's" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--data"):
+        asked(run / "package", "--out", str(run / "mine"))
 
 
 def test_a_package_alone_is_scored_by_its_own_solver_on_data_that_are_named(run, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from diffusion.package import check_files
 from trainer.config.load import resolve, validate
 from trainer.config.run_config import RunConfig
 from trainer.driver.initial import prepare_initial
@@ -177,6 +178,25 @@ def test_the_package_is_copied_to_the_run_and_verified(tmp_path):
     (tmp_path / "a" / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(InputError, match=r"training\.init_from = .*model\.safetensors: SHA-256 is"):
         prepare_initial(config, paths, SHAPE)
+
+
+def test_what_is_verified_is_the_runs_own_copy(tmp_path, monkeypatch):
+    """Whoever owns the package may replace its files at any time, by links to files of this user too."""
+    package(tmp_path / "a")
+    config = named(tmp_path, str(tmp_path / "a"))
+    paths = RunPaths.of(config)
+    (tmp_path / "private").write_text("a secret")
+
+    def swapped(folder: Path) -> None:
+        checked(folder)
+        (tmp_path / "a" / "model.safetensors").unlink()
+        (tmp_path / "a" / "model.safetensors").symlink_to(tmp_path / "private")
+
+    checked = check_files
+    monkeypatch.setattr("diffusion.package.check_files", swapped)
+    with pytest.raises(InputError, match=r"training\.init_from = .*SHA-256 is|a link or no file"):
+        prepare_initial(config, paths, SHAPE)
+    assert not paths.initial.exists()
 
 
 def test_a_package_of_which_nothing_fits_is_refused(tmp_path):
