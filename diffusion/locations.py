@@ -30,11 +30,14 @@ def check_location(location: str, tracking_uri: str) -> None:
     except ValueError:  # a port that is none
         own = False
     odd = re.search(r"[\\\s@\x00-\x1f]", location) is not None
+    cut = re.search(r"[#?\x00-\x1f]", location) is not None  # a file of the package is appended to it
     good = {
         "mlflow-artifacts": not odd and (own or not place.netloc),
         "http": not odd and own and registry.scheme == "http",
         "https": not odd and own and registry.scheme == "https",
         "abfss": str(place.hostname).endswith(AZURE),
+        "": not place.netloc and not cut,
+        "file": place.netloc in ("", "localhost") and not cut,
     }
     if not good.get(place.scheme, place.scheme in STORES):
         where = f"{place.scheme}://{place.hostname or 'no server'}"

@@ -116,7 +116,7 @@ def _file(path: str, entry: "os.DirEntry[str]") -> File | None:
             return File(path, state.st_size, state.st_mtime_ns)
     except OSError:
         pass
-    return File(path, 0, 0) if entry.is_symlink() else None
+    return File(path, 0, 0) if entry.is_symlink() and not os.path.exists(entry.path) else None  # or it is a device
 
 
 def _entries(prefix: str, folder: Path, left_out: list[tuple[str, str]]) -> list["os.DirEntry[str]"]:

@@ -14,6 +14,7 @@ SPLITS = ("train", "heldout")
 FORMAT_VERSION = 2
 FILE = "dataset.json"
 MAX_REJECTED = 0.01
+MAX_ROWS, MAX_CLASSES, MAX_SIDE = 2**40, 10**6, 2**16  # of a data set from elsewhere
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def parse(text: str | bytes, where: str) -> DatasetInfo:
         )
     try:
         shards = {split: tuple(Shard(**shard) for shard in values["shards"][split]) for split in SPLITS}
-        _check_places(values.get("location"), [str(shard.name) for split in SPLITS for shard in shards[split]], where)
+        files = [shard for split in SPLITS for shard in shards[split]]
+        _check_places(values.get("location"), [str(shard.name) for shard in files], where)
+        _check_values(values, [str(shard.sha256) for shard in files], where)
         counts = {split: tuple(counts) for split, counts in values["class_counts"].items()}
         tuples = {name: tuple(values[name]) for name in ("image_shape", "class_names", "mean", "std")}
         tuples["notes"] = tuple(values.get("notes", ()))
@@ -146,6 +149,25 @@ def _check_places(location: object, names: list[str], where: str) -> None:
         raise InputError(f"{where}: {FILE} names a shard {bad!r}; allowed: files of its own folder")
     if location is not None and not str(location).startswith("s3://"):
         raise InputError(f"{where}: {FILE} has location = {location!r}; allowed: none, or an s3:// prefix")
+
+
+def _check_values(values: Mapping[str, Any], digests: list[str], where: str) -> None:
+    """Refuse digests that are none, since files are named by them, and sizes that memory is taken for."""
+    hexadecimal = [
+        (values["fingerprint"], "{64}"),
+        (values.get("plan", ""), "{0,64}"),
+        *((each, "{64}") for each in digests),
+    ]
+    for text, length in hexadecimal:
+        if not re.fullmatch(f"[0-9a-f]{length}", str(text)):
+            raise InputError(f"{where}: {FILE} has a digest {str(text)[:80]!r}; allowed: SHA-256 in hexadecimal digits")
+    counts = [(name, values[name], MAX_ROWS) for name in ("train", "heldout")] + [
+        ("classes", values["classes"], MAX_CLASSES)
+    ]
+    sides = [("image_shape", each, MAX_SIDE) for each in values["image_shape"]]
+    for name, value, most in (*counts, *sides):
+        if type(value) is not int or not 0 <= value <= most:
+            raise InputError(f"{where}: {FILE} has {name} = {str(value)[:80]}; allowed: whole numbers up to {most}")
 
 
 def check_agrees(info: DatasetInfo, data: DataConfig) -> None:

@@ -8,6 +8,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import ipc
 
+from trainer.data.manifest import FILE
+from trainer.errors import InputError
+
 
 class Pixels:
     """Images uint8 [N, H, W, C], indexed by a slice or by an array of row numbers; only the indexed rows are read.
@@ -46,13 +49,28 @@ class Pixels:
 
 
 def map_shard(path: Path) -> pa.RecordBatch:
-    """The columns of a shard, memory-mapped."""
-    return ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    """The columns of a shard, memory-mapped; nothing is believed of a file, which may come from elsewhere.
+
+    Raises:
+        InputError: it is no shard, or an altered one.
+    """
+    try:
+        batch = ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch.validate(full=True)  # or its offsets could lead anywhere in memory
+        kinds = {name: batch.schema.field(name).type for name in ("image", "label", "id")}
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"{path}: not a shard of a prepared data set: {' '.join(str(error).split())[:200]}") from None
+    wrong = not pa.types.is_fixed_size_binary(kinds["image"]) or kinds["label"] != pa.int64()
+    if wrong or kinds["id"] != pa.string() or batch.nbytes > path.stat().st_size:
+        raise InputError(f"{path}: not a shard of a prepared data set: it has other columns, or they are compressed")
+    return batch
 
 
 def shard_pixels(path: Path, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """A shard's images, memory-mapped, uint8 [n, H, W, C]; image_shape is (C, H, W)."""
     column = map_shard(path).column("image")
     channels, height, width = image_shape
+    if column.type.byte_width != channels * height * width:
+        raise InputError(f"{path}: images of {column.type.byte_width} bytes; allowed: {image_shape}, as {FILE} says")
     count = len(column) * channels * height * width  # the buffer may be longer, for alignment
     return np.frombuffer(column.buffers()[1], np.uint8, count).reshape(-1, height, width, channels)

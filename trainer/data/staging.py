@@ -5,7 +5,7 @@ A part holds, for each row of its partition, either the pixels or the reason why
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,8 @@ from trainer.data.writer import Block
 from trainer.errors import InputError
 
 LARGEST_LABEL = 2**31 - 1
+LONGEST_LABEL = 1000  # characters
+MAX_PIXELS_BYTES = 2**26
 
 REJECTED = "rejected"
 """Meant as an image, and cannot be used."""
@@ -115,14 +117,27 @@ def decode_partition(task: PreparationTask, partition: Partition) -> None:
     assert task.size is not None, "sizes were counted"
     with Store(task.url).writing(task.images_name(partition)) as path, ipc.new_file(str(path), SCHEMA) as file:
         for rows in read_partition(task.source, partition):
-            record = [_decoded(row, task, task.size) for row in rows]
-            file.write_batch(pa.RecordBatch.from_pylist(record, schema=SCHEMA))
+            for records in _in_parts(_decoded(row, task, task.size) for row in rows):
+                file.write_batch(pa.RecordBatch.from_pylist(records, schema=SCHEMA))
+
+
+def _in_parts(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Records, as many at a time as have MAX_PIXELS_BYTES of pixels: those of a small file may be large."""
+    part, size = list[dict[str, Any]](), 0
+    for record in records:
+        part.append(record)
+        size += len(record.get("image", b""))
+        if size > MAX_PIXELS_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _decoded(row: Row, task: PreparationTask, size: Size) -> dict[str, Any]:
     record: dict[str, Any] = {"id": row.id, "path": row.path, "row": row.row}
     if row.label is not None:
-        record |= {"text": row.label} if task.source.labels == "text" else {"label": _number(row)}
+        record |= {"text": _text(row)} if task.source.labels == "text" else {"label": _number(row)}
     if row.problem:
         return record | {"kind": REJECTED if row.is_image else LEFT_OUT, "reason": row.problem}
     try:
@@ -136,6 +151,14 @@ def _decoded(row: Row, task: PreparationTask, size: Size) -> dict[str, Any]:
 def _number(row: Row) -> int:
     if row.label > LARGEST_LABEL:
         raise pa.ArrowInvalid(f"row {row.row} has label {row.label}; allowed: 0 to K - 1, for K classes")
+    return row.label
+
+
+def _text(row: Row) -> str:
+    if len(str(row.label)) > LONGEST_LABEL:
+        raise pa.ArrowInvalid(
+            f"row {row.row} has a label of {len(str(row.label))} characters; allowed: {LONGEST_LABEL}"
+        )
     return row.label
 
 

@@ -4,6 +4,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,8 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
         InputError: there is no such run, or the server refuses it.
         ConnectionError: the server does not answer.
     """
+    if not re.fullmatch("[0-9a-f]{32}", run_id):  # which a registry can have chosen
+        raise InputError(f"MLflow run {run_id[:80]!r}: allowed: the id of a run, of 32 hexadecimal digits")
     folder = into / run_id
     folder.mkdir(parents=True, exist_ok=True)
     client = mlflow_client(tracking_uri)
