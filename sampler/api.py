@@ -6,16 +6,18 @@ reveal its cause to the client.
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field
 from pydantic_core import ErrorDetails, PydanticCustomError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusion.config import ClassifierFree, Config, SolverConfig, check_evaluations
 from diffusion.config.errors import describe_problem, shown
@@ -26,6 +28,8 @@ from sampler.models import UNSAID, Model
 from sampler.requests import NonFiniteError
 
 MAX_IMAGES = 1024
+MAX_VALUES = 2**29  # of the images that one model has in progress: 2 GiB in float32
+MAX_BODY_BYTES = 2**16
 MAX_NAME_LENGTH = 256
 SOLVER_MODELS: dict[str, type[Config]] = {
     member.model_fields["kind"].default: member for member in get_args(get_args(SolverConfig)[0])
@@ -47,7 +51,7 @@ class ImageRequest(Config):
     A `label` that is text is the name of a class or, where no class has that name, its number.
     """
 
-    model: str | None = None
+    model: Annotated[str, Field(max_length=MAX_NAME_LENGTH)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     solver: SolverConfig | None = None
@@ -58,10 +62,11 @@ class ImageRequest(Config):
 
 @dataclass(frozen=True)
 class Engine:
-    """A served model and the batcher that evaluates it."""
+    """A served model, the batcher that evaluates it, and how many of its images have MAX_VALUES together."""
 
     model: Model
     batcher: Batcher
+    most: int
 
 
 class ApiError(Exception):
@@ -79,12 +84,16 @@ class Service:
     Args:
         models: at least one; the first is the default.
         max_rows: largest batch of one network evaluation.
-        max_images: limit of unfinished images per model; at least MAX_IMAGES, so that any one request fits.
+        max_images: limit of unfinished images per model; lower where they have more than MAX_VALUES together.
     """
 
     def __init__(self, models: Sequence[Model], max_rows: int = 64, max_images: int = 4 * MAX_IMAGES) -> None:
         """Start the engines."""
-        self.engines = [Engine(model, Batcher(model.denoiser.output, max_rows, max_images)) for model in models]
+        self.engines: list[Engine] = []
+        for model in models:
+            most = max(1, MAX_VALUES // math.prod(model.config.image_shape))
+            batcher = Batcher(model.denoiser.output, max_rows, min(max_images, most))
+            self.engines.append(Engine(model, batcher, most))
 
     def close(self) -> None:
         """Stop the engines; unfinished requests are cancelled."""
@@ -118,6 +127,8 @@ class Service:
             engine.model.solver, request.solver, request.seed, label=request.label, guidance=request.guidance
         )
         try:
+            if request.n > engine.most:
+                raise ValueError(f"n = {request.n}: allowed: at most {engine.most} images of this size")
             check_format(request.format, engine.model.config.image_shape[0])
             check_evaluations(request.solver or engine.model.config.solver)
             start(())
@@ -135,6 +146,7 @@ class Service:
 def create_app(service: Service) -> FastAPI:
     """The application: `GET /healthz`, `GET /v1/models`, `POST /v1/images`."""
     app = FastAPI(title="DualView sampler", docs_url=None, redoc_url=None)
+    app.add_middleware(_BoundedBody)
     app.add_exception_handler(RequestValidationError, _respond_invalid)
     app.add_exception_handler(ApiError, _respond_error)
     app.add_exception_handler(Exception, _respond_unexpected)
@@ -160,6 +172,26 @@ def create_app(service: Service) -> FastAPI:
         return Response(content, media_type=MEDIA_TYPES[request.format], headers=headers)
 
     return app
+
+
+class _BoundedBody:
+    """ASGI middleware that reads no more than MAX_BODY_BYTES of a request's body: nothing before it counts."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read = 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAX_BODY_BYTES:
+                raise HTTPException(413, f"body: more than {MAX_BODY_BYTES} bytes")
+            return message
+
+        await self._app(scope, bounded, send)
 
 
 def describe(model: Model) -> dict[str, Any]:

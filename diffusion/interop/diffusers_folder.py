@@ -219,10 +219,12 @@ def _load_unet(folder: Path, variant: str | None = None) -> UNet:
     """The UNet2DModel of a folder; its weights must be exactly those of the network, in name and shape."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    _check_unet(_read_json(folder / CONFIG), UNet2DModel)
+    settings = _read_json(folder / CONFIG)
+    _check_unet(settings, UNet2DModel)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     if (chosen := _variant(folder, variant)) is not None:
         options["variant"] = chosen
+    _check_size(folder, settings, UNet2DModel)
     try:
         with _quiet():
             loaded: Any = UNet2DModel.from_pretrained(folder, output_loading_info=True, **options)
@@ -233,6 +235,19 @@ def _load_unet(folder: Path, variant: str | None = None) -> UNet:
         raise ValueError(f"{folder / WEIGHTS}: weights do not fit the network of {CONFIG}: {wrong}")
     # tensors mapped from a file need not be aligned in memory, and some kernels round otherwise where they are not
     return UNet(copy.deepcopy(model)).eval()
+
+
+def _check_size(folder: Path, settings: dict[str, Any], kind: "type[UNet2DModel]") -> None:
+    """Refuse a network that has more weights than the folder's files could hold, before any memory is taken for it."""
+    try:
+        with _quiet(), torch.device("meta"):
+            network: Any = kind.from_config(settings)
+    except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{folder}: not a UNet2DModel's folder: {error}") from error
+    count = sum(each.numel() for each in (*network.parameters(), *network.buffers()))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if size < 2 * count:  # in 16 bits
+        raise ValueError(f"{folder / WEIGHTS}: weights do not fit the network of {CONFIG}: {size} bytes for {count}")
 
 
 @contextmanager

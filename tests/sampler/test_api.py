@@ -154,6 +154,27 @@ def test_png_of_four_channels_is_refused(model: Model) -> None:
     assert (answer.status_code, answer.json()["detail"][:12]) == (422, "format: png:")
 
 
+def test_a_body_is_bounded(client: TestClient) -> None:
+    for content in (b" " * 2**20, iter([b" " * 2**14] * 64)):
+        answer = client.post("/v1/images", content=content, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()) == (413, {"detail": "body: more than 65536 bytes"})
+
+
+def test_long_words_are_cut(client: TestClient) -> None:
+    for body in ({"model": "://:" * 10_000, "n": 1, "seed": 0}, {"n": "://:" * 10_000}, {"://:" * 10_000: 1}):
+        answer = client.post("/v1/images", json=body)
+        assert answer.status_code == 422
+        assert len(answer.text) < 2000
+
+
+def test_large_images_are_few_at_a_time(model: Model) -> None:
+    config = model.config.model_copy(update={"image_shape": (3, 4096, 4096)})
+    service = Service([dataclasses.replace(model, config=config)])
+    answer = TestClient(create_app(service)).post("/v1/images", json={"n": 11, "seed": 0})
+    service.close()
+    assert (answer.status_code, answer.json()) == (422, {"detail": "n = 11: allowed: at most 10 images of this size"})
+
+
 def test_busy_is_503_with_retry_after(model: Model) -> None:
     service = Service([model], max_images=4)
     answer = TestClient(create_app(service)).post("/v1/images", json={"n": 5, "seed": 0})

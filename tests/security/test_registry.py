@@ -16,7 +16,7 @@ from trainer.errors import InputError
 from trainer.evaluate.target import without_paths
 from trainer.registry import evidence
 from trainer.registry.models import _download_package, folder_of
-from trainer.tracking.standalone import check_run
+from trainer.tracking.standalone import check_run, check_size, fetch_results
 
 
 @pytest.fixture
@@ -76,6 +76,7 @@ def test_a_link_in_the_store_brings_no_file_of_this_machine(version: Any, tmp_pa
         "https://mlflow.example:5000/x", "sftp://evil/x", "http:///x", "runs:/abc/model", "models:/m-1",
         "http://evil.example\\@mlflow.example:5000/x", "http://evil@mlflow.example:5000/x", "hdfs://evil/x",
         "abfss://x@acct.evil.example/p", "http://mlflow.example:5000 /x",
+        "file:///dev/zero#", "/home/victim?", "/x#y", "file://host/x", "file:///x\x00",
     ],
 )  # fmt: skip
 def test_another_server_is_not_asked(version: Any, tmp_path: Path, place: str):
@@ -137,6 +138,21 @@ def test_a_configuration_from_a_registry_names_no_files():
 def test_a_configuration_without_any_is_as_it_was():
     config = RunConfig()
     assert without_paths(config) == (config.data, config.evaluation, [])
+
+
+@pytest.mark.parametrize("run_id", ["../x", "/x", "..", "", "A" * 32, "0" * 31, "0" * 32 + "/x"])
+def test_the_id_of_a_run_is_no_path(tmp_path: Path, run_id: str):
+    (tmp_path / "into").mkdir()
+    with pytest.raises(InputError, match="allowed: the id of a run, of 32 hexadecimal digits"):
+        fetch_results("http://127.0.0.1:9", run_id, tmp_path / "into")
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "into"]
+
+
+def test_results_that_are_far_too_large_are_not_fetched():
+    check_size("x", None)
+    check_size("x", 10**6)
+    with pytest.raises(InputError, match="x: has 20000000000 bytes; allowed: at most"):
+        check_size("x", 2 * 10**10)
 
 
 def test_the_server_of_a_run_is_not_asked_either():

@@ -65,6 +65,13 @@ def test_a_url_without_one_is_taken_and_shown_as_it_is(url: str):
     assert masked(url) == url
 
 
+def test_of_a_long_text_the_beginning_is_shown_and_no_part_of_a_password():
+    """All of it would be looked through for a day."""
+    assert len(masked("://:" * 10**6)) <= 2001
+    for cut in range(1980, 2010):
+        assert SECRET[:4] not in masked(f"{'x' * cut}postgresql://me:{SECRET}@db/x" + "y" * 100)
+
+
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("way", ["inherited", "given", "command"])
 def test_the_queue_does_not_keep_it(

@@ -246,7 +246,7 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
                 _check_apart(data.source, storage)
             info = prepare_into(data, Store(str(folder)), scan)
         for note in info.notes:
-            print(f"  note: {note}", flush=True)
+            print(f"  note: {printable(note)}", flush=True)
     elif is_s3(data.source):
         folder = storage / "datasets" / f"s3-{info.fingerprint[:16]}"
         info = replace(info, location=Store(data.source).url)

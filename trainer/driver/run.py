@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from diffusion.command import printable
 from trainer.checkpoint.damaged import discard, find_usable
 from trainer.checkpoint.reader import LatestCheckpoint, find_latest
 from trainer.config.run_config import RunConfig
@@ -54,10 +55,10 @@ def execute(config: RunConfig, stop: Stop, from_scratch: bool = False) -> int:
     try:
         complete(config, identity.lock_timeout(), stop, queue_url(), from_scratch)
     except ClusterLostError as error:
-        print(f"failed: {error}; {_kept(paths, stop.at_once)}; the same command goes on")
+        print(f"failed: {printable(str(error))}; {_kept(paths, stop.at_once)}; the same command goes on")
         return EXIT_CODE
     except RunFailedError as error:
-        print(f"failed: {error}")
+        print(f"failed: {printable(str(error))}")
         return 1
     except Preempted as reason:
         print(f"preempted ({reason}): {_kept(paths, stop.at_once)}; the same command goes on")

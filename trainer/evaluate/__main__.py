@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
+from diffusion.command import printable
 from diffusion.config.errors import describe, spelled_as_option
 from diffusion.json_text import json_text
 from trainer.config.evaluation import EvaluationConfig, ExtractorName, Metric
@@ -153,7 +154,7 @@ def evaluate(
     if note := left_out(target.evaluation, data.info.classes):
         print(f"note: {note}", file=sys.stderr)
     if difference := target.data_difference(data.info):
-        print(f"note: {difference}", file=sys.stderr)
+        print(f"note: {printable(difference)}", file=sys.stderr)
     connect_ray()
     import ray
 
@@ -228,7 +229,8 @@ def log_to_mlflow(
             f"{target.out}"
         ) from error
     except ConnectionError as error:
-        print(f"warning: MLflow at {mlflow_run.tracking_uri} did not answer: {error}", file=sys.stderr)
+        warning = f"warning: MLflow at {mlflow_run.tracking_uri} did not answer: {error}"
+        print(printable(warning), file=sys.stderr)
         print("  the results are kept locally; run the same command again to log them", file=sys.stderr)
 
 
@@ -256,7 +258,7 @@ def _from_registry(name: str, alias: str, given: str | None) -> EvaluationTarget
     config = RunConfig.model_validate_json(config_json)
     data, evaluation, notes = without_paths(config)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     return EvaluationTarget(f"{name}@{alias}", package, data, evaluation, Path(), storage, MlflowRef(uri, run_id))
 
 

@@ -153,7 +153,7 @@ def read(folder: Path, name: str) -> ComparedModel:
         if not is_mapping(values) or "dataset_fingerprint" not in values:
             raise ValueError("no dataset_fingerprint")
         fingerprint, evaluated = str(values["dataset_fingerprint"]), evaluated_from_json(values)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: not the output of an evaluation: {error}") from None
     return ComparedModel(name, fingerprint, evaluated, _per_image(file.parent / PER_IMAGE, fingerprint))
 

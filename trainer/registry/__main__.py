@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffusion.command import run_command
+from diffusion.command import printable, run_command
 from diffusion.json_text import json_text
 from trainer.config.load import default_storage, tracking_uri
 from trainer.errors import InputError
@@ -90,7 +90,7 @@ def _act(options: argparse.Namespace) -> int:
         options.name, options.version, options.alias, uri, storage / "fetched", options.force, options.reason
     )
     outcome = options.alias if decision.promoted else "not promoted"
-    print(f"{options.name} version {options.version}: {outcome}: {decision.reason}")
+    print(f"{options.name} version {options.version}: {outcome}: {printable(decision.reason)}")
     return 0 if decision.promoted else 1
 
 

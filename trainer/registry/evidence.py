@@ -19,7 +19,7 @@ from trainer.evaluate.results import PER_IMAGE
 from trainer.files import read_json
 from trainer.run.paths import RunPaths
 from trainer.tracking.client import is_outage
-from trainer.tracking.standalone import check_run, fetch_results
+from trainer.tracking.standalone import check_run, check_size, fetch_results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -108,6 +108,8 @@ def _names(client: "MlflowClient", version: "ModelVersion", tracking_uri: str) -
         if is_outage(error):
             raise
         raise InputError(f"version {version.version}: {one_line(error)}") from None
+    for file in files or []:
+        check_size(f"version {version.version}: {file.path}", file.file_size)
     return {Path(str(file.path)).name for file in files or []}
 
 

@@ -21,6 +21,8 @@ from trainer.run.summary import Evaluated
 from trainer.tracking.client import create_once, is_outage, mlflow_client, run_exists
 from trainer.tracking.runs import flatten, log_evaluation, mlflow_dataset
 
+MAX_RESULT_BYTES = 2**28
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -35,6 +37,12 @@ def check_run(client: "MlflowClient", run_id: str, tracking_uri: str) -> None:
         check_location(str(client.get_run(run_id).info.artifact_uri), tracking_uri)
     except ValueError as error:
         raise InputError(f"MLflow run {run_id}: {error}") from None
+
+
+def check_size(what: str, size: int | None) -> None:
+    """Raise InputError for a file that is far larger than results are, before it is fetched and read."""
+    if size is not None and size > MAX_RESULT_BYTES:
+        raise InputError(f"{what}: has {size} bytes; allowed: at most {MAX_RESULT_BYTES}")
 
 
 def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path]:
@@ -52,7 +60,10 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
     try:
         check_run(client, run_id, tracking_uri)
         name = client.get_run(run_id).info.run_name
-        there = {Path(str(file.path)).name for file in client.list_artifacts(run_id, "results")}
+        listed = client.list_artifacts(run_id, "results")
+        for file in listed:
+            check_size(f"MLflow run {run_id}: {file.path}", file.file_size)
+        there = {Path(str(file.path)).name for file in listed}
         for file in {*FILES, PER_IMAGE} & there:  # whose folders there are not those here, with every store
             os.replace(client.download_artifacts(run_id, f"results/{file}", str(folder)), folder / file)
     except Exception as error:  # noqa: BLE001 - told apart here

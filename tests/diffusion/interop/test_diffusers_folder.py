@@ -458,6 +458,9 @@ def test_pickles_and_broken_folders_are_refused(tmp_path):
     torch.save(load_file(weights), weights.with_suffix(".bin"))
     whole = weights.read_bytes()
     weights.write_bytes(whole[:1000])
+    with pytest.raises(ValueError, match=r"do not fit the network of config\.json: 1000 bytes for \d+"):
+        load_diffusers(tmp_path)
+    weights.write_bytes(whole[:-1000])
     with pytest.raises(ValueError, match="not a UNet2DModel's folder"):
         load_diffusers(tmp_path)
     save_file({name: tensor for name, tensor in load(whole).items() if name != "conv_out.bias"}, weights)

@@ -20,6 +20,7 @@ from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.extractors.dimensions import dimensions, extractors_of
 
+MAX_BYTES = 2**30  # that a file expands to: the covariance of 8,192 features has half of it
 ASYMMETRY = 1e-4  # of the largest entry: published covariances are of float32 sums
 
 
@@ -49,6 +50,9 @@ def load_published(file: Path) -> Published:
     """
     try:
         content = file.read_bytes()
+        with zipfile.ZipFile(file) as packed:
+            if (size := sum(each.file_size for each in packed.infolist())) > MAX_BYTES:
+                raise ValueError(f"expands to {size} bytes; allowed: at most {MAX_BYTES}")
         with np.load(file, allow_pickle=False) as arrays:
             mean, covariance = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
     except KeyError as error:
