@@ -113,7 +113,7 @@ class Cluster:
             held: names of resources that are in use.
         """
         self.nodes = list(nodes)
-        kinds = {kind for shape in shapes for gang in (*shape.gangs, (shape.driver,)) for kind in gang}
+        kinds = {kind for shape in shapes for some in (*shape.counts, (shape.driver,)) for kind in some}
         had = {name for node in self.nodes for name in (*node.total, *node.held) if not _everywhere(name)}
         self._names = sorted({name for kind in kinds for name, _ in kind.amounts} | had | set(held))
         self._column = {name: column for column, name in enumerate(self._names)}
@@ -138,7 +138,7 @@ class Cluster:
         result = np.zeros_like(self.total)
         for node, resources in usage.items():
             if node in self._row:
-                result[self._row[node]] = self._matrix([resources])[0]
+                self._fill(result[self._row[node]], resources)
         return result
 
     def demands(self, shape: Shape) -> list[Demand]:
@@ -210,12 +210,18 @@ class Cluster:
         return (shown + ("; …" if len(texts) > len(most) else "")) or "nothing"
 
     def _matrix(self, rows: Sequence[Mapping[str, float]]) -> Amounts:
-        values = [[round(row.get(name, 0.0) * SCALE) for name in self._names] for row in rows]
-        return np.array(values, np.int64).reshape(len(rows), len(self._names))
+        result = np.zeros((len(rows), len(self._names)), np.int64)
+        for values, row in zip(result, rows, strict=True):
+            self._fill(values, row)
+        return result
+
+    def _fill(self, values: Amounts, row: Mapping[str, float]) -> None:
+        for name, amount in row.items():
+            if name in self._column:
+                values[self._column[name]] = round(amount * SCALE)
 
     def _demand(self, index: int, shape: Shape) -> Demand:
-        counts = Counter(shape.gangs[index])
-        parts = [self._part(kind, count) for kind, count in counts.items()]
+        parts = [self._part(kind, count) for kind, count in shape.counts[index].items()]
         driver = self._part(shape.driver, 1)
         whole = np.maximum(self.total.sum(0), 1)
         parts.sort(key=lambda part: -float((part.each / whole).max(initial=0.0)))

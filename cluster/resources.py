@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -97,6 +98,11 @@ class Shape:
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
+
+    @cached_property
+    def counts(self) -> tuple[Mapping[Kind, int], ...]:
+        """Of each alternative, how many bundles of each kind."""
+        return tuple(Counter(gang) for gang in self.gangs)
 
     @classmethod
     def of(cls, gangs: Sequence[Sequence[Bundle]], driver: Bundle) -> "Shape":

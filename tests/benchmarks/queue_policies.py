@@ -116,15 +116,17 @@ def trace(count: int, nodes: int) -> list[Work]:
     wanted = sum(size * seconds for size, seconds in zip(sizes, times, strict=True)) / most / TRACE["load"]
     scale = wanted / arrivals[-1]
     works: list[Work] = []
+    shapes: dict[Shape, Shape] = {}  # equal ones are one object, as the dispatcher has them
     for index, (size, seconds) in enumerate(zip(sizes, times, strict=True)):
         team = int(chance.choice(len(TRACE["teams"]), p=TRACE["teams"]))
         bundles = [Bundle(resources={"GPU": float(GPUS)})] * (size // GPUS)
         rest = [Bundle(resources={"GPU": float(size % GPUS)})] if size % GPUS else []
+        shape = Shape.of([[*bundles, *rest]], NO_DRIVER)
         works.append(
             Work(
                 index + 1, arrivals[index] * scale, size, seconds, seconds * chance.uniform(*TRACE["overestimate"]),
                 team, team * TRACE["users_of_a_team"] + int(chance.integers(TRACE["users_of_a_team"])),
-                10 if chance.random() < TRACE["urgent"] else 0, Shape.of([[*bundles, *rest]], NO_DRIVER), seconds,
+                10 if chance.random() < TRACE["urgent"] else 0, shapes.setdefault(shape, shape), seconds,
                 since=arrivals[index] * scale,
             )
         )  # fmt: skip

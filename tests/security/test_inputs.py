@@ -214,6 +214,210 @@ def test_images_that_expand_are_decoded_a_few_at_a_time(tmp_path: Path):
     assert int(done.stdout) < 1_000_000
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("fingerprint", "/../../../data/"), ("fingerprint", "A" * 64), ("plan", "../x"), ("sha256", "/etc/passwd"),
+        ("sha256", "0" * 63), ("classes", 10**10), ("classes", -1), ("classes", 1.5), ("train", True),
+        ("image_shape", [1, 8, 10**9]), ("image_shape", [1, 8, "8"]),
+    ],
+)  # fmt: skip
+def test_what_files_and_memory_are_named_by_is_what_it_should_be(
+    digits: Path, tmp_path: Path, field: str, value: object
+):
+    shutil.copytree(digits, tmp_path / "digits")
+    manifest = json.loads((tmp_path / "digits" / FILE).read_text())
+    (manifest["shards"]["train"][0] if field == "sha256" else manifest)[field] = value
+    (tmp_path / "digits" / FILE).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"allowed: (SHA-256|whole numbers)"):
+        open_dataset(tmp_path / "digits")
+
+
+def damaged(kind: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, ipc.IpcWriteOptions | None]:
+    """A shard by somebody who means harm."""
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    if kind == "compressed":
+        return batch, ipc.IpcWriteOptions(compression="zstd")
+    if kind == "offsets":
+        count = len(batch)
+        offsets = pa.py_buffer((np.arange(count + 1, dtype=np.int32) * 2**20).tobytes())
+        columns["id"] = pa.Array.from_buffers(pa.string(), count, [None, offsets, pa.py_buffer(b"x")])
+    elif kind == "narrow":
+        columns["image"] = pa.array([b"x"] * len(batch), pa.binary(1))
+    elif kind == "labels":
+        columns["label"] = pa.array(["x"] * len(batch))
+    return pa.RecordBatch.from_arrays(list(columns.values()), list(columns)), None
+
+
+@pytest.mark.parametrize("kind", ["offsets", "narrow", "labels", "compressed", "nothing"])
+def test_a_shard_is_looked_at_before_it_is_believed(digits: Path, tmp_path: Path, kind: str):
+    shutil.copytree(digits, tmp_path / "digits")
+    [shard] = (tmp_path / "digits").glob("train*")
+    batch = ipc.open_file(pa.BufferReader(shard.read_bytes())).get_batch(0)
+    changed, options = damaged(kind, batch)
+    with ipc.new_file(str(shard), changed.schema, options=options) as file:
+        file.write_batch(changed)
+    if kind == "nothing":
+        shard.write_bytes(b"ARROW1\0\0" + bytes(100))
+    dataset = open_dataset(tmp_path / "digits")
+    with pytest.raises(InputError, match=r"train-00000\S*: (not a shard of a prepared data set|images of 1 bytes)"):
+        dataset.images("train"), dataset.ids("train"), dataset.labels("train")
+
+
+def test_short_rows_of_a_table_take_no_more_than_they_hold(tmp_path: Path):
+    """Written out, with each column in each row, they would be ten million values."""
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    header = ",".join(["file_name", "label", *(f"c{number}" for number in range(5000))])
+    rows = "\n".join(f"{number % 3}.png,{number % 3}" for number in range(2000))
+    (tmp_path / "metadata.csv").write_text(f"{header}\n\n{rows}\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    data = DataConfig(source=str(tmp_path))
+    found = read_metadata(Store(str(tmp_path)), ["0.png", "1.png", "2.png", "metadata.csv"], data)
+    assert found.labels == {"0.png": 0, "1.png": 1, "2.png": 2}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+@pytest.mark.parametrize("name", ["x.png", "metadata.csv", "dataset.json"])
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
+def test_a_link_to_a_device_is_no_file(tmp_path: Path, name: str, target: str):
+    (tmp_path / "images").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "images" / name).symlink_to(target if target.startswith("/") else tmp_path / target)
+    (tmp_path / "images" / "broken.png").symlink_to(tmp_path / "gone")
+    listing = list_source(DataConfig(source=str(tmp_path / "images")))
+    assert [file.path for file in listing.files] == ["broken.png"]
+    assert (name, "neither a file nor a folder") in listing.left_out
+
+
+def test_images_that_expand_are_decoded_a_few_at_a_time(tmp_path: Path):
+    """256 rows of one picture of 12 million pixels: 9 GB, if they are held together, from 40 kB."""
+    picture = io.BytesIO()
+    Image.new("RGB", (4000, 3000)).save(picture, "PNG")
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 256), pa.array([picture.getvalue()]))
+    pq.write_table(pa.table({"image": column}), tmp_path / "bomb.parquet")
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from trainer.config.data import DataConfig; from trainer.data.files import scan_files, read_partition\n"
+        "from trainer.data.staging import _decoded, _in_parts, PreparationTask\n"
+        "from trainer.data.listing import list_source\n"
+        "source = scan_files(data := DataConfig(source=sys.argv[1]), list_source(data))\n"
+        "task = PreparationTask(source, sys.argv[2], 'x', (4000, 3000), 'auto', None)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "rows = (_decoded(row, task, task.size) for some in read_partition(source, source.partitions[0]) for row in some)\n"
+        "for _ in range(3): assert 2 <= len(next(parts := _in_parts(rows))) <= 3\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "bomb.parquet"), str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("fingerprint", "/../../../data/"), ("fingerprint", "A" * 64), ("plan", "../x"), ("sha256", "/etc/passwd"),
+        ("sha256", "0" * 63), ("classes", 10**10), ("classes", -1), ("classes", 1.5), ("train", True),
+        ("image_shape", [1, 8, 10**9]), ("image_shape", [1, 8, "8"]),
+    ],
+)  # fmt: skip
+def test_what_files_and_memory_are_named_by_is_what_it_should_be(
+    digits: Path, tmp_path: Path, field: str, value: object
+):
+    shutil.copytree(digits, tmp_path / "digits")
+    manifest = json.loads((tmp_path / "digits" / FILE).read_text())
+    (manifest["shards"]["train"][0] if field == "sha256" else manifest)[field] = value
+    (tmp_path / "digits" / FILE).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"allowed: (SHA-256|whole numbers)"):
+        open_dataset(tmp_path / "digits")
+
+
+def damaged(kind: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, ipc.IpcWriteOptions | None]:
+    """A shard by somebody who means harm."""
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    if kind == "compressed":
+        return batch, ipc.IpcWriteOptions(compression="zstd")
+    if kind == "offsets":
+        count = len(batch)
+        offsets = pa.py_buffer((np.arange(count + 1, dtype=np.int32) * 2**20).tobytes())
+        columns["id"] = pa.Array.from_buffers(pa.string(), count, [None, offsets, pa.py_buffer(b"x")])
+    elif kind == "narrow":
+        columns["image"] = pa.array([b"x"] * len(batch), pa.binary(1))
+    elif kind == "labels":
+        columns["label"] = pa.array(["x"] * len(batch))
+    return pa.RecordBatch.from_arrays(list(columns.values()), list(columns)), None
+
+
+@pytest.mark.parametrize("kind", ["offsets", "narrow", "labels", "compressed", "nothing"])
+def test_a_shard_is_looked_at_before_it_is_believed(digits: Path, tmp_path: Path, kind: str):
+    shutil.copytree(digits, tmp_path / "digits")
+    [shard] = (tmp_path / "digits").glob("train*")
+    batch = ipc.open_file(pa.BufferReader(shard.read_bytes())).get_batch(0)
+    changed, options = damaged(kind, batch)
+    with ipc.new_file(str(shard), changed.schema, options=options) as file:
+        file.write_batch(changed)
+    if kind == "nothing":
+        shard.write_bytes(b"ARROW1\0\0" + bytes(100))
+    dataset = open_dataset(tmp_path / "digits")
+    with pytest.raises(InputError, match=r"train-00000\S*: (not a shard of a prepared data set|images of 1 bytes)"):
+        dataset.images("train"), dataset.ids("train"), dataset.labels("train")
+
+
+def test_short_rows_of_a_table_take_no_more_than_they_hold(tmp_path: Path):
+    """Written out, with each column in each row, they would be ten million values."""
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    header = ",".join(["file_name", "label", *(f"c{number}" for number in range(5000))])
+    rows = "\n".join(f"{number % 3}.png,{number % 3}" for number in range(2000))
+    (tmp_path / "metadata.csv").write_text(f"{header}\n\n{rows}\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    data = DataConfig(source=str(tmp_path))
+    found = read_metadata(Store(str(tmp_path)), ["0.png", "1.png", "2.png", "metadata.csv"], data)
+    assert found.labels == {"0.png": 0, "1.png": 1, "2.png": 2}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+@pytest.mark.parametrize("name", ["x.png", "metadata.csv", "dataset.json"])
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
+def test_a_link_to_a_device_is_no_file(tmp_path: Path, name: str, target: str):
+    (tmp_path / "images").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "images" / name).symlink_to(target if target.startswith("/") else tmp_path / target)
+    (tmp_path / "images" / "broken.png").symlink_to(tmp_path / "gone")
+    listing = list_source(DataConfig(source=str(tmp_path / "images")))
+    assert [file.path for file in listing.files] == ["broken.png"]
+    assert (name, "neither a file nor a folder") in listing.left_out
+
+
+def test_images_that_expand_are_decoded_a_few_at_a_time(tmp_path: Path):
+    """256 rows of one picture of 12 million pixels: 9 GB, if they are held together, from 40 kB."""
+    picture = io.BytesIO()
+    Image.new("RGB", (4000, 3000)).save(picture, "PNG")
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 256), pa.array([picture.getvalue()]))
+    pq.write_table(pa.table({"image": column}), tmp_path / "bomb.parquet")
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from trainer.config.data import DataConfig; from trainer.data.files import scan_files, read_partition\n"
+        "from trainer.data.staging import _decoded, _in_parts, PreparationTask\n"
+        "from trainer.data.listing import list_source\n"
+        "source = scan_files(data := DataConfig(source=sys.argv[1]), list_source(data))\n"
+        "task = PreparationTask(source, sys.argv[2], 'x', (4000, 3000), 'auto', None)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "rows = (_decoded(row, task, task.size) for some in read_partition(source, source.partitions[0]) for row in some)\n"
+        "for _ in range(3): assert 2 <= len(next(parts := _in_parts(rows))) <= 3\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "bomb.parquet"), str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1_000_000
+
+
 def test_a_data_set_is_nowhere_else_on_this_machine(digits: Path, tmp_path: Path):
     shutil.copytree(digits, tmp_path / "digits")
     manifest = json.loads((tmp_path / "digits" / FILE).read_text())
