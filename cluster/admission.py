@@ -34,7 +34,6 @@ MAX_HOLD_S = 600.0  # the longest back-off
 ROUNDING = 1e-9  # of a share
 DEFAULT_QUEUE = "default"
 WANT_ROOM = (Reason.PREEMPTING, Reason.OTHERS, Reason.RESOURCES, Reason.RESERVED)
-FORESEEN = (Reason.PREEMPTING, Reason.RESOURCES, Reason.RESERVED)
 
 
 @dataclass(frozen=True)
@@ -287,7 +286,7 @@ class _Admission:
             if wait is not None:
                 self.result.waits[job.id] = _behind(wait, ahead)
                 ahead += wait.code in WANT_ROOM
-                if wait.code in FORESEEN:
+                if wait.code in WANT_ROOM:
                     self._foreseen.append(job)
         self._forecast()
         return self.result

@@ -18,7 +18,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from cluster import secrets, snapshot
 from cluster.accounts import Accounts
-from cluster.admission import Policy, Preempt, Round, Running, Start, Wait, Waiting, decide, points
+from cluster.admission import WANT_ROOM, Policy, Preempt, Round, Running, Start, Wait, Waiting, decide, points
 from cluster.database.tables import Attempt, Job
 from cluster.errors import (
     DeposedError,
@@ -40,9 +40,10 @@ MAX_RETRY_WAIT_S = 30.0
 LOOK_S = 0.1  # between looks whether the queue has changed
 LATE_S = 600.0  # for which Ray may still accept what it was asked before
 LOOK_AFTER_S = 10.0  # between looks for that
+FORECAST_REST = 20.0  # times as long as a round with a forecast of when jobs start takes, there is none
 FILES_AWAY_S = 10.0  # in which nothing starts after the place of snapshots did not answer
 MAX_LOG_BYTES = 2**27  # of an attempt's output that are kept: the first and the last half
-READ_S = 20.0  # for which it is read
+READ_S = 60.0  # for which it is read
 SAVE_S = 120.0  # for which the output of an attempt that has ended is tried to be kept
 PREEMPTION_WINDOW_S = 600.0  # in which no more than `Policy.max_preemptions` jobs are asked to make room
 PLACEMENT_VARIABLE = "DUALVIEW_PLACEMENT"
@@ -171,6 +172,7 @@ class Dispatcher:
         self._there: list[tuple[Mapping[str, float], Mapping[str, str]]] = []
         self._shapes: dict[str, Shape] = {}
         self._waits: dict[int, Wait] = {}
+        self._forecast_at = 0.0
 
     def run(self, poll_s: float, drain: bool, stop: threading.Event) -> None:
         """Step until `stop` is set or, with `drain`, no job waits or runs; retries while Ray or the store fails."""
@@ -226,10 +228,14 @@ class Dispatcher:
         policy = replace(
             self._policy,
             draining=glance.draining,
+            forecasts=self._policy.forecasts if time.monotonic() >= self._forecast_at else 0,
             max_preemptions=max(0, self._policy.max_preemptions - glance.preempted),
         )
+        began = time.monotonic()
         decided = decide(nodes, running, waiting, self._accounts.terms(now), policy, now)
-        self._record(decided)
+        if policy.forecasts:
+            self._forecast_at = time.monotonic() + FORECAST_REST * (time.monotonic() - began)
+        self._record(decided, bool(policy.forecasts))
         self._measure(waiting, seen, decided)
         for preempt in decided.preempts:
             self._preempt(preempt, seen)
@@ -443,12 +449,20 @@ class Dispatcher:
             lost, leaving=attempt.asked is not None or job.cancel_requested,
         )  # fmt: skip
 
-    def _record(self, decided: Round) -> None:
+    def _record(self, decided: Round, is_forecast: bool) -> None:
         """Record the reasons that have changed."""
-        waits = {job: _to_the_minute(wait) for job, wait in decided.waits.items()}
+        waits = {job: self._expected(job, wait, is_forecast) for job, wait in decided.waits.items()}
         changed = {job: wait for job, wait in waits.items() if self._waits.get(job) != wait}
         if changed:
             self._store.explain(changed)
+
+    def _expected(self, job: int, wait: Wait, is_forecast: bool) -> Wait:
+        """A wait with the expected start rounded up to the minute, or it would be recorded in each pass."""
+        if wait.start_at is not None:
+            return replace(wait, start_at=60.0 * math.ceil(wait.start_at / 60))
+        before = self._waits.get(job)
+        known = not is_forecast and before is not None and {before.code, wait.code} <= set(WANT_ROOM)
+        return replace(wait, start_at=before.start_at) if known and before else wait
 
     def _measure(self, waiting: Sequence[Waiting], seen: _Seen, decided: Round) -> None:
         queues = {job.id: job.queue for job in waiting}
@@ -575,8 +589,3 @@ def placed(start: Start, shape: Shape) -> Placed:
         for name, amount in kind.resources():
             given[name] = given.get(name, 0.0) + amount
     return Placed(placement.driver, placement.bundles, usage, start.share)
-
-
-def _to_the_minute(wait: Wait) -> Wait:
-    """An expected start is rounded up, or it would be recorded again in each pass."""
-    return wait if wait.start_at is None else replace(wait, start_at=60.0 * math.ceil(wait.start_at / 60))

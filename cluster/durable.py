@@ -53,16 +53,27 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_own(path: Path) -> None:
-    """Check that a file or folder was made by this user, or by whose folder it is in, and is nobody else's to read.
+def open_own(path: Path) -> int:
+    """A descriptor, to read, of a file or folder that this user made, or whose folder it is in; closed to all others.
 
     Raises:
-        InputError: others could have made it, or can read it.
+        InputError: others could have put it there.
+        OSError: it cannot be opened.
     """
-    status = path.lstat()
-    owners = (os.geteuid(), path.parent.stat().st_uid)
-    if stat.S_ISLNK(status.st_mode) or status.st_uid not in owners or status.st_mode & 0o077:
-        raise InputError(f"{path}: others could have put it there, or can read it; allowed: one of mode 600 or 700")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if path.is_symlink():
+            raise InputError(f"{path}: a link, which others could have put there; allowed: none") from None
+        raise error
+    status = os.fstat(descriptor)
+    if status.st_uid not in (os.geteuid(), path.parent.stat().st_uid):
+        os.close(descriptor)
+        raise InputError(f"{path}: others could have put it there; allowed: one of this user's own")
+    if status.st_mode & 0o077:  # a volume that is mounted for a group has every file opened to it
+        with suppress(PermissionError):
+            os.fchmod(descriptor, status.st_mode & 0o700)
+    return descriptor
 
 
 def check_folder(folder: Path, name: str) -> None:

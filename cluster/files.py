@@ -222,11 +222,9 @@ def ends_of(parts: Iterable[bytes], most: int, seconds: float) -> Iterator[bytes
         most: how many bytes are kept.
         seconds: how long it is read.
     """
-    deadline, room = time.monotonic() + seconds, most // 2
-    last: deque[bytes] = deque()
-    held = left_out = 0
-    in_time = True
-    for part in parts:
+    room, held, left_out = most // 2, 0, 0
+    last, problems = deque[bytes](), list[Exception]()
+    for part in _in_time(parts, seconds, problems):
         yield part[:room]
         rest, room = part[room:], room - len(part[:room])
         if rest:
@@ -235,14 +233,24 @@ def ends_of(parts: Iterable[bytes], most: int, seconds: float) -> Iterator[bytes
         while last and held - len(last[0]) >= most // 2:
             left_out += len(last[0])
             held -= len(last.popleft())
-        if time.monotonic() > deadline:
-            in_time = False
-            break
     if left_out:
         yield f"\n({left_out / 2**20:.1f} MiB left out)\n".encode()
     yield from last
-    if not in_time:
-        yield f"\n(the rest was not read in {seconds:g} s)\n".encode()
+    for problem in problems:
+        raise problem
+
+
+def _in_time(parts: Iterable[bytes], seconds: float, problems: list[Exception]) -> Iterator[bytes]:
+    """What comes in so many seconds, and a note where that is not all; an error is put aside for the end."""
+    deadline = time.monotonic() + seconds
+    try:
+        for part in parts:
+            if time.monotonic() > deadline:
+                yield f"\n(the rest was not read in {seconds:g} s)\n".encode()
+                return
+            yield part
+    except Exception as error:  # noqa: BLE001 - it is raised once what came before it is kept
+        problems.append(error)
 
 
 def _first(parts: Iterable[bytes], most: int) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ import numpy as np
 from cluster.placement import Amounts, Cluster, Demand
 from cluster.resources import Shape
 
-MAX_STEPS = 128  # of what those that run give back
+MAX_STEPS = 32  # of what those that run give back
 
 
 class Forecast:
@@ -28,34 +28,44 @@ class Forecast:
         per_step = -(-len(finite) // MAX_STEPS) or 1
         for first in range(0, len(finite), per_step):
             step = finite[first : first + per_step]
-            self._times.append(max(now, step[-1][0]))
-            self._free.append(sum((used for _, used in step), self._free[-1]))
+            at, after = max(now, step[-1][0]), sum((used for _, used in step), self._free[-1])
+            if at == self._times[-1]:
+                self._free[-1] = after
+            else:
+                self._times.append(at)
+                self._free.append(after)
         endless = [used for end, used in ends if not np.isfinite(end)]
         self._at_last: Amounts = sum(endless, self._free[-1])  # when those have ended too, nobody knows when
         self._unknown = False  # whether a job waits for that, which those behind it must not delay
-        self._from: dict[Shape, int] = {}  # jobs that ask for the same start in their order
+        self._sums = [np.maximum(each, 0).sum(0) for each in self._free]
+        self._from: dict[Shape, tuple[float, int]] = {}  # a run time that fits at no step before one
 
     def start(self, shape: Shape, demand: Demand, runs_s: float) -> float | None:
         """When a gang starts that runs no longer than so many seconds, which is taken; None if that cannot be known."""
-        for step in range(self._from.get(shape, 0), len(self._times)):
-            self._from[shape] = step
-            if self._cluster.place(demand, self._free[step]) is None:
+        before_s, first = self._from.get(shape, (np.inf, 0))
+        for step in range(first if runs_s >= before_s else 0, len(self._times)):
+            self._from[shape] = runs_s, step
+            if (demand.total > self._sums[step]).any() or self._cluster.place(demand, self._free[step]) is None:
                 continue
             end = self._times[step] + runs_s
             until = bisect_left(self._times, end, step + 1)
             room: Amounts = np.minimum.reduce([*self._free[step:until], *([self._at_last] if self._unknown else [])])
             places = self._cluster.place(demand, room, self._cluster.busy(room, self._free_now))
-            if places is None:
-                continue
-            if np.isfinite(end) and (until == len(self._times) or self._times[until] > end):
-                self._times.insert(until, end)
-                self._free.insert(until, self._free[until - 1])
-            for each in range(step, until):
-                self._free[each] = self._free[each] - places.taken
-            if not np.isfinite(end):
-                self._at_last = self._at_last - places.taken
-            return self._times[step]
-        self._from[shape] = len(self._times)
+            if places is not None:
+                self._take(places.taken, step, until, end)
+                return self._times[step]
+        self._from[shape] = runs_s, len(self._times)
         if (places := self._cluster.place(demand, self._at_last)) is not None:
             self._at_last, self._unknown = self._at_last - places.taken, True
         return None
+
+    def _take(self, taken: Amounts, step: int, until: int, end: float) -> None:
+        if np.isfinite(end) and (until == len(self._times) or self._times[until] > end):
+            self._times.insert(until, end)
+            self._free.insert(until, self._free[until - 1])
+            self._sums.insert(until, self._sums[until - 1])
+        for each in range(step, until):
+            self._free[each] = self._free[each] - taken
+            self._sums[each] = self._sums[each] - taken.sum(0)
+        if not np.isfinite(end):
+            self._at_last = self._at_last - taken

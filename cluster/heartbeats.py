@@ -61,9 +61,9 @@ class Tokens:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 _write_private(file, secrets.token_hex(32))
-            for own in (self._folder, file):
-                durable.check_own(own)
-            self._key = file.read_bytes()
+            os.close(durable.open_own(self._folder))
+            with os.fdopen(durable.open_own(file), "rb") as own:
+                self._key = own.read()
         except OSError as error:
             raise InputError(
                 f"{error.filename or file}: {error.strerror}; allowed: a queue in a writable folder"

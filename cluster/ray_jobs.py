@@ -344,4 +344,4 @@ def _one_line(error: object) -> str:
 
 def _without_password(text: str) -> str:
     """An address without what is before a host's name: it is recorded, and shown to everybody."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,10 +31,15 @@ SECRET_URL = re.compile(
     r"|://\S{0,2000}?[?&;#](?:[\w.-]{0,100}(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]{0,100}"
     r"|sig|key|auth)="
 )
+# of a command, which has more words that look like it: /work, $PWD, an image's digest
+SECRET_WORD = re.compile(
+    r"(?i)https?://[^\s/@]+@|://[^\s/@:]{0,200}:[^\s/@]+@"
+    r"|://\S{0,2000}?[?&;#](?:[\w.-]{0,100}(?:pass|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]{0,100}|sig)="
+)
 MAX_ARRAY = 10_000
 MAX_ARRAY_BYTES = 2**24
 MAX_WORD = 4096  # characters of a value
-MAX_COMMAND_BYTES = 2**17  # which Linux takes as one word, and Ray hands a command over as one
+MAX_COMMAND_BYTES = 2**17 - 2**10  # Linux takes 128 KiB as one word, and Ray hands a command over in one
 MAX_VALUES = 1_000_000  # of a YAML file
 MAX_DURATION_S = 10 * 365 * 86400.0
 
@@ -290,14 +296,14 @@ def check_command(command: Sequence[str]) -> None:
     Raises:
         InputError: it has a URL with a secret in it, or is longer than Linux takes.
     """
-    for word in command:
-        _refuse_secret("the command", word)
-    if (size := sum(len(word.encode(errors="surrogateescape")) + 1 for word in command)) > MAX_COMMAND_BYTES:
+    if (size := len(shlex.join(command).encode(errors="surrogateescape"))) > MAX_COMMAND_BYTES:
         raise InputError(f"the command has {size} bytes; allowed: at most {MAX_COMMAND_BYTES}")
+    for word in command:
+        _refuse_secret("the command", word, SECRET_WORD)
 
 
-def _refuse_secret(where: str, text: str) -> None:
-    if SECRET_URL.search(text):
+def _refuse_secret(where: str, text: str, secret: re.Pattern[str] = SECRET_URL) -> None:
+    if secret.search(text):
         raise InputError(
             f"{where}: a URL with a password or a token, which everybody could read; allowed: a URL without, and "
             "--secret NAME=FILE for what is secret"

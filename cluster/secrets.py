@@ -123,7 +123,7 @@ def _opened(anchor: Path) -> Generator[int]:
     """A descriptor of the folder of all jobs' secrets.
 
     Raises:
-        OSError: there is none, it is a link, or others could take a job's folder out of it.
+        OSError: there is none, it is a link, or others than who made it could take a job's folder out of it.
     """
     folder = os.open(anchor.with_name(FOLDER), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

@@ -133,7 +133,7 @@ def why(console: Console, job: Job) -> None:
     explanation = EXPLANATIONS[Reason(job.reason_code or "new")]
     if explanation != job.reason:
         console.print(f"  {explanation}", style="dim", markup=False)
-    unknown = "not known; it is where those that run and those ahead declare --max-runtime"
+    unknown = "not known (it is for the first hundred that wait for room, behind jobs that declare --max-runtime)"
     expected = f"{format_time(job.start_at or 0.0)}, if everything takes as long as declared and nothing goes before it"
     console.print(f"  expected start: {expected if job.start_at else unknown}", markup=False)
 

@@ -22,25 +22,29 @@ def private_folder() -> Path:
 
 
 def read_own(file: Path) -> str | None:
-    """The text of a small file that is this user's or root's and that nobody else can write to; None for any other."""
+    """The text of a small file that is this user's or root's and that nobody else can write to; None for any other.
+
+    A group of the user's own may.
+    """
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     with os.fdopen(descriptor, errors="replace") as opened:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
+        others = 0o002 if status.st_gid == os.getgid() == os.getuid() else 0o022
+        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.getuid(), 0) or status.st_mode & others:
             return None
         return opened.read(4096).strip() or None
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is this user's or root's, and not for everybody to write to; a group may be of this user alone."""
+    """Whether a file or folder, which is no link, is this user's or root's, and not for everybody to write to."""
     try:
-        status = path.stat()
+        status = path.lstat()
     except OSError:
         return False
-    return status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o002
+    return not stat.S_ISLNK(status.st_mode) and status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o002
 
 
 def use_private_token() -> None:
@@ -50,9 +54,10 @@ def use_private_token() -> None:
     """
     if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         file = private_folder() / "ray_token"
-        with (
-            suppress(FileExistsError),
-            os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new,
-        ):
+        part = file.with_name(f"ray_token.{secrets.token_hex(4)}")  # whole, before anybody reads it
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
             new.write(secrets.token_hex(32))
+        with suppress(FileExistsError):
+            os.link(part, file)
+        part.unlink()
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)

@@ -136,7 +136,7 @@ def connect(start_if_none: bool = True) -> None:
             local = {"_temp_dir": f"{private_folder()}/ray"}  # Ray opens that to everybody
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env, **local)
     except OSError as error:  # a ConnectionError of ray.init is one too
-        hint = "start one with: ray start --head; one that runs may refuse this shell's RAY_AUTH_TOKEN"
+        hint = "start one with: ray start --head; one that runs may need RAY_ADDRESS, or refuse this RAY_AUTH_TOKEN"
         raise ServeError(f"ray: {address or 'no address'}: no cluster to join; {hint}") from error
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 

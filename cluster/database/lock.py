@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster import durable
@@ -28,9 +28,12 @@ def hold(database: Path, what: str = "") -> Generator[None]:
     """
     path = lock_file(database)
     try:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, durable.PRIVATE), "r+")
-        with suppress(PermissionError):  # another user of the team has made it
-            os.fchmod(file.fileno(), durable.mode(path.parent))
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, durable.PRIVATE)
+            os.fchmod(descriptor, durable.mode(path.parent))
+        except FileExistsError:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        file = os.fdopen(descriptor, "r+")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; allowed: a queue in a writable folder") from None
     with file:

@@ -49,16 +49,17 @@ class SqliteFile:
         with _folder_locked(self._path.parent):
             if self._path.exists():
                 return
-            part.touch(durable.PRIVATE, exist_ok=False)
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, durable.PRIVATE)
             engine = SqliteFile(part).connect()
             try:
                 with engine.begin() as connection:
                     schema.make(connection, files)
                 engine.dispose()  # SQLite has synced it
-                part.chmod(durable.mode(part.parent))  # what SQLite writes beside it follows
+                os.fchmod(descriptor, durable.mode(part.parent))  # what SQLite writes beside it follows
                 durable.replace_durably(part, self._path)
             finally:
                 engine.dispose()
+                os.close(descriptor)  # once SQLite has no locks on it, which that would give up
                 part.unlink(missing_ok=True)
 
     def upgrade(self, name: str) -> None:

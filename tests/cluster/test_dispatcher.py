@@ -666,6 +666,25 @@ def test_that_other_machines_cannot_send_heartbeats_is_said_once(store: Store):
     assert len([line for line in reported if line.startswith("note: the nodes are on 2 machines")]) == 1
 
 
+def test_expected_starts_are_kept_between_forecasts(store: Store, monkeypatch: pytest.MonkeyPatch):
+    for _ in range(3):
+        store.submit(spec(command=["works"], max_runtime_s=600.0))
+    monkeypatch.setattr("cluster.dispatcher.FORECAST_REST", 1e9)
+    dispatcher = made(store, FakeRay({"works": []}, cpus=1.0, runs=100))
+    dispatcher.step()
+    first = [job.start_at for job in store.jobs("queued")]
+    assert [round((each or 0.0) - time.time(), -2) for each in first] == [600, 1200]
+    assert all(each is not None and each % 60 == 0 for each in first)
+    store.submit(spec(command=["works"], max_runtime_s=600.0))
+    dispatcher.step()
+    assert [job.start_at for job in store.jobs("queued")] == [*first, None]
+    made(store, FakeRay({"works": []}, cpus=1.0, runs=100))
+    monkeypatch.setattr("cluster.dispatcher.FORECAST_REST", 0.0)
+    dispatcher._forecast_at = 0.0
+    dispatcher.step()
+    assert None not in [job.start_at for job in store.jobs("queued")]
+
+
 def test_a_queue_that_drains_starts_nothing(store: Store):
     job = store.submit(spec(command=["works"]))
     store.drain(True)

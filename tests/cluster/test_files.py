@@ -235,6 +235,18 @@ def test_of_an_output_without_end_both_ends_are_kept():
     assert endless.endswith(b"(the rest was not read in 0.2 s)\n")
 
 
+def test_what_was_read_before_an_error_is_kept():
+    def broken() -> Iterator[bytes]:
+        yield from [b"%07d\n" % number for number in range(1000)]
+        raise OSError("gone")
+
+    kept = list[bytes]()
+    with pytest.raises(OSError, match="gone"):  # noqa: PT012 - what came before is looked at
+        for part in ends_of(broken(), 808, 60.0):
+            kept.append(part)
+    assert b"".join(kept).endswith(b"0000999\n")
+
+
 def test_a_snapshot_that_somebody_has_made_endless_is_not_fetched(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

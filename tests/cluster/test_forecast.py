@@ -58,6 +58,27 @@ def test_it_is_not_known_behind_what_declares_nothing():
     assert expected(others, soon, [Waiting(1, cpus(4), since=NOW)]) == [None]
 
 
+def test_a_shorter_one_of_the_same_may_go_before():
+    """As it does in the round in which there is room."""
+    running = [
+        Running(8, {"a": {"CPU": 2.0}}, NOW - 10, NOW + 100),
+        Running(9, {"a": {"CPU": 2.0}}, NOW - 10, NOW + 1000),
+    ]
+    waiting = [
+        Waiting(1, cpus(4), since=NOW, max_runtime_s=50),
+        Waiting(2, cpus(2), since=NOW, max_runtime_s=2000),
+        Waiting(3, cpus(2), since=NOW, max_runtime_s=60),
+    ]
+    assert expected([A], running, waiting) == [1000, 1050, 100]
+
+
+def test_who_waits_for_others_keeps_those_behind_out():
+    nodes = [Node("a", {"CPU": 4.0}, {"CPU": 1.0})]
+    running = [Running(9, {"a": {"CPU": 3.0}}, NOW - 10, NOW + 60)]
+    waiting = [Waiting(1, cpus(4), since=NOW), Waiting(2, cpus(3), since=NOW, max_runtime_s=10)]
+    assert expected(nodes, running, waiting) == [None, None]
+
+
 def test_the_first_so_many_are_told():
     waiting = [Waiting(each, cpus(4), since=NOW, max_runtime_s=100) for each in range(1, 6)]
     assert expected([A], [], waiting, forecasts=2) == [0, 100, 200, None, None]
@@ -79,7 +100,6 @@ def test_each_takes_the_first_time_at_which_it_fits(running, waiting):
     free = cluster.usable - sum((used for _, used in ends), np.zeros_like(cluster.usable))
     forecast = Forecast(cluster, free, NOW, sorted(ends, key=lambda each: each[0]))
     held = [(cpu, NOW, end) for (cpu, _), (end, _) in zip(running, ends, strict=True)]
-    earliest: dict[int, float] = {}
     last, unknown = 4, False
     for cpu, runs_s in waiting:
         length = math.inf if runs_s is None else runs_s
@@ -88,12 +108,10 @@ def test_each_takes_the_first_time_at_which_it_fits(running, waiting):
         fitting = [
             at
             for at in times
-            if at >= earliest.get(cpu, NOW)
-            and all(_in_use(held, each) + cpu <= 4 for each in (at, *times) if at <= each < at + length)
+            if all(_in_use(held, each) + cpu <= 4 for each in (at, *times) if at <= each < at + length)
         ]
         at = fitting[0] if fitting and (cpu <= last or not unknown) else None
         assert forecast.start(cpus(cpu), demand, length) == at
-        earliest[cpu] = math.inf if at is None else at
         if at is not None:
             held.append((cpu, at, at + length))
             last -= cpu * (length == math.inf)

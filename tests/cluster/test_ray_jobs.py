@@ -190,7 +190,7 @@ def test_code_that_was_altered_in_place_is_refused(server: Server, tmp_path: Pat
 
 
 def test_a_password_in_the_address_is_shown_to_nobody(server: Server):
-    jobs = RayJobs(server.address.replace("://", "://me:hunter2@"))
+    jobs = RayJobs(server.address.replace("://", "://me:hun@ter2hunter2@"))
     assert jobs.address == server.address
     assert "hunter2" not in str(jobs._server_error(RuntimeError("GET http://me:hunter2@host/x failed")))
     with pytest.raises(RayUnavailableError) as caught:

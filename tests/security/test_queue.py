@@ -90,20 +90,46 @@ def test_secrets_folders_that_others_could_empty_are_not_used(anchor: Path, monk
         secrets.keep(anchor, spec(), {"A": b"hunter2"})
 
 
-@pytest.mark.parametrize("make", [lambda path: path.mkdir(mode=0o755), lambda path: path.symlink_to("/tmp")])
-def test_tokens_that_somebody_else_could_have_made_are_not_believed(anchor: Path, make: Callable[[Path], None]):
-    make(anchor.with_name("tokens"))
-    with pytest.raises(InputError, match="others could have put it there"):
+@pytest.mark.parametrize("name", ["tokens", "queue.db.key"])
+def test_tokens_that_are_a_link_are_not_believed(anchor: Path, victim: Path, name: str):
+    (victim / "key").write_text("known")
+    anchor.with_name(name).symlink_to(victim if name == "tokens" else victim / "key")
+    with pytest.raises(InputError, match="a link, which others could have put there"):
         Tokens(anchor)
+
+
+def test_tokens_are_closed_where_a_volume_has_opened_them(anchor: Path):
+    """As one does that is mounted for a group."""
+    key = Tokens(anchor).write("one", "http://x").read_text()
+    modes = {anchor.with_name("tokens"): 0o770, anchor.with_name("queue.db.key"): 0o660}
+    for path, mode in modes.items():
+        path.chmod(mode)
+    Tokens(anchor).remove("one")
+    assert Tokens(anchor).write("one", "http://x").read_text() == key
+    assert [stat.S_IMODE(path.stat().st_mode) for path in modes] == [0o700, 0o600]
+
+
+def test_a_lock_that_is_a_link_changes_nothing_behind_it(anchor: Path, victim: Path):
+    anchor.parent.chmod(0o777)
+    (victim / "private").touch(0o600)
+    lock.lock_file(anchor).symlink_to(victim / "private")
+    with pytest.raises(InputError), lock.hold(anchor):
+        pass
+    assert stat.S_IMODE((victim / "private").stat().st_mode) == 0o600
 
 
 def test_a_key_of_another_user_is_not_believed(anchor: Path, monkeypatch: pytest.MonkeyPatch):
     Tokens(anchor)
     Tokens(anchor)
-    own = anchor.parent.stat().st_uid
-    monkeypatch.setattr("os.geteuid", lambda: own + 1)
-    Tokens(anchor)  # of whose folder it is
-    os.chown(anchor.parent, own + 1, -1)
+    if os.getuid():
+        pytest.skip("another user's file takes root")
+    os.chown(anchor.with_name("queue.db.key"), 65534, -1)
+    with pytest.raises(InputError, match="others could have put it there"):
+        Tokens(anchor)
+    os.chown(anchor.parent, 65534, -1)  # it is of whose folder it is
+    Tokens(anchor)
+    monkeypatch.setattr("os.geteuid", lambda: 65534)
+    os.chown(anchor.with_name("queue.db.key"), 1, -1)
     with pytest.raises(InputError, match="others could have put it there"):
         Tokens(anchor)
 

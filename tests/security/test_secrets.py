@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main as queue
+from cluster.errors import InputError as QueueInputError
+from cluster.request import check_command
 from diffusion.config.errors import has_secret, masked
 from sampler.models import ModelError, resolve
 from trainer.config.load import load_config
@@ -73,7 +75,7 @@ def test_of_a_long_text_the_beginning_is_shown_and_no_part_of_a_password():
 
 
 @pytest.mark.parametrize("url", URLS)
-@pytest.mark.parametrize("way", ["inherited", "given", "command"])
+@pytest.mark.parametrize("way", ["inherited", "given"])
 def test_the_queue_does_not_keep_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str, way: str
 ):
@@ -82,13 +84,42 @@ def test_the_queue_does_not_keep_it(
     words = ["submit", "--working-dir", str(tmp_path / "code"), *(["--env", f"DSN={url}"] if way == "given" else [])]
     if way == "inherited":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-    command = ["bash", "job.sh", *([f"--dsn={url}"] if way == "command" else [])]
-    code = queue(["--store", f"sqlite:///{tmp_path}/queue.db", *words, "--", *command])
+    code = queue(["--store", f"sqlite:///{tmp_path}/queue.db", *words, "--", "bash", "job.sh"])
     output = capsys.readouterr()
     assert SECRET not in output.out + output.err
     assert code == 2
     assert "a URL with a password or a token, which everybody could read" in output.err
     assert not (tmp_path / "queue.db").exists()
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"--dsn=postgresql://me:{SECRET}@db/x", f"https://{SECRET}@host/x", f"https://me:{SECRET}@host:5000",
+        f"https://h/?a=1&access_token={SECRET}", f"https://h/c?sv=2024&sig={SECRET}", f"x='redis://:{SECRET}@h'",
+    ],
+)  # fmt: skip
+def test_a_command_with_a_secret_is_refused(word: str):
+    with pytest.raises(QueueInputError, match="the command: a URL with a password or a token") as caught:
+        check_command(["bash", "-c", word])
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--pwd=/work", "PWD=$(pwd) make", "docker://registry.local:5000/train@sha256:0123", "https://h/x?key=a&id=b",
+        "git@github.com:me/x.git", "sqlite:////a/b.db", "http://127.0.0.1:5000", "s3://bucket/a:b@c", "a@b.c",
+    ],
+)  # fmt: skip
+def test_words_of_a_command_that_are_no_secrets(word: str):
+    check_command(["bash", "-c", word])
+
+
+def test_a_command_is_no_longer_than_linux_takes():
+    check_command(["x" * 120_000])
+    with pytest.raises(QueueInputError, match=r"the command has 1[0-9]+ bytes; allowed: at most 130048"):
+        check_command(["'" * 30_000])
 
 
 def test_a_folder_does_not_take_the_place_of_a_registered_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

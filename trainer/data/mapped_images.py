@@ -58,7 +58,7 @@ def map_shard(path: Path) -> pa.RecordBatch:
         batch = ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         batch.validate(full=True)  # or its offsets could lead anywhere in memory
         kinds = {name: batch.schema.field(name).type for name in ("image", "label", "id")}
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a shard of a prepared data set: {' '.join(str(error).split())[:200]}") from None
     wrong = not pa.types.is_fixed_size_binary(kinds["image"]) or kinds["label"] != pa.int64()
     if wrong or kinds["id"] != pa.string() or batch.nbytes > path.stat().st_size:

@@ -102,7 +102,7 @@ def _rows(name: str, content: bytes, where: str, data: DataConfig) -> list[tuple
     if name == NVLABS:
         return _of_nvlabs(json.loads(content), where)
     if name.endswith(".csv"):
-        header, *lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")) or [[]]
+        header, *lines = [*csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))] or [[]]
         rows: list[dict[str, Any]] = [dict(zip(header, line, strict=False)) for line in lines if line]  # what is there
     elif name.endswith(".jsonl"):
         rows = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()]

@@ -84,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--inception-file", metavar="FILE", help="TorchScript file of an Inception-v3, for the extractor inception")
     add("--data", metavar="SOURCE", help="data source; default: the one that the run was trained on")
+    add(
+        "--trust-run",
+        action="store_true",
+        help="take the settings of a run that another user can have written: files that it names, its MLflow server",
+    )
     add("--out", type=Path, metavar="FOLDER", help="output folder; default: RUN/evaluation")
     add("--tasks", type=int, metavar="N", help="number of concurrent Ray tasks; default: one for each GPU or CPU")
     add(
@@ -130,7 +135,8 @@ def _target(options: argparse.Namespace) -> EvaluationTarget:
         InputError: it names no model, or a setting that is not valid.
     """
     try:
-        return with_options(find_target(options.model, options.tracking_uri, _from_registry), options)
+        target = find_target(options.model, options.tracking_uri, _from_registry, options.trust_run)
+        return with_options(target, options)
     except ValidationError as error:
         raise InputError(describe(error, EvaluationConfig, spelled_as_option)) from None
 

@@ -147,7 +147,10 @@ class EvaluationTarget:
 
 
 def find_target(
-    model: str, uri: str | None, from_registry: "Callable[[str, str, str | None], EvaluationTarget]"
+    model: str,
+    uri: str | None,
+    from_registry: "Callable[[str, str, str | None], EvaluationTarget]",
+    trusted: bool = False,
 ) -> EvaluationTarget:
     """The model that MODEL names, with the settings of its run's own evaluation.
 
@@ -155,6 +158,7 @@ def find_target(
         model: the command line argument.
         uri: MLflow tracking URI of the registry, as given; None for the default.
         from_registry: looks up a name, an alias and the URI in the registry.
+        trusted: whether the settings of a run are taken whoever wrote them.
 
     Raises:
         InputError: there is no such model.
@@ -166,10 +170,10 @@ def find_target(
             "working directory"
         )
     if (folder / "run.json").is_file():
-        return _of_run(folder)
+        return _of_run(folder, trusted)
     if (folder / "manifest.json").is_file():
         if folder.name == "package" and (folder.parent / "run.json").is_file():
-            return _of_run(folder.parent)
+            return _of_run(folder.parent, trusted)
         return EvaluationTarget(model, folder, DataConfig(source="?"), _packaged(folder), Path(), default_storage())
     name, at, alias = model.partition("@")
     if folder.exists() or not (at and name and alias):
@@ -179,11 +183,11 @@ def find_target(
     return from_registry(name, alias, uri)
 
 
-def _of_run(run: Path) -> EvaluationTarget:
+def _of_run(run: Path, trusted: bool) -> EvaluationTarget:
     config, paths = read_run(run)
     if not paths.package.is_dir():
         raise InputError(f"MODEL = {run}: has no package yet; allowed: a run whose training has finished")
-    if not is_ours(paths.identity):
+    if not (trusted or (is_ours(paths.identity) and is_ours(paths.root.resolve()))):
         return _of_others(run, config, paths)
     out = (run / "evaluation").absolute()
     storage = Path(str(config.run.storage))
@@ -197,7 +201,7 @@ def _of_run(run: Path) -> EvaluationTarget:
 def _of_others(run: Path, config: RunConfig, paths: RunPaths) -> EvaluationTarget:
     """A run that another user can have written: its settings choose no files, no folders and no servers."""
     data, evaluation, notes = without_paths(config)
-    for note in (f"{run} is another user's", *notes):
+    for note in (f"{run} is another user's, or everybody can write to it; --trust-run takes its settings", *notes):
         print(f"note: {printable(note)}", file=sys.stderr)
     return EvaluationTarget(str(config.run.name), paths.package.absolute(), data, evaluation, Path(), default_storage())
 

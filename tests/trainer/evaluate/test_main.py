@@ -112,6 +112,20 @@ def test_a_run_of_another_user_chooses_no_files_and_no_servers(run, monkeypatch,
     assert "is another user's" in capsys.readouterr().err
     with pytest.raises(InputError, match="--data"):
         asked(run / "package", "--out", str(run / "mine"))
+    options = parser().parse_args([str(run), "--trust-run"])
+    trusting = find_target(options.model, None, lambda *_: pytest.fail("no registry"), options.trust_run)
+    assert trusting.data.source == "/victim"
+
+
+def test_a_link_to_a_run_is_another_users(run, tmp_path, capsys):
+    """Its results would be written where the link is, and recorded where they say."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "run.json").symlink_to(run / "run.json")
+    (tmp_path / "theirs" / "package").symlink_to(run / "package")
+    assert asked(tmp_path / "theirs", "--data", "digits", "--out", str(tmp_path / "out")).mlflow_run is None
+    assert "another user's" in capsys.readouterr().err
+    (tmp_path / "latest").symlink_to(run)
+    assert asked(tmp_path / "latest").out == (tmp_path / "latest" / "evaluation")
 
 
 def test_a_package_alone_is_scored_by_its_own_solver_on_data_that_are_named(run, tmp_path):
