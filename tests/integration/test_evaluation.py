@@ -25,9 +25,10 @@ def client(cluster: Cluster) -> MlflowClient:
 METRICS = ("--metrics", "vlb,frechet", "--samples", "300", "--seeds", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 75), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)],
+    [(signal.SIGTERM, 75), (signal.SIGKILL, -9)],
     ids=["told", "killed"],
 )
 def test_an_evaluation_that_is_ended_goes_on_to_the_same_result(
@@ -105,6 +106,7 @@ def test_what_gives_up_its_priority_has_processes_of_its_own_and_uses_them_again
     assert [idle for _, idle in (background, other, again, others)] == [True, False, True, False]
 
 
+@pytest.mark.slow
 def test_a_standalone_evaluation_is_a_run_of_its_own_below_the_training(
     cluster: Cluster, finished: FinishedRun, client: MlflowClient, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from trainer.run.paths import RunPaths
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_better_is_challenger_until_it_is_promoted_by_hand(
     cluster: Cluster, tiny: Path, finished: FinishedRun
 ) -> None:

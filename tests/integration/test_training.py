@@ -86,6 +86,7 @@ def test_other_stages_accumulation_and_padding_lose_the_same(
     torch.testing.assert_close(torch.tensor(losses(paths)), torch.tensor(finished.losses()[:50]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_score_view_with_a_linear_schedule_and_vlb_weighting_learns(cluster: Cluster, tiny: Path) -> None:
     sets = [
         "objective.prediction=score",

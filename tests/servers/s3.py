@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
@@ -79,15 +80,13 @@ class S3Server:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at, nor 10000 above, where the server puts its gRPC."""
+    """Ports that nobody listens at, nor 10000 above, where the server puts its gRPC; all of them different."""
     found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as low, socket.socket() as high:
+    with ExitStack() as held:
+        while len(found) < count:
+            low, high = (held.enter_context(socket.socket()) for _ in range(2))
             low.bind(("127.0.0.1", 0))
-            port = low.getsockname()[1]
-            try:
-                high.bind(("127.0.0.1", port + 10_000))
-            except (OSError, OverflowError):
-                continue
-            found.append(port)
+            with suppress(OSError, OverflowError):  # which is taken, by another of these too
+                high.bind(("127.0.0.1", low.getsockname()[1] + 10_000))
+                found.append(low.getsockname()[1])
     return found
