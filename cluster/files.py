@@ -242,13 +242,14 @@ def ends_of(parts: Iterable[bytes], most: int, seconds: float) -> Iterator[bytes
 
 def _in_time(parts: Iterable[bytes], seconds: float, problems: list[Exception]) -> Iterator[bytes]:
     """What comes in so many seconds, and a note where that is not all; an error is put aside for the end."""
-    deadline = time.monotonic() + seconds
+    deadline, late = time.monotonic() + seconds, False
     try:
         for part in parts:
-            if time.monotonic() > deadline:
+            if late:
                 yield f"\n(the rest was not read in {seconds:g} s)\n".encode()
                 return
             yield part
+            late = time.monotonic() > deadline
     except Exception as error:  # noqa: BLE001 - it is raised once what came before it is kept
         problems.append(error)
 

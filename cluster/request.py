@@ -34,7 +34,8 @@ SECRET_URL = re.compile(
 # of a command, which has more words that look like it: /work, $PWD, an image's digest
 SECRET_WORD = re.compile(
     r"(?i)https?://[^\s/@]+@|://[^\s/@:]{0,200}:[^\s/@]+@"
-    r"|://\S{0,2000}?[?&;#](?:[\w.-]{0,100}(?:pass|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]{0,100}|sig)="
+    r"|://\S{0,2000}?[?&;#](?:[\w.-]{0,100}(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]{0,100}"
+    r"|sig|auth)="
 )
 MAX_ARRAY = 10_000
 MAX_ARRAY_BYTES = 2**24

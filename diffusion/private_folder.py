@@ -57,7 +57,9 @@ def use_private_token() -> None:
         part = file.with_name(f"ray_token.{secrets.token_hex(4)}")  # whole, before anybody reads it
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
             new.write(secrets.token_hex(32))
-        with suppress(FileExistsError):
-            os.link(part, file)
-        part.unlink()
+        try:
+            with suppress(FileExistsError):
+                os.link(part, file)
+        finally:
+            part.unlink()
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)

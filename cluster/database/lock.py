@@ -28,11 +28,10 @@ def hold(database: Path, what: str = "") -> Generator[None]:
     """
     path = lock_file(database)
     try:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, durable.PRIVATE)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT, durable.PRIVATE)
+        status = os.fstat(descriptor)
+        if status.st_uid == os.geteuid() and status.st_nlink == 1:  # the folder may have been opened since
             os.fchmod(descriptor, durable.mode(path.parent))
-        except FileExistsError:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         file = os.fdopen(descriptor, "r+")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; allowed: a queue in a writable folder") from None

@@ -40,12 +40,13 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     for old, new in zip("abcdefghijk", "bcdefghijkl", strict=True)
 )
 BOUNDED = """
-import resource, sys
+import sys
 from pathlib import Path
+from tests.security.peak import peak
 {code}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 try: read(Path(sys.argv[1]))
-except Error as error: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+except Error as error: print(peak() - before, error)
 """
 READERS = {
     "trainer": "from trainer.config.load import read_yaml as read; from trainer.errors import InputError as Error",
@@ -167,13 +168,14 @@ def test_short_rows_of_a_table_take_no_more_than_they_hold(tmp_path: Path):
     rows = "\n".join(f"{number % 3}.png,{number % 3}" for number in range(2000))
     (tmp_path / "metadata.csv").write_text(f"{header}\n\n{rows}\n")
     code = (
-        "import resource, sys\nfrom trainer.config.data import DataConfig; from trainer.data.store import Store\n"
+        "import sys\nfrom trainer.config.data import DataConfig; from trainer.data.store import Store\n"
         "from trainer.data.metadata import read_metadata\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "from tests.security.peak import peak\n"
+        "before = peak()\n"
         "paths = ['0.png', '1.png', '2.png', 'metadata.csv']\n"
         "found = read_metadata(Store(sys.argv[1]), paths, DataConfig(source=sys.argv[1]))\n"
         "assert found.labels == {'0.png': 0, '1.png': 1, '2.png': 2}\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "print(peak() - before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -209,17 +211,17 @@ def test_images_that_expand_are_decoded_a_few_at_a_time(tmp_path: Path):
     )  # once, in its dictionary
     assert (tmp_path / "bomb.parquet").stat().st_size < 100_000
     code = (
-        "import resource, sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path; from tests.security.peak import peak\n"
         "from trainer.config.data import DataConfig; from trainer.data.files import scan_files, read_partition\n"
         "from trainer.data.staging import _decoded, _in_parts, PreparationTask\n"
         "source = scan_files(DataConfig(source=sys.argv[1]))\n"
         "task = PreparationTask(source, sys.argv[2], 'x', (4000, 3000), 'auto', None)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
         "batches = read_partition(source, source.partitions[0])\n"
         "rows = (_decoded(row, task, task.size) for batch in batches for row in batch)\n"
         "parts = _in_parts(rows)\n"
         "for _ in range(3): assert len(next(parts)) == 2\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "print(peak() - before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "bomb.parquet"), str(tmp_path)],
@@ -284,15 +286,16 @@ def test_output_on_a_terminal_moves_nothing(monkeypatch: pytest.MonkeyPatch, cap
 
 READ = """
 import resource, sys, pyarrow as pa
+from tests.security.peak import peak
 from trainer.config.data import DataConfig
 from trainer.data.files import read_partition, scan_files
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 limits = resource.getrlimit(resource.RLIMIT_AS)
 source = scan_files(DataConfig(source=sys.argv[1]))
 try:
     print(sum(len(rows) for rows in read_partition(source, source.partitions[0])))
 except pa.ArrowInvalid as error:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+    print(peak() - before, error)
 print(resource.getrlimit(resource.RLIMIT_AS) == limits)
 """
 

@@ -191,11 +191,11 @@ def test_what_is_within_the_bounds_takes_no_memory_before_its_weights_are_there(
 def taken(package: Path, refused: str) -> int:
     """Kilobytes that it takes, with diffusers itself, to refuse a package with these words."""
     script = (
-        "import resource, sys; from pathlib import Path; import torch\n"
+        "import sys; from pathlib import Path; import torch; from tests.security.peak import peak\n"
         "from diffusion.package import PackageError, load_package\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
         "try: load_package(Path(sys.argv[1]))\n"
-        "except PackageError as error: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)"
+        "except PackageError as error: print(peak() - before, error)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(package)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True

@@ -129,6 +129,7 @@ def test_a_key_of_another_user_is_not_believed(anchor: Path, monkeypatch: pytest
     os.chown(anchor.parent, 65534, -1)  # it is of whose folder it is
     Tokens(anchor)
     monkeypatch.setattr("os.geteuid", lambda: 65534)
+    os.chown(anchor.with_name("tokens"), 65534, -1)
     os.chown(anchor.with_name("queue.db.key"), 1, -1)
     with pytest.raises(InputError, match="others could have put it there"):
         Tokens(anchor)

@@ -97,6 +97,7 @@ def test_the_queue_does_not_keep_it(
     [
         f"--dsn=postgresql://me:{SECRET}@db/x", f"https://{SECRET}@host/x", f"https://me:{SECRET}@host:5000",
         f"https://h/?a=1&access_token={SECRET}", f"https://h/c?sv=2024&sig={SECRET}", f"x='redis://:{SECRET}@h'",
+        f"mysql://h/d?user=a&pwd={SECRET}", f"https://h/?auth={SECRET}",
     ],
 )  # fmt: skip
 def test_a_command_with_a_secret_is_refused(word: str):

@@ -52,7 +52,7 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
         InputError: there is no such run, or the server refuses it.
         ConnectionError: the server does not answer.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,255}", run_id, re.ASCII):  # which a registry can have chosen
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,127}", run_id, re.ASCII):  # which a registry can have chosen
         raise InputError(f"MLflow run {run_id[:80]!r}: allowed: the id of a run, of letters, digits, - and _")
     folder = into / run_id
     folder.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def load_published(file: Path) -> Published:
     try:
         content = file.read_bytes()
         with zipfile.ZipFile(file) as packed:
-            used = (each for each in packed.infolist() if each.filename in ("mu.npy", "sigma.npy"))  # there may be more
+            used = (each for each in packed.infolist() if each.filename.removesuffix(".npy") in ("mu", "sigma"))
             if (size := sum(each.file_size for each in used)) > MAX_BYTES:
                 raise ValueError(f"expands to {size} bytes; allowed: at most {MAX_BYTES}")
         with np.load(file, allow_pickle=False) as arrays:
