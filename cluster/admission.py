@@ -293,10 +293,11 @@ class _Admission:
 
     def _forecast(self) -> None:
         """Say when those that wait for room are expected to start."""
-        forecast = Forecast(self.cluster, self.free, self.now, self._timeline)
+        told = self._foreseen[: self.policy.forecasts]
+        forecast = Forecast(self.cluster, self.free, self.now, self._timeline) if told else None
         for index, job in enumerate(self._foreseen):
             start_at = None
-            if index < self.policy.forecasts:
+            if forecast is not None and index < len(told):
                 start_at = forecast.start(job.shape, self._demands[job.shape][0], _runs_s(job))
             if (wait := self.result.waits[job.id]).code != Reason.PREEMPTING:
                 self.result.waits[job.id] = replace(wait, start_at=start_at)
