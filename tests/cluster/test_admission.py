@@ -348,7 +348,9 @@ def test_jobs_of_one_shape_reserve_once_however_long_they_run():
     nodes = [node("a", CPU=4), node("b", {"only": "b"}, CPU=4)]
     running = [runs(8, "b", CPU=2, ends_at=NOW + 1000, rank=9), runs(9, "a", CPU=4, ends_at=NOW + 100, rank=9)]
     waiting = [job(each, cpus(4), max_runtime_s=10.0 * each) for each in (1, 2, 3)]
-    decided = admit(nodes, [*waiting, job(4, gang({"CPU": 3}, only="b")), job(5, cpus(2))], running, reservations=2)
+    waiting += [job(4, gang({"CPU": 3}, only="b")), job(5, cpus(2))]
+    assert started(admit(nodes, waiting, running, reservations=1)) == [5]  # nothing is kept for job 4
+    decided = admit(nodes, waiting, running, reservations=2)
     assert started(decided) == []
     assert decided.waits[5].text.startswith("there is room, but job 4 ahead of it could be delayed")
 
