@@ -26,7 +26,7 @@ from itertools import accumulate
 import numpy as np
 
 from cluster.forecast import Forecast
-from cluster.placement import Amounts, Cluster, Demand, Node, Placement, Places
+from cluster.placement import Amounts, Cluster, Demand, Node, Placement, Places, Sums, whole
 from cluster.reasons import Reason
 from cluster.resources import Kind, Shape, format_amount, format_gang
 
@@ -130,7 +130,7 @@ class Policy:
         max_attempts: how many jobs run at once.
         hours_per_point: hours of waiting that count as a point of priority.
         min_run_s: no job is asked to make room before it ran this long.
-        max_preemptions: how many jobs may be asked to make room now.
+        max_preemptions: how many jobs may be asked to make room now; the last one that needs room gets all of it.
         leave_s: how long a job takes to leave that was asked to.
         reservations: how many waiting jobs of different shapes reserve nodes.
         forecasts: of how many waiting jobs it is said when they are expected to start.
@@ -260,16 +260,16 @@ class _Admission:
         self.free = self.cluster.usable - sum(self.usages, nothing)
         queues = {job.queue for job in (*running, *waiting)}
         self.terms = {queue: terms.get(queue, Terms()) for queue in queues}
-        self.held: dict[str, Amounts] = {queue: nothing.sum(0) for queue in queues}
+        self.held: dict[str, Sums] = {queue: whole(nothing) for queue in queues}
         self.shares = dict.fromkeys(queues, 0.0)
         for job, used in zip(self.running, self.usages, strict=True):
-            self._add(job.queue, used.sum(0))
+            self._add(job.queue, whole(used))
         self.count = Counter(job.queue for job in running)
         self.count_by_user = Counter((job.queue, job.user) for job in running)
         self.result = Round()
         self.reservations: list[_Reservation] = []
         self._demands: dict[Shape, list[Demand]] = {}
-        self._impossible: dict[Shape, Wait] = {}
+        self._impossible: dict[tuple[Shape, str], Wait | None] = {}
         self._blocked: dict[Shape, tuple[float, Wait]] = {}  # the shortest run time that has to wait, and why
         self._asked: set[tuple[Shape, str, int]] = set()
         others = self.cluster.total - self.cluster.usable  # may leave too, nobody knows when
@@ -282,7 +282,7 @@ class _Admission:
     def round(self) -> Round:
         ahead = 0
         for job in self._in_order():
-            wait = self._ineligible(job) or self._over_a_limit(job) or self._start_or_wait(job)
+            wait = self._ineligible(job) or self._backs_off(job) or self._limited(job) or self._start_or_wait(job)
             if wait is not None:
                 self.result.waits[job.id] = _behind(wait, ahead)
                 ahead += wait.code in WANT_ROOM
@@ -327,8 +327,8 @@ class _Admission:
         """Of each queue the job that has waited longest, if that is too long: others may have new ones all the time."""
         oldest: dict[str, Waiting] = {}
         for job in self.waiting:
-            late = self.now - job.since >= self.policy.overdue_s and not (job.owed or job.stopped or job.after)
-            if late and self._demands_of(job.shape):
+            late = self.now - job.since >= self.policy.overdue_s and not job.owed
+            if late and not (self._ineligible(job) or self._over_a_limit(job)):
                 oldest[job.queue] = min(job, oldest.get(job.queue, job), key=lambda job: (job.since, job.id))
         return sorted(oldest.values(), key=lambda job: (job.since, job.id))
 
@@ -353,34 +353,57 @@ class _Admission:
             return Wait(*job.stopped)
         if job.after:
             return Wait(Reason.DEPENDENCY, f"waits for job {', '.join(map(str, job.after))}")
-        if not self._demands_of(job.shape):
-            if job.shape not in self._impossible:
-                self._impossible[job.shape] = Wait(Reason.IMPOSSIBLE, impossible(self.cluster, job.shape))
-            return self._impossible[job.shape]
-        if self.now < job.held_until <= self.now + MAX_HOLD_S:  # or the clock was set back since
-            clock = datetime.fromtimestamp(job.held_until).astimezone().strftime("%H:%M:%S")
-            return Wait(Reason.BACK_OFF, f"its last attempt failed; it is tried again from {clock}", job.held_until)
-        return None
+        return self._never(job)
 
-    def _over_a_limit(self, job: Waiting) -> Wait | None:
+    def _backs_off(self, job: Waiting) -> Wait | None:
+        """Why a job is not tried again yet; nobody takes its place meanwhile."""
+        if not self.now < job.held_until <= self.now + MAX_HOLD_S:  # or the clock was set back since
+            return None
+        self._reserve(job, self._demands[job.shape][0], job.held_until)
+        clock = datetime.fromtimestamp(job.held_until).astimezone().strftime("%H:%M:%S")
+        return Wait(Reason.BACK_OFF, f"its last attempt failed; it is tried again from {clock}", job.held_until)
+
+    def _never(self, job: Waiting) -> Wait | None:
+        """Why the nodes, or its queue, could not hold a job even if nothing else ran."""
+        key = job.shape, job.queue
+        if key not in self._impossible:
+            text = impossible(self.cluster, job.shape, self._demands_of(job.shape), job.queue, self.terms[job.queue])
+            self._impossible[key] = Wait(Reason.IMPOSSIBLE, text) if text else None
+        return self._impossible[key]
+
+    def _limited(self, job: Waiting) -> Wait | None:
+        """Why a limit keeps a job from starting; those whose leaving would satisfy it may be asked to make room."""
+        wait = self._over_a_limit(job)
+        if wait is None or not self._may_preempt(job):
+            return wait
+        demand = self._demands[job.shape][0]
+        made = self._make_room(job, demand, None)
+        if made is not None:
+            self._reserve(job, demand, self.now + self.policy.leave_s)
+        return made or wait
+
+    def _over_a_limit(self, job: Waiting, gone: Sequence[int] = ()) -> Wait | None:
+        """Why a limit keeps a job from starting once some running ones have left."""
         terms, queue = self.terms[job.queue], job.queue
-        if terms.max_running is not None and self.count[queue] >= terms.max_running:
-            return Wait(
-                Reason.QUEUE_RUNNING,
-                f"queue {queue} runs {self.count[queue]} jobs; allowed at once: {terms.max_running}",
-            )
+        left = [self.running[index] for index in gone]
+        count = self.count[queue] - sum(each.queue == queue for each in left)
+        if terms.max_running is not None and count >= terms.max_running:
+            return Wait(Reason.QUEUE_RUNNING, f"queue {queue} runs {count} jobs; allowed at once: {terms.max_running}")
         by_user = self.count_by_user[queue, job.user]
+        by_user -= sum((each.queue, each.user) == (queue, job.user) for each in left)
         if terms.max_running_per_user is not None and by_user >= terms.max_running_per_user:
             most = terms.max_running_per_user
             return Wait(
                 Reason.USER_RUNNING, f"{job.user} runs {by_user} jobs in queue {queue}; allowed at once: {most}"
             )
         if terms.maximum < 1:
-            share = self.cluster.share(self.held[queue] + self._demands[job.shape][0].total)
+            given_back = (whole(self.usages[index]) for index in gone if self.running[index].queue == queue)
+            held = self.held[queue] - sum(given_back, np.zeros_like(self.held[queue]))
+            share = self.cluster.share(held + self._demands[job.shape][0].total)
             if share > terms.maximum + ROUNDING:
                 text = f"queue {queue} would hold {share:.0%} of the cluster; its maximum is {terms.maximum:.0%}"
                 return Wait(Reason.QUEUE_MAXIMUM, text)
-        attempts = len(self.running) + len(self.result.starts)
+        attempts = len(self.running) + len(self.result.starts) - len(gone)
         if attempts >= self.policy.max_attempts:
             return Wait(Reason.ATTEMPTS, f"{attempts} jobs run; allowed at once: {self.policy.max_attempts}")
         return None
@@ -422,13 +445,13 @@ class _Admission:
         ]
         insort(self._timeline, (self.now + _runs_s(job), places.taken), key=lambda each: each[0])
         self._free_at = None
-        self._add(job.queue, places.taken.sum(0))
+        self._add(job.queue, whole(places.taken))
         self.count[job.queue] += 1
         self.count_by_user[job.queue, job.user] += 1
-        placement, share = self.cluster.assign(demand, job.shape, places), self.cluster.share(places.taken.sum(0))
+        placement, share = self.cluster.assign(demand, job.shape, places), self.cluster.share(whole(places.taken))
         self.result.starts.append(Start(job.id, placement, share))
 
-    def _add(self, queue: str, amounts: Amounts) -> None:
+    def _add(self, queue: str, amounts: Sums) -> None:
         self.held[queue] = self.held[queue] + amounts
         self.shares[queue] = self.cluster.share(self.held[queue])
 
@@ -469,14 +492,22 @@ class _Admission:
             return self.now + self.policy.leave_s
         return max(job.ends_at, self.now) if job.ends_at is not None else np.inf
 
-    def _reserve(self, job: Waiting, demand: Demand) -> float | None:
-        """Reserve the nodes where a job can start first; returns when, None if that cannot be known."""
+    def _reserve(self, job: Waiting, demand: Demand, not_before: float | None = None) -> float | None:
+        """Reserve the nodes where a job can start first; returns when, None if that cannot be known.
+
+        Args:
+            job: the job.
+            demand: its gang.
+            not_before: when it may start at the earliest; None for one for which there is no room now.
+        """
         if len(self.reservations) >= self.policy.reservations:
             return None
-        if self._free_at is None:  # after each end, in order
-            self._free_at = list(accumulate((used for _, used in self._timeline), initial=self.free))[1:]
-        ends = [end for end, _ in self._timeline]
-        low, high, found = 0, len(ends), None
+        if self._free_at is None:  # now, and after each end, in order
+            self._free_at = list(accumulate((used for _, used in self._timeline), initial=self.free))
+        ends = [-np.inf, *(end for end, _ in self._timeline)]
+        low, high, found = 1, len(ends), None
+        if not_before is not None:
+            low = bisect_right(ends, not_before) - 1
         while low < high:
             middle = (low + high) // 2
             last = bisect_right(ends, ends[middle]) - 1  # of those who end together
@@ -486,7 +517,7 @@ class _Admission:
             if places is None:
                 low = last + 1
             else:
-                found = _Reservation(job.id, ends[middle], room - places.taken)
+                found = _Reservation(job.id, max(ends[middle], not_before or 0.0), room - places.taken)
                 high = middle
         if found is None:
             return None
@@ -541,13 +572,13 @@ class _Admission:
         reclaims = self._reclaims(job)
         able: list[tuple[tuple[object, ...], int]] = []
         for index, each in enumerate(self.running):
-            if index in self._leaving or self.now - each.began_at < self.policy.min_run_s:
+            if index in self._leaving or 0 <= self.now - each.began_at < self.policy.min_run_s:
                 continue
             if each.rank < job.priority if each.queue == job.queue else reclaims:
                 order = (each.rank, each.steps_to_lose is None, -each.began_at, each.steps_to_lose or 0, each.job)
                 able.append((order, index))
         chosen = self._enough(job, demand, leaving, [index for _, index in sorted(able)])
-        if not chosen or len(chosen) > self.policy.max_preemptions - len(self.result.preempts):
+        if not chosen or len(self.result.preempts) >= self.policy.max_preemptions:
             return None
         self.result.preempts.extend(Preempt(self.running[index].job, job.id) for index in chosen)
         self._leaving.update(chosen)
@@ -567,7 +598,7 @@ class _Admission:
             if queue != job.queue and shares[queue] <= self.terms[queue].guaranteed + ROUNDING:
                 continue  # it holds no more than is its own
             chosen.append(index)
-            shares[queue] -= self.cluster.share(self.usages[index].sum(0))
+            shares[queue] -= self.cluster.share(whole(self.usages[index]))
         low, high = 1, len(chosen) + 1  # how many of them it takes
         while low < high:
             middle = (low + high) // 2
@@ -585,7 +616,9 @@ class _Admission:
         return chosen
 
     def _fits_without(self, job: Waiting, demand: Demand, gone: Sequence[int]) -> bool:
-        """Whether a job would fit, and delay none ahead of it, once some running ones have left."""
+        """Whether a job could start, and delay none ahead of it, once some running ones have left."""
+        if self._over_a_limit(job, gone) is not None:
+            return False
         room = sum((self.usages[index] for index in gone), self.free)
         for each in self.reservations:
             if each.job == job.id:
@@ -595,8 +628,21 @@ class _Admission:
         return self.cluster.place(demand, room) is not None
 
 
-def impossible(cluster: Cluster, shape: Shape) -> str:
-    """What a shape asks for that the nodes do not have, in words."""
+def impossible(cluster: Cluster, shape: Shape, demands: Sequence[Demand], queue: str, terms: Terms) -> str | None:
+    """Why a job could never start, in words: what it asks for that the nodes do not have, or its queue may not hold.
+
+    Args:
+        cluster: the nodes.
+        shape: what it asks for.
+        demands: the alternatives that the nodes could hold.
+        queue: its queue.
+        terms: the queue's.
+    """
+    if demands:
+        share = cluster.share(demands[0].total)
+        if share <= terms.maximum + ROUNDING:
+            return None
+        return f"asks for {share:.0%} of the cluster; the maximum of queue {queue} is {terms.maximum:.0%}"
     gangs = [gang or (shape.driver,) for gang in shape.gangs]
     wanted = " or ".join(format_gang(gang) for gang in gangs)
     if any(shape.gangs) and cluster.demands(Shape(shape.gangs, Kind(()))):  # it is the driver that does not fit

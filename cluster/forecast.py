@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.placement import Amounts, Cluster, Demand
+from cluster.placement import Amounts, Cluster, Demand, is_too_much, whole
 from cluster.resources import Shape
 
 MAX_STEPS = 32  # of what those that run give back
@@ -37,7 +37,7 @@ class Forecast:
         endless = [used for end, used in ends if not np.isfinite(end)]
         self._at_last: Amounts = sum(endless, self._free[-1])  # when those have ended too, nobody knows when
         self._unknown = False  # whether a job waits for that, which those behind it must not delay
-        self._sums = [np.maximum(each, 0).sum(0) for each in self._free]
+        self._sums = [whole(np.maximum(each, 0)) for each in self._free]
         self._from: dict[Shape, tuple[float, int]] = {}  # a run time that fits at no step before one
 
     def start(self, shape: Shape, demand: Demand, runs_s: float) -> float | None:
@@ -45,7 +45,7 @@ class Forecast:
         before_s, first = self._from.get(shape, (np.inf, 0))
         for step in range(first if runs_s >= before_s else 0, len(self._times)):
             self._from[shape] = runs_s, step
-            if (demand.total > self._sums[step]).any() or self._cluster.place(demand, self._free[step]) is None:
+            if is_too_much(demand, self._sums[step]) or self._cluster.place(demand, self._free[step]) is None:
                 continue
             end = self._times[step] + runs_s
             until = bisect_left(self._times, end, step + 1)
@@ -66,6 +66,6 @@ class Forecast:
             self._sums.insert(until, self._sums[until - 1])
         for each in range(step, until):
             self._free[each] = self._free[each] - taken
-            self._sums[each] = self._sums[each] - taken.sum(0)
+            self._sums[each] = self._sums[each] - whole(taken)
         if not np.isfinite(end):
             self._at_last = self._at_last - taken

@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from cluster.resources import SCALE, Kind, Shape
 
 Amounts = NDArray[np.int64]
+Sums = NDArray[
+    np.float64
+]  # over nodes: the memory of a thousand, in ten-thousandths of a byte, takes more than 64 bits
 SEARCH_BUNDLES, SEARCH_STEPS = 32, 2000
+MOST = 2**61  # of a resource of one node
+ROUNDING = 1e-9  # of a sum
 MANY = 2**31  # copies on a node of what asks for nothing
 COMMON = ("CPU", "memory")  # what every node has
 
@@ -80,7 +85,7 @@ class Demand:
     gang: int
     parts: tuple[_Part, ...]
     driver: _Part
-    total: Amounts
+    total: Sums
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class Cluster:
             free: what is free on each node.
             busy: nodes of less come first; they are all alike without.
         """
-        if (demand.total > np.maximum(free, 0).sum(0)).any():
+        if is_too_much(demand, whole(np.maximum(free, 0))):
             return None
         orders = [demand.parts] if len(demand.parts) < 2 else [demand.parts, demand.parts[::-1]]
         found = (_place(demand, parts, free, busy) for parts in orders)
@@ -177,10 +182,10 @@ class Cluster:
         bundles = tuple(self.nodes[next(rows[kind])].id for kind in shape.gangs[demand.gang])
         return Placement(demand.gang, self.nodes[places.driver].id, bundles)
 
-    def share(self, amounts: Amounts) -> float:
+    def share(self, amounts: Sums) -> float:
         """The dominant share: the largest part that the amounts are of any resource of the cluster."""
-        whole = self.total.sum(0)
-        parts = np.divide(amounts, whole, out=np.zeros(len(whole)), where=whole > 0)
+        total = whole(self.total)
+        parts = np.divide(amounts, total, out=np.zeros(len(total)), where=total > 0)
         return float(parts.max(initial=0.0))
 
     def most_free(self, part_kind: Kind, free: Amounts) -> tuple[str, float, str]:
@@ -218,14 +223,14 @@ class Cluster:
     def _fill(self, values: Amounts, row: Mapping[str, float]) -> None:
         for name, amount in row.items():
             if name in self._column:
-                values[self._column[name]] = round(amount * SCALE)
+                values[self._column[name]] = min(round(amount * SCALE), MOST)
 
     def _demand(self, index: int, shape: Shape) -> Demand:
         parts = [self._part(kind, count) for kind, count in shape.counts[index].items()]
         driver = self._part(shape.driver, 1)
-        whole = np.maximum(self.total.sum(0), 1)
-        parts.sort(key=lambda part: -float((part.each / whole).max(initial=0.0)))
-        total = sum((part.each * part.count for part in parts), driver.each.copy())
+        most = np.maximum(whole(self.total), 1)
+        parts.sort(key=lambda part: -float((part.each / most).max(initial=0.0)))
+        total = sum((part.each * float(part.count) for part in parts), driver.each.astype(float))
         return Demand(index, tuple(parts), driver, total)
 
     def _part(self, kind: Kind, count: int) -> _Part:
@@ -240,6 +245,16 @@ class Cluster:
             waste = self._extras - self._has[:, used].sum(1) - (allowed if kind.labels else 0)
             found = self._parts[kind, count] = _Part(kind, count, each, columns, allowed, waste)
         return found
+
+
+def whole(amounts: Amounts) -> Sums:
+    """What amounts of all nodes are together."""
+    return amounts.sum(0, dtype=np.float64)
+
+
+def is_too_much(demand: Demand, free: Sums) -> bool:
+    """Whether a gang is more than is free on all nodes together."""
+    return bool((demand.total > free * (1 + ROUNDING)).any())
 
 
 def _everywhere(name: str) -> bool:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster import request, secrets, snapshot
-from cluster.admission import impossible
+from cluster.accounts import Accounts
+from cluster.admission import Terms, impossible
 from cluster.command import printable
 from cluster.database.tables import Job
 from cluster.errors import InputError
@@ -169,14 +171,16 @@ def _spec(
 
 
 def _check_possible(store: Store, specs: Sequence[JobSpec]) -> None:
-    """Raise InputError for what the nodes could not hold if they were empty, as far as the dispatcher has seen them."""
+    """Raise InputError for what the nodes or its queue could not hold if nothing ran, as far as they have been seen."""
     nodes = store.nodes()
     shapes = [Shape.of(spec.gangs, spec.driver) for spec in specs] if nodes else []
     cluster = Cluster(nodes, set(shapes))
-    for shape in shapes:
-        if not cluster.demands(shape):
-            wanted = "allowed: what they have, or --anyway for nodes that are still to come"
-            raise InputError(f"{impossible(cluster, shape)}; {wanted}")
+    terms = Accounts(store).terms(time.time())
+    for shape in set(shapes):
+        queue = specs[0].queue
+        text = impossible(cluster, shape, cluster.demands(shape), queue, terms.get(queue, Terms()))
+        if text is not None:
+            raise InputError(f"{text}; allowed: what there is, or --anyway for nodes that are still to come")
 
 
 def _queue(store: Store, specs: Sequence[JobSpec], hold: bool, given: dict[str, bytes]) -> list[tuple[Job, bool]]:

@@ -178,7 +178,7 @@ def test_waiting_and_preemptions_count_as_priority():
 def test_every_reason_has_an_explanation_and_the_precedence_is_their_order():
     assert set(EXPLANATIONS) == set(Reason)
     stopped = (Reason.HELD, "held")
-    terms = {"default": Terms(max_running=1, max_running_per_user=1, maximum=0.2)}
+    terms = {"default": Terms(max_running=1, max_running_per_user=1, maximum=0.8)}
     running = [runs(9, CPU=3, user="me")]
     everything = {"stopped": stopped, "after": (7,), "held_until": NOW + 5, "user": "me"}
     found: list[Reason] = []
@@ -189,8 +189,8 @@ def test_every_reason_has_an_explanation_and_the_precedence_is_their_order():
         lambda: everything.pop("after"),
         lambda: None,
         lambda: everything.pop("held_until"),
-        lambda: terms.update(default=Terms(max_running_per_user=1, maximum=0.2)),
-        lambda: terms.update(default=Terms(maximum=0.2)),
+        lambda: terms.update(default=Terms(max_running_per_user=1, maximum=0.8)),
+        lambda: terms.update(default=Terms(maximum=0.8)),
         lambda: terms.clear(),
         lambda: policy.update(max_attempts=2),
     ]
@@ -234,6 +234,48 @@ def test_a_back_off_ends_and_a_clock_that_was_set_back_does_not_lengthen_it():
     assert waits.waits[1].start_at == NOW + 1
     assert started(admit([A], [job(1, held_until=NOW)])) == [1]
     assert started(admit([A], [job(1, held_until=NOW + MAX_HOLD_S + 1)])) == [1]
+
+
+def test_a_job_that_backs_off_keeps_its_place():
+    """Or those below it take its nodes for as long as they like, because something else ended its attempt."""
+    first = job(1, cpus(4), priority=9, held_until=NOW + 60)
+    below = [job(2), job(3, max_runtime_s=60), job(4, max_runtime_s=61)]
+    decided = admit([A], [first, *below])
+    assert started(decided) == [3]
+    assert decided.waits[2].text.startswith("there is room, but job 1 ahead of it could be delayed")
+    assert [decided.waits[number].code for number in (1, 2, 4)] == [Reason.BACK_OFF] + [Reason.RESERVED] * 2
+    assert set(started(admit([A, B], [first, *below]))) == {2, 3, 4}  # the other node
+    running = [runs(9, CPU=3, ends_at=NOW + 30, rank=9)]
+    assert started(admit([A], [first, *below], running)) == [3]
+    assert started(admit([A], [job(1, cpus(4), held_until=NOW + 60), job(2, priority=9)])) == [2]  # is ahead of it
+
+
+def test_what_its_queue_may_never_hold_is_impossible_and_keeps_nobody_from_coming_first():
+    terms = {"x": Terms(maximum=0.5, usage=0.9)}
+    large = Waiting(1, cpus(3), queue="x", since=NOW - 9 * 86400)
+    late = Waiting(2, cpus(2), queue="x", since=NOW - 8 * 86400)
+    decided = admit([A], [large, late, job(3, cpus(3), queue="y", priority=9)], terms=terms)
+    assert started(decided) == [2]
+    assert decided.waits[1].code == Reason.IMPOSSIBLE
+    assert decided.waits[1].text == "asks for 75% of the cluster; the maximum of queue x is 50%"
+    of_one = [Waiting(number, cpus(2), user=user, since=NOW - 8 * 86400) for number, user in ((1, "a"), (2, "b"))]
+    once = {"default": Terms(max_running_per_user=1, usage=0.9)}
+    assert started(admit([A], [*of_one, job(3, cpus(2), queue="y")], [runs(9, CPU=2, user="a")], once)) == [2]
+
+
+@pytest.mark.parametrize("count", [2000, 20_000])
+def test_thousands_of_nodes_with_terabytes_are_counted_right(count: int):
+    """Their memory in ten-thousandths of a byte is more than 64 bits hold."""
+    nodes = [node(str(index), CPU=4, memory=2 * 2**40) for index in range(count)]
+    half = gang(*[{"memory": 2**41}] * (count // 2))
+    decided = admit(nodes, [job(1), job(2, half), job(3, gang(*[{"memory": 2**41}] * (count + 1)))])
+    assert started(decided) == [1, 2]
+    assert decided.starts[1].share == pytest.approx(0.5)
+    assert decided.waits[3].code == Reason.IMPOSSIBLE
+    capped = admit(nodes, [job(1, half), job(2)], terms={"default": Terms(maximum=0.4)})
+    assert capped.waits[1].text == "asks for 50% of the cluster; the maximum of queue default is 40%"
+    huge = [node("x", CPU=1, disk=1e17), node("y", CPU=1, disk=1e17)]
+    assert started(admit(huge, [job(1, gang({"disk": 9e13}))])) == [1]
 
 
 def test_nothing_to_decide_and_nothing_to_decide_with():
@@ -395,6 +437,41 @@ def test_nobody_leaves_without_need_or_too_soon_or_too_often():
     assert admit([A], [high], [runs(1, CPU=4, rank=1)], min_run_s=1.0).preempts == []
     held = node("a", CPU=4, held={"CPU": 1})
     assert admit([held], [high], [runs(1, CPU=3)]).preempts == []  # it would not help
+
+
+def test_a_gang_that_takes_more_than_are_left_of_those_who_may_be_asked_gets_all_that_it_needs():
+    """Half of them would be of no use to it, and it would wait for ever."""
+    running = [runs(number, CPU=1, began_at=OLD + number) for number in range(1, 5)]
+    high = [job(8, cpus(3), priority=2), job(9, cpus(1), priority=1)]
+    decided = admit([A], high, running, max_preemptions=2)
+    assert {each.by for each in decided.preempts} == {8}
+    assert len(decided.preempts) == 3
+    assert [each.by for each in admit([A], high[1:], running, max_preemptions=2).preempts] == [9]
+
+
+def test_a_clock_that_was_set_back_protects_nobody_for_long():
+    assert admit([A], [job(9, cpus(4), priority=1)], [runs(1, CPU=4, began_at=NOW + 7200)]).preempts == [Preempt(1, 9)]
+
+
+def test_a_job_at_a_limit_may_take_the_place_of_a_lower_one_that_counts_for_it():
+    running = [
+        runs(number, CPU=1, queue="x", user=user, rank=rank) for number, user, rank in ((1, "me", 0), (2, "a", 5))
+    ]
+    high, low = job(9, queue="x", user="me", priority=9), job(8, queue="x", user="me")
+    for terms in (Terms(maximum=0.5), Terms(max_running=2), Terms(max_running_per_user=1)):
+        decided = admit([A], [high], running, {"x": terms})
+        assert decided.preempts == [Preempt(1, 9)]
+        assert decided.waits[9].code == Reason.PREEMPTING
+        assert admit([A], [low], running, {"x": terms}).preempts == []
+    assert admit([A], [high], running[1:], {"x": Terms(max_running=0)}).preempts == []  # it would not help
+    by_user = admit([A], [high], [runs(1, CPU=1, queue="x", user="a")] + [runs(2, CPU=1, queue="x", user="me", rank=9)],
+                    {"x": Terms(max_running_per_user=1)})  # fmt: skip
+    assert by_user.preempts == []
+    borrowed = [runs(number, CPU=1, queue="y") for number in (1, 2)]
+    decided = admit([A], [job(9, queue="x"), job(3, cpus(3), queue="y")], borrowed, {"x": Terms(guaranteed=0.25)},
+                    max_attempts=2)  # fmt: skip
+    assert [each.by for each in decided.preempts] == [9]
+    assert decided.waits[3].code == Reason.ATTEMPTS
 
 
 def test_nobody_leaves_for_a_job_that_would_start_as_soon_without():

@@ -351,7 +351,7 @@ def test_what_no_node_could_hold_is_refused_with_what_there_is(
     error = submit_error(capsys, tmp_path, "--driver", "CPU=64", "--", "true")
     assert error == (
         "error: asks for 1 x (64 CPU); the nodes have 2 with 8 CPU; "
-        "allowed: what they have, or --anyway for nodes that are still to come\n"
+        "allowed: what there is, or --anyway for nodes that are still to come\n"
     )
     error = submit_error(capsys, tmp_path, "--label", "zone=b", "--", "true")
     assert error.startswith(
