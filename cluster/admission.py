@@ -397,8 +397,9 @@ class _Admission:
                 Reason.USER_RUNNING, f"{job.user} runs {by_user} jobs in queue {queue}; allowed at once: {most}"
             )
         if terms.maximum < 1:
-            given_back = (whole(self.usages[index]) for index in gone if self.running[index].queue == queue)
-            held = self.held[queue] - sum(given_back, np.zeros_like(self.held[queue]))
+            held = self.held[queue].copy()
+            for index in gone:
+                held -= whole(self.usages[index]) * (self.running[index].queue == queue)
             share = self.cluster.share(held + self._demands[job.shape][0].total)
             if share > terms.maximum + ROUNDING:
                 text = f"queue {queue} would hold {share:.0%} of the cluster; its maximum is {terms.maximum:.0%}"

@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 import time
+import uuid
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -27,6 +28,7 @@ from cluster.errors import FilesUnavailableError, InputError
 _ARROW_ERROR: type[Exception] = pyarrow.lib.ArrowException  # pyright: ignore
 fs: Any = pyarrow.fs  # pyright: ignore[reportUnknownMemberType]  # it has no types
 LOGS = "logs"  # the folder of what attempts that have ended wrote
+PART = ".part"  # how the name of what is being written ends
 PART_BYTES = 2**20
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 10, 60
 KEPT_COPIES = 4
@@ -156,17 +158,18 @@ class Bucket:
         self._copies: Folder | None = None
 
     def write(self, name: str, parts: Iterable[bytes]) -> None:
-        """Write a file; S3 shows it when it is whole."""
+        """Write a file under another name, and let the server copy it: Arrow completes what is broken off."""
+        part = f"{self._root}/{name}.{uuid.uuid4().hex}{PART}"
         with _available(self.uri), tempfile.TemporaryFile() as whole:
             whole.writelines(parts)
             whole.seek(0)
             try:
-                with self._files.open_output_stream(f"{self._root}/{name}") as target:
+                with self._files.open_output_stream(part) as target:
                     shutil.copyfileobj(whole, target, PART_BYTES)
-            except BaseException:  # Arrow completes what is broken off here
+                self._files.copy_file(part, f"{self._root}/{name}")
+            finally:
                 with suppress(OSError):
-                    self._files.delete_file(f"{self._root}/{name}")
-                raise
+                    self._files.delete_file(part)
 
     def read(self, name: str) -> Iterator[bytes]:
         """A file in parts."""

@@ -230,7 +230,9 @@ class Cluster:
         driver = self._part(shape.driver, 1)
         most = np.maximum(whole(self.total), 1)
         parts.sort(key=lambda part: -float((part.each / most).max(initial=0.0)))
-        total = sum((part.each * float(part.count) for part in parts), driver.each.astype(float))
+        total: Sums = driver.each.astype(np.float64)
+        for part in parts:
+            total += part.each.astype(np.float64) * part.count
         return Demand(index, tuple(parts), driver, total)
 
     def _part(self, kind: Kind, count: int) -> _Part:

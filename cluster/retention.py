@@ -8,7 +8,7 @@ from sqlalchemy import delete, select
 
 from cluster import secrets, snapshot
 from cluster.database.tables import Attempt, Event, Job
-from cluster.files import LOGS, File, Files, log_name
+from cluster.files import LOGS, PART, File, Files, log_name
 from cluster.spec import END_STATES
 from cluster.store import Store
 
@@ -53,7 +53,8 @@ def collect(store: Store, ended_before: float, dry_run: bool = False) -> Collect
     for file in store.files.list(snapshot.FOLDER):
         digest = PurePosixPath(file.name).stem
         young = file.modified > max(ended_before, time.time() - GRACE_S)
-        if file.name == snapshot.name_of(digest) and digest not in kept and not young:
+        is_ours = file.name == snapshot.name_of(digest) or file.name.endswith(PART)
+        if is_ours and digest not in kept and not young:
             found.snapshots += _remove(store.files, file, found, dry_run)
     found.secrets = secrets.collect(store.anchor, environments, time.time() - GRACE_S, dry_run)
     with store.session(write=not dry_run) as session:

@@ -464,9 +464,8 @@ def test_a_job_at_a_limit_may_take_the_place_of_a_lower_one_that_counts_for_it()
         assert decided.waits[9].code == Reason.PREEMPTING
         assert admit([A], [low], running, {"x": terms}).preempts == []
     assert admit([A], [high], running[1:], {"x": Terms(max_running=0)}).preempts == []  # it would not help
-    by_user = admit([A], [high], [runs(1, CPU=1, queue="x", user="a")] + [runs(2, CPU=1, queue="x", user="me", rank=9)],
-                    {"x": Terms(max_running_per_user=1)})  # fmt: skip
-    assert by_user.preempts == []
+    both = [runs(1, CPU=1, queue="x", user="a"), runs(2, CPU=1, queue="x", user="me", rank=9)]
+    assert admit([A], [high], both, {"x": Terms(max_running_per_user=1)}).preempts == []
     borrowed = [runs(number, CPU=1, queue="y") for number in (1, 2)]
     decided = admit([A], [job(9, queue="x"), job(3, cpus(3), queue="y")], borrowed, {"x": Terms(guaranteed=0.25)},
                     max_attempts=2)  # fmt: skip

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -211,6 +212,25 @@ def test_a_new_queue_is_its_users_alone_and_what_it_is_in_is_left_to_others(tmp_
         "storage": 0o755, "storage/queue": 0o700, "storage/queue/queue.db": 0o600, "storage/queue/logs": 0o700,
         "storage/queue/logs/x.log": 0o600,
     }  # fmt: skip
+
+
+@pytest.mark.integration
+def test_an_upload_that_breaks_off_leaves_what_was_there(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same code may have been submitted before, and its job waits."""
+    files = open_files(f"s3://queue/{tmp_path.name}")
+    files.write("snapshots/a.zip", [b"whole"])
+
+    def interrupted(source, target, size: int) -> None:
+        target.write(source.read(2))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfileobj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write("snapshots/a.zip", [b"whole"])
+    assert [(each.name, each.size) for each in files.list("snapshots")] == [("snapshots/a.zip", 5)]
+    assert b"".join(files.read("snapshots/a.zip")) == b"whole"
 
 
 @pytest.mark.integration
