@@ -41,6 +41,7 @@ LOOK_S = 0.1  # between looks whether the queue has changed
 LATE_S = 600.0  # for which Ray may still accept what it was asked before
 LOOK_AFTER_S = 10.0  # between looks for that
 FORECAST_REST = 20.0  # times as long as a round with a forecast of when jobs start takes, there is none
+IDLE_LOOK_S = 10.0  # between looks at the nodes while nothing waits or runs
 FILES_AWAY_S = 10.0  # in which nothing starts after the place of snapshots did not answer
 MAX_LOG_BYTES = 2**27  # of an attempt's output that are kept: the first and the last half
 READ_S = 30.0  # for which it is read
@@ -165,6 +166,8 @@ class Dispatcher:
         self._policy, self._patience = policy or Policy(), patience or Patience()
         self._reported_stopping: set[str] = set()
         self._starting_since: dict[str, float] = {}
+        self._began: dict[str, float] = {}  # attempt -> when, on a clock that is never set
+        self._idle_until = 0.0
         self._failures: dict[int, str] = {}
         self._noted, self._look_at = False, 0.0
         self._files_away, self._files_at = "", 0.0
@@ -217,9 +220,10 @@ class Dispatcher:
         seen = self._follow_all()
         glance = self._store.glance(time.time() - PREEMPTION_WINDOW_S)
         waiting = self._waiting(glance.owed)
-        if not waiting and not seen.attempts:
+        if not waiting and not seen.attempts and time.monotonic() < self._idle_until:
             self._measure(waiting, seen, Round())
             return
+        self._idle_until = time.monotonic() + IDLE_LOOK_S
         nodes, holds = self._server.nodes([attempt.submission_id for attempt in seen.attempts])
         self._look_around(nodes)
         self._leave_lost_nodes(seen, nodes)
@@ -281,7 +285,7 @@ class Dispatcher:
         if attempt.asked is None:
             self._ask_for_reasons_of_its_own(attempt, job, status, running)
         elif (
-            not 0 <= time.time() - (attempt.asked_at or 0.0) <= self._grace(attempt, beat)
+            not 0 <= time.time() - (attempt.asked_at or 0.0) <= self._grace(attempt, job, beat)
         ):  # or the clock was set back
             self._stop(attempt)
         return True
@@ -295,12 +299,14 @@ class Dispatcher:
         if beat is not None:
             return beat.state == "running", beat.words()
         if job.says_when and attempt.running_at is None:
-            return False, "its command runs, and has said nothing yet"
+            long = self._ran(attempt) > self._patience.start_s
+            more = f" in {self._patience.start_s:g} s: it prepares data, or its heartbeats do not arrive"
+            return False, f"its command runs, and has said nothing{more if long else ' yet'}"
         return True, f"attempt {attempt.number} runs as {attempt.submission_id}"
 
     def _ask_for_reasons_of_its_own(self, attempt: Attempt, job: Job, status: Alive, running: bool) -> None:
         """Ask an attempt to leave whose gang does not form, or whose time is up."""
-        now, clock, patience = time.time(), time.monotonic(), self._patience
+        clock, patience = time.monotonic(), self._patience
         silent = status.started and job.says_when and attempt.heard_at is None  # it prepares data, say
         if running or silent:
             self._starting_since.pop(attempt.submission_id, None)
@@ -308,22 +314,35 @@ class Dispatcher:
             reason = f"its gang did not form within {patience.start_s:g} s"
             self._ask(attempt, Asked(to="restart", reason=reason))
             return
-        if job.max_runtime_s is not None:
-            early = min(patience.checkpoint_s, job.max_runtime_s / 10)
-            if now - attempt.began_at > job.max_runtime_s - early:
-                to = "leave" if job.at_the_limit == "requeue" else "finish"
-                self._ask(attempt, Asked(to=to, reason=f"it ran for its --max-runtime of {job.max_runtime_s:g} s"))
+        limit_s = job.max_runtime_s
+        if limit_s is not None and self._ran(attempt) > limit_s - self._early(limit_s):
+            to = "limit" if job.at_the_limit == "requeue" else "finish"
+            self._ask(attempt, Asked(to=to, reason=f"it ran for its --max-runtime of {limit_s:g} s"))
 
     def _ask(self, attempt: Attempt, asked: Asked, by: int | None = None) -> None:
         if self._store.ask(attempt, asked, by):
             attempt.asked, attempt.asked_reason, attempt.asked_at = asked.to, asked.reason, time.time()
             self._report(f"job {attempt.job_id} is asked to leave: {asked.reason}")
 
-    def _grace(self, attempt: Attempt, beat: Beat | None) -> float:
-        """How long an attempt may take to leave by itself; one that sends no heartbeats cannot know."""
+    def _ran(self, attempt: Attempt) -> float:
+        """For how long an attempt has run, whatever happens to the clock while this dispatcher looks."""
+        now, name = time.monotonic(), attempt.submission_id
+        return now - self._began.setdefault(name, now - max(0.0, time.time() - attempt.began_at))
+
+    def _early(self, max_runtime_s: float) -> float:
+        """How long before the end of its time an attempt is asked to leave."""
+        return min(self._patience.checkpoint_s, max_runtime_s / 10)
+
+    def _grace(self, attempt: Attempt, job: Job, beat: Beat | None) -> float:
+        """How long an attempt may take to leave by itself, within its time; without heartbeats it cannot know."""
+        patience = self._patience
         if attempt.asked == "restart":
-            return min(self._patience.silent_s, self._patience.leave_s)
-        return self._patience.silent_s if beat is None and attempt.heard_at is None else self._patience.leave_s
+            return min(patience.silent_s, patience.leave_s)
+        grace = patience.silent_s if beat is None and attempt.heard_at is None else patience.leave_s
+        if job.max_runtime_s is not None:
+            left = attempt.began_at + job.max_runtime_s - (attempt.asked_at or 0.0)
+            grace = min(grace, max(left, self._early(job.max_runtime_s)))
+        return grace
 
     def _look_after_others(self) -> None:
         """Undo, now and then, what another dispatcher did while it lost the lead or was killed.
@@ -441,11 +460,12 @@ class Dispatcher:
             given = usage.setdefault(node, {})
             for name, amount in amounts.items():
                 given[name] = max(given.get(name, 0.0), amount)
-        ends_at = None if job.max_runtime_s is None else attempt.began_at + job.max_runtime_s
+        began_at = time.time() - self._ran(attempt)
+        ends_at = None if job.max_runtime_s is None else began_at + job.max_runtime_s
         waited = points(attempt.began_at - job.waiting_since, self._policy)
         lost = None if attempt.step is None else max(0, attempt.step - (attempt.saved_step or 0))
         return Running(
-            job.id, usage, attempt.began_at, ends_at, job.priority + job.preemptions + waited, job.queue, job.user,
+            job.id, usage, began_at, ends_at, job.priority + job.preemptions + waited, job.queue, job.user,
             lost, leaving=attempt.asked is not None or job.cancel_requested,
         )  # fmt: skip
 
@@ -520,6 +540,7 @@ class Dispatcher:
         if job.state in END_STATES:
             secrets.forget(self._store.anchor, job.environment)
         self._starting_since.pop(attempt.submission_id, None)
+        self._began.pop(attempt.submission_id, None)
         self._failures.pop(attempt.job_id, None)
         self._reported_stopping.discard(attempt.submission_id)
         self._report(f"job {job.id} {job.state}: {job.reason}")

@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 
 from cluster.database.tables import Attempt, Event, Job, Team
 from cluster.errors import InputError
-from cluster.spec import END_STATES, Asked, Ending, JobSpec
+from cluster.spec import END_STATES, PREEMPTED_EXIT_CODE, Asked, Ending, JobSpec
 
 MAX_PARAMETERS = 10_000  # of a statement
+SOON_S = 300.0  # an attempt that says nothing of checkpoints, and leaves sooner, may have none
 _T = TypeVar("_T")
 
 
@@ -121,10 +122,23 @@ def ask(session: Session, attempt: Attempt, asked: Asked, by: int | None = None)
     return True
 
 
-def has_progressed(attempt: Attempt, before: Sequence[Attempt]) -> bool:
-    """Whether an attempt has saved more than those before it; True for the first, and for one that does not say."""
+def has_progressed(attempt: Attempt, ending: Ending, before: Sequence[Attempt]) -> bool:
+    """Whether an attempt has saved more than those before it; the first that says how much it saved is believed.
+
+    One that does not say is believed if it exits with 75, but not each time that it soon does so unasked.
+    """
+    if attempt.saved_step is None:
+        soon = _left_soon(attempt, ending.exit_code, time.time())
+        return ending.exit_code == PREEMPTED_EXIT_CODE and not (
+            soon and before and _left_soon(before[-1], before[-1].exit_code, before[-1].ended_at or 0.0)
+        )
     known = [each.saved_step for each in before if each.saved_step is not None]
-    return not known or attempt.saved_step is None or attempt.saved_step > max(known)
+    return not known or attempt.saved_step > max(known)
+
+
+def _left_soon(attempt: Attempt, exit_code: int | None, ended_at: float) -> bool:
+    unasked = exit_code == PREEMPTED_EXIT_CODE and attempt.asked is None and attempt.saved_step is None
+    return unasked and 0 <= ended_at - attempt.began_at < SOON_S
 
 
 def close(session: Session, attempt: Attempt, ending: Ending, reason: str, fault: bool) -> None:

@@ -124,11 +124,12 @@ class Asked(_Value):
 
     Attributes:
         to: `cancel`: to stop for good; `leave`: to write a checkpoint and give its machines back; `finish`: to do so
-            for good, since it has run as long as it may; `restart`: to leave, since its gang did not form in time.
+            for good, since it has run as long as it may; `limit`: to do so, and to go on in another attempt; `restart`:
+            to leave, since its gang did not form in time.
         reason: why, as shown to users.
     """
 
-    to: Literal["cancel", "leave", "finish", "restart"]
+    to: Literal["cancel", "leave", "finish", "limit", "restart"]
     reason: str = ""
 
 
@@ -156,7 +157,7 @@ def next_transition(
         asked: what the queue asked of it; None if nothing.
         faults: number of earlier attempts that ended in a fault.
         retries: how many may.
-        progressed: whether it has a newer checkpoint than the attempt before it; True where it does not say.
+        progressed: whether it has a newer checkpoint than the attempts before it.
     """
     code = ending.exit_code
     if code in SIGNAL_OF_EXIT_CODE:
@@ -167,7 +168,7 @@ def next_transition(
         return _as_asked(asked or Asked(to="leave", reason="parked"), False, faults, retries, unstarted=True)
     checkpointed = code == PREEMPTED_EXIT_CODE
     if asked is not None and (checkpointed or ending.status == "stopped" or asked.to == "cancel"):
-        return _as_asked(asked, checkpointed, faults, retries)
+        return _as_asked(asked, checkpointed, faults, retries, progressed=progressed)
     if ending.status == "stopped":
         return Transition(state="cancelled", reason="stopped through Ray")
     if checkpointed and progressed:
@@ -187,14 +188,18 @@ def _cause(ending: Ending, code: int | None) -> str:
     return ending.message or "Ray gave no reason"
 
 
-def _as_asked(asked: Asked, checkpointed: bool, faults: int, retries: int, unstarted: bool = False) -> Transition:
+def _as_asked(
+    asked: Asked, checkpointed: bool, faults: int, retries: int, unstarted: bool = False, progressed: bool = True
+) -> Transition:
     how = "after a checkpoint (exit 75)" if checkpointed else "by Ray, since it did not stop by itself"
     if asked.to == "cancel":
         return Transition(state="cancelled", reason="cancelled while it ran")
     if unstarted:
         return Transition(state="queued", reason=f"{asked.reason}; it had not started")
     match asked.to:
-        case "leave":
+        case "limit" if not progressed:
+            return _fault(f"{asked.reason}; left {how}, with nothing new to go on from", faults, retries)
+        case "leave" | "limit":
             return Transition(state="queued", reason=f"{asked.reason}; left {how}; it will go on")
         case "finish":
             return Transition(state="failed", reason=f"{asked.reason}; left {how}")

@@ -116,7 +116,9 @@ _OWED = (
     .join(Job, Job.id == Attempt.asked_by)
     .where(Job.state == "queued", Attempt.asked_at > _began_last.scalar_subquery())
 )
-_PREEMPTED = select(func.count(Attempt.id)).where(Attempt.asked_by.is_not(None), Attempt.asked_at > bindparam("since"))
+_PREEMPTED = select(func.count(Attempt.id)).where(
+    Attempt.asked_by.is_not(None), Attempt.asked_at.between(bindparam("since"), bindparam("now"))
+)
 _DRAINING = select(Queue.draining)
 _LEAD = select(
     Queue.epoch, Queue.holder
@@ -551,11 +553,13 @@ class Store:
             job, attempt = rows.find_job(session, attempt.job_id), session.get_one(Attempt, attempt.id)
             if attempt.ended_at is not None:
                 return job
-            others = select(Attempt).where(Attempt.job_id == job.id, Attempt.id != attempt.id)
+            others = select(Attempt).where(Attempt.job_id == job.id, Attempt.id != attempt.id).order_by(Attempt.id)
             before = session.scalars(others).all()
             faults = sum(each.fault for each in before)
             asked = rows.asked_of(job, attempt)
-            transition = next_transition(ending, asked, faults, job.retries, rows.has_progressed(attempt, before))
+            transition = next_transition(
+                ending, asked, faults, job.retries, rows.has_progressed(attempt, ending, before)
+            )
             rows.close(session, attempt, ending, transition.reason, transition.fault)
             if transition.state != "queued":
                 rows.end(session, job, transition.state, transition.reason)
@@ -579,7 +583,7 @@ class Store:
         """
         with self.session(write=False) as session:
             draining = session.scalars(_DRAINING).one()
-            preempted = session.scalars(_PREEMPTED, {"since": since}).one()
+            preempted = session.scalars(_PREEMPTED, {"since": since, "now": time.time()}).one()
             return Glance(draining, preempted, frozenset(job for job in session.scalars(_OWED) if job is not None))
 
     def see_nodes(self, nodes: Sequence[Node]) -> None:

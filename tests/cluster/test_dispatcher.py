@@ -17,7 +17,8 @@ from hypothesis import given, settings, strategies as st
 
 from cluster.admission import Policy
 from cluster.database import lock
-from cluster.dispatcher import Dispatcher, Patience, Usage
+from cluster.database.tables import Attempt
+from cluster.dispatcher import IDLE_LOOK_S, Dispatcher, Patience, Usage
 from cluster.errors import InputError, RayFailedError, RayUnavailableError, RefusedError, StoreUnavailableError
 from cluster.placement import Node
 from cluster.resources import Bundle
@@ -490,7 +491,9 @@ def test_a_job_whose_gang_does_not_form_is_tried_again_and_then_fails(store: Sto
     assert store.job(job.id).reason == "Ray has not started its command yet: no such file"
     ray.pending = False
     steps(dispatcher, 2)
-    assert store.job(job.id).reason == "its command runs, and has said nothing yet"
+    assert store.job(job.id).reason == (
+        "its command runs, and has said nothing in 0 s: it prepares data, or its heartbeats do not arrive"
+    )
     assert ray.stopped == []  # it may prepare data for hours
     ear.beats[ray.started[0]] = Beat(state="starting", doing="starting workers", at=1.0)
     steps(dispatcher, 1)
@@ -517,12 +520,60 @@ def test_a_clock_that_is_set_back_does_not_lengthen_a_grace(store: Store, monkey
     assert ray.stopped == ray.started
 
 
+def test_a_clock_that_is_set_does_not_change_how_long_a_job_has_run(store: Store, monkeypatch: pytest.MonkeyPatch):
+    store.submit(spec(command=["works"], max_runtime_s=100.0))
+    ray, ear, offset = FakeRay({"works": [0]}, runs=10**6), Ear(), [0.0]
+    clocks = {name: getattr(time, name) for name in ("time", "monotonic")}
+    monkeypatch.setattr("cluster.dispatcher.time.time", lambda: clocks["time"]() + offset[0])
+    dispatcher = made(store, ray, ear=ear)
+    steps(dispatcher, 2)
+    for offset[0] in (7200.0, -7200.0):
+        dispatcher.step()
+        assert ear.leave == {}
+    monkeypatch.setattr("cluster.dispatcher.time.monotonic", lambda: clocks["monotonic"]() + 91)
+    dispatcher.step()
+    assert ear.leave == {ray.started[0]: "it ran for its --max-runtime of 100 s"}
+
+
+def test_nodes_that_come_while_nothing_runs_are_seen(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Or `submit` refuses what only they could hold."""
+    ray = FakeRay({}, names=("a",))
+    dispatcher = made(store, ray)
+    dispatcher.step()
+    assert len(store.nodes()) == 1
+    ray.names = ("a", "b")
+    dispatcher.step()
+    assert len(store.nodes()) == 1  # it does not ask all the time
+    clock = time.monotonic
+    monkeypatch.setattr("cluster.dispatcher.time.monotonic", lambda: clock() + IDLE_LOOK_S)
+    dispatcher.step()
+    assert len(store.nodes()) == 2
+
+
+@pytest.mark.parametrize(("limit", "stopped"), [(1.0, True), (1000.0, False)])
+def test_who_ignores_its_limit_is_stopped_at_it(store: Store, limit: float, stopped: bool):
+    """However long others may take to leave: what waits behind it counts on its time."""
+    store.submit(spec(command=["works"], max_runtime_s=limit))
+    ray, ear = FakeRay({"works": [0]}, runs=10**6), Ear()
+    dispatcher = made(store, ray, ear=ear, patience=Patience(leave_s=1e6, silent_s=1e6))
+    steps(dispatcher, 2)
+    ear.beats[ray.started[0]] = Beat(step=3, at=1.0)
+    [attempt] = store.attempts()
+    with store.session() as session:
+        stored = session.get_one(Attempt, attempt.id)
+        stored.began_at -= limit
+        stored.asked, stored.asked_reason, stored.asked_at = "limit", "its time is up", time.time() - 0.2
+    dispatcher.step()
+    assert ray.stopped == ([ray.started[0]] if stopped else [])
+
+
 def test_a_job_that_says_when_it_runs_is_running_then(store: Store):
     job = store.submit(spec("trains", command=["trains"], says_when=True))
     ray, ear = FakeRay({"trains": [0]}, runs=10**6), Ear()
     dispatcher = made(store, ray, ear=ear)
     steps(dispatcher, 2)
     assert store.job(job.id).state == "starting"
+    assert store.job(job.id).reason == "its command runs, and has said nothing yet"
     ear.beats[ray.started[0]] = Beat(step=3, steps=9, doing="training", at=1.0)
     dispatcher.step()
     assert (store.job(job.id).state, store.job(job.id).reason) == ("running", "training, step 3 of 9")

@@ -215,9 +215,7 @@ def test_a_new_queue_is_its_users_alone_and_what_it_is_in_is_left_to_others(tmp_
 
 
 @pytest.mark.integration
-def test_an_upload_that_breaks_off_leaves_what_was_there(
-    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_upload_that_breaks_off_leaves_what_was_there(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The same code may have been submitted before, and its job waits."""
     files = open_files(f"s3://queue/{tmp_path.name}")
     files.write("snapshots/a.zip", [b"whole"])

@@ -404,6 +404,33 @@ def test_progress_is_judged_by_what_was_saved(store: Store):
     assert "without a newer checkpoint" in store.job(job.id).reason
 
 
+def test_who_leaves_at_its_limit_again_and_again_with_nothing_to_go_on_from_fails(store: Store):
+    job = store.submit(spec(retries=1))
+    outcomes: list[str] = []
+    for saved, code in ((10, 75), (20, -15), (20, 75), (None, 75), (None, -15)):
+        attempt = begin(store, job.id)
+        store.hear({attempt.submission_id: Beat(step=25, saved_step=saved, at=1.0)} if saved is not None else {})
+        store.ask(attempt, Asked(to="limit", reason="its time is up"))
+        store.end_attempt(attempt, Ending(status="stopped" if code < 0 else "failed", exit_code=code))
+        outcomes.append(store.job(job.id).state)
+    assert outcomes == ["queued"] * 4 + ["failed"]
+    assert [each.fault for each in store.attempts(job.id)] == [False, False, True, False, True]
+    assert store.attempts(job.id)[2].reason == (
+        "its time is up; left after a checkpoint (exit 75), with nothing new to go on from; it will be tried again"
+    )
+
+
+def test_a_command_that_soon_exits_with_75_again_and_again_fails(store: Store):
+    """It says nothing of checkpoints: it is believed once, and as often as it has run for a while."""
+    job = store.submit(spec(retries=1))
+    for ran, state in ((6.0, "queued"), (400.0, "queued"), (6.0, "queued"), (6.0, "queued"), (6.0, "failed")):
+        attempt = begin(store, job.id)
+        with store.session() as session:
+            session.get_one(type(attempt), attempt.id).began_at -= ran
+        store.end_attempt(attempt, Ending(status="failed", exit_code=75))
+        assert store.job(job.id).state == state
+
+
 def test_selections(store: Store):
     for name, user, queue in (("a_1", "me", "default"), ("ab1", "you", "default"), ("b%", "me", "default")):
         store.submit(spec(name if "%" not in name else "b-2", user=user, queue=queue))
