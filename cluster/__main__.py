@@ -16,6 +16,7 @@ from cluster.command import run_command
 from cluster.errors import InputError
 
 if TYPE_CHECKING:
+    from cluster.database.tables import Job
     from cluster.store import Selection, Store
 
 MAX_ENDED_SHOWN = 10
@@ -59,13 +60,13 @@ def list_jobs(options: argparse.Namespace) -> None:
 
     store, selection = _open(options), _selection(options)
     chosen = selection != type(selection)()
-    limit = options.limit or LIST_LIMIT
-    if options.json or options.all or chosen:
-        page = None if options.json and options.limit is None and options.page == 1 else limit
-        skipped = (options.page - 1) * limit if page else 0
-        jobs = store.select(selection, newest=page, skip=skipped)
+    limit, page = options.limit or LIST_LIMIT, options.page or 1
+    if options.json or options.all or chosen or options.page:
+        whole = options.json and options.limit is None and options.page is None
+        skipped = 0 if whole else (page - 1) * limit
+        jobs = store.select(selection, newest=None if whole else limit, skip=skipped)
         hidden = store.count(selection) - len(jobs) - skipped
-        more = f"and {hidden} older ones (--page {options.page + 1}, --limit)"
+        more = f"and {hidden} older ones (--page {page + 1}, --limit)"
     else:
         running = store.jobs(*OPEN_STATES)
         waiting = store.oldest(Selection(states=("queued",)), limit)
@@ -130,29 +131,38 @@ def logs(options: argparse.Namespace) -> None:
 def _change_each(options: argparse.Namespace, change: "Callable[[Store, int], str]") -> None:
     """Change the selected jobs one after another, and print what was done; others' need --force.
 
-    What cannot be done to a job that was named is an error; of those that a pattern selects, it is left out.
+    What cannot be done to a job that was named is an error, once it is done to the others; of those that a pattern
+    selects, it is left out.
     """
-    from cluster.submission import user
-
-    store, selection, mine = _open(options), _selection(options), user()
+    store, selection = _open(options), _selection(options)
     if selection == type(selection)():
         raise InputError("no jobs; allowed: their ids, or --name, --user, --queue, --state or --array")
     for job_id in options.jobs:
         store.job(job_id)
     jobs = store.select(selection)
-    others = [job for job in jobs if job.user not in (mine, "unknown")]
-    if others and not options.force:
-        raise InputError(f"job {others[0].id} is {others[0].user}'s, and you are {mine}; allowed: your own, or --force")
-    done = 0
+    _check_own(jobs, options.force)
+    done, problems = list[dict[str, Any]](), list[str]()
     for job in jobs:
         try:
-            print(f"job {job.id} {change(store, job.id)}")
-            done += 1
-        except InputError:
-            if job.id in options.jobs:
-                raise
-    if not done:
-        raise InputError("no such jobs; `python -m cluster list` shows what there is")
+            done.append({"id": job.id, "done": change(store, job.id)})
+        except InputError as error:
+            problems += [str(error)] * (job.id in options.jobs)
+    if options.json:
+        print(json.dumps(done, indent=2))
+    else:
+        print("".join(f"job {each['id']} {each['done']}\n" for each in done), end="")
+    if problems or not done:
+        raise InputError("; ".join(problems) or "no such jobs; `python -m cluster list` shows what there is")
+
+
+def _check_own(jobs: "Sequence[Job]", force: bool) -> None:
+    """Raise InputError where jobs are other users', unless that is meant."""
+    from cluster.submission import user
+
+    mine = user()
+    others = [job for job in jobs if job.user not in (mine, "unknown")]
+    if others and not force:
+        raise InputError(f"job {others[0].id} is {others[0].user}'s, and you are {mine}; allowed: your own, or --force")
 
 
 def cancel(options: argparse.Namespace) -> None:
@@ -216,7 +226,7 @@ def change(options: argparse.Namespace) -> None:
         none = options.max_runtime == "none"
         fields["max_runtime_s"] = None if none else parse_duration(options.max_runtime, "--max-runtime")
     if not fields:
-        raise InputError("nothing to change; allowed: --priority, --to-queue or --max-runtime")
+        raise InputError("nothing to change; allowed: --priority, --queue or --max-runtime")
 
     def each(store: "Store", job_id: int) -> str:
         store.change(job_id, **fields)
@@ -287,9 +297,11 @@ def usage(options: argparse.Namespace) -> None:
 
 def drain(options: argparse.Namespace) -> None:
     """Let no further job start, and wait for those that run."""
-    from cluster.spec import Asked
+    from cluster.spec import OPEN_STATES, Asked
 
     store = _open(options)
+    if options.leave and not options.off:
+        _check_own(store.jobs(*OPEN_STATES), options.force)
     store.drain(not options.off)
     if options.off:
         print("jobs start again")
@@ -313,7 +325,10 @@ def gc(options: argparse.Namespace) -> None:
 
     store = _open(options)
     found = retention.collect(store, time.time() - parse_duration(options.older_than, "--older-than"), options.dry_run)
-    print(("would remove " if options.dry_run else "removed ") + found.describe())
+    if options.json:
+        print(json.dumps(asdict(found)))
+    else:
+        print(("would remove " if options.dry_run else "removed ") + found.describe())
 
 
 def dispatch(options: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from cluster.reasons import Reason
 from cluster.resources import Kind, Shape, format_amount, format_gang
 
 MAX_HOLD_S = 600.0  # the longest back-off
+MAX_NAMED = 10  # jobs that one comes after
 ROUNDING = 1e-9  # of a share
 DEFAULT_QUEUE = "default"
 WANT_ROOM = (Reason.PREEMPTING, Reason.OTHERS, Reason.RESOURCES, Reason.RESERVED)
@@ -352,7 +353,8 @@ class _Admission:
         if job.stopped:
             return Wait(*job.stopped)
         if job.after:
-            return Wait(Reason.DEPENDENCY, f"waits for job {', '.join(map(str, job.after))}")
+            more = f" and {len(job.after) - MAX_NAMED} more" if len(job.after) > MAX_NAMED else ""
+            return Wait(Reason.DEPENDENCY, f"waits for job {', '.join(map(str, job.after[:MAX_NAMED]))}{more}")
         return self._never(job)
 
     def _backs_off(self, job: Waiting) -> Wait | None:

@@ -124,6 +124,7 @@ def _add_submit(submit: argparse.ArgumentParser) -> None:
         help="of unfinished jobs with the same key there is one (default: the run's or the sweep's folder; for another "
         "command all that it is told here). An empty one allows any number",
     )  # fmt: skip
+    submit.add_argument("--json", action="store_true", help="print JSON")
     submit.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command to run")
 
 
@@ -132,7 +133,7 @@ def _add_reading(commands: _Commands) -> None:
     _add_selection(listing)
     listing.add_argument("--all", action="store_true", help="include every job that has ended")
     listing.add_argument("--limit", type=_count, metavar="N", help="jobs on a page (default: 100; with --json: all)")
-    listing.add_argument("--page", type=_count, default=1, metavar="K", help="page, from the newest (default: 1)")
+    listing.add_argument("--page", type=_count, metavar="K", help="page of all jobs, from the newest")
     listing.add_argument("--json", action="store_true", help="print JSON")
     for name, text in (
         ("show", "show one job with its attempts and its history"),
@@ -164,18 +165,19 @@ def _add_changing(commands: _Commands) -> None:
     )
     changing = commands.add_parser("set", help="change jobs that have not ended")
     changing.add_argument("--priority", type=int, metavar="N", dest="new_priority")
-    changing.add_argument("--to-queue", metavar="NAME", help="move them to another queue")
+    changing.add_argument("--queue", dest="to_queue", metavar="NAME", help="move them to this queue")
     changing.add_argument("--max-runtime", metavar="TIME", help="`none` for no limit")
     for command in (cancel, hold, release, requeue, changing):
-        _add_selection(command)
+        _add_selection(command, "--of-queue" if command is changing else "--queue")
         command.add_argument("--force", action="store_true", help="also jobs of other users")
+        command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_selection(command: argparse.ArgumentParser) -> None:
+def _add_selection(command: argparse.ArgumentParser, queue: str = "--queue") -> None:
     command.add_argument("jobs", type=_job, nargs="*", metavar="JOB")
-    command.add_argument("--name", metavar="PATTERN", help="jobs of this name; * stands for anything")
-    command.add_argument("--user", metavar="PATTERN", help="jobs of this user")
-    command.add_argument("--queue", dest="team", metavar="NAME", help="jobs of this queue")
+    command.add_argument("--name", type=_pattern, metavar="PATTERN", help="jobs of this name; * stands for anything")
+    command.add_argument("--user", type=_pattern, metavar="PATTERN", help="jobs of this user")
+    command.add_argument(queue, type=_pattern, dest="team", metavar="NAME", help="jobs of this queue")
     command.add_argument("--state", action="append", choices=STATES, default=[], help="jobs in this state; repeatable")
     command.add_argument("--array", type=_job, metavar="JOB", help="jobs of the array whose first job this is")
 
@@ -203,9 +205,11 @@ def _add_queues(commands: _Commands) -> None:
         "--leave", action="store_true", help="ask running jobs to checkpoint and leave; they go on later"
     )
     drain.add_argument("--no-wait", action="store_true", help="do not wait for running jobs")
+    drain.add_argument("--force", action="store_true", help="with --leave: also jobs of other users")
     gc = commands.add_parser("gc", help="remove old logs, snapshots and events")
     gc.add_argument("--older-than", metavar="TIME", default="30d", help="of jobs that ended so long ago (default: 30d)")
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    gc.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_dispatch(commands: _Commands) -> None:
@@ -248,6 +252,12 @@ def _job(text: str) -> int:
     if not 1 <= value < 2**31:
         raise argparse.ArgumentTypeError(f"{text}: allowed: the id of a job")
     return value
+
+
+def _pattern(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("nothing; allowed: a name, in which * stands for anything")
+    return text
 
 
 def _count(text: str) -> int:

@@ -597,6 +597,7 @@ class Dispatcher:
 
     def _explain_waiting(self, reason: str) -> None:
         waiting = self._store.waiting()
+        self._listener.measure("waiting", Counter((job.queue, str(Reason.UNAVAILABLE)) for job in waiting))
         self._store.explain({job.id: Wait(Reason.UNAVAILABLE, reason) for job in waiting})
 
 

@@ -5,6 +5,10 @@ class InputError(Exception):
     """Bad input: one line naming what was given and what is allowed. Commands print it and exit with 2."""
 
 
+class NoQueueError(InputError):
+    """There is no queue there."""
+
+
 class RayUnavailableError(Exception):
     """Ray's job server does not answer, or fails; the request may or may not have taken effect."""
 

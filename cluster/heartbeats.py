@@ -30,6 +30,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cluster import durable
 from cluster.errors import FilesUnavailableError, InputError
+from cluster.secrets import TOKENS
 from cluster.spec import Beat
 
 URL_VARIABLE = "DUALVIEW_QUEUE_URL"
@@ -54,7 +55,7 @@ class Tokens:
         Raises:
             InputError: it cannot be read or written, or may be somebody else's.
         """
-        self._folder = anchor.with_name("tokens")
+        self._folder = anchor.with_name(TOKENS)
         self.port_file = anchor.with_name(f"{anchor.name}.port")
         file = anchor.with_name(f"{anchor.name}.key")
         try:

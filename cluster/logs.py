@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import aclosing, suppress
 
 from cluster.command import printable, visible
 from cluster.database.tables import Attempt
@@ -44,7 +45,8 @@ def print_logs(store: Store, job_id: int, follow: bool, address: str | None = No
             if attempt.number not in printed and (attempt.confirmed or attempt.ended_at is not None):
                 _print_attempt(store, attempt, follow, address)
                 printed.add(attempt.number)
-        if job.state in END_STATES or not follow:
+        chosen_ended = number is not None and any(attempt.ended_at is not None for attempt in attempts)
+        if job.state in END_STATES or chosen_ended or not follow:
             break
         if job.state == "queued" and job.reason != reported_reason:
             reported_reason = job.reason
@@ -63,8 +65,10 @@ def _print_attempt(store: Store, attempt: Attempt, follow: bool, address: str | 
         _print_so_far(store, attempt, address)
 
 
-def _print_so_far(store: Store, attempt: Attempt, address: str | None, skip: int = 0) -> None:
-    """Print an attempt's output up to now, without its first `skip` characters."""
+def _print_so_far(
+    store: Store, attempt: Attempt, address: str | None, skip: int = 0, decoder: codecs.IncrementalDecoder | None = None
+) -> None:
+    """Print an attempt's output up to now, without its first `skip` bytes, which `decoder` has had."""
     if attempt.ended_at is None:
         parts: Iterable[bytes] = RayJobs(address).log(attempt.submission_id)
     elif store.files.exists(name := log_name(attempt.submission_id)):
@@ -72,12 +76,15 @@ def _print_so_far(store: Store, attempt: Attempt, address: str | None, skip: int
     else:
         parts = ()
         print(f"(no output: {printable(attempt.reason)})", file=sys.stderr)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder = decoder or _decoder()
     for part in parts:
-        text = decoder.decode(part)
-        _write(text[skip:])
-        skip = max(0, skip - len(text))
-    _write(decoder.decode(b"", final=True)[skip:])
+        _write(decoder.decode(part[skip:]))
+        skip = max(0, skip - len(part))
+    _write(decoder.decode(b"", final=True))
+
+
+def _decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
 
 def _write(text: str) -> None:
@@ -89,21 +96,24 @@ def _write(text: str) -> None:
 
 def _follow(store: Store, attempt: Attempt, address: str | None) -> None:
     """Print an attempt's output as it is written; what a lost connection left out comes from the saved log."""
-    printed = 0  # characters
+    printed, decoder = 0, _decoder()  # bytes
+
+    def now() -> Attempt:
+        return next(each for each in store.attempts(attempt.job_id) if each.id == attempt.id)
 
     async def copy() -> None:
         nonlocal printed
         position = 0
-        async for text in RayJobs(address).follow(attempt.submission_id):
-            _write(text[max(0, printed - position) :])
-            position += len(text)
-            printed = max(printed, position)
+        async with aclosing(RayJobs(address).follow(attempt.submission_id)) as parts:
+            async for part in parts:
+                if not part and now().ended_at is not None:
+                    return
+                _write(decoder.decode(part[max(0, printed - position) :]))
+                position += len(part)
+                printed = max(printed, position)
 
-    while attempt.ended_at is None:
-        try:
+    while now().ended_at is None:
+        with suppress(RayUnavailableError):
             asyncio.run(copy())
-        except RayUnavailableError:
-            time.sleep(POLL_S)
-        attempt = next(current for current in store.attempts(attempt.job_id) if current.id == attempt.id)
         time.sleep(POLL_S)
-    _print_so_far(store, attempt, address, printed)
+    _print_so_far(store, now(), address, printed, decoder)

@@ -9,9 +9,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, Stric
 
 from cluster.errors import InputError
 from cluster.resources import DRIVER, Bundle, Gang, parse_gang, parse_label
+from cluster.spec import AfterHow
 
 SELF_DESCRIBING_COMMANDS = (["trainer"], ["tuning", "run"])
 PYTHON_EXECUTABLE = re.compile(r"(.*/)?python[\d.]*")
@@ -138,18 +140,18 @@ def _parsed(parse: Callable[[str], _T], text: str, option: str, forms: str) -> _
         raise InputError(f"{option} {text!r}: allowed: {forms}") from None
 
 
-def parse_after(texts: Sequence[str]) -> dict[int, str]:
+def parse_after(texts: Sequence[str]) -> dict[int, AfterHow]:
     """Parse `--after`: jobs that have to end first, and whether they have to succeed.
 
     Raises:
         InputError: not JOB, JOB:ok or JOB:any.
     """
-    found: dict[int, str] = {}
+    found: dict[int, AfterHow] = {}
     for text in texts:
         match = re.fullmatch(r"(\d{1,9})(?::(ok|any))?", text)
         if not match:
             raise InputError(f"--after {text!r}: allowed: JOB, JOB:ok (it has to succeed) or JOB:any (it has to end)")
-        found[int(match[1])] = match[2] or "ok"
+        found[int(match[1])] = "any" if match[2] == "any" else "ok"
     return found
 
 
@@ -289,6 +291,34 @@ def job_environment(pairs: Sequence[str], commit: str | None) -> dict[str, str]:
     for key, value in variables.items():
         _refuse_secret(key, value)
     return variables
+
+
+def check_runs(command: Sequence[str], names: Collection[str], folder: Path) -> None:
+    """Check that a command can be run, as far as its first word says.
+
+    Args:
+        command: the command.
+        names: the files of its snapshot.
+        folder: the folder that this is of.
+
+    Raises:
+        InputError: it is nothing, several words in one, or a file of the folder that its snapshot has not, or that
+            cannot be executed.
+    """
+    first = next(iter(command), "")
+    if not first.strip():
+        raise InputError("no command; allowed: python -m cluster submit -- COMMAND …")
+    path = os.path.normpath(first)
+    if "/" not in first and (first not in names or shutil.which(first)):
+        if len(command) == 1 and len(words := first.split()) > 1:
+            raise InputError(f"the command is the one word {first!r}; allowed: {' '.join(words)}, or bash -c {first!r}")
+    elif "/" not in first:
+        raise InputError(f"{first}: is no command but a file of the folder; allowed: ./{first}")
+    elif not first.startswith("/"):
+        if path not in names:
+            raise InputError(f"{first}: is not in the job's snapshot of {folder}; allowed: a file that goes along")
+        if not os.access(folder / path, os.X_OK):
+            raise InputError(f"{first}: cannot be executed; allowed: what `chmod +x` was done to, or bash {first}")
 
 
 def check_command(command: Sequence[str]) -> None:

@@ -96,6 +96,14 @@ def find_team(session: Session, name: str) -> Team:
     return team
 
 
+def check_there(session: Session, job_ids: Iterable[int]) -> None:
+    """Raise InputError if there is no job with one of these ids."""
+    asked = sorted(job_ids)
+    there = {job for some in chunks(asked) for job in session.scalars(select(Job.id).where(Job.id.in_(some)))}
+    for missing in (job for job in asked if job not in there):
+        find_job(session, missing)
+
+
 def check_priority(team: Team, priority: int) -> None:
     """Raise InputError if a priority is above the queue's."""
     if team.max_priority is not None and priority > team.max_priority:

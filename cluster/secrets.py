@@ -23,6 +23,7 @@ from cluster.spec import JobSpec
 
 MAX_BYTES = 2**20
 FOLDER = "secrets"
+TOKENS = "tokens"  # of the attempts, which the dispatcher writes
 _NAME = re.compile(r"[0-9a-f]{32}")  # of a job's folder
 
 
@@ -45,6 +46,17 @@ def read(pairs: Sequence[str]) -> dict[str, bytes]:
         if len(found[name]) > MAX_BYTES:
             raise InputError(f"--secret {name}: {file} is larger than 1 MiB; allowed: a secret, not data")
     return found
+
+
+def check_reader(anchor: Path) -> None:
+    """Raise InputError if another user dispatches the queue's jobs, who could not read what only this one can."""
+    with suppress(FileNotFoundError):
+        owner = anchor.with_name(TOKENS).stat().st_uid
+        if owner not in (os.getuid(), 0):
+            raise InputError(
+                f"--secret: user {owner} dispatches the jobs of this queue, who could not read a file that only you "
+                "can; allowed: a queue of your own, or a file that its jobs can read, named with --env"
+            )
 
 
 def check_variables(anchor: Path, environment: Mapping[str, str]) -> None:
@@ -112,9 +124,9 @@ def collect(anchor: Path, environments: Iterable[Mapping[str, str]], written_bef
     with suppress(OSError), _opened(anchor) as folder:
         for name in os.listdir(folder):
             if name not in in_use and _NAME.fullmatch(name) and _modified(folder, name) < written_before:
-                found += 1
                 if not dry_run:
                     _remove(folder, name)
+                found += dry_run or name not in os.listdir(folder)
     return found
 
 

@@ -10,6 +10,7 @@ import subprocess
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
@@ -18,6 +19,7 @@ from cluster.errors import FilesUnavailableError, InputError
 from cluster.files import Files, Folder, digest as digest_of
 
 MAX_SNAPSHOT_BYTES = 100 * 2**20  # the limit of Ray's job server
+MAX_NAMED = 5  # files of a folder that is too large
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 IGNORE = ".dualviewignore"
 # as .gitignore is written; what is usually a secret, or has one in it
@@ -70,9 +72,10 @@ def list_files(folder: Path) -> Contents:
         raise InputError(f"--working-dir {folder}: no files there; allowed: the folder that the command runs in")
     sizes = {name: (folder / name).stat().st_size for name in names}
     if sum(sizes.values()) > MAX_SNAPSHOT_BYTES:
+        largest = [f"{name} ({sizes[name] >> 20} MiB)" for name in nlargest(MAX_NAMED, sizes, key=sizes.__getitem__)]
         raise InputError(
-            f"--working-dir {folder}: {sum(sizes.values()) >> 20} MiB of files, the largest "
-            f"{max(sizes, key=sizes.__getitem__)}; allowed: at most {MAX_SNAPSHOT_BYTES >> 20} MiB (files that "
+            f"--working-dir {folder}: {sum(sizes.values()) >> 20} MiB of files, the largest {', '.join(largest)}; "
+            f"allowed: at most {MAX_SNAPSHOT_BYTES >> 20} MiB (files that "
             f".gitignore and {IGNORE} name are left out)"
         )
     untracked = sorted({*(others or "").split("\0")} & {*names})

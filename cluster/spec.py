@@ -10,6 +10,7 @@ State = Literal["queued", "starting", "running", "succeeded", "failed", "cancell
 OPEN_STATES: tuple[State, ...] = ("starting", "running")
 END_STATES: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 AtTheLimit = Literal["requeue", "fail"]
+AfterHow = Literal["ok", "any"]
 
 PREEMPTED_EXIT_CODE = 75
 SIGNAL_OF_EXIT_CODE = {137: 9, 143: 15}  # 128 + signal: how a shell reports that its command was killed
@@ -59,7 +60,7 @@ class JobSpec(_Value):
     max_runtime_s: Seconds | None = None
     at_the_limit: AtTheLimit = "requeue"
     retries: Annotated[int, Field(ge=0, le=1000)] = MAX_FAULTS - 1
-    after: dict[int, Literal["ok", "any"]] = {}
+    after: dict[int, AfterHow] = {}
     says_when: bool = False
     key: Annotated[str, Field(max_length=200)] | None = None
 

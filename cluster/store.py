@@ -4,6 +4,7 @@ An attempt is committed before it is submitted to Ray, under a unique submission
 a crash the database shows what may be running, and Ray can be asked about it.
 """
 
+import re
 import time
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
@@ -21,11 +22,11 @@ from cluster.database import schema
 from cluster.database.kinds import Database, database
 from cluster.database.lead import Lead
 from cluster.database.tables import Attempt, Event, Job, Queue
-from cluster.errors import InputError, StoreUnavailableError
+from cluster.errors import InputError, NoQueueError, StoreUnavailableError
 from cluster.files import Folder, open_files
 from cluster.placement import Node
 from cluster.reasons import Reason
-from cluster.spec import END_STATES, OPEN_STATES, Asked, Beat, Ending, JobSpec, next_transition
+from cluster.spec import END_STATES, OPEN_STATES, AfterHow, Asked, Beat, Ending, JobSpec, next_transition
 
 BACK_OFF_S = 30.0  # after a job's first fault; each further one doubles it
 MAX_BACK_OFF_S = 600.0
@@ -96,7 +97,7 @@ class Selection:
         """The selection as conditions of a query."""
         texts = {Job.name: self.name, Job.user: self.user, Job.queue: self.queue}
         found: list[ColumnElement[bool]] = [
-            column.like(text.replace("%", r"\%").replace("_", r"\_").replace("*", "%"), escape="\\")
+            column.like(re.sub(r"([\\%_])", r"\\\1", text).replace("*", "%"), escape="\\")
             for column, text in texts.items()
             if text
         ]
@@ -166,7 +167,8 @@ class Store:
                 a SQLite file. A queue keeps them where it always has.
 
         Raises:
-            InputError: not such a URL, no queue there, another kind of file, another schema version, or other `files`.
+            NoQueueError: no queue there, and not `create`.
+            InputError: not such a URL, another kind of file, another schema version, or other `files`.
             StoreUnavailableError: the database's server does not answer.
         """
         kind = database(url)
@@ -175,7 +177,7 @@ class Store:
         try:
             if not kind.exists():
                 if not create:
-                    raise InputError(f"--store {name}: no queue there yet; `python -m cluster submit` creates one")
+                    raise NoQueueError(f"--store {name}: no queue there yet; `python -m cluster submit` creates one")
                 if place is None and kind.default_files is None:
                     raise InputError(
                         f"--store {name}: a new queue there needs a place for snapshots and logs that all its machines "
@@ -235,22 +237,39 @@ class Store:
         """
         return self.submit_all([spec], hold)[0][0]
 
-    def submit_all(self, specs: Sequence[JobSpec], hold: bool = False) -> list[tuple[Job, bool]]:
-        """Add all jobs or none; several are an array. Returns them, and whether each is new; see `submit`."""
+    def submit_all(self, specs: Sequence[JobSpec], hold: bool = False, array: bool = False) -> list[tuple[Job, bool]]:
+        """Add all jobs or none. Returns them, and whether each is new; see `submit`.
+
+        Args:
+            specs: the jobs.
+            hold: whether they wait for `release`.
+            array: whether they are an array.
+        """
         jobs: list[tuple[Job, bool]] = []
         with self.session() as session:
             for name, priority in {(spec.queue, spec.priority) for spec in specs}:
                 rows.check_priority(rows.find_team(session, name), priority)
-            for job_id in {job_id for spec in specs for job_id in spec.after}:
-                rows.find_job(session, job_id)
+            rows.check_there(session, {job_id for spec in specs for job_id in spec.after})
             known = rows.unfinished_by_key(session, {spec.key for spec in specs if spec.key is not None})
             for index, spec in enumerate(specs):
                 twin = known.get(spec.key or "")
-                jobs.append((twin or rows.made(spec, hold, index if len(specs) > 1 else None), twin is None))
+                jobs.append((twin or rows.made(spec, hold, index if array else None), twin is None))
                 if spec.key is not None:
                     known[spec.key] = jobs[-1][0]
             rows.add([job for job, is_new in jobs if is_new], session)
         return jobs
+
+    def comes_after(self, after: Mapping[int, AfterHow], queue: str, priority: int) -> dict[int, AfterHow]:
+        """The jobs that a new one comes after: for the first of an array, all of it.
+
+        Raises:
+            InputError: as `submit`.
+        """
+        with self.session(write=False) as session:
+            rows.check_priority(rows.find_team(session, queue), priority)
+            rows.check_there(session, after)
+            found = session.execute(select(Job.id, Job.array_id).where(Job.array_id.in_(list(after)))).all()
+        return {**after, **{job: after[array] for job, array in found if array is not None}}
 
     def job(self, job_id: int) -> Job:
         """One job.

@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import json
 import os
 import re
 import sys
@@ -16,14 +17,14 @@ from pydantic import ValidationError
 
 from cluster import request, secrets, snapshot
 from cluster.accounts import Accounts
-from cluster.admission import Terms, impossible
+from cluster.admission import DEFAULT_QUEUE, Terms, impossible
 from cluster.command import printable
 from cluster.database.tables import Job
-from cluster.errors import InputError
+from cluster.errors import InputError, NoQueueError
 from cluster.files import Folder
 from cluster.placement import Cluster
 from cluster.resources import Shape
-from cluster.spec import JobSpec
+from cluster.spec import AfterHow, JobSpec
 from cluster.store import Store
 
 MAX_NAMED = 10  # files that go along untracked
@@ -32,10 +33,10 @@ MAX_NAMED = 10  # files that go along untracked
 def submit(options: argparse.Namespace, url: str) -> None:
     """Queue a job, or an array of them."""
     command: list[str] = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if not any(argument.strip() for argument in command):
-        raise InputError("no command; allowed: python -m cluster submit -- COMMAND …")
     folder: Path = options.working_dir.absolute()
     contents = snapshot.list_files(folder)
+    request.check_runs(command, {*contents.names}, folder)
+    after = _comes_after(options, url)
     variables = request.job_environment(options.env, snapshot.git_commit(folder))
     given = secrets.read(options.secret)
     with tempfile.TemporaryDirectory() as scratch:
@@ -43,22 +44,42 @@ def submit(options: argparse.Namespace, url: str) -> None:
         place = _Place(folder, archive)
         if options.array:
             rows = request.read_array(options.array)
-            specs = _array(options, command, place, variables, rows)
+            specs = _array(options, command, place, variables, after, rows)
         else:
-            specs = [_spec(options, command, place, variables, None)]
+            specs = [_spec(options, command, place, variables, after, None)]
         store = Store.open(url, files=options.files)
         if given and not isinstance(store.files, Folder):
             raise InputError(
                 f"--secret: this queue keeps its files at {store.files.uri}, where none is its user's alone; allowed: "
                 "a queue whose files are in a shared folder"
             )
+        if given:
+            secrets.check_reader(store.anchor)
         for spec in specs:
             secrets.check_variables(store.anchor, spec.environment)
         if not options.anyway:
             _check_possible(store, specs)
         snapshot.keep(archive, store.files)
-        jobs = _queue(store, specs, options.hold, given)
-    _say(jobs, contents)
+        jobs = _queue(store, specs, options, given)
+    if options.json:
+        _print_json(jobs, contents)
+    else:
+        _say(jobs, contents)
+
+
+def _comes_after(options: argparse.Namespace, url: str) -> dict[int, AfterHow]:
+    """What `--after` says, looked at with `--queue` and `--priority` before anything is asked or written."""
+    after = request.parse_after(options.after)
+    try:
+        return Store.open(url, create=False).comes_after(after, options.team, options.priority)
+    except NoQueueError:
+        if options.team != DEFAULT_QUEUE:
+            raise InputError(
+                f"queue {options.team!r}: no such queue; allowed: {DEFAULT_QUEUE} (`queues set NAME` makes one)"
+            ) from None
+        for job in after:
+            raise InputError(f"job {job}: no such job; allowed: submit one first") from None
+        return after
 
 
 def _array(
@@ -66,6 +87,7 @@ def _array(
     command: list[str],
     place: "_Place",
     variables: dict[str, str],
+    after: dict[int, AfterHow],
     rows: list[dict[str, str]],
 ) -> list[JobSpec]:
     """A job of each row; each is asked about itself, some at a time."""
@@ -73,7 +95,7 @@ def _array(
     def made(index: int) -> JobSpec:
         environment = {**variables, "DUALVIEW_ARRAY_INDEX": str(index)}
         try:
-            return _spec(options, request.fill(command, rows[index]), place, environment, index)
+            return _spec(options, request.fill(command, rows[index]), place, environment, after, index)
         except InputError as error:
             raise InputError(f"--array {options.array}: row {index + 1}: {error}") from None
 
@@ -136,7 +158,12 @@ def _is_there(folder: Path, word: str) -> bool:
 
 
 def _spec(
-    options: argparse.Namespace, command: list[str], place: _Place, environment: dict[str, str], index: int | None
+    options: argparse.Namespace,
+    command: list[str],
+    place: _Place,
+    environment: dict[str, str],
+    after: dict[int, AfterHow],
+    index: int | None,
 ) -> JobSpec:
     request.check_command(command)
     description = place.describe(command, environment)
@@ -154,7 +181,7 @@ def _spec(
         "max_runtime_s": request.parse_duration(options.max_runtime, "--max-runtime") if options.max_runtime else None,
         "at_the_limit": options.at_the_limit,
         "retries": options.retries,
-        "after": request.parse_after(options.after),
+        "after": after,
         "says_when": description is not None and "run" in description,
         "snapshot": place.archive.stem,
     }
@@ -183,11 +210,13 @@ def _check_possible(store: Store, specs: Sequence[JobSpec]) -> None:
             raise InputError(f"{text}; allowed: what there is, or --anyway for nodes that are still to come")
 
 
-def _queue(store: Store, specs: Sequence[JobSpec], hold: bool, given: dict[str, bytes]) -> list[tuple[Job, bool]]:
+def _queue(
+    store: Store, specs: Sequence[JobSpec], options: argparse.Namespace, given: dict[str, bytes]
+) -> list[tuple[Job, bool]]:
     """The jobs, and whether each is new."""
     kept = [secrets.keep(store.anchor, each, given) for each in specs] if given else specs
     try:
-        jobs = store.submit_all(kept, hold)
+        jobs = store.submit_all(kept, options.hold, array=options.array is not None)
     except BaseException:
         for spec in kept if given else ():
             secrets.forget(store.anchor, spec.environment)
@@ -196,6 +225,12 @@ def _queue(store: Store, specs: Sequence[JobSpec], hold: bool, given: dict[str, 
         if given and not new:
             secrets.forget(store.anchor, spec.environment)
     return jobs
+
+
+def _print_json(jobs: Sequence[tuple[Job, bool]], contents: snapshot.Contents) -> None:
+    rows = [{"id": job.id, "name": job.name, "state": job.state, "new": new} for job, new in jobs]
+    left_out = [path for path, kind in contents.left_out.items() if kind]
+    print(json.dumps({"jobs": rows, "not_in_the_snapshot": left_out, "untracked": contents.untracked}, indent=2))
 
 
 def _say(jobs: Sequence[tuple[Job, bool]], contents: snapshot.Contents) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cluster.__main__ import main, queue_url
+from cluster.accounts import Accounts
 from cluster.admission import Wait
 from cluster.database import lock
 from cluster.database.tables import Job
@@ -157,7 +158,16 @@ def test_an_empty_queue_says_what_to_do(capsys: pytest.CaptureFixture[str], url:
         (["submit", "--array", "/nowhere.yaml", "--", "true"], "--array /nowhere.yaml: No such file"),
         (["submit", "--secret", "X", "--", "true"], "--secret 'X': allowed: NAME=FILE"),
         (["submit", "--secret", "X=/nowhere", "--", "true"], "--secret X: /nowhere: No such file"),
-        (["submit", "--queue", "a b", "--", "true"], "queue = 'a b'"),
+        (["submit", "--queue", "a b", "--", "true"], "queue 'a b': no such queue; allowed: default"),
+        (["submit", "--after", "7", "--", "true"], "job 7: no such job; allowed: submit one first"),
+        (
+            ["submit", "--", "python job.py"],
+            "the command is the one word 'python job.py'; allowed: python job.py, or bash",
+        ),
+        (["submit", "--", "./missing.sh"], "./missing.sh: is not in the job's snapshot of "),
+        (["submit", "--", "../x.sh"], "../x.sh: is not in the job's snapshot of "),
+        (["submit", "--", "docs/queue.md"], "docs/queue.md: cannot be executed; allowed: what `chmod +x` was done to"),
+        (["submit", "--", "README.md"], "README.md: is no command but a file of the folder; allowed: ./README.md"),
         (["submit", "--name", "\x1b[31m", "--", "true"], "name = "),
         (["list"], "--store sqlite:///"),
         (["queues"], "--store sqlite:///"),
@@ -273,12 +283,30 @@ def test_an_array(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
     assert [job.command[-1] for job in jobs] == ["--seed=1", "--seed=2", "--seed=3"]
     assert [job.name for job in jobs] == ["job.py-0", "job.py-1", "job.py-2"]
     assert [job.environment["DUALVIEW_ARRAY_INDEX"] for job in jobs] == ["0", "1", "2"]
+    after = json.loads(submit(capsys, tmp_path, "--json", "--name", "sum", "--after", "1:any", "--", "true"))
+    assert after["jobs"] == [{"id": 4, "name": "sum", "state": "queued", "new": True}]
+    assert Store.open(url).job(4).after == {"1": "any", "2": "any", "3": "any"}
     run(capsys, "cancel", "--array", "1")
-    assert {job.state for job in Store.open(url).jobs()} == {"cancelled"}
+    assert {job.state for job in Store.open(url).jobs()} == {"cancelled", "queued"}
+    rows.write_text("- {seed: 1}\n")
+    submit(capsys, tmp_path, "--array", str(rows), "--", "python", "job.py", "{seed}")
+    assert [row["id"] for row in json.loads(run(capsys, "list", "--json", "--array", "5"))] == [5]
     bad = ["--array", str(rows), "--", "python", "-m", "trainer", "--config", "configs/digits.yaml", "--set"]
     error = run(capsys, "submit", "--working-dir", str(ROOT), *bad, "training.steps=-{seed}", expect=2)
     assert error.startswith(f"error: --array {rows}: row 1: the command rejects its input: training.steps = -1")
-    assert len(Store.open(url).jobs()) == 3
+    assert len(Store.open(url).jobs()) == 5
+
+
+def test_a_secret_that_the_jobs_could_not_read_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, queue: Path
+):
+    submit(capsys, tmp_path, "--", "true")
+    (tmp_path / "token").write_text("hunter2")
+    (queue / "tokens").mkdir()
+    os.chown(queue / "tokens", 12345, 12345)
+    error = submit_error(capsys, tmp_path, "--secret", f"A={tmp_path}/token", "--name", "other", "--", "true")
+    assert error.startswith("error: --secret: user 12345 dispatches the jobs of this queue, who could not read")
+    assert not (queue / "secrets").exists()
 
 
 def test_secrets_are_where_only_the_job_can_read_them(
@@ -325,6 +353,10 @@ def test_other_peoples_jobs_ask_for_force(
         error = run(capsys, *command, "1", expect=2)
         assert error == "error: job 1 is me's, and you are you; allowed: your own, or --force\n"
     assert run(capsys, "hold", "--force", "--name", "*") == "job 1 is held\njob 2 is held\n"
+    Accounts(Store.open(url)).set_queue("vision")
+    assert run(capsys, "set", "--force", "1", "--queue", "vision") == "job 1 is changed\n"
+    done = json.loads(run(capsys, "set", "--force", "--json", "--of-queue", "vision", "--queue", "default"))
+    assert done == [{"id": 1, "done": "is changed"}]
     assert run(capsys, "set", "--force", "1", "--priority", "3", "--max-runtime", "1h") == "job 1 is changed\n"
     assert run(capsys, "set", "--force", "1", "--max-runtime", "none") == "job 1 is changed\n"
     job = Store.open(url).job(1)
@@ -339,6 +371,33 @@ def test_other_peoples_jobs_ask_for_force(
     assert run(capsys, "cancel", "--name", "nobody*", expect=2).startswith("error: no such jobs")
     assert run(capsys, "set", "1", expect=2).startswith("error: nothing to change; allowed: --priority")
     assert run(capsys, "set", "1", "--priority", "9999999", expect=2).startswith("error: --priority 9999999: allowed")
+
+
+def test_running_jobs_of_others_do_not_leave_without_force(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    submit(capsys, tmp_path, "--", "true")
+    store = Store.open(url)
+    assert store.begin_attempt(1)
+    monkeypatch.setenv("LOGNAME", "you")
+    error = run(capsys, "drain", "--leave", "--no-wait", expect=2)
+    assert error.startswith("error: job 1 is me's, and you are you")
+    assert not store.glance(0.0).draining
+    run(capsys, "drain", "--leave", "--no-wait", "--force")
+    assert store.attempts()[0].asked == "leave"
+
+
+def test_of_jobs_that_are_named_those_are_changed_that_can_be(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str
+):
+    for name in ("a", "b", "c"):
+        submit(capsys, tmp_path, "--name", name, "--", "true")
+    run(capsys, "cancel", "2")
+    assert main(["cancel", "1", "2", "3"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "job 1 is cancelled\njob 3 is cancelled\n"
+    assert captured.err == "error: job 2: has ended (cancelled); allowed: a job that waits or runs\n"
+    assert {job.state for job in Store.open(url).jobs()} == {"cancelled"}
 
 
 def test_what_no_node_could_hold_is_refused_with_what_there_is(
@@ -359,6 +418,17 @@ def test_what_no_node_could_hold_is_refused_with_what_there_is(
     )
     assert submit(capsys, tmp_path, "--anyway", "--driver", "CPU=64", "--", "true").startswith("job 2 queued")
     assert submit(capsys, tmp_path, "--resources", "2*CPU=4", "--", "true").startswith("job 3 queued")
+
+
+def test_what_its_queue_may_never_hold_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
+    run(capsys, "queues", "set", "vision", "--maximum", "0.5")
+    Store.open(url).see_nodes([Node("a", {"CPU": 8.0})])
+    submit(capsys, tmp_path, "--queue", "vision", "--resources", "4*CPU=1", "--", "true")
+    error = submit_error(capsys, tmp_path, "--queue", "vision", "--resources", "5*CPU=1", "--", "true")
+    assert error == (
+        "error: asks for 62% of the cluster; the maximum of queue vision is 50%; allowed: what there is, or --anyway "
+        "for nodes that are still to come\n"
+    )
 
 
 def test_why(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
@@ -391,6 +461,11 @@ def test_pages_and_filters(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert ["job3" in older, "job4" in older] == [True, False]
     assert len(json.loads(run(capsys, "list", "--json"))) == 7
     assert len(json.loads(run(capsys, "list", "--json", "--limit", "2"))) == 2
+    assert "job1" not in run(capsys, "list", "--page", "2")
+    for empty in ("--name", "--user", "--queue"):
+        with pytest.raises(SystemExit):
+            main(["cancel", empty, ""])
+        assert "allowed: a name, in which * stands for anything" in capsys.readouterr().err
     assert "job5" not in run(capsys, "list", "--name", "job6")
     assert run(capsys, "list", "--state", "failed") == "no such jobs\n"
 
@@ -445,6 +520,9 @@ def test_old_files_are_removed(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     )
     assert run(capsys, "gc").startswith("removed 1 logs, 1 snapshots, 1 secrets, 3 events")
     assert run(capsys, "gc").startswith("removed 0 logs, 0 snapshots, 0 secrets, 0 events")
+    assert json.loads(run(capsys, "gc", "--json")) == dict.fromkeys(
+        ("logs", "snapshots", "secrets", "events", "size"), 0
+    )
     assert store.job(1).state == "succeeded"
     assert len(list((queue / "snapshots").iterdir())) == len(list((queue / "secrets").iterdir())) == 1
     assert Path(store.job(2).environment["A_FILE"]).read_text() == "hunter2"

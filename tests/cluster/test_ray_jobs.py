@@ -209,9 +209,11 @@ def test_code_that_is_gone_is_refused_before_ray_is_asked(server: Server, tmp_pa
 def test_following_an_attempt_that_cannot_be_followed(server: Server):
     server.answers["GET", "/api/jobs/one"] = (200, info("RUNNING"))
 
-    async def follow() -> list[str]:
-        return [text async for text in RayJobs(server.address).follow("one")]
+    async def follow() -> list[bytes]:
+        return [part async for part in RayJobs(server.address).follow("one")]
 
+    assert asyncio.run(follow()) == []  # it has not come to a node
+    server.answers["GET", "/api/jobs/one"] = (200, {**info("RUNNING"), "driver_node_id": "a" * 56})
     with pytest.raises(RayUnavailableError, match="failed: "):
         asyncio.run(follow())
 

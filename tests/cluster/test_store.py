@@ -439,6 +439,7 @@ def test_selections(store: Store):
     assert ids(name="a*") == [1, 2]
     assert ids(name="a_*") == [1]  # no wildcard of SQL
     assert ids(user="me") == [1, 3]
+    assert ids(user="m\\e") == ids(user="me\\") == []  # nothing of SQL's is special
     assert ids(user="m*", name="b*") == [3]
     assert ids(ids=[2, 9]) == [2]
     assert ids(states=["running"]) == []

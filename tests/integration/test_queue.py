@@ -76,7 +76,9 @@ def test_jobs_run_by_priority_past_a_preemption_and_a_killed_dispatcher(
     marker, code = tmp_path / "been here", ["--working-dir", str(_code(tmp_path))]
     code += ["--driver", "CPU=2"]  # of three, of which a sampler may have one: they run one after another
     queue.run("submit", *code, "--name", "low", "--", "bash", "-c", "printf 'low \\377\\n'")
-    queue.run("submit", *code, "--name", "middle", "--priority", "5", "--", "bash", "-c", "echo middle")
+    go = tmp_path / "go on"
+    words = f"printf 'before \\377\\n'; for i in {{1..300}}; do [ -e '{go}' ] && break; sleep 0.1; done; echo after"
+    queue.run("submit", *code, "--name", "middle", "--priority", "5", "--", "bash", "-c", words)
     script = f"if [ -e '{marker}' ]; then echo goes on; else touch '{marker}'; sleep 6; exit 75; fi"
     queue.run("submit", *code, "--name", "high", "--priority", "10", "--", "bash", "-c", script)
     first = dispatch()
@@ -87,7 +89,13 @@ def test_jobs_run_by_priority_past_a_preemption_and_a_killed_dispatcher(
     assert waiting[2].startswith("needs 2 CPU on one node; the largest free block is ")
     assert waiting[1] == f"{waiting[2]}; 1 job ahead"
 
-    output, _ = dispatch().communicate(timeout=120)
+    second, follower = dispatch(), queue.command("logs", "-f", "2")
+    assert follower.stdout is not None
+    assert any(line == "before \ufffd\n" for line in follower.stdout)  # while it runs
+    assert queue.jobs()[2]["state"] == "running"
+    go.touch()
+    output, _ = second.communicate(timeout=120)
+    assert follower.communicate(timeout=30)[0] == "after\n"
     jobs = queue.jobs()
     assert {job["state"] for job in jobs.values()} == {"succeeded"}, output
     assert [(a["status"], a["exit_code"]) for a in jobs[3]["attempts"]] == [("failed", 75), ("succeeded", 0)]
