@@ -422,7 +422,7 @@ def test_what_no_node_could_hold_is_refused_with_what_there_is(
 
 def test_what_its_queue_may_never_hold_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
     run(capsys, "queues", "set", "vision", "--maximum", "0.5")
-    Store.open(url).see_nodes([Node("a", {"CPU": 8.0})])
+    Store.open(url).see_nodes([Node("a", {"CPU": 8.0, "memory": 1e12})])
     submit(capsys, tmp_path, "--queue", "vision", "--resources", "4*CPU=1", "--", "true")
     error = submit_error(capsys, tmp_path, "--queue", "vision", "--resources", "5*CPU=1", "--", "true")
     assert error == (

@@ -321,7 +321,7 @@ def test_a_step_of_any_size_is_heard(store: Store):
 def test_many_jobs_at_once_do_not_cost_the_lead(store: Store):
     with store.database.lead(lambda text: None, lambda seconds: False) as lead:
         assert lead is not None
-        jobs = store.submit_all([spec(key=f"{index}") for index in range(3000)])
+        jobs = store.submit_all([spec(key=f"{index}") for index in range(3000)], array=True)
         lead.check()
     ids = [job.id for job, _ in jobs]
     assert ids == list(range(ids[0], ids[0] + 3000))

@@ -302,7 +302,7 @@ def test_an_array_is_submitted_whole_or_not_at_all(store: Store):
     ):
         store.submit_all(specs)
     assert store.jobs() == []
-    jobs = [job for job, _ in store.submit_all(specs[:2])]
+    jobs = [job for job, _ in store.submit_all(specs[:2], array=True)]
     assert [(job.array_id, job.array_index) for job in jobs] == [(1, 0), (1, 1)]
     assert [job.id for job in store.select(Selection(array=1))] == [1, 2]
 
