@@ -502,7 +502,7 @@ class Store:
                     "driver": placed.driver, "bundles": list(placed.bundles), "usage": placed.usage,
                 }  # fmt: skip
                 attempt.cpus, attempt.gpus, attempt.share = placed.total("CPU"), placed.total("GPU"), placed.share
-                where = f" on {len(placed.usage)} node{'s' if len(placed.usage) > 1 else ''}"
+                where = f" with room on {len(placed.usage)} node{'s' if len(placed.usage) > 1 else ''}"
             session.add(attempt)
             job.state, job.reason, job.reason_code = "starting", f"attempt {number} is starting{where}", ""
             job.start_at = None

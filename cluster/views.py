@@ -117,7 +117,7 @@ def show(console: Console, job: Job, attempts: Sequence[Attempt], events: Sequen
     for attempt in attempts:
         took = format_duration((attempt.ended_at or time.time()) - attempt.began_at)
         status = attempt.reason or ("runs" if attempt.confirmed else "is being handed to Ray")
-        where = f"  on {_nodes(attempt)}" if attempt.placement else ""
+        where = f"  room on {_nodes(attempt)}" if attempt.placement else ""
         console.print(f"  attempt {attempt.number}  {attempt.submission_id}  {took}{where}  {status}", markup=False)
     for event in events:
         console.print(f"  {format_time(event.at)}  {event.text}", markup=False)

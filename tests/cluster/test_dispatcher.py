@@ -369,7 +369,7 @@ def test_waiting_jobs_show_that_ray_does_not_answer_and_start_when_it_does(store
         "Ray and the queue's database are available again",
         "job 1 succeeded: exit 0",
     ]
-    assert reported[1][1] == "attempt 1 is starting on 1 node"
+    assert reported[1][1] == "attempt 1 is starting with room on 1 node"
 
 
 def test_a_full_disk_stops_nothing_for_longer_than_it_is_full(tmp_path: Path):

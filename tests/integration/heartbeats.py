@@ -1,12 +1,13 @@
 """A program that is none of DualView's and follows the queue's contract: steps, checkpoints, heartbeats, exit 75.
 
-    python heartbeats.py FILE STEPS
+    python heartbeats.py FILE STEPS [SECONDS]
 
-It counts in FILE, which is its checkpoint, five steps a second.
+It counts in FILE, which is its checkpoint and takes so many seconds to write, five steps a second.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 import urllib.request
@@ -15,13 +16,16 @@ from pathlib import Path
 
 def main() -> int:
     """Count; 75 if the queue wants the machine back before the end."""
-    file, steps = Path(sys.argv[1]), int(sys.argv[2])
+    file, steps, takes_s = Path(sys.argv[1]), int(sys.argv[2]), float((*sys.argv, 0.0)[3])
     step = saved = int(file.read_text()) if file.exists() else 0
     print(f"begins after {step}", flush=True)
     while step < steps:
         time.sleep(0.2)
         step += 1
         if step % 5 == 0 and heartbeat(step, steps, saved):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it leaves already
+            print("saves", flush=True)
+            time.sleep(takes_s)
             file.write_text(str(step))
             print(f"leaves after {step}", flush=True)
             return 75

@@ -204,6 +204,60 @@ def test_a_gang_whose_node_is_lost_goes_on_elsewhere(queue: Queue) -> None:
 
 
 @pytest.mark.slow
+def test_a_job_that_is_cancelled_while_it_writes_its_checkpoint_ends_with_a_whole_one(queue: Queue) -> None:
+    count = queue.folder / "count"
+    queue.submit("saves", "--driver", "CPU=1", script=f"exec {sys.executable} heartbeats.py {count} 600 4")
+    queue.dispatch()
+    queue.wait(lambda jobs: jobs["saves"]["reason"].startswith("counting, step "))
+    queue.run("requeue", "1", LOGNAME="ann")
+    deadline = time.monotonic() + 30
+    while "saves\n" not in queue.run("logs", "1"):
+        assert time.monotonic() < deadline
+    assert not count.exists()
+    queue.run("cancel", "1", LOGNAME="ann")
+    job = queue.wait(lambda jobs: jobs["saves"]["state"] != "running")["saves"]
+    assert job["state"] == "cancelled"
+    assert len(job["attempts"]) == 1
+    assert f"leaves after {count.read_text()}\n" in queue.run("logs", "1")
+
+
+@pytest.mark.slow
+def test_gangs_of_a_head_that_is_restarted_begin_again_and_end(tmp_path: Path) -> None:
+    """Ray has forgotten all that it ran; the queue has not, nor what had ended."""
+    with raylets({"head": {}}, cpus=4) as cluster:
+        queue = Queue(cluster, tmp_path)
+        ports = (f"--port={cluster.environment['RAY_ADDRESS'].rpartition(':')[2]}",
+                 f"--dashboard-port={cluster.address.rpartition(':')[2]}")  # fmt: skip
+        try:
+            queue.submit("ended")
+            queue.dispatch()
+            queue.wait(lambda jobs: jobs["ended"]["state"] == "succeeded")
+            for name in ("one", "two", "three"):
+                script = f"exec {sys.executable} heartbeats.py {tmp_path}/{name} 40"
+                queue.submit(name, "--resources", "1*CPU=1", script=script)
+            queue.wait(lambda jobs: all((job["attempts"] or [{}])[0].get("step") for job in [*jobs.values()][1:]))
+            cluster.end("head")
+            queue.submit("later", "--driver", "CPU=4")
+            queue.wait(lambda jobs: jobs["later"]["reason_code"] == "unavailable")
+            cluster.start("head", 4, {}, "--head", *ports)
+            cluster.wait(1)
+            jobs = queue.wait(lambda jobs: all(job["state"] == "succeeded" for job in jobs.values()), 150)
+            assert [len(jobs[name]["attempts"]) for name in ("ended", "one", "two", "three", "later")] == [
+                1,
+                2,
+                2,
+                2,
+                1,
+            ]
+            assert {jobs[name]["attempts"][0]["status"] for name in ("one", "two", "three")} <= {"lost", "failed"}
+            assert [(tmp_path / name).read_text() for name in ("one", "two", "three")] == ["40"] * 3
+        finally:
+            for process in queue.started:
+                process.kill()
+                process.communicate()
+
+
+@pytest.mark.slow
 def test_of_two_dispatchers_one_leads_and_the_other_takes_over(queue: Queue, server: Postgres) -> None:
     """Three gangs go on while their dispatcher is paused and the next one is killed."""
     queue.environment |= {"DUALVIEW_QUEUE": server.database(), "DUALVIEW_QUEUE_FILES": str(queue.folder / "files")}
