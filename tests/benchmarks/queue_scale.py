@@ -37,7 +37,7 @@ NOW = 20_000.0
 
 def cluster(chance: random.Random) -> tuple[list[Node], list[Running]]:
     """Half of the nodes have eight GPUs; each running job has three quarters of one."""
-    nodes = [Node(f"n{index}", {"CPU": 64.0, "GPU": 8.0 * (index % 2), "memory": 5e11}) for index in range(NODES)]
+    nodes = [Node(f"n{index}", {"CPU": 64.0, "GPU": 8.0 * (index % 2), "memory": 2.0**41}) for index in range(NODES)]
     running: list[Running] = []
     for index, row in enumerate(chance.sample(range(NODES), RUNNING)):
         ends_at = chance.choice([None, NOW + chance.random() * 1e4])
