@@ -11,9 +11,11 @@ from mlflow.exceptions import MlflowException
 from diffusion.config import Autoguidance, MLPConfig, VpProcess
 from diffusion.locations import check_location
 from diffusion.package import FILES, PackageConfig, build_denoiser_network, save_package
+from trainer.config.load import validate
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
-from trainer.evaluate.target import without_paths
+from trainer.evaluate.__main__ import parser
+from trainer.evaluate.target import EvaluationTarget, with_options, without_paths
 from trainer.registry import evidence
 from trainer.registry.models import _download_package, folder_of
 from trainer.tracking.standalone import check_run, check_size, fetch_results
@@ -133,6 +135,52 @@ def test_a_configuration_from_a_registry_names_no_files():
     assert "evil" not in kept
     assert "victim" not in kept
     assert (evaluation.extractors, evaluation.samples, len(notes)) == (("classifier",), 500, 4)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "allowed"),
+    [
+        ("evaluation.nfe_curve", [10**12], 10**6), ("evaluation.nfe_curve", list(range(1, 10**4)), 100),
+        ("evaluation.solver", {"kind": "heun", "num_steps": 10**11}, 10**6), ("evaluation.seeds", 10**9, 10**4),
+        ("evaluation.samples", 10**12, 10**7), ("evaluation.vlb_draws", 10**12, 10**4),
+        ("training.global_batch_size", 10**12, 2**24), ("parallel.workers", 10**9, 10**5),
+        ("objective.weighting", {"kind": "adaptive", "knots": 10**12}, 10**6),
+        ("objective.time_sampling", {"kind": "importance", "bins": 10**12}, 10**6),
+    ],
+)  # fmt: skip
+def test_a_configuration_from_elsewhere_takes_bounded_memory(where: str, value: object, allowed: int):
+    group, name = where.split(".")
+    values: dict[str, Any] = {"evaluation": {"solver": {"kind": "heun"}}}
+    values.setdefault(group, {})[name] = value
+    with pytest.raises(InputError, match=rf"^{where}.*(allowed: .*|at most )\b{allowed}\b"):
+        validate(values)
+
+
+def test_so_do_all_its_samples_together():
+    with pytest.raises(InputError, match=r"samples = 10000000: 100000000000 with all seeds .* at most 100000000"):
+        validate({"evaluation": {"samples": 10**7, "seeds": 10**4}})
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [{"solver": {"kind": "heun", "num_steps": 10**6}}, {"nfe_curve": [10, 10**5], "solver": {"kind": "heun"}}],
+)
+def test_a_solver_from_elsewhere_comes_to_an_end(tmp_path: Path, evaluation: dict[str, Any]):
+    """Where it is of a registry, or of another user's run; the command line may choose."""
+    config = RunConfig.model_validate_json(json.dumps({"evaluation": evaluation}))
+    data, settings, _ = without_paths(config)
+    target = EvaluationTarget("x@y", tmp_path, data, settings, tmp_path, tmp_path, of_others=True)
+    with pytest.raises(InputError, match=r"evaluations of an image; allowed: at most 10000; or --solver, --nfe"):
+        with_options(target, parser().parse_args(["x@y"]))
+    chosen = ["x@y", "--solver", "ddim", "--nfe-curve", "20000"]
+    assert with_options(target, parser().parse_args(chosen)).evaluation.nfe_curve == (20000,)
+
+
+def test_digits_from_elsewhere_are_not_enlarged_without_end():
+    config = RunConfig.model_validate_json('{"data": {"source": "digits", "size": 4096}}')
+    data, _, [note] = without_paths(config)
+    assert (data.source, data.size) == ("?", None)
+    assert "4096 pixels" in note
 
 
 def test_a_configuration_without_any_is_as_it_was():
