@@ -95,6 +95,17 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def change(folder: Path, where: str, value: object) -> None:
+    """Change one value of a prepared data set's manifest."""
+    manifest = json.loads((folder / FILE).read_text())
+    *way, last = where.split(".")
+    place: Any = manifest
+    for name in way:
+        place = place[int(name) if name.isdecimal() else name]
+    place[last] = value
+    (folder / FILE).write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     "name",
     ["/etc/passwd", "../other/train-00000.arrow", "a/../../b", "..", ".", "", "a\0b", "C:\\x", "a/b", "~", "-\n"],
@@ -125,6 +136,49 @@ def test_what_files_and_memory_are_named_by_is_what_it_should_be(
     (tmp_path / "digits" / FILE).write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"allowed: (SHA-256|whole numbers)"):
         open_dataset(tmp_path / "digits")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("train", 2**34, "has train = 17179869184; allowed: 1437, the rows of its 1 shards"),
+        ("heldout", 2**40, "has heldout = 1099511627776; allowed: 360"),
+        ("shards.train.0.rows", 2**34, r"has train = 1437; allowed: 17179869184"),
+        ("shards.train.0.rows", "1437", r"shards\.train\.0\.rows = '1437': .* valid integer"),
+        ("shards.train.0.bytes", 1.5, r"shards\.train\.0\.bytes = 1\.5: .* valid integer"),
+        ("shards.train.0.more", 1, r"shards\.train\.0\.more = 1: "),
+        ("class_names", [1] * 10, r"class_names\.0 = 1: .* valid string"),
+        ("class_names", "0123456789", r"class_names = '0123456789': .* valid array"),
+        ("class_counts", {"train": "1"}, r"class_counts\.train = '1': "),
+        ("image_shape", [1, 8, 8, 1], r"image_shape"),
+        ("mean", ["x"], r"mean\.0 = 'x': .* valid number"),
+    ],
+)  # fmt: skip
+def test_a_data_set_has_as_many_images_as_its_shards(
+    digits: Path, tmp_path: Path, field: str, value: object, said: str
+):
+    shutil.copytree(digits, tmp_path / "digits")
+    change(tmp_path / "digits", field, value)
+    with pytest.raises(InputError, match=said):
+        open_dataset(tmp_path / "digits")
+
+
+@pytest.mark.parametrize("rows", [2**34, 1438, 1436])
+def test_shards_have_as_many_rows_as_they_say(digits: Path, tmp_path: Path, rows: int):
+    """Where the manifest agrees with itself, and the size of a shard with a hole in it, which takes no disk."""
+    shutil.copytree(digits, tmp_path / "digits")
+    change(tmp_path / "digits", "train", rows)
+    change(tmp_path / "digits", "shards.train.0.rows", rows)
+    if rows == 2**34:
+        with pytest.raises(
+            InputError, match=r"train-00000\.arrow with rows = 17179869184; allowed: 1 to \d{4}, for which"
+        ):
+            open_dataset(tmp_path / "digits")
+        change(tmp_path / "digits", "shards.train.0.bytes", 2**41)
+    dataset = open_dataset(tmp_path / "digits")
+    for read in (dataset.images, dataset.labels, dataset.ids):
+        with pytest.raises(InputError, match=rf"train-00000\.arrow: 1437 rows; allowed: {rows}, as dataset\.json says"):
+            read("train")
 
 
 def damaged(kind: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, ipc.IpcWriteOptions | None]:

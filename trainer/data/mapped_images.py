@@ -1,6 +1,7 @@
 """The images of a split as one array of several memory-mapped shards."""
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,13 @@ class Pixels:
         return result
 
 
-def map_shard(path: Path) -> pa.RecordBatch:
+def map_shard(path: Path, image_shape: tuple[int, int, int], rows: int) -> pa.RecordBatch:
     """The columns of a shard, memory-mapped; nothing is believed of a file, which may come from elsewhere.
+
+    Args:
+        path: of the shard.
+        image_shape: (C, H, W) of its images, as `dataset.json` says.
+        rows: how many they are, likewise.
 
     Raises:
         InputError: it is no shard, or an altered one.
@@ -63,14 +69,16 @@ def map_shard(path: Path) -> pa.RecordBatch:
     wrong = not pa.types.is_fixed_size_binary(kinds["image"]) or kinds["label"] != pa.int64()
     if wrong or kinds["id"] != pa.string() or batch.nbytes > path.stat().st_size:
         raise InputError(f"{path}: not a shard of a prepared data set: it has other columns, or they are compressed")
+    if kinds["image"].byte_width != prod(image_shape):
+        raise InputError(f"{path}: images of {kinds['image'].byte_width} bytes; allowed: {image_shape}, as {FILE} says")
+    if len(batch) != rows:
+        raise InputError(f"{path}: {len(batch)} rows; allowed: {rows}, as {FILE} says")
     return batch
 
 
-def shard_pixels(path: Path, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def batch_pixels(batch: pa.RecordBatch, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """A shard's images, memory-mapped, uint8 [n, H, W, C]; image_shape is (C, H, W)."""
-    column = map_shard(path).column("image")
+    column = batch.column("image")
     channels, height, width = image_shape
-    if column.type.byte_width != channels * height * width:
-        raise InputError(f"{path}: images of {column.type.byte_width} bytes; allowed: {image_shape}, as {FILE} says")
     count = len(column) * channels * height * width  # the buffer may be longer, for alignment
     return np.frombuffer(column.buffers()[1], np.uint8, count).reshape(-1, height, width, channels)
