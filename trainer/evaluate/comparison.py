@@ -159,15 +159,18 @@ def read(folder: Path, name: str) -> ComparedModel:
 
 
 def _per_image(file: Path, fingerprint: str) -> dict[str, NDArray[np.float64]]:
-    """Bits/dim of each held-out image by metric, float64 [N]; empty if the file is missing or of other data."""
+    """Bits/dim of each held-out image by metric, float64 [N]; empty if the file is missing, spoilt or of other data."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "numpy") as tensors:
-            metadata: dict[str, str] = tensors.metadata()
+            metadata: dict[str, str] = tensors.metadata() or {}
             if metadata["dataset_fingerprint"] != fingerprint:
                 return {}
             nats_per_bit_per_dim = math.log(2) * int(metadata["dimensions"])
-            return {f"{name}_bpd": tensors.get_tensor(name) / nats_per_bit_per_dim for name in tensors.keys()}  # noqa: SIM118 - no mapping
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            nats = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return {}
+    if nats_per_bit_per_dim <= 0 or any(each.ndim != 1 or each.dtype != np.float64 for each in nats.values()):
+        return {}
+    return {f"{name}_bpd": each / nats_per_bit_per_dim for name, each in nats.items()}
