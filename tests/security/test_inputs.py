@@ -5,14 +5,18 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.lib import format as npy
 from PIL import Image
 from pyarrow import ipc
 from rich.table import Table
@@ -336,6 +340,65 @@ def test_output_on_a_terminal_moves_nothing(monkeypatch: pytest.MonkeyPatch, cap
     assert capsys.readouterr().out == (
         "\x1b[31mred\x1b[0m 50%\r100%\n\\x1b[2J\\x1b]52;c;aGk=\\x07\\x1b[8mhidden\\x1b[5;8mhidden"
     )
+
+
+def statistics(file: Path, dtype: str, sides: tuple[int, ...], packing: int) -> None:
+    """An .npz of zeros, written a part at a time."""
+    with zipfile.ZipFile(file, "w", packing, compresslevel=1) as packed:
+        for name, shape in (("mu", sides[:1]), ("sigma", sides)):
+            with packed.open(f"{name}.npy", "w", force_zip64=True) as out:
+                npy.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+                for _ in range(shape[0] if len(shape) > 1 else 1):
+                    out.write(bytes(np.dtype(dtype).itemsize * shape[-1]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("integers", r"mu is int8; allowed: float32 or float64"),
+        ("wide", r"mu is \(8192,\); allowed: \[d\] and \[d, d\] with d at most 2048"),
+        ("deep", r"sigma is \(4, 4, 4\); allowed: \[d\] and \[d, d\]"),
+        ("lzma", r"mu is encrypted or packed in another way"),
+        ("encrypted", r"mu is encrypted or packed in another way"),
+        ("a hole", r"274877906944 bytes; allowed: a file of at most 68719476736"),
+        ("a directory", r"not an \.npz|takes more than 1 GiB"),
+        ("a pipe", r"allowed: a file of at most"),
+    ],
+)
+def test_statistics_take_no_more_than_those_of_an_extractor(tmp_path: Path, kind: str, said: str):
+    """256 MB of small integers, from a file of 1 MB, would be 2 GB of float64, and several times that."""
+    file = tmp_path / "statistics.npz"
+    dtype, sides = {"integers": ("|i1", (16000, 16000)), "wide": ("<f4", (8192, 8192))}.get(kind, ("<f8", (4, 4)))
+    if kind == "a pipe":
+        os.mkfifo(file)
+    else:
+        sides = (4, 4, 4) if kind == "deep" else sides
+        statistics(file, dtype, sides, zipfile.ZIP_LZMA if kind == "lzma" else zipfile.ZIP_DEFLATED)
+        assert file.stat().st_size < 2_000_000
+    if kind == "encrypted":
+        content = bytearray(file.read_bytes())
+        content[content.index(b"PK\1\2") + 8] |= 1
+        file.write_bytes(content)
+    elif kind == "a hole":
+        with file.open("r+b") as hole:
+            hole.truncate(2**38)
+    elif kind == "a directory":  # of the archive's files, in a hole
+        with file.open("wb") as hole:
+            hole.seek(3 * 2**30)
+            hole.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 3 * 2**30, 0, 0))
+    code = (
+        "import sys; from pathlib import Path; from tests.security.peak import peak\n"
+        "from trainer.evaluate.references.published import load_published\n"
+        "before = peak()\n"
+        "try: load_published(Path(sys.argv[1]))\n"
+        "except ValueError as error: print(peak() - before, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    kilobytes, _, words = done.stdout.partition(" ")
+    assert int(kilobytes) < 200_000
+    assert re.search(said, words)
 
 
 READ = """
