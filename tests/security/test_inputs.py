@@ -9,6 +9,8 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from trainer.config.data import DataConfig
 from trainer.config.load import read_yaml
 from trainer.data.__main__ import main as data_command
 from trainer.data.dataset import open_dataset
+from trainer.data.files import read_partition, scan_files
 from trainer.data.listing import list_source
 from trainer.data.manifest import FILE
 from trainer.data.metadata import read_metadata
@@ -248,6 +251,63 @@ def test_an_empty_table_has_no_labels(tmp_path: Path):
     assert (found.labels, found.notes) == (None, ("metadata.csv has no labels, and is not used",))
 
 
+HOLES = {
+    "x.png": "from trainer.data.files import read_partition, scan_files\n"
+    "source = scan_files(DataConfig(source=folder))\n"
+    "rows = [row for part in source.partitions for rows in read_partition(source, part) for row in rows]\n"
+    "problem = rows[0].problem",
+    "metadata.csv": "from trainer.data.files import scan_files; refused(scan_files, DataConfig(source=folder))",
+    "metadata.jsonl": "from trainer.data.files import scan_files; refused(scan_files, DataConfig(source=folder))",
+    "metadata.parquet": "from trainer.data.files import scan_files; refused(scan_files, DataConfig(source=folder))",
+    "dataset.json": "from trainer.data.sources import check_source; refused(check_source, DataConfig(source=folder))",
+    "run.yaml": "from trainer.config.load import read_yaml; refused(read_yaml, Path(folder, 'run.yaml'))",
+    "run.json": "from trainer.run.identity import read_run; refused(read_run, Path(folder))",
+    "evaluation.json": "from trainer.evaluate.comparison import read; refused(read, Path(folder), 'x')",
+}
+
+
+@pytest.mark.parametrize("name", list(HOLES))
+def test_a_file_that_is_a_hole_is_not_read(tmp_path: Path, name: str):
+    """60 GB that take no disk."""
+    with (tmp_path / name).open("wb") as hole:
+        hole.truncate(60 * 2**30)
+    code = (
+        "import sys; from pathlib import Path; from tests.security.peak import peak\n"
+        "from trainer.config.data import DataConfig; from trainer.errors import InputError\n"
+        "folder = sys.argv[1]; problem = ''\n"
+        "def refused(read, *arguments):\n"
+        "    global problem\n"
+        "    try: read(*arguments)\n"
+        "    except InputError as error: problem = str(error)\n"
+        f"before = peak()\n{HOLES[name]}\nprint(peak() - before, problem)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    kilobytes, _, words = done.stdout.partition(" ")
+    assert int(kilobytes) < 300_000
+    assert re.search(r"allowed: at most \d+|cannot be read", words)
+
+
+@pytest.mark.parametrize("text", ["[" + "x," * 10**6 + "]", "".join(f"k{number}: 1\n" for number in range(10**5))])
+def test_yaml_of_many_values_is_not_composed(tmp_path: Path, text: str):
+    (tmp_path / "file.yaml").write_text(text)
+    with pytest.raises(InputError, match="more than 100000 values; allowed: at most 100000"):
+        read_yaml(tmp_path / "file.yaml")
+
+
+def test_keys_are_counted_once(tmp_path: Path):
+    keys = "".join(f"k{number}: 1\n" for number in range(49_000))
+    (tmp_path / "file.yaml").write_text(keys)
+    assert len(read_yaml(tmp_path / "file.yaml")) == 49_000
+    (tmp_path / "file.yaml").write_text(f"{keys}k5: 2\n")
+    with pytest.raises(InputError, match="'k5' is given twice"):
+        read_yaml(tmp_path / "file.yaml")
+    (tmp_path / "file.yaml").write_text("? [a]\n: 1\n")
+    with pytest.raises(InputError, match="unhashable key"):
+        read_yaml(tmp_path / "file.yaml")
+
+
 @pytest.mark.parametrize("name", ["x.png", "metadata.csv", "dataset.json"])
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
 def test_a_link_to_a_device_is_no_file(tmp_path: Path, name: str, target: str):
@@ -348,8 +408,8 @@ def statistics(file: Path, dtype: str, sides: tuple[int, ...], packing: int) -> 
         for name, shape in (("mu", sides[:1]), ("sigma", sides)):
             with packed.open(f"{name}.npy", "w", force_zip64=True) as out:
                 npy.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
-                for _ in range(shape[0] if len(shape) > 1 else 1):
-                    out.write(bytes(np.dtype(dtype).itemsize * shape[-1]))
+                for _ in range(1 if name == "mu" else sides[0]):
+                    out.write(bytes(np.dtype(dtype).itemsize * sides[-1]))
 
 
 @pytest.mark.parametrize(
@@ -399,6 +459,28 @@ def test_statistics_take_no_more_than_those_of_an_extractor(tmp_path: Path, kind
     kilobytes, _, words = done.stdout.partition(" ")
     assert int(kilobytes) < 200_000
     assert re.search(said, words)
+
+
+def test_the_size_of_a_file_is_no_reason_to_take_as_much(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A Parquet file of 60 GB, of which nearly all is a hole before its footer."""
+    pq.write_table(pa.table({"image": [b"x"], "label": [0]}), tmp_path / "x.parquet")
+    content = (tmp_path / "x.parquet").read_bytes()
+    footer = 8 + int.from_bytes(content[-8:-4], "little")
+    with (tmp_path / "x.parquet").open("wb") as file:
+        file.write(content[:-footer])
+        file.seek(60 * 2**30)
+        file.write(content[-footer:])
+    source = scan_files(DataConfig(source=str(tmp_path / "x.parquet")))
+    asked = list[int]()
+
+    @contextmanager
+    def bounded(more: int) -> Iterator[None]:
+        asked.append(more)
+        yield
+
+    monkeypatch.setattr("trainer.data.files.at_most", bounded)
+    assert [len(rows) for rows in read_partition(source, source.partitions[0])] == [1]
+    assert max(asked) == 16 * 2**30
 
 
 READ = """

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.data.cache import cached
-from trainer.data.manifest import FILE, DatasetInfo, parse
+from trainer.data.manifest import FILE, DatasetInfo, parse, read_manifest
 from trainer.data.mapped_images import Pixels, batch_pixels, map_shard
 
 
@@ -59,4 +59,4 @@ def open_dataset(folder: Path) -> Dataset:
     Raises:
         InputError: it is of another format version.
     """
-    return Dataset(folder, parse((folder / FILE).read_bytes(), str(folder)))
+    return Dataset(folder, parse(read_manifest(folder / FILE), str(folder)))

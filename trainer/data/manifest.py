@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -13,11 +14,13 @@ from diffusion.config.errors import shown
 from diffusion.json_text import json_text
 from trainer.config.data import DataConfig
 from trainer.errors import InputError
+from trainer.files import read_bounded
 
 SPLITS = ("train", "heldout")
 FORMAT_VERSION = 2
 FILE = "dataset.json"
 MAX_REJECTED = 0.01
+MAX_BYTES = 2**30  # of a manifest
 MAX_ROWS, MAX_CLASSES, MAX_SIDE = 2**40, 10**6, 2**16  # of a data set from elsewhere
 
 
@@ -107,6 +110,19 @@ def listed(counts: Mapping[str, int], most: int = 6) -> str:
     """Counts as text, the largest first: 60 .heic, 20 .avif."""
     names = sorted(counts, key=lambda name: (-counts[name], name))
     return ", ".join(f"{counts[name]} {name}" for name in names[:most]) + (", …" if len(names) > most else "")
+
+
+def read_manifest(file: Path) -> bytes:
+    """The text of a `dataset.json`, of this machine.
+
+    Raises:
+        OSError: it cannot be read.
+        InputError: it is far larger than that of any data set.
+    """
+    try:
+        return read_bounded(file, MAX_BYTES)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def parse_ours(text: str | bytes, where: str) -> DatasetInfo | None:

@@ -17,7 +17,7 @@ from trainer.data.arrays import load_array
 from trainer.data.dataset import Dataset
 from trainer.data.files import Source, scan_files
 from trainer.data.listing import File, Listing, list_source, printable
-from trainer.data.manifest import FILE, FORMAT_VERSION, MAX_REJECTED, DatasetInfo, parse
+from trainer.data.manifest import FILE, FORMAT_VERSION, MAX_REJECTED, DatasetInfo, parse, read_manifest
 from trainer.data.sources import check_source, is_array, prepared_info
 from trainer.data.split import seeded_split
 from trainer.data.store import Store, is_s3
@@ -159,7 +159,7 @@ def _done(store: Store, scan: Scan) -> DatasetInfo | None:
     try:
         text = None if store.size(FILE) is None else store.read(FILE)
         foreign = [] if text else [name for name in store.names() if not PREPARATION_FILE.fullmatch(name)]
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{store.url}: {' '.join(str(error).split())}; allowed: a writable folder") from None
     if foreign:
         raise InputError(f"{store.url}: holds {foreign[0]}; allowed: a new or an empty folder")
@@ -237,7 +237,7 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
         older = storage / "datasets" / earlier_plan(data, listing)[:16] if listing else None
         if older is not None and _is_prepared(older):
             folder = older
-            info = parse((folder / FILE).read_bytes(), str(folder))
+            info = parse(read_manifest(folder / FILE), str(folder))
             print(f"  note: {EARLIER}: {folder} (without it, they are prepared anew)", flush=True)
         else:
             scan = scan_source(data, listing)
@@ -274,7 +274,7 @@ def _is_prepared(folder: Path) -> bool:
     """Whether a folder of ours holds a data set. A manifest that cannot be read is removed."""
     file = folder / FILE
     try:
-        return file.is_file() and bool(parse(file.read_bytes(), str(folder)))
+        return file.is_file() and bool(parse(read_manifest(file), str(folder)))
     except InputError:
         print(f"warning: {file} is damaged; the data are prepared again", flush=True)
         file.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.extractors.dimensions import check_sizes
 from trainer.evaluate.extractors.requirements import check_extractors
+from trainer.files import read_json
 from trainer.run.identity import read_run, read_summary, trained_on as run_trained_on
 from trainer.run.paths import RunPaths
 
@@ -75,7 +76,7 @@ class EvaluationTarget:
 
     @property
     def _config(self) -> dict[str, Any]:
-        return json.loads((self.package / "config.json").read_text())
+        return read_json(self.package / "config.json")
 
     @property
     def unsaid(self) -> str | None:

@@ -18,7 +18,7 @@ from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, one_line
 from trainer.evaluate.comparison import FILES
 from trainer.evaluate.results import PER_IMAGE
-from trainer.files import read_json
+from trainer.files import MAX_JSON_BYTES, read_bounded, read_json
 from trainer.run.paths import RunPaths
 from trainer.tracking.client import is_outage
 from trainer.tracking.standalone import check_run, check_size, fetch_results
@@ -64,10 +64,12 @@ def fetch_config(client: "MlflowClient", version: "ModelVersion", tracking_uri: 
     """
     with _asked(version):
         if CONFIG in _names(client, version, tracking_uri):
-            return _download(client, version, f"{FOLDER}/{CONFIG}", tracking_uri, into).read_text()
+            file = _download(client, version, f"{FOLDER}/{CONFIG}", tracking_uri, into)
+            return read_bounded(file, MAX_JSON_BYTES).decode()
     try:
         check_run(client, str(version.run_id), tracking_uri)
-        return Path(client.download_artifacts(str(version.run_id), CONFIG, str(into))).read_text()
+        file = Path(client.download_artifacts(str(version.run_id), CONFIG, str(into)))
+        return read_bounded(file, MAX_JSON_BYTES).decode()
     except InputError:
         raise
     except Exception as error:
