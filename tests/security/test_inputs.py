@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from trainer.data.files import read_partition, scan_files
 from trainer.data.listing import list_source
 from trainer.data.manifest import FILE
 from trainer.data.metadata import read_metadata
+from trainer.data.prepare import prepare
 from trainer.data.store import Store
 from trainer.errors import InputError
 from trainer.runtime.memory import at_most
@@ -186,6 +188,69 @@ def test_shards_have_as_many_rows_as_they_say(digits: Path, tmp_path: Path, rows
     for read in (dataset.images, dataset.labels, dataset.ids):
         with pytest.raises(InputError, match=rf"train-00000\.arrow: 1437 rows; allowed: {rows}, as dataset\.json says"):
             read("train")
+
+
+def altered(folder: Path, kind: str) -> None:
+    """Make a prepared folder another than it says."""
+    shard = folder / "train-00000.arrow"
+    if kind == "fingerprint":  # that of somebody else's data, whose classifier and references would be named by it
+        change(folder, "fingerprint", "e" * 64)
+    elif kind == "digest":
+        change(folder, "shards.train.0.sha256", "e" * 64)
+    elif kind == "elsewhere":
+        change(folder, "location", "s3://bucket/other")
+    elif kind == "link":
+        shard.rename(folder.parent / "private")
+        shard.symlink_to(folder.parent / "private")
+    else:
+        before = shard.stat()
+        content = bytearray(shard.read_bytes())
+        content[content.index(b"digits:") - 200] ^= 1  # a pixel or a label
+        shard.write_bytes(content)
+        os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+REFUSED = {
+    "fingerprint": "has fingerprint = e{64}; allowed: [0-9a-f]{64}, that of its images and labels",
+    "digest": r"train-00000\.arrow: SHA-256 [0-9a-f]{16}…; allowed: e{16}…, as dataset\.json says",
+    "content": r"train-00000\.arrow: SHA-256 ",
+    "link": r"train-00000\.arrow: missing or incomplete, or a link; allowed: a file of \d+ bytes",
+    "elsewhere": "has location = 's3://bucket/other'; allowed: none here",
+}
+
+
+@pytest.mark.parametrize("kind", list(REFUSED))
+@pytest.mark.parametrize("before", [False, True], ids=["at first", "once it was verified"])
+def test_a_prepared_folder_is_what_it_claims_to_be(digits: Path, tmp_path: Path, kind: str, before: bool):
+    shutil.copytree(digits, tmp_path / "digits")
+    data = DataConfig(source=str(tmp_path / "digits"))
+    if before:
+        prepare(data, tmp_path / "storage")
+    altered(tmp_path / "digits", kind)
+    with pytest.raises(InputError, match=REFUSED[kind]):
+        prepare(data, tmp_path / "storage")
+
+
+def test_a_prepared_folder_is_verified_once(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(digits, tmp_path / "digits")
+    data = DataConfig(source=str(tmp_path / "digits"))
+    first = prepare(data, tmp_path / "storage")
+    assert "verifying" in capsys.readouterr().out
+    monkeypatch.setattr("trainer.data.fingerprint.file_sha256", lambda _: pytest.fail("read again"))
+    assert prepare(data, tmp_path / "storage") == first
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_kept_of_data_on_s3_is_named_by_what_is_verified(digits: Path):
+    """Their fingerprint is only claimed; each shard is compared with its digest by whoever reads it."""
+    here = open_dataset(digits).info
+    there = replace(here, location="s3://bucket/digits")
+    shards = {split: tuple(replace(each, sha256="e" * 64) for each in here.shards[split]) for split in here.shards}
+    assert here.content == here.fingerprint
+    assert len({here.content, there.content, replace(there, shards=shards).content}) == 3
+    assert replace(there, location="s3://other", fingerprint="e" * 64).content == there.content
 
 
 def damaged(kind: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, ipc.IpcWriteOptions | None]:

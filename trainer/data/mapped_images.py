@@ -17,12 +17,13 @@ class Pixels:
     """Images uint8 [N, H, W, C], indexed by a slice or by an array of row numbers; only the indexed rows are read.
 
     Attributes:
+        shards: the arrays of the shards, uint8 [n, H, W, C] each.
         shape: (N, H, W, C).
     """
 
     def __init__(self, shards: Sequence[NDArray[np.uint8]]) -> None:
         """Concatenate the arrays of the shards, uint8 [n, H, W, C] each, without copying."""
-        self._shards = shards
+        self.shards = shards
         self._firsts = np.cumsum([0, *(len(shard) for shard in shards)])
         self.shape = (int(self._firsts[-1]), *shards[0].shape[1:])
 
@@ -36,7 +37,7 @@ class Pixels:
             first, last, stride = rows.indices(len(self))
             shard = int(np.searchsorted(self._firsts, first, side="right")) - 1
             if stride == 1 and first < last <= self._firsts[shard + 1]:
-                return self._shards[shard][first - self._firsts[shard] : last - self._firsts[shard]]
+                return self.shards[shard][first - self._firsts[shard] : last - self._firsts[shard]]
             rows = np.arange(first, last, stride)
         rows = np.asarray(rows)
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
@@ -45,7 +46,7 @@ class Pixels:
         homes = np.searchsorted(self._firsts, rows, side="right") - 1
         for home in np.unique(homes):
             here = homes == home
-            result[here] = self._shards[home][rows[here] - self._firsts[home]]
+            result[here] = self.shards[home][rows[here] - self._firsts[home]]
         return result
 
 
