@@ -101,7 +101,7 @@ class AdaptiveWeighting(Config):
     """
 
     kind: Literal["adaptive"] = "adaptive"
-    knots: Annotated[int, Field(ge=2)] = 32
+    knots: Annotated[int, Field(ge=2, le=10**6)] = 32
 
 
 WeightingConfig = Annotated[
@@ -145,7 +145,7 @@ class ImportanceTime(Config):
     """
 
     kind: Literal["importance"] = "importance"
-    bins: Annotated[int, Field(ge=2)] = 100
+    bins: Annotated[int, Field(ge=2, le=10**6)] = 100
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
     uniform: Annotated[float, Field(gt=0, le=1)] = 0.1
 

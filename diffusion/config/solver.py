@@ -11,8 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from diffusion.config.base import Config, Count, Positive
+from diffusion.config.base import Config, Positive
 from diffusion.config.process import ProcessConfig
+
+MAX_STEPS = 10**6  # whose times are held in memory
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
 class SolverOptions(Config):
@@ -51,7 +54,7 @@ class Ancestral(GridOptions):
     """
 
     kind: Literal["ancestral"] = "ancestral"
-    num_steps: Count = 250
+    num_steps: Steps = 250
 
 
 class Ddim(GridOptions):
@@ -63,7 +66,7 @@ class Ddim(GridOptions):
     """
 
     kind: Literal["ddim"] = "ddim"
-    num_steps: Count = 50
+    num_steps: Steps = 50
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
@@ -75,7 +78,7 @@ class EulerMaruyama(GridOptions):
     """
 
     kind: Literal["euler_maruyama"] = "euler_maruyama"
-    num_steps: Count = 250
+    num_steps: Steps = 250
 
 
 class PredictorCorrector(GridOptions):
@@ -89,8 +92,8 @@ class PredictorCorrector(GridOptions):
     """
 
     kind: Literal["predictor_corrector"] = "predictor_corrector"
-    num_steps: Count = 125
-    corrector_steps: Count = 1
+    num_steps: Steps = 125
+    corrector_steps: Steps = 1
     corrector_snr: Positive = 0.16
 
 
@@ -102,7 +105,7 @@ class Euler(GridOptions):
     """
 
     kind: Literal["euler"] = "euler"
-    num_steps: Count = 100
+    num_steps: Steps = 100
 
 
 class Heun(GridOptions):
@@ -114,7 +117,7 @@ class Heun(GridOptions):
 
     kind: Literal["heun"] = "heun"
     spacing: Spacing = "log_snr"  # even in t, the first step of a schedule that ends in pure noise spans decades
-    num_steps: Count = 25
+    num_steps: Steps = 25
 
 
 class Rk45(SolverOptions):
@@ -143,7 +146,7 @@ class EdmStochastic(GridOptions):
 
     kind: Literal["edm_stochastic"] = "edm_stochastic"
     spacing: Spacing = "log_snr"
-    num_steps: Count = 50
+    num_steps: Steps = 50
     s_churn: Annotated[float, Field(ge=0)] = 30.0
     s_min: Annotated[float, Field(ge=0)] = 0.01
     s_max: Positive = 1.0
@@ -158,7 +161,7 @@ class Dpmpp2M(GridOptions):
     """
 
     kind: Literal["dpmpp_2m"] = "dpmpp_2m"
-    num_steps: Count = 30
+    num_steps: Steps = 30
 
 
 class Dpmpp3M(GridOptions):
@@ -169,7 +172,7 @@ class Dpmpp3M(GridOptions):
     """
 
     kind: Literal["dpmpp_3m"] = "dpmpp_3m"
-    num_steps: Count = 30
+    num_steps: Steps = 30
 
 
 class Dpmpp2MSde(GridOptions):
@@ -180,7 +183,7 @@ class Dpmpp2MSde(GridOptions):
     """
 
     kind: Literal["dpmpp_2m_sde"] = "dpmpp_2m_sde"
-    num_steps: Count = 50
+    num_steps: Steps = 50
 
 
 class UniPC(GridOptions):
@@ -192,7 +195,7 @@ class UniPC(GridOptions):
     """
 
     kind: Literal["unipc"] = "unipc"
-    num_steps: Count = 20
+    num_steps: Steps = 20
     order: Annotated[int, Field(ge=1, le=3)] = 2
 
 
@@ -326,9 +329,8 @@ def limit_nfe(solver: SolverConfig, nfe: int) -> SolverConfig:
     """
     if solver.kind == "rk45":
         raise ValueError(f"{nfe}: rk45 chooses its steps by itself; allowed: another solver")
-    values = solver.model_dump(mode="json")
-    for steps in range(nfe, 0, -1):
-        candidate = SOLVER_ADAPTER.validate_json(json.dumps(values | {"num_steps": steps}))
-        if (evaluations(candidate) or 0) <= nfe:
-            return candidate
-    raise ValueError(f"{nfe}; allowed: at least 1")
+    least, two = (evaluations(solver.model_copy(update={"num_steps": steps})) or 0 for steps in (1, 2))
+    if nfe < least:
+        raise ValueError(f"{nfe}; allowed: at least {least}")
+    steps = min(1 + (nfe - least) // (two - least), MAX_STEPS)  # each beyond the first takes as many evaluations
+    return SOLVER_ADAPTER.validate_json(json.dumps(solver.model_dump(mode="json") | {"num_steps": steps}))

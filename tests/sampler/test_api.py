@@ -116,9 +116,9 @@ def test_a_class_is_named_and_guiding_a_model_that_does_not_say_whether_it_can_b
         ),
         ({"solver": {"kind": "ddim", "num_steps": 101}}, 422, "solver.num_steps = 101; allowed: 1 to "),
         (
-            {"solver": {"kind": "ddim", "spacing": "karras", "num_steps": 10**12}},
+            {"solver": {"kind": "ddim", "spacing": "karras", "num_steps": 10**6}},
             422,
-            "solver: 1000000000000 evaluations of an image; allowed: at most 10000",
+            "solver: 1000000 evaluations of an image; allowed: at most 10000",
         ),
         ({"label": 3}, 422, "label = 3: allowed: none, this model was trained without classes"),
         ({"label": "cat"}, 422, "label = 'cat': allowed: none, this model was trained without classes"),

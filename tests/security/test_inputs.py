@@ -5,14 +5,21 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.lib import format as npy
 from PIL import Image
 from pyarrow import ipc
 from rich.table import Table
@@ -28,9 +35,11 @@ from trainer.config.data import DataConfig
 from trainer.config.load import read_yaml
 from trainer.data.__main__ import main as data_command
 from trainer.data.dataset import open_dataset
+from trainer.data.files import read_partition, scan_files
 from trainer.data.listing import list_source
 from trainer.data.manifest import FILE
 from trainer.data.metadata import read_metadata
+from trainer.data.prepare import prepare
 from trainer.data.store import Store
 from trainer.errors import InputError
 from trainer.runtime.memory import at_most
@@ -95,6 +104,17 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def change(folder: Path, where: str, value: object) -> None:
+    """Change one value of a prepared data set's manifest."""
+    manifest = json.loads((folder / FILE).read_text())
+    *way, last = where.split(".")
+    place: Any = manifest
+    for name in way:
+        place = place[int(name) if name.isdecimal() else name]
+    place[last] = value
+    (folder / FILE).write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     "name",
     ["/etc/passwd", "../other/train-00000.arrow", "a/../../b", "..", ".", "", "a\0b", "C:\\x", "a/b", "~", "-\n"],
@@ -125,6 +145,112 @@ def test_what_files_and_memory_are_named_by_is_what_it_should_be(
     (tmp_path / "digits" / FILE).write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"allowed: (SHA-256|whole numbers)"):
         open_dataset(tmp_path / "digits")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("train", 2**34, "has train = 17179869184; allowed: 1437, the rows of its 1 shards"),
+        ("heldout", 2**40, "has heldout = 1099511627776; allowed: 360"),
+        ("shards.train.0.rows", 2**34, r"has train = 1437; allowed: 17179869184"),
+        ("shards.train.0.rows", "1437", r"shards\.train\.0\.rows = '1437': .* valid integer"),
+        ("shards.train.0.bytes", 1.5, r"shards\.train\.0\.bytes = 1\.5: .* valid integer"),
+        ("shards.train.0.more", 1, r"shards\.train\.0\.more = 1: "),
+        ("class_names", [1] * 10, r"class_names\.0 = 1: .* valid string"),
+        ("class_names", "0123456789", r"class_names = '0123456789': .* valid array"),
+        ("class_counts", {"train": "1"}, r"class_counts\.train = '1': "),
+        ("image_shape", [1, 8, 8, 1], r"image_shape"),
+        ("mean", ["x"], r"mean\.0 = 'x': .* valid number"),
+    ],
+)  # fmt: skip
+def test_a_data_set_has_as_many_images_as_its_shards(
+    digits: Path, tmp_path: Path, field: str, value: object, said: str
+):
+    shutil.copytree(digits, tmp_path / "digits")
+    change(tmp_path / "digits", field, value)
+    with pytest.raises(InputError, match=said):
+        open_dataset(tmp_path / "digits")
+
+
+@pytest.mark.parametrize("rows", [2**34, 1438, 1436])
+def test_shards_have_as_many_rows_as_they_say(digits: Path, tmp_path: Path, rows: int):
+    """Where the manifest agrees with itself, and the size of a shard with a hole in it, which takes no disk."""
+    shutil.copytree(digits, tmp_path / "digits")
+    change(tmp_path / "digits", "train", rows)
+    change(tmp_path / "digits", "shards.train.0.rows", rows)
+    if rows == 2**34:
+        with pytest.raises(
+            InputError, match=r"train-00000\.arrow with rows = 17179869184; allowed: 1 to \d{4}, for which"
+        ):
+            open_dataset(tmp_path / "digits")
+        change(tmp_path / "digits", "shards.train.0.bytes", 2**41)
+    dataset = open_dataset(tmp_path / "digits")
+    for read in (dataset.images, dataset.labels, dataset.ids):
+        with pytest.raises(InputError, match=rf"train-00000\.arrow: 1437 rows; allowed: {rows}, as dataset\.json says"):
+            read("train")
+
+
+def altered(folder: Path, kind: str) -> None:
+    """Make a prepared folder another than it says."""
+    shard = folder / "train-00000.arrow"
+    if kind == "fingerprint":  # that of somebody else's data, whose classifier and references would be named by it
+        change(folder, "fingerprint", "e" * 64)
+    elif kind == "digest":
+        change(folder, "shards.train.0.sha256", "e" * 64)
+    elif kind == "elsewhere":
+        change(folder, "location", "s3://bucket/other")
+    elif kind == "link":
+        shard.rename(folder.parent / "private")
+        shard.symlink_to(folder.parent / "private")
+    else:
+        before = shard.stat()
+        content = bytearray(shard.read_bytes())
+        content[content.index(b"digits:") - 200] ^= 1  # a pixel or a label
+        shard.write_bytes(content)
+        os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+REFUSED = {
+    "fingerprint": "has fingerprint = e{64}; allowed: [0-9a-f]{64}, that of its images and labels",
+    "digest": r"train-00000\.arrow: SHA-256 [0-9a-f]{16}…; allowed: e{16}…, as dataset\.json says",
+    "content": r"train-00000\.arrow: SHA-256 ",
+    "link": r"train-00000\.arrow: missing or incomplete, or a link; allowed: a file of \d+ bytes",
+    "elsewhere": "has location = 's3://bucket/other'; allowed: none here",
+}
+
+
+@pytest.mark.parametrize("kind", list(REFUSED))
+@pytest.mark.parametrize("before", [False, True], ids=["at first", "once it was verified"])
+def test_a_prepared_folder_is_what_it_claims_to_be(digits: Path, tmp_path: Path, kind: str, before: bool):
+    shutil.copytree(digits, tmp_path / "digits")
+    data = DataConfig(source=str(tmp_path / "digits"))
+    if before:
+        prepare(data, tmp_path / "storage")
+    altered(tmp_path / "digits", kind)
+    with pytest.raises(InputError, match=REFUSED[kind]):
+        prepare(data, tmp_path / "storage")
+
+
+def test_a_prepared_folder_is_verified_once(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(digits, tmp_path / "digits")
+    data = DataConfig(source=str(tmp_path / "digits"))
+    first = prepare(data, tmp_path / "storage")
+    assert "verifying" in capsys.readouterr().out
+    monkeypatch.setattr("trainer.data.fingerprint.file_sha256", lambda _: pytest.fail("read again"))
+    assert prepare(data, tmp_path / "storage") == first
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_kept_of_data_on_s3_is_named_by_what_is_verified(digits: Path):
+    """Their fingerprint is only claimed; each shard is compared with its digest by whoever reads it."""
+    here = open_dataset(digits).info
+    there = replace(here, location="s3://bucket/digits")
+    shards = {split: tuple(replace(each, sha256="e" * 64) for each in here.shards[split]) for split in here.shards}
+    assert here.content == here.fingerprint
+    assert len({here.content, there.content, replace(there, shards=shards).content}) == 3
+    assert replace(there, location="s3://other", fingerprint="e" * 64).content == there.content
 
 
 def damaged(kind: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, ipc.IpcWriteOptions | None]:
@@ -188,6 +314,63 @@ def test_an_empty_table_has_no_labels(tmp_path: Path):
     (tmp_path / "metadata.csv").touch()
     found = read_metadata(Store(str(tmp_path)), ["metadata.csv"], DataConfig(source=str(tmp_path)))
     assert (found.labels, found.notes) == (None, ("metadata.csv has no labels, and is not used",))
+
+
+HOLES = {
+    "x.png": "from trainer.data.files import read_partition, scan_files\n"
+    "source = scan_files(DataConfig(source=folder))\n"
+    "rows = [row for part in source.partitions for rows in read_partition(source, part) for row in rows]\n"
+    "problem = rows[0].problem",
+    "metadata.csv": "from trainer.data.files import scan_files; refused(scan_files, DataConfig(source=folder))",
+    "metadata.jsonl": "from trainer.data.files import scan_files; refused(scan_files, DataConfig(source=folder))",
+    "metadata.parquet": "from trainer.data.files import scan_files; refused(scan_files, DataConfig(source=folder))",
+    "dataset.json": "from trainer.data.sources import check_source; refused(check_source, DataConfig(source=folder))",
+    "run.yaml": "from trainer.config.load import read_yaml; refused(read_yaml, Path(folder, 'run.yaml'))",
+    "run.json": "from trainer.run.identity import read_run; refused(read_run, Path(folder))",
+    "evaluation.json": "from trainer.evaluate.comparison import read; refused(read, Path(folder), 'x')",
+}
+
+
+@pytest.mark.parametrize("name", list(HOLES))
+def test_a_file_that_is_a_hole_is_not_read(tmp_path: Path, name: str):
+    """60 GB that take no disk."""
+    with (tmp_path / name).open("wb") as hole:
+        hole.truncate(60 * 2**30)
+    code = (
+        "import sys; from pathlib import Path; from tests.security.peak import peak\n"
+        "from trainer.config.data import DataConfig; from trainer.errors import InputError\n"
+        "folder = sys.argv[1]; problem = ''\n"
+        "def refused(read, *arguments):\n"
+        "    global problem\n"
+        "    try: read(*arguments)\n"
+        "    except InputError as error: problem = str(error)\n"
+        f"before = peak()\n{HOLES[name]}\nprint(peak() - before, problem)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    kilobytes, _, words = done.stdout.partition(" ")
+    assert int(kilobytes) < 300_000
+    assert re.search(r"allowed: at most \d+|cannot be read", words)
+
+
+@pytest.mark.parametrize("text", ["[" + "x," * 10**6 + "]", "".join(f"k{number}: 1\n" for number in range(10**5))])
+def test_yaml_of_many_values_is_not_composed(tmp_path: Path, text: str):
+    (tmp_path / "file.yaml").write_text(text)
+    with pytest.raises(InputError, match="more than 100000 values; allowed: at most 100000"):
+        read_yaml(tmp_path / "file.yaml")
+
+
+def test_keys_are_counted_once(tmp_path: Path):
+    keys = "".join(f"k{number}: 1\n" for number in range(49_000))
+    (tmp_path / "file.yaml").write_text(keys)
+    assert len(read_yaml(tmp_path / "file.yaml")) == 49_000
+    (tmp_path / "file.yaml").write_text(f"{keys}k5: 2\n")
+    with pytest.raises(InputError, match="'k5' is given twice"):
+        read_yaml(tmp_path / "file.yaml")
+    (tmp_path / "file.yaml").write_text("? [a]\n: 1\n")
+    with pytest.raises(InputError, match="unhashable key"):
+        read_yaml(tmp_path / "file.yaml")
 
 
 @pytest.mark.parametrize("name", ["x.png", "metadata.csv", "dataset.json"])
@@ -282,6 +465,87 @@ def test_output_on_a_terminal_moves_nothing(monkeypatch: pytest.MonkeyPatch, cap
     assert capsys.readouterr().out == (
         "\x1b[31mred\x1b[0m 50%\r100%\n\\x1b[2J\\x1b]52;c;aGk=\\x07\\x1b[8mhidden\\x1b[5;8mhidden"
     )
+
+
+def statistics(file: Path, dtype: str, sides: tuple[int, ...], packing: int) -> None:
+    """An .npz of zeros, written a part at a time."""
+    with zipfile.ZipFile(file, "w", packing, compresslevel=1) as packed:
+        for name, shape in (("mu", sides[:1]), ("sigma", sides)):
+            with packed.open(f"{name}.npy", "w", force_zip64=True) as out:
+                npy.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+                for _ in range(1 if name == "mu" else sides[0]):
+                    out.write(bytes(np.dtype(dtype).itemsize * sides[-1]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("integers", r"mu is int8; allowed: float32 or float64"),
+        ("wide", r"mu is \(8192,\); allowed: \[d\] and \[d, d\] with d at most 2048"),
+        ("deep", r"sigma is \(4, 4, 4\); allowed: \[d\] and \[d, d\]"),
+        ("lzma", r"mu is encrypted or packed in another way"),
+        ("encrypted", r"mu is encrypted or packed in another way"),
+        ("a hole", r"274877906944 bytes; allowed: a file of at most 68719476736"),
+        ("a directory", r"not an \.npz|takes more than 1 GiB"),
+        ("a pipe", r"allowed: a file of at most"),
+    ],
+)
+def test_statistics_take_no_more_than_those_of_an_extractor(tmp_path: Path, kind: str, said: str):
+    """256 MB of small integers, from a file of 1 MB, would be 2 GB of float64, and several times that."""
+    file = tmp_path / "statistics.npz"
+    dtype, sides = {"integers": ("|i1", (16000, 16000)), "wide": ("<f4", (8192, 8192))}.get(kind, ("<f8", (4, 4)))
+    if kind == "a pipe":
+        os.mkfifo(file)
+    else:
+        sides = (4, 4, 4) if kind == "deep" else sides
+        statistics(file, dtype, sides, zipfile.ZIP_LZMA if kind == "lzma" else zipfile.ZIP_DEFLATED)
+        assert file.stat().st_size < 2_000_000
+    if kind == "encrypted":
+        content = bytearray(file.read_bytes())
+        content[content.index(b"PK\1\2") + 8] |= 1
+        file.write_bytes(content)
+    elif kind == "a hole":
+        with file.open("r+b") as hole:
+            hole.truncate(2**38)
+    elif kind == "a directory":  # of the archive's files, in a hole
+        with file.open("wb") as hole:
+            hole.seek(3 * 2**30)
+            hole.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 3 * 2**30, 0, 0))
+    code = (
+        "import sys; from pathlib import Path; from tests.security.peak import peak\n"
+        "from trainer.evaluate.references.published import load_published\n"
+        "before = peak()\n"
+        "try: load_published(Path(sys.argv[1]))\n"
+        "except ValueError as error: print(peak() - before, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    kilobytes, _, words = done.stdout.partition(" ")
+    assert int(kilobytes) < 200_000
+    assert re.search(said, words)
+
+
+def test_the_size_of_a_file_is_no_reason_to_take_as_much(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A Parquet file of 60 GB, of which nearly all is a hole before its footer."""
+    pq.write_table(pa.table({"image": [b"x"], "label": [0]}), tmp_path / "x.parquet")
+    content = (tmp_path / "x.parquet").read_bytes()
+    footer = 8 + int.from_bytes(content[-8:-4], "little")
+    with (tmp_path / "x.parquet").open("wb") as file:
+        file.write(content[:-footer])
+        file.seek(60 * 2**30)
+        file.write(content[-footer:])
+    source = scan_files(DataConfig(source=str(tmp_path / "x.parquet")))
+    asked = list[int]()
+
+    @contextmanager
+    def bounded(more: int) -> Iterator[None]:
+        asked.append(more)
+        yield
+
+    monkeypatch.setattr("trainer.data.files.at_most", bounded)
+    assert [len(rows) for rows in read_partition(source, source.partitions[0])] == [1]
+    assert max(asked) == 16 * 2**30
 
 
 READ = """

@@ -30,7 +30,8 @@ from sampler.__main__ import main as sampler
 from sampler.models import ModelError, load, resolve
 from tests.conftest import ROOT
 from trainer.errors import InputError
-from trainer.evaluate.target import find_target
+from trainer.evaluate.__main__ import parser as evaluate_parser
+from trainer.evaluate.target import find_target, with_options
 
 
 @pytest.fixture
@@ -125,6 +126,8 @@ def test_texts_that_are_none(package: Path, text: str | bytes):
         ("image_shape", [10**9, 4, 4]),
         ("image_shape", [-1, -1, 4]),
         ("process.num_train_timesteps", 10**12),
+        ("solver", {"kind": "euler", "num_steps": 10**11}),
+        ("solver", {"kind": "predictor_corrector", "corrector_steps": 10**11}),
         ("image_shape", [256, 8192, 8192]),
         ("image_shape", [3, 8192, 8192]),
         ("network", {"kind": "unet", "channels": [8] * 12, "attention": [True] * 12, "layers_per_block": 101}),
@@ -155,14 +158,17 @@ def test_a_table_that_is_in_no_file_is_bounded_too(package: Path):
 
 
 def test_a_solver_without_end_is_not_run(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    change(package, "solver", {"kind": "euler", "num_steps": 10**11})
+    change(package, "solver", {"kind": "euler", "num_steps": 10**6})
     load_package(package)
     out = str(tmp_path / "grid.png")
     assert sampler(["generate", str(package), "--out", out, "--count", "1"]) == 2
-    assert "100000000000 evaluations of an image; allowed: at most 10000" in capsys.readouterr().err
+    assert "1000000 evaluations of an image; allowed: at most 10000" in capsys.readouterr().err
     assert sampler(["generate", str(package), "--out", out, "--count", "1", "--steps", "5"]) == 0
-    with pytest.raises(InputError, match="100000000000 evaluations of an image"):
-        find_target(str(package), None, lambda *_: pytest.fail("no registry"))
+    target = find_target(str(package), None, lambda *_: pytest.fail("no registry"))
+    options = ["--data", "digits", "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=r"1000000 evaluations of an image; allowed: .* --solver, --nfe"):
+        with_options(target, evaluate_parser().parse_args([str(package), *options]))
+    with_options(target, evaluate_parser().parse_args([str(package), *options, "--nfe", "5"]))
 
 
 @pytest.mark.parametrize("name", [CONFIG, MANIFEST])

@@ -5,17 +5,27 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
+from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from diffusion.config import Autoguidance, MLPConfig, VpProcess
 from diffusion.locations import check_location
 from diffusion.package import FILES, PackageConfig, build_denoiser_network, save_package
+from trainer.config.load import validate
+from trainer.config.run import GateConfig
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
-from trainer.evaluate.target import without_paths
+from trainer.evaluate.__main__ import parser
+from trainer.evaluate.comparison import ComparedModel
+from trainer.evaluate.results import PER_IMAGE
+from trainer.evaluate.target import EvaluationTarget, with_options, without_paths
 from trainer.registry import evidence
-from trainer.registry.models import _download_package, folder_of
+from trainer.registry.models import Gate, _download_package, folder_of, version_scores
+from trainer.registry.promotion import DECISION, _described, decide_alias, history
+from trainer.run.summary import evaluated_from_json
 from trainer.tracking.standalone import check_run, check_size, fetch_results
 
 
@@ -101,6 +111,102 @@ def test_the_registrys_own_places_are(place: str):
     check_location(place, "http://mlflow.example:5000")
 
 
+GOOD = {"dataset_fingerprint": "d" * 64, "vlb_bpd": 4.5, "vlb_bpd_se": 0.1}
+SPOILT = {
+    "an error of text": {**GOOD, "vlb_bpd_se": "abc"},
+    "a spread that is a list": {**GOOD, "vlb_bpd_sd": [1.0]},
+    "samples of text": {**GOOD, "samples": "many"},
+    "notes of numbers": {**GOOD, "notes": [1]},
+    "a protocol that is none": {**GOOD, "protocol": {"vlb_bpd": [1]}},
+    "a protocol of text": {**GOOD, "protocol": {"vlb_bpd": {"df": "x", "extractors": {"a": 1}}}},
+    "ends that are none": {**GOOD, "protocol": {"vlb_bpd": {"log_snr_ends": ["a", "b"]}}},
+    "an extractor of numbers": {**GOOD, "samples": 1, "extractors": {"pixels": {"sha256": 1}}},
+    "a point of text": {**GOOD, "samples": 1, "frechet_at_nfe": {"fid": [{"nfe": "x", "value": 1.0}]}},
+    "no mapping": [1],
+    "too deep": None,
+}
+
+
+def evidence_of(version: Any, content: object, name: str = "evaluation.json") -> Any:
+    """Register what somebody says that a version was evaluated as; returns a client that has it."""
+    folder = Path(version.location) / "artifacts" / "evidence"
+    folder.mkdir(exist_ok=True)
+    if isinstance(content, bytes):
+        (folder / name).write_bytes(content)
+    else:
+        (folder / name).write_text("[" * 10**5 if content is None else json.dumps(content))
+    return SimpleNamespace(
+        get_model_version_download_uri=lambda name, number: version.location, get_model_version=lambda *_: version
+    )
+
+
+@pytest.mark.parametrize("what", [*SPOILT, "no text"])
+def test_what_is_spoilt_of_a_version_is_its_problem_and_nobody_elses(version: Any, tmp_path: Path, what: str):
+    client = evidence_of(version, b"\xff{" if what == "no text" else SPOILT[what])
+    described = _described(version, {}, lambda each: version_scores(client, each, str(tmp_path)).evaluated.metrics())
+    assert described.metrics == {}
+    assert "not the output of an evaluation" in described.problem
+    assert "\n" not in described.problem
+    gate = Gate(client, "digits", str(tmp_path), GateConfig())
+    candidate = ComparedModel("this", "d" * 64, evaluated_from_json(GOOD))
+    decision = gate.decide(candidate, Path(version.location) / "artifacts" / "package", "3")
+    assert not decision.promoted
+    assert "not comparable with version 3" in decision.reason
+
+
+FINGERPRINT = {"dataset_fingerprint": "d" * 64}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "values"),
+    [
+        (None, np.zeros(3)),
+        (FINGERPRINT, np.zeros(3)),
+        (FINGERPRINT | {"dimensions": "x"}, np.zeros(3)),
+        (FINGERPRINT | {"dimensions": "0"}, np.zeros(3)),
+        (FINGERPRINT | {"dimensions": "-1"}, np.zeros(3)),
+        (FINGERPRINT | {"dimensions": "64"}, np.zeros((3, 1))),  # whose difference from [N] would be [N, N]
+        (FINGERPRINT | {"dimensions": "64"}, np.zeros(3, np.int8)),
+    ],
+    ids=range(7),
+)
+def test_the_images_of_a_version_are_what_they_should_be(
+    version: Any, tmp_path: Path, metadata: dict[str, str] | None, values: NDArray[Any]
+):
+    evidence_of(version, save({"vlb": values}, metadata), PER_IMAGE)
+    found = version_scores(evidence_of(version, GOOD), version, str(tmp_path))
+    assert found.evaluated.metrics() == {"vlb_bpd": 4.5, "vlb_bpd_se": 0.1}
+    assert found.per_image == {}
+
+
+def test_an_evaluation_that_is_a_folder_is_not_fetched(version: Any, tmp_path: Path):
+    folder = Path(version.location) / "artifacts" / "evidence" / "evaluation.json"
+    folder.mkdir(parents=True)
+    (folder / "much").touch()
+    client: Any = SimpleNamespace(get_model_version_download_uri=lambda name, number: version.location)
+    assert evidence._names(client, version, str(tmp_path)) == set()
+
+
+def test_a_configuration_that_is_no_text_is_a_problem(version: Any, tmp_path: Path):
+    client = evidence_of(version, b"\xff", evidence.CONFIG)
+    with pytest.raises(InputError, match=r"version 3: .*can't decode"):
+        evidence.fetch_config(client, version, str(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("tag", ["x", "{}", "[1]", '["../3"]', "[" * 10**5, "null", '["2", null]'])
+def test_a_history_that_is_none_is_forgotten(tag: str):
+    model = SimpleNamespace(aliases={"champion": "3"}, tags={"dualview.history.champion": tag})
+    client: Any = SimpleNamespace(get_registered_model=lambda name: model)
+    assert history(client, "digits", "champion") == ["3"]
+
+
+def test_a_decision_without_a_reason_is_one():
+    version = SimpleNamespace(tags={DECISION: "champion"})
+    client: Any = SimpleNamespace(get_model_version=lambda *_: version)
+    decision = decide_alias(client, "digits", "3", "champion", lambda _: pytest.fail("decided already"))
+    assert (decision.promoted, decision.reason) == (True, "")
+
+
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "/etc", "a\\b", "", "a\0b", "x:y"])
 def test_a_name_is_no_way_out_of_the_folder(name: str, tmp_path: Path):
     with pytest.raises(InputError, match="allowed: a name without slashes"):
@@ -133,6 +239,52 @@ def test_a_configuration_from_a_registry_names_no_files():
     assert "evil" not in kept
     assert "victim" not in kept
     assert (evaluation.extractors, evaluation.samples, len(notes)) == (("classifier",), 500, 4)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "allowed"),
+    [
+        ("evaluation.nfe_curve", [10**12], 10**6), ("evaluation.nfe_curve", list(range(1, 10**4)), 100),
+        ("evaluation.solver", {"kind": "heun", "num_steps": 10**11}, 10**6), ("evaluation.seeds", 10**9, 10**4),
+        ("evaluation.samples", 10**12, 10**7), ("evaluation.vlb_draws", 10**12, 10**4),
+        ("training.global_batch_size", 10**12, 2**24), ("parallel.workers", 10**9, 10**5),
+        ("objective.weighting", {"kind": "adaptive", "knots": 10**12}, 10**6),
+        ("objective.time_sampling", {"kind": "importance", "bins": 10**12}, 10**6),
+    ],
+)  # fmt: skip
+def test_a_configuration_from_elsewhere_takes_bounded_memory(where: str, value: object, allowed: int):
+    group, name = where.split(".")
+    values: dict[str, Any] = {"evaluation": {"solver": {"kind": "heun"}}}
+    values.setdefault(group, {})[name] = value
+    with pytest.raises(InputError, match=rf"^{where}.*(allowed: .*|at most )\b{allowed}\b"):
+        validate(values)
+
+
+def test_so_do_all_its_samples_together():
+    with pytest.raises(InputError, match=r"samples = 10000000: 100000000000 with all seeds .* at most 100000000"):
+        validate({"evaluation": {"samples": 10**7, "seeds": 10**4}})
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [{"solver": {"kind": "heun", "num_steps": 10**6}}, {"nfe_curve": [10, 10**5], "solver": {"kind": "heun"}}],
+)
+def test_a_solver_from_elsewhere_comes_to_an_end(tmp_path: Path, evaluation: dict[str, Any]):
+    """Where it is of a registry, or of another user's run; the command line may choose."""
+    config = RunConfig.model_validate_json(json.dumps({"evaluation": evaluation}))
+    data, settings, _ = without_paths(config)
+    target = EvaluationTarget("x@y", tmp_path, data, settings, tmp_path, tmp_path, of_others=True)
+    with pytest.raises(InputError, match=r"evaluations of an image; allowed: at most 10000; or --solver, --nfe"):
+        with_options(target, parser().parse_args(["x@y"]))
+    chosen = ["x@y", "--solver", "ddim", "--nfe-curve", "20000"]
+    assert with_options(target, parser().parse_args(chosen)).evaluation.nfe_curve == (20000,)
+
+
+def test_digits_from_elsewhere_are_not_enlarged_without_end():
+    config = RunConfig.model_validate_json('{"data": {"source": "digits", "size": 4096}}')
+    data, _, [note] = without_paths(config)
+    assert (data.source, data.size) == ("?", None)
+    assert "4096 pixels" in note
 
 
 def test_a_configuration_without_any_is_as_it_was():

@@ -6,7 +6,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from diffusion.config import (
     Config,
-    Count,
     Dpmpp2M,
     GuidanceConfig,
     Later,
@@ -16,6 +15,9 @@ from diffusion.config import (
 )
 from diffusion.config.solver import limit_nfe
 from trainer.config.fields import Fraction, Seed
+
+MAX_SETS, MAX_CURVE = 10_000, 100  # of samples: by seeds, and by numbers of network evaluations
+MAX_SAMPLES, MAX_IMAGES = 10**7, 10**8  # of a set, and of all
 
 Metric = Literal["vlb", "continuous_vlb", "nll", "denoising", "frechet", "kid", "precision_recall"]
 SAMPLED: tuple[Metric, ...] = ("frechet", "kid", "precision_recall")  # which are of samples, not of held-out images
@@ -37,13 +39,13 @@ class EvaluationConfig(Config):
     extractors: tuple[ExtractorName, ...] = ("classifier",)
     inception_file: str | None = None
     inception_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    seeds: Count = 1
-    samples: Annotated[int, Field(ge=65)] = 1437
-    nfe_curve: tuple[Count, ...] = ()
+    seeds: Annotated[int, Field(ge=1, le=MAX_SETS)] = 1
+    samples: Annotated[int, Field(ge=65, le=MAX_SAMPLES)] = 1437
+    nfe_curve: Annotated[tuple[Annotated[int, Field(ge=1, le=10**6)], ...], Field(max_length=MAX_CURVE)] = ()
     seed: Seed = 0
     solver: SolverConfig = Field(default=Dpmpp2M(), discriminator="kind")
     guidance: GuidanceConfig | None = None
-    vlb_draws: Annotated[int, Field(ge=1)] = 32
+    vlb_draws: Annotated[int, Field(ge=1, le=10_000)] = 32
     nll_rtol: Fraction = 1e-3
     classifier_seed: Seed = 0
     reference: Annotated[str | None, Later("0.2")] = None
@@ -79,6 +81,10 @@ class EvaluationConfig(Config):
             )
         if self.nfe_curve and self.solver.kind == "rk45":
             raise ValueError("nfe_curve: rk45 chooses its steps by itself; allowed: another solver, or none")
+        if (images := (self.seeds + len(self.nfe_curve)) * self.samples) > MAX_IMAGES:
+            raise ValueError(
+                f"samples = {self.samples}: {images} with all seeds and the nfe_curve; allowed: at most {MAX_IMAGES}"
+            )
         return self
 
 

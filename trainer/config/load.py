@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,20 +15,30 @@ from trainer.config.initial import Registry, with_initial_digest
 from trainer.config.run import check_tracking_uri, sqlite_url
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
-from trainer.files import is_mapping
+from trainer.files import is_mapping, read_bounded
 
-MAX_NODES = 100_000  # of a YAML file
+MAX_BYTES, MAX_NODES = 2**24, 100_000  # of a YAML file
 
 
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, reading 1e-3 as the number that everyone means and refusing a key given twice."""
 
+    composed = 0
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
+        scalars = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        counts = Counter(key.value for key in scalars if key.tag != "tag:yaml.org,2002:merge")
+        twice = next((key for key, count in counts.items() if count > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """A node, unless there are too many, which would take memory before they are counted with their aliases."""
+        self.composed += 1
+        if self.composed > MAX_NODES:
+            raise yaml.YAMLError(f"more than {MAX_NODES} values; allowed: at most {MAX_NODES}")
+        return super().compose_node(parent, index)
 
     def get_single_node(self) -> yaml.Node | None:
         """The document, once it is known to be no larger than MAX_NODES with its aliases written out."""
@@ -84,10 +95,10 @@ def load_config(path: Path, sets: list[str], registry: Registry | None = None) -
 def read_yaml(path: Path, named: str = "--config") -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping. `named` is what errors call the file."""
     try:
-        values: object = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader
+        values: object = yaml.load(read_bounded(path, MAX_BYTES).decode(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise InputError(f"{named} {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{named} {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}

@@ -6,6 +6,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from diffusion.config import Config, Count, Positive
 
+MAX_WORKERS = 100_000
+
 
 class DeepSpeedConfig(Config):
     """DeepSpeed's settings beside the ZeRO stage, under its own names; sizes are in elements, null is its default.
@@ -18,8 +20,8 @@ class DeepSpeedConfig(Config):
     offload_parameters: Literal["none", "cpu"] = "none"
     activation_checkpointing: bool = False
     overlap_comm: bool | None = None
-    reduce_bucket_size: Count | None = None
-    allgather_bucket_size: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+    reduce_bucket_size: Annotated[int, Field(ge=1, le=10**10)] | None = None
+    allgather_bucket_size: Annotated[int, Field(ge=2, le=10**10, multiple_of=2)] | None = None
     stage3_prefetch_bucket_size: Count | None = None
     stage3_param_persistence_threshold: Annotated[int, Field(ge=0)] | None = None
 
@@ -88,8 +90,11 @@ class ParallelConfig(Config):
     @classmethod
     def _number_or_range(cls, value: Any) -> Any:  # noqa: ANN401 - whatever was given
         bounds = tuple(cast("list[Any]", value)) if isinstance(value, list | tuple) else (value, value)
-        if [type(bound) for bound in bounds] != [int, int] or not 1 <= bounds[0] <= bounds[1]:
-            raise ValueError("allowed: a number of at least 1, or [min, max] for as many as there is room for")
+        if [type(bound) for bound in bounds] != [int, int] or not 1 <= bounds[0] <= bounds[1] <= MAX_WORKERS:
+            raise ValueError(
+                "allowed: a number of at least 1, or [min, max] for as many as there is room for, and at most "
+                f"{MAX_WORKERS}"
+            )
         return value if isinstance(value, int) else bounds
 
     @model_validator(mode="after")

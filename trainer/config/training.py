@@ -82,7 +82,7 @@ class TrainingConfig(Config):
     """
 
     steps: Count = 1500
-    global_batch_size: Count = 128
+    global_batch_size: Annotated[int, Field(ge=1, le=2**24)] = 128
     precision: Literal["fp32", "bf16"] = "fp32"
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skips: Count = 5

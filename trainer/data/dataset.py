@@ -4,15 +4,17 @@ A run's source is prepared once, into storage/datasets/<plan>/, unless it is a p
 on S3 the run's storage holds only `dataset.json`, which names where the shards are; each node downloads them once.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.data.cache import cached
-from trainer.data.manifest import FILE, DatasetInfo, parse
-from trainer.data.mapped_images import Pixels, map_shard, shard_pixels
+from trainer.data.manifest import FILE, DatasetInfo, parse, read_manifest
+from trainer.data.mapped_images import Pixels, batch_pixels, map_shard
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,20 @@ class Dataset:
 
     def images(self, split: str) -> Pixels:
         """A split's images, uint8 [N, H, W, C], memory-mapped."""
-        return Pixels([shard_pixels(path, self.info.image_shape) for path in self._paths(split)])
+        return Pixels([batch_pixels(batch, self.info.image_shape) for batch in self._batches(split)])
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """A split's labels, int64 [N]; -1 where there are none."""
-        return np.concatenate([map_shard(path).column("label").to_numpy() for path in self._paths(split)])
+        return np.concatenate([batch.column("label").to_numpy() for batch in self._batches(split)])
 
     def ids(self, split: str) -> list[str]:
         """The stable names of a split's images."""
-        return [name for path in self._paths(split) for name in map_shard(path).column("id").to_pylist()]
+        return [name for batch in self._batches(split) for name in batch.column("id").to_pylist()]
+
+    def _batches(self, split: str) -> Iterator[pa.RecordBatch]:
+        """The shards of a split, memory-mapped, one after the other."""
+        for path, shard in zip(self._paths(split), self.info.shards[split], strict=True):
+            yield map_shard(path, self.info.image_shape, shard.rows)
 
     def _paths(self, split: str) -> list[Path]:
         shards = self.info.shards[split]
@@ -52,4 +59,4 @@ def open_dataset(folder: Path) -> Dataset:
     Raises:
         InputError: it is of another format version.
     """
-    return Dataset(folder, parse((folder / FILE).read_bytes(), str(folder)))
+    return Dataset(folder, parse(read_manifest(folder / FILE), str(folder)))

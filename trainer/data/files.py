@@ -28,6 +28,7 @@ FILES_PER_PARTITION = 512
 ROWS_PER_BATCH = 256
 BATCH_BYTES = GIB // 4  # of a batch, as far as the file tells its size
 MAX_BATCH_BYTES = 4 * GIB  # that a batch takes while it is read
+MAX_GROUP_BYTES = 12 * GIB  # that the columns of a row group take beside it, as they are in the file
 READ_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
@@ -278,6 +279,8 @@ def _read_files(store: Store, partition: Partition) -> Iterator[list[Row]]:
                 yield [Row(name, None, None, problem=NOT_AN_IMAGE, is_image=False)]
         except (FileNotFoundError, PermissionError) as error:
             yield [Row(name, None, None, problem=f"cannot be read: {error.strerror or 'no such file'}", is_image=meant)]
+        except ValueError as error:
+            yield [Row(name, None, None, problem=str(error), is_image=meant)]
 
 
 def _read_row_group(store: Store, source: Source, partition: Partition) -> Iterator[list[Row]]:
@@ -290,7 +293,7 @@ def _read_row_group(store: Store, source: Source, partition: Partition) -> Itera
         each = max(1, group.total_byte_size // max(1, group.num_rows))  # as the file says
         batch_rows = min(ROWS_PER_BATCH, max(1, BATCH_BYTES // each))
         batches = file.iter_batches(batch_rows, row_groups=[partition.row_group], columns=columns)
-        whole = opened.size()  # Arrow reads a column of the group at once, as it is in the file
+        whole = min(opened.size(), MAX_GROUP_BYTES)  # Arrow reads a column of the group at once, as it is in the file
         while (rows := _next_rows(batches, source, path, row, whole)) is not None:
             yield rows
             row += len(rows)
@@ -299,7 +302,7 @@ def _read_row_group(store: Store, source: Source, partition: Partition) -> Itera
 def _next_rows(
     batches: Iterator[pa.RecordBatch], source: Source, path: str, first: int, whole: int
 ) -> list[Row] | None:
-    """The rows of the next batch of a file of `whole` bytes; None after the last."""
+    """The rows of the next batch of a group that has up to `whole` bytes in its file; None after the last."""
     try:
         with at_most(MAX_BATCH_BYTES + whole):
             batch = next(batches, None)

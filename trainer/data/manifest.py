@@ -1,25 +1,35 @@
 """`dataset.json`, the manifest of a prepared data set. Imports no pyarrow, so that checking settings stays fast."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from diffusion.config.errors import shown
 from diffusion.json_text import json_text
 from trainer.config.data import DataConfig
 from trainer.errors import InputError
+from trainer.files import read_bounded
 
 SPLITS = ("train", "heldout")
 FORMAT_VERSION = 2
 FILE = "dataset.json"
 MAX_REJECTED = 0.01
+MAX_BYTES = 2**30  # of a manifest
 MAX_ROWS, MAX_CLASSES, MAX_SIDE = 2**40, 10**6, 2**16  # of a data set from elsewhere
 
 
 @dataclass(frozen=True)
 class Shard:
     """One Arrow IPC file of a split: its name, rows, size in bytes and SHA-256."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     name: str
     rows: int
@@ -58,6 +68,8 @@ class DatasetInfo:
         format_version: version of the folder's format.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
     source: str
     fingerprint: str
     image_shape: tuple[int, int, int]
@@ -87,15 +99,43 @@ class DatasetInfo:
         """Number of images in a split."""
         return self.train if split == "train" else self.heldout
 
+    @property
+    def content(self) -> str:
+        """What is kept of the data for others is named by it, and nobody can claim it for other images and labels.
+
+        It is the fingerprint, which is verified of a folder from elsewhere. On S3 the shards are, each by whoever reads
+        it, so there it is a digest of theirs.
+        """
+        if self.location is None:
+            return self.fingerprint
+        shards = [[shard.sha256 for shard in self.shards[split]] for split in SPLITS]
+        return hashlib.sha256(json.dumps([self.image_shape, shards]).encode()).hexdigest()
+
     def to_json(self) -> str:
         """The text of `dataset.json`."""
         return json_text(asdict(self), indent=2) + "\n"
+
+
+INFO = TypeAdapter(DatasetInfo)
 
 
 def listed(counts: Mapping[str, int], most: int = 6) -> str:
     """Counts as text, the largest first: 60 .heic, 20 .avif."""
     names = sorted(counts, key=lambda name: (-counts[name], name))
     return ", ".join(f"{counts[name]} {name}" for name in names[:most]) + (", …" if len(names) > most else "")
+
+
+def read_manifest(file: Path) -> bytes:
+    """The text of a `dataset.json`, of this machine.
+
+    Raises:
+        OSError: it cannot be read.
+        InputError: it is far larger than that of any data set.
+    """
+    try:
+        return read_bounded(file, MAX_BYTES)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def parse_ours(text: str | bytes, where: str) -> DatasetInfo | None:
@@ -106,7 +146,7 @@ def parse_ours(text: str | bytes, where: str) -> DatasetInfo | None:
     """
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if isinstance(values, dict) and "labels" in values and "format_version" not in values:
         return None
@@ -122,7 +162,7 @@ def parse(text: str | bytes, where: str) -> DatasetInfo:
     try:
         values: dict[str, Any] = json.loads(text)
         version = values.get("format_version")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{where}: {FILE} is not the manifest of a prepared data set: {error}") from None
     if version != FORMAT_VERSION:
         raise InputError(
@@ -130,16 +170,18 @@ def parse(text: str | bytes, where: str) -> DatasetInfo:
             "`python -m trainer.data prepare`"
         )
     try:
-        shards = {split: tuple(Shard(**shard) for shard in values["shards"][split]) for split in SPLITS}
-        files = [shard for split in SPLITS for shard in shards[split]]
-        _check_places(values.get("location"), [str(shard.name) for shard in files], where)
-        _check_values(values, [str(shard.sha256) for shard in files], where)
-        counts = {split: tuple(counts) for split, counts in values["class_counts"].items()}
-        tuples = {name: tuple(values[name]) for name in ("image_shape", "class_names", "mean", "std")}
-        tuples["notes"] = tuple(values.get("notes", ()))
-        return DatasetInfo(**{**values, **tuples, "class_counts": counts, "shards": shards})
+        files = [shard for split in SPLITS for shard in values["shards"][split]]
+        _check_places(values.get("location"), [str(shard["name"]) for shard in files], where)
+        _check_values(values, [str(shard["sha256"]) for shard in files], where)
+        info = INFO.validate_json(json.dumps(values))
     except (KeyError, TypeError) as error:
         raise InputError(f"{where}: {FILE} is incomplete: {error}; prepare it again") from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(map(str, problem["loc"]))
+        raise InputError(f"{where}: {FILE} has {name} = {shown(problem['input'])}: {problem['msg']}") from None
+    _check_rows(info, where)
+    return info
 
 
 def _check_places(location: object, names: list[str], where: str) -> None:
@@ -168,6 +210,24 @@ def _check_values(values: Mapping[str, Any], digests: list[str], where: str) -> 
     for name, value, most in (*counts, *sides):
         if type(value) is not int or not 0 <= value <= most:
             raise InputError(f"{where}: {FILE} has {name} = {str(value)[:80]}; allowed: whole numbers up to {most}")
+
+
+def _check_rows(info: DatasetInfo, where: str) -> None:
+    """Refuse numbers of images that are not those of the shards, or more than shards of their sizes have room for."""
+    for split in SPLITS:
+        shards = info.shards[split]
+        if (rows := sum(shard.rows for shard in shards)) != info.rows(split):
+            raise InputError(
+                f"{where}: {FILE} has {split} = {info.rows(split)}; allowed: {rows}, the rows of its {len(shards)} "
+                "shards"
+            )
+        for shard in shards:
+            most = shard.bytes // max(1, prod(info.image_shape))
+            if not 0 < shard.rows <= most:
+                raise InputError(
+                    f"{where}: {FILE} has {shard.name} with rows = {shard.rows}; allowed: 1 to {most}, for which "
+                    f"{shard.bytes} bytes have room"
+                )
 
 
 def check_agrees(info: DatasetInfo, data: DataConfig) -> None:

@@ -1,6 +1,7 @@
 """The images of a split as one array of several memory-mapped shards."""
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,13 @@ class Pixels:
     """Images uint8 [N, H, W, C], indexed by a slice or by an array of row numbers; only the indexed rows are read.
 
     Attributes:
+        shards: the arrays of the shards, uint8 [n, H, W, C] each.
         shape: (N, H, W, C).
     """
 
     def __init__(self, shards: Sequence[NDArray[np.uint8]]) -> None:
         """Concatenate the arrays of the shards, uint8 [n, H, W, C] each, without copying."""
-        self._shards = shards
+        self.shards = shards
         self._firsts = np.cumsum([0, *(len(shard) for shard in shards)])
         self.shape = (int(self._firsts[-1]), *shards[0].shape[1:])
 
@@ -35,7 +37,7 @@ class Pixels:
             first, last, stride = rows.indices(len(self))
             shard = int(np.searchsorted(self._firsts, first, side="right")) - 1
             if stride == 1 and first < last <= self._firsts[shard + 1]:
-                return self._shards[shard][first - self._firsts[shard] : last - self._firsts[shard]]
+                return self.shards[shard][first - self._firsts[shard] : last - self._firsts[shard]]
             rows = np.arange(first, last, stride)
         rows = np.asarray(rows)
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
@@ -44,12 +46,17 @@ class Pixels:
         homes = np.searchsorted(self._firsts, rows, side="right") - 1
         for home in np.unique(homes):
             here = homes == home
-            result[here] = self._shards[home][rows[here] - self._firsts[home]]
+            result[here] = self.shards[home][rows[here] - self._firsts[home]]
         return result
 
 
-def map_shard(path: Path) -> pa.RecordBatch:
+def map_shard(path: Path, image_shape: tuple[int, int, int], rows: int) -> pa.RecordBatch:
     """The columns of a shard, memory-mapped; nothing is believed of a file, which may come from elsewhere.
+
+    Args:
+        path: of the shard.
+        image_shape: (C, H, W) of its images, as `dataset.json` says.
+        rows: how many they are, likewise.
 
     Raises:
         InputError: it is no shard, or an altered one.
@@ -63,14 +70,16 @@ def map_shard(path: Path) -> pa.RecordBatch:
     wrong = not pa.types.is_fixed_size_binary(kinds["image"]) or kinds["label"] != pa.int64()
     if wrong or kinds["id"] != pa.string() or batch.nbytes > path.stat().st_size:
         raise InputError(f"{path}: not a shard of a prepared data set: it has other columns, or they are compressed")
+    if kinds["image"].byte_width != prod(image_shape):
+        raise InputError(f"{path}: images of {kinds['image'].byte_width} bytes; allowed: {image_shape}, as {FILE} says")
+    if len(batch) != rows:
+        raise InputError(f"{path}: {len(batch)} rows; allowed: {rows}, as {FILE} says")
     return batch
 
 
-def shard_pixels(path: Path, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def batch_pixels(batch: pa.RecordBatch, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """A shard's images, memory-mapped, uint8 [n, H, W, C]; image_shape is (C, H, W)."""
-    column = map_shard(path).column("image")
+    column = batch.column("image")
     channels, height, width = image_shape
-    if column.type.byte_width != channels * height * width:
-        raise InputError(f"{path}: images of {column.type.byte_width} bytes; allowed: {image_shape}, as {FILE} says")
     count = len(column) * channels * height * width  # the buffer may be longer, for alignment
     return np.frombuffer(column.buffers()[1], np.uint8, count).reshape(-1, height, width, channels)

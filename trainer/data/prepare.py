@@ -16,8 +16,9 @@ from trainer.config.run_config import canonical
 from trainer.data.arrays import load_array
 from trainer.data.dataset import Dataset
 from trainer.data.files import Source, scan_files
+from trainer.data.fingerprint import verify_folder
 from trainer.data.listing import File, Listing, list_source, printable
-from trainer.data.manifest import FILE, FORMAT_VERSION, MAX_REJECTED, DatasetInfo, parse
+from trainer.data.manifest import FILE, FORMAT_VERSION, MAX_REJECTED, DatasetInfo, parse, read_manifest
 from trainer.data.sources import check_source, is_array, prepared_info
 from trainer.data.split import seeded_split
 from trainer.data.store import Store, is_s3
@@ -159,7 +160,7 @@ def _done(store: Store, scan: Scan) -> DatasetInfo | None:
     try:
         text = None if store.size(FILE) is None else store.read(FILE)
         foreign = [] if text else [name for name in store.names() if not PREPARATION_FILE.fullmatch(name)]
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{store.url}: {' '.join(str(error).split())}; allowed: a writable folder") from None
     if foreign:
         raise InputError(f"{store.url}: holds {foreign[0]}; allowed: a new or an empty folder")
@@ -237,7 +238,7 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
         older = storage / "datasets" / earlier_plan(data, listing)[:16] if listing else None
         if older is not None and _is_prepared(older):
             folder = older
-            info = parse((folder / FILE).read_bytes(), str(folder))
+            info = parse(read_manifest(folder / FILE), str(folder))
             print(f"  note: {EARLIER}: {folder} (without it, they are prepared anew)", flush=True)
         else:
             scan = scan_source(data, listing)
@@ -248,12 +249,14 @@ def prepare(data: DataConfig, storage: Path) -> Dataset:
         for note in info.notes:
             print(f"  note: {printable(note)}", flush=True)
     elif is_s3(data.source):
-        folder = storage / "datasets" / f"s3-{info.fingerprint[:16]}"
+        _check_sizes(Store(data.source), info)
         info = replace(info, location=Store(data.source).url)
-        Store(str(folder)).write(FILE, info.to_json().encode())
+        manifest = info.to_json().encode()
+        folder = storage / "datasets" / f"s3-{hashlib.sha256(manifest).hexdigest()[:16]}"  # no other data set's
+        Store(str(folder)).write(FILE, manifest)
     else:
         folder = Path(data.source).absolute()
-        _check_complete(folder, info)
+        verify_folder(Dataset(folder, info), storage / "datasets" / "verified")
     return Dataset(folder, replace(info, source=data.source))
 
 
@@ -274,15 +277,25 @@ def _is_prepared(folder: Path) -> bool:
     """Whether a folder of ours holds a data set. A manifest that cannot be read is removed."""
     file = folder / FILE
     try:
-        return file.is_file() and bool(parse(file.read_bytes(), str(folder)))
+        return file.is_file() and bool(parse(read_manifest(file), str(folder)))
     except InputError:
         print(f"warning: {file} is damaged; the data are prepared again", flush=True)
         file.unlink(missing_ok=True)
         return False
 
 
-def _check_complete(folder: Path, info: DatasetInfo) -> None:
+def _check_sizes(store: Store, info: DatasetInfo) -> None:
+    """Refuse a prefix whose shards are not there, or not of the sizes that its manifest says.
+
+    Raises:
+        InputError: naming the shard, or S3 does not respond.
+    """
+    try:
+        sizes = {name: found.size for name, found in store.listing()}
+    except OSError as error:
+        raise InputError(f"data.source = {store.url!r}: {' '.join(str(error).split())[:300]}") from None
     for shard in (shard for shards in info.shards.values() for shard in shards):
-        path = folder / shard.name
-        if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise InputError(f"{path}: missing or incomplete; allowed: a file of {shard.bytes} bytes, as {FILE} says")
+        if sizes.get(shard.name) != shard.bytes:
+            raise InputError(
+                f"{store.url}/{shard.name}: missing or incomplete; allowed: {shard.bytes} bytes, as {FILE} says"
+            )

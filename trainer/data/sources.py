@@ -3,7 +3,15 @@
 from pathlib import Path
 
 from trainer.config.data import DataConfig
-from trainer.data.manifest import FILE, DatasetInfo, check_agrees, check_no_columns, check_no_white_level, parse_ours
+from trainer.data.manifest import (
+    FILE,
+    DatasetInfo,
+    check_agrees,
+    check_no_columns,
+    check_no_white_level,
+    parse_ours,
+    read_manifest,
+)
 from trainer.errors import InputError
 
 ALLOWED = (
@@ -61,10 +69,10 @@ def prepared_info(source: str) -> DatasetInfo | None:
         try:
             store = Store(source)
             return None if store.size(FILE) is None else parse_ours(store.read(FILE), source)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"data.source = {source!r}: {_line(error)}") from None
     file = Path(source) / FILE
-    return parse_ours(file.read_bytes(), source) if file.is_file() else None
+    return parse_ours(read_manifest(file), source) if file.is_file() else None
 
 
 def _on_s3(source: str) -> bool:
@@ -79,5 +87,5 @@ def _on_s3(source: str) -> bool:
         raise InputError(f"data.source = {source!r}: {_line(error)}") from None
 
 
-def _line(error: OSError) -> str:
+def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

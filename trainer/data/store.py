@@ -17,8 +17,10 @@ from pyarrow import fs
 
 from diffusion import durable
 from trainer.errors import InputError
+from trainer.files import check_bytes, read_bounded
 
 COPY_BUFFER_BYTES = 8 * 2**20
+MAX_READ_BYTES = 2**30  # of a file that is read at once: an image, a table of labels or a manifest
 
 
 def is_s3(url: str) -> bool:
@@ -70,11 +72,17 @@ class Store:
         info = self.files.get_file_info(self.path(name))
         return info.size if info.type == fs.FileType.File else None
 
-    def read(self, name: str) -> bytes:
-        """Content of a file."""
+    def read(self, name: str, most: int = MAX_READ_BYTES) -> bytes:
+        """Content of a file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it has more than `most` bytes.
+        """
         if self.local:  # Arrow takes only names that are UTF-8
-            return Path(self.path(name)).read_bytes()
+            return read_bounded(Path(self.path(name)), most)
         with self.files.open_input_file(self.path(name)) as file:
+            check_bytes(file.size(), most)
             return file.read()
 
     def beginning(self, name: str, size: int) -> bytes:

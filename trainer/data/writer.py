@@ -15,6 +15,7 @@ from pyarrow import ipc
 
 from trainer.data.cache import file_sha256
 from trainer.data.decode import WHITE_16_BIT
+from trainer.data.fingerprint import Fingerprint
 from trainer.data.manifest import FILE, SPLITS, DatasetInfo, Shard
 from trainer.data.split import Members
 from trainer.data.store import Store
@@ -73,7 +74,7 @@ def write_dataset(
         known,
         notes=(*known.notes, *writer.notes(known.peak)),
         duplicates=writer.duplicates,
-        fingerprint=writer.digest.hexdigest(),
+        fingerprint=writer.fingerprint.hexdigest(),
         train=int(members["train"].sum()),
         heldout=int(members["heldout"].sum()),
         class_counts=counts,
@@ -102,15 +103,15 @@ def _columns(image_shape: tuple[int, int, int]) -> tuple[list[str], list[pa.Data
 
 
 class _DatasetWriter:
-    """Writes the shards of one data set, and gathers its digest and its pixel statistics.
+    """Writes the shards of one data set, and gathers its fingerprint and its pixel statistics.
 
     Attributes:
-        digest: running SHA-256 of what was written: of each split its images, then its labels.
+        fingerprint: of what was written.
         duplicates: number of held-out images whose pixels are those of a training image.
     """
 
     def __init__(self, store: Store, image_shape: tuple[int, int, int]) -> None:
-        self.digest = hashlib.sha256()
+        self.fingerprint = Fingerprint(image_shape)
         self._store, self._shape = store, image_shape
         self._level_counts = np.zeros((image_shape[0], 256), dtype=np.int64)
         self._trained_on = set[bytes]()
@@ -119,19 +120,18 @@ class _DatasetWriter:
 
     def split(self, split: str, blocks: Iterator[Block], labels: NDArray[np.int64]) -> tuple[Shard, ...]:
         """Write the shards of one split; `labels` is int64 [n] over all its images."""
-        channels, height, width = self._shape
-        self.digest.update(f"{split} {(len(labels), height, width, channels)}".encode())
+        self.fingerprint.begin(split, len(labels))
         shards: list[Shard] = []
         first = 0
         for block in _regrouped(blocks, rows_per_shard(self._shape)):
             if split == "train":
                 self._count(block.pixels)
             self._compare(split, block)
-            self.digest.update(block.pixels.data)
+            self.fingerprint.images(block.pixels)
             name = f"{split}-{len(shards):05d}.arrow"
             shards.append(self._shard(name, block, labels[first : first + len(block.ids)]))
             first += len(block.ids)
-        self.digest.update(labels.astype("<i8").tobytes())
+        self.fingerprint.labels(labels)
         return tuple(shards)
 
     def _compare(self, split: str, block: Block) -> None:

@@ -261,11 +261,15 @@ def _from_registry(name: str, alias: str, given: str | None) -> EvaluationTarget
     storage = default_storage()
     uri = tracking_uri(given, storage)
     package, config_json, run_id = fetch(name, alias, uri, storage / "fetched")
-    config = RunConfig.model_validate_json(config_json)
+    try:
+        config = RunConfig.model_validate_json(config_json)
+    except ValidationError as error:
+        raise InputError(f"MODEL = {name}@{alias}: its configuration: {describe(error, RunConfig)}") from None
     data, evaluation, notes = without_paths(config)
     for note in notes:
         print(f"note: {printable(note)}", file=sys.stderr)
-    return EvaluationTarget(f"{name}@{alias}", package, data, evaluation, Path(), storage, MlflowRef(uri, run_id))
+    mlflow_run = MlflowRef(uri, run_id)
+    return EvaluationTarget(f"{name}@{alias}", package, data, evaluation, Path(), storage, mlflow_run, of_others=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ standard error is much smaller than that of either value. Samples are independen
 # safetensors has few type hints:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.errors import InputError
 from trainer.evaluate.results import PER_IMAGE
-from trainer.files import is_mapping
+from trainer.files import MAX_JSON_BYTES, check_bytes, is_mapping, read_json
 from trainer.run.summary import LIKELIHOODS, Evaluated, Score, evaluated_from_json
 
 COMPARABLE_SAMPLE_METRIC = re.compile(
@@ -149,7 +148,7 @@ def read(folder: Path, name: str) -> ComparedModel:
     if file is None:
         raise InputError(f"{folder}: no evaluation; allowed: a folder with {' or '.join(FILES)}")
     try:
-        values: object = json.loads(file.read_text())
+        values: object = read_json(file)
         if not is_mapping(values) or "dataset_fingerprint" not in values:
             raise ValueError("no dataset_fingerprint")
         fingerprint, evaluated = str(values["dataset_fingerprint"]), evaluated_from_json(values)
@@ -159,15 +158,19 @@ def read(folder: Path, name: str) -> ComparedModel:
 
 
 def _per_image(file: Path, fingerprint: str) -> dict[str, NDArray[np.float64]]:
-    """Bits/dim of each held-out image by metric, float64 [N]; empty if the file is missing or of other data."""
+    """Bits/dim of each held-out image by metric, float64 [N]; empty if the file is missing, spoilt or of other data."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_bytes(file.stat().st_size, MAX_JSON_BYTES)
         with safe_open(file, "numpy") as tensors:
-            metadata: dict[str, str] = tensors.metadata()
+            metadata: dict[str, str] = tensors.metadata() or {}
             if metadata["dataset_fingerprint"] != fingerprint:
                 return {}
             nats_per_bit_per_dim = math.log(2) * int(metadata["dimensions"])
-            return {f"{name}_bpd": tensors.get_tensor(name) / nats_per_bit_per_dim for name in tensors.keys()}  # noqa: SIM118 - no mapping
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            nats = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return {}
+    if nats_per_bit_per_dim <= 0 or any(each.ndim != 1 or each.dtype != np.float64 for each in nats.values()):
+        return {}
+    return {f"{name}_bpd": each / nats_per_bit_per_dim for name, each in nats.items()}

@@ -22,10 +22,12 @@ from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.extractors.dimensions import check_sizes
 from trainer.evaluate.extractors.requirements import check_extractors
+from trainer.files import read_json
 from trainer.run.identity import read_run, read_summary, trained_on as run_trained_on
 from trainer.run.paths import RunPaths
 
 BUILT_IN = ("digits",)  # data sets that are no files of anybody
+MAX_SIDE = 256  # in pixels, of images that somebody else would have those of 8 x 8 enlarged to
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class EvaluationTarget:
         storage: folder of prepared data sets.
         mlflow_run: the MLflow run that trained it; None if there is none.
         any_data: whether the data were named for this evaluation, and need not be those that it was trained on.
+        of_others: whether somebody else chose its solver and at which numbers of evaluations samples are scored.
     """
 
     name: str
@@ -59,6 +62,7 @@ class EvaluationTarget:
     storage: Path
     mlflow_run: MlflowRef | None = None
     any_data: bool = False
+    of_others: bool = False
 
     @property
     def network(self) -> str:
@@ -72,7 +76,7 @@ class EvaluationTarget:
 
     @property
     def _config(self) -> dict[str, Any]:
-        return json.loads((self.package / "config.json").read_text())
+        return read_json(self.package / "config.json")
 
     @property
     def unsaid(self) -> str | None:
@@ -174,7 +178,8 @@ def find_target(
     if (folder / "manifest.json").is_file():
         if folder.name == "package" and (folder.parent / "run.json").is_file():
             return _of_run(folder.parent, trusted)
-        return EvaluationTarget(model, folder, DataConfig(source="?"), _packaged(folder), Path(), default_storage())
+        data = DataConfig(source="?")
+        return EvaluationTarget(model, folder, data, _packaged(folder), Path(), default_storage(), of_others=True)
     name, at, alias = model.partition("@")
     if folder.exists() or not (at and name and alias):
         raise InputError(
@@ -203,7 +208,8 @@ def _of_others(run: Path, config: RunConfig, paths: RunPaths) -> EvaluationTarge
     data, evaluation, notes = without_paths(config)
     for note in (f"{run} is another user's, or everybody can write to it; --trust-run takes its settings", *notes):
         print(f"note: {printable(note)}", file=sys.stderr)
-    return EvaluationTarget(str(config.run.name), paths.package.absolute(), data, evaluation, Path(), default_storage())
+    name, package = str(config.run.name), paths.package.absolute()
+    return EvaluationTarget(name, package, data, evaluation, Path(), default_storage(), of_others=True)
 
 
 def _packaged(package: Path) -> EvaluationConfig:
@@ -213,9 +219,7 @@ def _packaged(package: Path) -> EvaluationConfig:
     try:
         check_files(package)
         solver = json.loads((package / "config.json").read_text())["solver"]
-        found = EvaluationConfig.model_validate_json(json.dumps({"solver": solver}))
-        check_evaluations(found.solver)
-        return found
+        return EvaluationConfig.model_validate_json(json.dumps({"solver": solver}))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"MODEL = {package}: not a complete package: {str(error).splitlines()[0]}") from None
 
@@ -232,6 +236,9 @@ def without_paths(config: RunConfig) -> tuple[DataConfig, EvaluationConfig, list
     data, evaluation, notes = config.data, config.evaluation, list[str]()
     if data.source not in BUILT_IN:
         notes.append(f"its settings say that it was trained on {data.source!r}; data are read from --data alone")
+        data = DataConfig(source="?")
+    elif (data.size or 0) > MAX_SIDE:
+        notes.append(f"its settings enlarge {data.source} to {data.size} pixels; data are read from --data alone")
         data = DataConfig(source="?")
     if evaluation.inception_file is not None or "inception" in evaluation.extractors:
         notes.append("its settings name a file for inception; it is used with --inception-file alone")
@@ -252,13 +259,16 @@ def with_options(target: EvaluationTarget, options: argparse.Namespace) -> Evalu
     """Apply the command line options to the target.
 
     Raises:
-        InputError: an output folder or a data source is missing, or a solver is invalid.
+        InputError: an output folder or a data source is missing, a solver is invalid, or one that somebody else chose
+            would not come to an end.
         ValidationError: another setting is invalid.
     """
     values = target.evaluation.model_dump(mode="json") | _changes(target, options)
     if options.solver is not None or options.nfe is not None:
         values["solver"] = _solver(target.evaluation.solver, options.solver, options.nfe).model_dump(mode="json")
     evaluation = EvaluationConfig.model_validate_json(json.dumps(values))
+    if target.of_others:
+        _check_ends(evaluation, options)
     data = target.data if options.data is None else DataConfig(source=options.data)
     if data.source == "?":
         raise InputError("--data: the package does not name its data source; allowed: a data source")
@@ -266,6 +276,18 @@ def with_options(target: EvaluationTarget, options: argparse.Namespace) -> Evalu
         raise InputError("--out: missing; allowed: an output folder, required unless MODEL is the folder of a run")
     out = (options.out or target.out).absolute()
     return replace(target, evaluation=evaluation, data=data, out=out, any_data=options.data is not None)
+
+
+def _check_ends(evaluation: EvaluationConfig, options: argparse.Namespace) -> None:
+    """Refuse what is not from the command line, and evaluates the network too often for an image."""
+    try:
+        if options.solver is None and options.nfe is None:
+            check_evaluations(evaluation.solver)
+        if options.nfe_curve is None:
+            for nfe in evaluation.nfe_curve:
+                check_evaluations(limit_nfe(evaluation.solver, nfe))
+    except ValueError as error:
+        raise InputError(f"{error}; or --solver, --nfe and --nfe-curve of your own") from None
 
 
 def _changes(target: EvaluationTarget, options: argparse.Namespace) -> dict[str, Any]:

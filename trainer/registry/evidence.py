@@ -8,6 +8,8 @@ while they are those of its package.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, one_line
 from trainer.evaluate.comparison import FILES
 from trainer.evaluate.results import PER_IMAGE
-from trainer.files import read_json
+from trainer.files import MAX_JSON_BYTES, read_bounded, read_json
 from trainer.run.paths import RunPaths
 from trainer.tracking.client import is_outage
 from trainer.tracking.standalone import check_run, check_size, fetch_results
@@ -45,12 +47,13 @@ def fetch_scores(client: "MlflowClient", version: "ModelVersion", tracking_uri: 
     Raises:
         InputError: the registry has none of this version; says why.
     """
-    there = _names(client, version, tracking_uri)
-    if there & set(FILES):
-        for name in there & {*FILES, PER_IMAGE}:
-            _download(client, version, f"{FOLDER}/{name}", tracking_uri, into)
-        return into / FOLDER
-    return _of_run(version, tracking_uri, into)
+    with _asked(version):
+        there = _names(client, version, tracking_uri)
+        if there & set(FILES):
+            for name in there & {*FILES, PER_IMAGE}:
+                _download(client, version, f"{FOLDER}/{name}", tracking_uri, into)
+            return into / FOLDER
+        return _of_run(version, tracking_uri, into)
 
 
 def fetch_config(client: "MlflowClient", version: "ModelVersion", tracking_uri: str, into: Path) -> str:
@@ -59,11 +62,14 @@ def fetch_config(client: "MlflowClient", version: "ModelVersion", tracking_uri: 
     Raises:
         InputError: the registry has none of this version; says why.
     """
-    if CONFIG in _names(client, version, tracking_uri):
-        return _download(client, version, f"{FOLDER}/{CONFIG}", tracking_uri, into).read_text()
+    with _asked(version):
+        if CONFIG in _names(client, version, tracking_uri):
+            file = _download(client, version, f"{FOLDER}/{CONFIG}", tracking_uri, into)
+            return read_bounded(file, MAX_JSON_BYTES).decode()
     try:
         check_run(client, str(version.run_id), tracking_uri)
-        return Path(client.download_artifacts(str(version.run_id), CONFIG, str(into))).read_text()
+        file = Path(client.download_artifacts(str(version.run_id), CONFIG, str(into)))
+        return read_bounded(file, MAX_JSON_BYTES).decode()
     except InputError:
         raise
     except Exception as error:
@@ -83,7 +89,7 @@ def _of_run(version: "ModelVersion", tracking_uri: str, into: Path) -> Path:
         raise InputError(f"version {version.version} has no scores of its own, and its run {version.run_id} has none")
     try:
         measured = str(read_json(file).get("package_sha256", ""))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"version {version.version}: {file.name} of its run {version.run_id}: {error}") from None
     own = version.tags.get("package_sha256")
     if measured and own and measured != own:
@@ -94,23 +100,32 @@ def _of_run(version: "ModelVersion", tracking_uri: str, into: Path) -> Path:
     return folder
 
 
+@contextmanager
+def _asked(version: "ModelVersion") -> Generator[None]:
+    """Turn whatever is wrong with what a version has into an InputError that names it; an outage stays one."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if is_outage(error):
+            raise
+        raise InputError(f"version {version.version}: {one_line(error)}") from None
+
+
 def _names(client: "MlflowClient", version: "ModelVersion", tracking_uri: str) -> set[str]:
     """Names of the files in a version's evidence; empty where it has none, or its artifacts are gone."""
     from mlflow.artifacts import list_artifacts
 
     try:
         files = list_artifacts(_uri(client, version, FOLDER, tracking_uri), tracking_uri=tracking_uri)
-    except InputError:
-        raise
     except Exception as error:
         if isinstance(error, FileNotFoundError) or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             return set()
-        if is_outage(error):
-            raise
-        raise InputError(f"version {version.version}: {one_line(error)}") from None
+        raise
     for file in files or []:
         check_size(f"version {version.version}: {file.path}", file.file_size)
-    return {Path(str(file.path)).name for file in files or []}
+    return {Path(str(file.path)).name for file in files or [] if not file.is_dir}
 
 
 def _download(client: "MlflowClient", version: "ModelVersion", path: str, tracking_uri: str, into: Path) -> Path:

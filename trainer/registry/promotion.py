@@ -8,7 +8,9 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from trainer.config.run import CHALLENGER
 from trainer.errors import InputError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 DECISION, REASON, TIME = "dualview.gate", "dualview.gate_reason", "dualview.gate_time"
+
+HISTORY = TypeAdapter(list[Annotated[str, Field(pattern=r"^[0-9]{1,18}$")]])
 
 Decide = Callable[[str | None], Decision]
 
@@ -35,7 +39,7 @@ def decide_alias(client: "MlflowClient", name: str, number: str, alias: str, dec
     """
     tags = client.get_model_version(name, number).tags
     if DECISION in tags:
-        return Decision(tags[DECISION] != CHALLENGER, tags[REASON])
+        return Decision(tags[DECISION] != CHALLENGER, tags.get(REASON, ""))
     client.set_registered_model_alias(name, CHALLENGER, number)
     decision = None
     while decision is None:
@@ -73,9 +77,12 @@ def set_alias(client: "MlflowClient", name: str, number: str, alias: str) -> Non
 
 
 def history(client: "MlflowClient", name: str, alias: str) -> list[str]:
-    """The numbers of the versions that had the alias, the current one last."""
+    """The numbers of the versions that had the alias, the current one last; a tag that is no history is none."""
     present = version_of_alias(client, name, alias)
-    past: list[str] = json.loads(client.get_registered_model(name).tags.get(_history_tag(alias), "[]"))
+    try:
+        past = HISTORY.validate_json(client.get_registered_model(name).tags.get(_history_tag(alias), "[]"))
+    except ValidationError:
+        past = list[str]()
     if present is not None and (not past or past[-1] != present):  # given by hand, in MLflow's own pages
         past.append(present)
     return past

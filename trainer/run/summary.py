@@ -9,6 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from diffusion.config.errors import shown
+
 LIKELIHOODS = ("vlb_bpd", "continuous_vlb_bpd", "nll_bpd")
 ERROR, SPREAD = "_se", "_sd"
 
@@ -109,6 +113,8 @@ class Evaluated:
         notes: remarks for the reader, one sentence each.
     """
 
+    __pydantic_config__ = ConfigDict(strict=True, revalidate_instances="always")
+
     scores: Scores
     samples: int | None = None
     extractors: Mapping[str, ExtractorUsed] = field(default_factory=dict[str, ExtractorUsed])
@@ -159,6 +165,9 @@ class Evaluated:
         return values | ({"protocol": protocol} if protocol else {})
 
 
+EVALUATED = TypeAdapter(Evaluated)
+
+
 def _flat(scores: Scores) -> Iterator[tuple[str, float]]:
     for name, score in scores.items():
         yield name, score.value
@@ -198,7 +207,7 @@ def evaluated_from_json(values: Mapping[str, Any]) -> Evaluated:
     names += [name for name in protocols if values.get(name, 0.0) is None]  # JSON has no NaN
     derived = {f"{name}{suffix}" for name in names for suffix in (ERROR, SPREAD)}
     classes = values.get("classes")
-    return Evaluated(
+    found = Evaluated(
         scores={name: _score(name, values, protocols.get(name, {})) for name in names if name not in derived},
         samples=values.get("samples"),
         extractors={name: ExtractorUsed(**_numbers(used)) for name, used in values.get("extractors", {}).items()},
@@ -209,6 +218,12 @@ def evaluated_from_json(values: Mapping[str, Any]) -> Evaluated:
         classes=None if classes is None else ClassCounts(**{name: tuple(each) for name, each in classes.items()}),
         notes=tuple(values.get("notes", ())),
     )
+    try:
+        return EVALUATED.validate_python(found)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"{name} = {shown(problem['input'])}: {problem['msg']}") from None
 
 
 def _numbers(values: Mapping[str, Any]) -> Json:

@@ -63,7 +63,7 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
         listed = client.list_artifacts(run_id, "results")
         for file in listed:
             check_size(f"MLflow run {run_id}: {file.path}", file.file_size)
-        there = {Path(str(file.path)).name for file in listed}
+        there = {Path(str(file.path)).name for file in listed if not file.is_dir}
         for file in {*FILES, PER_IMAGE} & there:  # whose folders there are not those here, with every store
             os.replace(client.download_artifacts(run_id, f"results/{file}", str(folder)), folder / file)
     except Exception as error:  # noqa: BLE001 - told apart here

@@ -61,6 +61,7 @@ from diffusion.config import (
     check_solver,
     evaluations,
 )
+from diffusion.config.solver import limit_nfe
 from diffusion.gaussian import GaussianData
 from diffusion.process.sde import make_process
 from diffusion.solvers import ImageNoise, make_solver
@@ -364,3 +365,15 @@ def test_evaluations_are_counted_as_the_solver_asks_for_them(solver, count):
             sampler.feed(denoiser.output(*query))
             asked += 1
         assert asked == count
+
+
+@pytest.mark.parametrize("denoise", [True, False])
+@pytest.mark.parametrize("kind", [Ddim, Heun, EdmStochastic, PredictorCorrector])
+def test_as_many_steps_as_a_number_of_evaluations_allows(kind, denoise):
+    one = evaluations(kind(num_steps=1, denoise=denoise))
+    for nfe in (one, one + 1, 10, 11, 10**5):
+        found = limit_nfe(kind(denoise=denoise), nfe)
+        assert evaluations(found) <= nfe < evaluations(kind(num_steps=found.num_steps + 1, denoise=denoise))
+    with pytest.raises(ValueError, match=f"{one - 1}; allowed: at least {one}"):
+        limit_nfe(kind(denoise=denoise), one - 1)
+    assert limit_nfe(kind(denoise=denoise), 10**400).num_steps == 10**6

@@ -274,7 +274,7 @@ def test_a_prepared_folder_is_used_where_it_is(tmp_path, digits):
     used = prepare(DataConfig(source=str(digits.folder)), tmp_path)
     assert used.folder == digits.folder
     assert used.info == replace(digits.info, source=str(digits.folder))
-    assert list(tmp_path.iterdir()) == []
+    assert [path.parent for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "datasets" / "verified"]
 
 
 @pytest.mark.parametrize(

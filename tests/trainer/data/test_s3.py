@@ -85,6 +85,23 @@ def test_workers_find_it_through_the_runs_storage_and_a_node_reads_it_once(prepa
     assert not first.flags.owndata
 
 
+def test_another_data_set_does_not_take_the_place_of_one_whose_fingerprint_it_claims(bucket, prepared, node, tmp_path):
+    url, here = prepared
+    first, forged = prepare(DataConfig(source=url), tmp_path / "storage"), Store(f"{bucket}/forged")
+    for shard in (shard for shards in here.info.shards.values() for shard in shards):
+        forged.write(shard.name, Store(url).read(shard.name))
+    manifest = json.loads(Store(url).read(FILE))
+    manifest["shards"]["train"][0]["sha256"] = "e" * 64
+    forged.write(FILE, json.dumps(manifest).encode())
+    other = prepare(DataConfig(source=forged.url), tmp_path / "storage")
+    assert other.info.fingerprint == first.info.fingerprint
+    assert other.folder != first.folder
+    assert other.info.content != first.info.content
+    forged.write("train-00000.arrow", b"short")
+    with pytest.raises(InputError, match=r"train-00000\.arrow: missing or incomplete; allowed: \d+ bytes"):
+        prepare(DataConfig(source=forged.url), tmp_path / "storage")
+
+
 def test_processes_that_race_for_a_shard_get_it_once(prepared, node, monkeypatch):
     url, here = prepared
     downloads, download = [], Store.download

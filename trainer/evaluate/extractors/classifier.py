@@ -109,7 +109,7 @@ def _finished(network: Classifier) -> ClassifierExtractor:
 
 def kept_extractor(folder: Path, data: Dataset, seed: int) -> ClassifierExtractor:
     """The extractor of a data set and a seed: read from the folder, or trained and kept there."""
-    file = folder / f"classifier-{data.info.fingerprint[:16]}-{seed}.safetensors"
+    file = folder / f"classifier-{data.info.content[:16]}-{seed}.safetensors"
     network = Classifier(data.info.image_shape[0], data.info.classes)
     try:
         network.load_state_dict(load_file(file))

@@ -57,7 +57,7 @@ class ReferenceCache:
 
     def get(self, data: Dataset, name: str, extractor: FeatureExtractor) -> Reference:
         """The reference of a set of images (`baselines.image_set`), read or computed."""
-        fingerprint = data.info.fingerprint
+        fingerprint = data.info.content
         identity = {
             "format_version": FORMAT_VERSION,
             "fingerprint": fingerprint,

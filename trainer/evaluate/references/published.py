@@ -5,7 +5,7 @@ The layout is that of the first implementation (Heusel et al. 2017) and of most 
 every score.
 """
 
-import hashlib
+import stat
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -13,14 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from diffusion.frechet import FrechetReference
 from trainer.config.evaluation import EvaluationConfig, ExtractorName
+from trainer.data.cache import file_sha256
 from trainer.data.manifest import DatasetInfo
-from trainer.errors import InputError
-from trainer.evaluate.extractors.dimensions import dimensions, extractors_of
+from trainer.errors import InputError, one_line
+from trainer.evaluate.extractors.dimensions import DIMENSIONS, MAX_PIXEL_FEATURES, dimensions, extractors_of
+from trainer.runtime.memory import at_most
 
-MAX_BYTES = 2**30  # that a file expands to: the covariance of 8,192 features has half of it
+MAX_FILE_BYTES = 2**36  # which may hold images too
+MAX_BYTES = 2**30  # that reading it takes
+MAX_DIMENSIONS = max(*DIMENSIONS.values(), MAX_PIXEL_FEATURES)
+ENCRYPTED = 1  # in the flags of an archive's file
 ASYMMETRY = 1e-4  # of the largest entry: published covariances are of float32 sums
 
 
@@ -49,17 +56,14 @@ def load_published(file: Path) -> Published:
         ValueError: it is not one, or its covariance is none.
     """
     try:
-        content = file.read_bytes()
-        with zipfile.ZipFile(file) as packed:
-            used = (each for each in packed.infolist() if each.filename.removesuffix(".npy") in ("mu", "sigma"))
-            if (size := sum(each.file_size for each in used)) > MAX_BYTES:
-                raise ValueError(f"expands to {size} bytes; allowed: at most {MAX_BYTES}")
-        with np.load(file, allow_pickle=False) as arrays:
-            mean, covariance = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
-    except KeyError as error:
-        raise ValueError(f"{file}: has no {error.args[0].split()[0]}; allowed: an .npz with mu and sigma") from None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file}: not an .npz with mu and sigma: {' '.join(str(error).split())[:200]}") from None
+        _check_file(file)
+        with at_most(MAX_BYTES), zipfile.ZipFile(file) as packed:
+            mean, covariance = (_array(packed, name) for name in ("mu", "sigma"))
+        digest = file_sha256(file)
+    except MemoryError:
+        raise ValueError(f"{file}: takes more than {MAX_BYTES >> 30} GiB; allowed: an .npz with mu and sigma") from None
+    except (OSError, ValueError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file}: not an .npz with mu and sigma: {one_line(error)}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
         raise ValueError(f"{file}: mu is {mean.shape}, sigma {covariance.shape}; allowed: [d] and [d, d]")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
@@ -71,7 +75,38 @@ def load_published(file: Path) -> Published:
         raise ValueError(f"{file}: sigma is not a covariance: it is not symmetric, or a variance is negative")
     symmetric = torch.from_numpy((covariance + covariance.T) / 2)
     reference = FrechetReference.of_statistics(torch.from_numpy(mean), symmetric)
-    return Published(reference, hashlib.sha256(content).hexdigest())
+    return Published(reference, digest)
+
+
+def _check_file(file: Path) -> None:
+    """Raise OSError or ValueError for what is no file, or far larger than files of statistics and their images."""
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{status.st_size} bytes; allowed: a file of at most {MAX_FILE_BYTES}")
+
+
+def _array(packed: zipfile.ZipFile, name: str) -> NDArray[np.float64]:
+    """An array of the archive, of which the header is read first.
+
+    Raises:
+        ValueError: it is not there, not packed as NumPy does, of another type, or larger than any extractor's.
+    """
+    there = packed.NameToInfo
+    info = there.get(name) or there.get(f"{name}.npy")
+    if info is None:
+        raise ValueError(f"has no {name}")
+    if info.flag_bits & ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is encrypted or packed in another way; allowed: as np.savez_compressed packs it")
+    with packed.open(info) as stream:
+        if npy.read_magic(stream) != (1, 0):  # of which a header has 64 KiB at most
+            raise ValueError(f"{name} is not as np.savez writes it")
+        shape, _, dtype = npy.read_array_header_1_0(stream)
+    if dtype.newbyteorder("=") not in (np.float32, np.float64):
+        raise ValueError(f"{name} is {dtype}; allowed: float32 or float64")
+    if len(shape) > 2 or max(shape, default=0) > MAX_DIMENSIONS:
+        raise ValueError(f"{name} is {shape}; allowed: [d] and [d, d] with d at most {MAX_DIMENSIONS}, an extractor's")
+    with packed.open(info) as stream:
+        return np.asarray(npy.read_array(stream, allow_pickle=False), dtype=np.float64)
 
 
 def owner(config: EvaluationConfig, info: DatasetInfo, count: int) -> ExtractorName | None:
