@@ -1,15 +1,17 @@
 """Secrets in URLs are refused where they would be kept, and masked where they are shown."""
 
 import json
+import traceback
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from cluster.__main__ import main as queue
 from cluster.errors import InputError as QueueInputError
 from cluster.request import check_command
 from diffusion.config.errors import has_secret, masked
-from sampler.models import ModelError, resolve
+from sampler.models import ModelError, RegistryUnavailableError, Source, load, resolve
 from trainer.config.load import load_config
 from trainer.errors import InputError
 from trainer.evaluate.target import find_target
@@ -48,7 +50,7 @@ PLAIN = [
 @pytest.mark.parametrize("url", URLS)
 def test_a_run_does_not_record_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str):
     (tmp_path / "run.yaml").write_text(json.dumps({"run": {"tracking_uri": url, "storage": str(tmp_path)}}))
-    with pytest.raises(InputError, match=r"would be recorded with the run|not a tracking URI") as caught:
+    with pytest.raises(InputError, match=r"would be recorded|not a tracking URI") as caught:
         load_config(tmp_path / "run.yaml", [])
     assert SECRET not in str(caught.value)
     (tmp_path / "plain.yaml").write_text(json.dumps({"run": {"storage": str(tmp_path)}}))
@@ -61,10 +63,38 @@ def test_a_run_does_not_record_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ) == 2
 
 
+@pytest.mark.parametrize("url", [*URLS, f"postgresql://me:5/{SECRET}@db/mlflow"])
+def test_the_sampler_does_not_hand_it_to_ray(monkeypatch: pytest.MonkeyPatch, url: str):
+    """A replica's arguments are kept by Ray, and shown."""
+    with pytest.raises(ModelError, match=r"tracking-uri: .* would be recorded") as caught:
+        resolve("digits@champion", url)
+    assert SECRET not in str(caught.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    with pytest.raises(ModelError, match=r"tracking-uri: .* would be recorded") as caught:
+        resolve("digits@champion")
+    assert SECRET not in str(caught.value)
+
+
+def test_the_errors_of_mlflow_are_not_in_a_replicas(monkeypatch: pytest.MonkeyPatch):
+    """They show the credentials that MLflow has from the environment, in a URL; Ray keeps the text of an error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException(f"API request to https://me:{SECRET}@h/api failed")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fail)
+    with pytest.raises(RegistryUnavailableError) as caught:
+        load(Source("a@b", "a", "1", "mlflow-artifacts:/1", "http://127.0.0.1:9"))
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
 @pytest.mark.parametrize("url", PLAIN)
 def test_a_url_without_one_is_taken_and_shown_as_it_is(url: str):
     assert not has_secret(url)
     assert masked(url) == url
+
+
+def test_the_path_of_a_web_server_may_have_an_at():
+    assert not has_secret("http://h:5000/teams/@us")
 
 
 def test_of_a_long_text_the_beginning_is_shown_and_no_part_of_a_password():
