@@ -215,6 +215,16 @@ def test_the_queue_is_obeyed_and_gets_no_token(
     assert warned == []
 
 
+def test_the_reason_of_a_queue_is_shown_and_not_obeyed(
+    beating: Callable[[str], tuple[Heartbeat, list[str], list[str]]],
+):
+    with fake_queue([(200, b'{"preempt": true, "reason": "\\u001b]52;c;aGk=\\u0007"}')]) as (url, _):
+        heartbeat, asked, _ = beating(url)
+        assert until(lambda: bool(asked))
+        heartbeat.close()
+    assert asked == [r"\x1b]52;c;aGk=\x07"]
+
+
 def test_who_took_the_port_of_a_dispatcher_is_not_obeyed_and_gets_no_token(
     anchor: Path, beating: Callable[[str], tuple[Heartbeat, list[str], list[str]]], monkeypatch: pytest.MonkeyPatch
 ):

@@ -113,7 +113,7 @@ class Heartbeat:
             if self._closed.is_set():
                 return
             if answer.get("preempt") is True:
-                self._ask(str(answer.get("reason") or "the queue wants the machines back"))
+                self._ask(printable(str(answer.get("reason") or "the queue wants the machines back")))
                 return
             if self._closed.wait(self._interval_s):
                 return
