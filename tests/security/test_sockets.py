@@ -1,11 +1,13 @@
 """On one machine nothing listens but on loopback: whoever reaches the machine reaches no part of a run."""
 
+import json
 import os
 import socket
 import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -77,6 +79,42 @@ def test_a_local_ray_and_its_workers_listen_on_loopback_in_a_folder_of_their_own
         assert not open_to_others(session)
         assert not (tmp_path / ".ray").exists(), "Ray's own token, which others could read"
         process.communicate("", timeout=60)
+
+
+TRAINING = {
+    "trainer": ["-m", "trainer", "--config", "{config}"],
+    "profile": ["-m", "trainer.profile", "{config}", "--steps", "20", "--out", "{out}"],
+}
+
+
+@pytest.mark.parametrize("what", list(TRAINING))
+def test_two_workers_that_train_on_a_ray_of_their_own_listen_on_loopback(what: str, tmp_path: Path):
+    settings = {
+        "network": {"kind": "mlp", "width": 16, "depth": 1},
+        "training": {"steps": 200, "global_batch_size": 8},
+        "evaluation": {"metrics": ["denoising"]},
+        "parallel": {"workers": 2},
+        "run": {"storage": str(tmp_path / "storage"), "experiment": "heard"},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    words = [word.format(config=tmp_path / "run.yaml", out=tmp_path / "out") for word in TRAINING[what]]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_", "MLFLOW_"))
+    }
+    environment["HOME"] = str(tmp_path)  # where no other Ray has left its address
+    found = set[tuple[str, str]]()
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdout=log, stderr=log) as process,
+    ):
+        while process.poll() is None:
+            with suppress(psutil.Error):
+                children = psutil.Process(process.pid).children(recursive=True)
+                found |= listening([process.pid, *(child.pid for child in children)])
+            time.sleep(0.3)
+    assert process.returncode == 0, (tmp_path / "log").read_text()
+    assert any(name.startswith(("ray::", "python")) for _, name in found), "workers, and gloo in them"
+    assert [each for each in found if not is_loopback(each[0])] == []
 
 
 def test_nothing_of_the_stack_listens_elsewhere(cluster: Cluster):
