@@ -1,8 +1,10 @@
 """A temporary folder that no other user of the machine can enter, whatever is made in it."""
 
+import functools
 import os
 import secrets
 import stat
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +47,26 @@ def is_ours(path: Path) -> bool:
     except OSError:
         return False
     return not stat.S_ISLNK(status.st_mode) and status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o002
+
+
+@functools.cache
+def warn_of_others(folder: Path) -> None:
+    """Say, once, that other users of this machine can put files into the folder of a Ray that jobs are given to."""
+    if open_to_others(folder):
+        print(
+            f"warning: every user of this machine can replace the code of jobs in {folder}: start Ray with --temp-dir "
+            "in a folder of mode 700",
+            file=sys.stderr,
+        )
+
+
+def open_to_others(folder: Path) -> bool:
+    """Whether other users of this machine can put files into a folder."""
+    try:
+        ways = [each.stat().st_mode & 0o001 for each in folder.resolve().parents]
+        return bool(folder.stat().st_mode & 0o002) and all(ways)
+    except OSError:  # it is another machine's
+        return False
 
 
 def use_private_token() -> None:

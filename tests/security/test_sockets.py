@@ -6,20 +6,23 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from diffusion.private_folder import private_folder, read_own, use_private_token
+from diffusion.private_folder import open_to_others, private_folder, read_own, use_private_token
 from infra import lifecycle, machine
 from infra.stack import Stack
 from sampler.service import ServeError, connect
 from tests.conftest import ROOT, Cluster, listening
-from trainer.runtime.ray_cluster import open_to_others
+from trainer.runtime.ray_cluster import connect_ray
 
 pytestmark = pytest.mark.integration
 
@@ -148,6 +151,25 @@ def test_a_folder_is_open_where_others_can_come_to_it(tmp_path: Path):
     assert open_to_others(inner) == reachable
     (tmp_path / "a").chmod(0o700)
     assert not open_to_others(inner)
+
+
+@pytest.mark.parametrize("join", [connect, connect_ray])
+def test_a_ray_whose_folder_is_open_to_others_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], join: Callable[[], None]
+):
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o777)
+    node = SimpleNamespace(get_session_dir_path=lambda: str(folder), head=False)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://nowhere")
+    monkeypatch.setattr("ray.init", lambda *_, **__: None)
+    monkeypatch.setattr("ray._private.worker._global_node", node)
+    try:
+        for _ in range(2):
+            join()
+    finally:
+        folder.rmdir()
+    said = capsys.readouterr().err
+    assert said.count(f"warning: every user of this machine can replace the code of jobs in {folder}") == 1
 
 
 def test_a_cluster_that_somebody_else_has_left_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
