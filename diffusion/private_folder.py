@@ -1,7 +1,9 @@
 """A temporary folder that no other user of the machine can enter, whatever is made in it."""
 
 import functools
+import grp
 import os
+import pwd
 import secrets
 import stat
 import sys
@@ -24,29 +26,35 @@ def private_folder() -> Path:
 
 
 def read_own(file: Path) -> str | None:
-    """The text of a small file that is this user's or root's and that nobody else can write to; None for any other.
-
-    A group of the user's own may.
-    """
+    """The text of a small file that is this user's or root's and that nobody else can write to; None for any other."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     with os.fdopen(descriptor, errors="replace") as opened:
         status = os.fstat(descriptor)
-        others = 0o002 if status.st_gid == os.getgid() == os.getuid() else 0o022
-        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.getuid(), 0) or status.st_mode & others:
+        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.getuid(), 0) or _others_write(status):
             return None
         return opened.read(4096).strip() or None
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file or folder, which is no link, is this user's or root's, and not for everybody to write to."""
+    """Whether a file or folder, which is no link, is this user's or root's, and nobody else can write to it."""
     try:
         status = path.lstat()
     except OSError:
         return False
-    return not stat.S_ISLNK(status.st_mode) and status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o002
+    return not stat.S_ISLNK(status.st_mode) and status.st_uid in (os.getuid(), 0) and not _others_write(status)
+
+
+def _others_write(status: os.stat_result) -> bool:
+    """Whether others than the owner can write to a file: everybody, or a group that is not the owner's alone."""
+    try:
+        owner, group = pwd.getpwuid(status.st_uid), grp.getgrgid(status.st_gid)
+        alone = (group.gr_gid, group.gr_name) == (owner.pw_gid, owner.pw_name) and not {*group.gr_mem} - {owner.pw_name}
+    except KeyError:  # without names, as in a container
+        alone = status.st_uid == status.st_gid
+    return bool(status.st_mode & (0o002 if alone else 0o022))
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from diffusion.private_folder import open_to_others, private_folder, read_own, use_private_token
+from diffusion.private_folder import is_ours, open_to_others, private_folder, read_own, use_private_token
 from infra import lifecycle, machine
 from infra.stack import Stack
 from sampler.service import ServeError, connect
@@ -170,6 +170,31 @@ def test_a_ray_whose_folder_is_open_to_others_is_warned_of(
         folder.rmdir()
     said = capsys.readouterr().err
     assert said.count(f"warning: every user of this machine can replace the code of jobs in {folder}") == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "members", "mode", "ours"),
+    [
+        ("me", [], 0o664, True),
+        ("me", ["me"], 0o664, True),
+        ("me", ["other"], 0o664, False),
+        ("team", [], 0o664, False),
+        ("team", [], 0o644, True),
+        ("me", [], 0o666, False),
+    ],
+)
+def test_what_a_group_can_write_to_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, members: list[str], mode: int, ours: bool
+):
+    """Unless the group is the user's own, as many systems give everybody one."""
+    file = tmp_path / "run.json"
+    file.write_text("{}")
+    file.chmod(mode)
+    gid = file.stat().st_gid
+
+    monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_gid=gid, gr_name=group, gr_mem=members))
+    monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_gid=gid, pw_name="me"))
+    assert is_ours(file) == (read_own(file) is not None) == ours
 
 
 def test_a_cluster_that_somebody_else_has_left_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
