@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from diffusion.config import DiTConfig, MLPConfig, UNetConfig, VpProcess
+from diffusion.interop.diffusers_folder import SHARDS, load_diffusers
 from diffusion.package import (
     CONFIG,
     MANIFEST,
@@ -313,3 +316,48 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(PackageError, match="Not a directory"):
         load_package(tmp_path / "file")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A network as diffusers leaves it, in several files."""
+    model = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=8,
+    )
+    DDPMScheduler(num_train_timesteps=50).save_pretrained(tmp_path / "scheduler")
+    model.save_pretrained(tmp_path / "unet", max_shard_size="5kB")
+    load_diffusers(tmp_path / "unet")
+    return tmp_path / "unet"
+
+
+@pytest.mark.parametrize("variant", [None, "ema"])
+@pytest.mark.parametrize("name", ["x.bin", "x", "x.safetensors.pt", "../x.safetensors", "pipe.safetensors", 3, None])
+def test_of_a_diffusers_folder_no_pickle_is_read(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, name: object, variant: str | None
+):
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("a pickle is read"))
+    for place in ("x.bin", "x", "x.safetensors.pt", "../x.safetensors"):
+        torch.save({}, shards / place)
+    os.mkfifo(shards / "pipe.safetensors")
+    index = json.loads((shards / SHARDS).read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], name)
+    named = shards / (SHARDS.replace(".json", ".ema.json") if variant else SHARDS)
+    named.write_text(json.dumps(index))
+    (shards / "diffusion_pytorch_model.ema.safetensors").touch()
+    with pytest.raises(ValueError, match=rf"shard '{name}'; allowed: the names of \.safetensors files beside it"):
+        load_diffusers(shards, variant=variant)
+
+
+def test_files_that_are_not_read_are_no_room_for_weights(shards: Path):
+    with (shards / "another.safetensors").open("wb") as file:
+        file.truncate(2**40)
+    settings = json.loads((shards / "config.json").read_text())
+    (shards / "config.json").write_text(json.dumps({**settings, "block_out_channels": [8192]}))
+    with pytest.raises(ValueError, match=r"do not fit the network of config\.json: \d+ bytes for"):
+        load_diffusers(shards)
