@@ -38,6 +38,13 @@ def read_own(file: Path) -> str | None:
         return opened.read(4096).strip() or None
 
 
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only this user can read, in the place of whatever has its name."""
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="backslashreplace") as new:
+        new.write(text)
+
+
 def is_ours(path: Path) -> bool:
     """Whether a file or folder, which is no link, is this user's or root's, and nobody else can write to it."""
     try:
@@ -85,8 +92,7 @@ def use_private_token() -> None:
     if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         file = private_folder() / "ray_token"
         part = file.with_name(f"ray_token.{secrets.token_hex(4)}")  # whole, before anybody reads it
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
-            new.write(secrets.token_hex(32))
+        write_private(part, secrets.token_hex(32))
         try:
             with suppress(FileExistsError):
                 os.link(part, file)
