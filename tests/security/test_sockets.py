@@ -257,6 +257,31 @@ def test_a_port_that_somebody_else_took_is_shown_no_token(tmp_path: Path):
         stack = Stack("0" * 32, ports, str(tmp_path), kept=False)
         with pytest.raises(lifecycle.StackError, match=f"port {port} was taken by another user while mlflow started"):
             lifecycle._wait(stack, tmp_path)
-        with socket.create_connection(("127.0.0.1", port)) as nothing:
-            nothing.sendall(b"nothing yet")
+        assert "b''" in other.stdout.readline(), "nothing is sent over the connection"
+
+
+def test_a_port_that_somebody_else_took_between_two_looks_is_shown_no_token():
+    """Whoever has accepted the connection is looked at, and not whoever listens a moment earlier or later."""
+    if os.getuid():
+        pytest.skip("a socket of another user takes root")
+    listen = (
+        "import os, socket, sys\nos.setuid(65534)\nserver = socket.create_server(('127.0.0.1', 0))\n"
+        "print(server.getsockname()[1], flush=True)\nconnection = server.accept()[0]\nserver.close()\n"
+        "print('accepted', flush=True)\nprint(connection.recv(1000), flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", listen], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            assert other.stdout.readline() == "accepted\n"
+            assert not machine.is_taken_by_others(port), "nobody listens there any more"
+            assert machine.is_taken_by_others(port, connection.getsockname()[1])
+            connection.sendall(b"nothing yet")
         assert "nothing yet" in other.stdout.readline()
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        port = own.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            client = connection.getsockname()[1]
+            assert not machine.is_taken_by_others(port, client), "which nobody has accepted yet"
+            with own.accept()[0]:
+                assert not machine.is_taken_by_others(port, client)
