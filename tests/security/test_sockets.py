@@ -115,9 +115,12 @@ def test_two_workers_that_train_on_a_ray_of_their_own_listen_on_loopback(what: s
                 children = psutil.Process(process.pid).children(recursive=True)
                 found |= listening([process.pid, *(child.pid for child in children)])
             time.sleep(0.3)
-    assert process.returncode == 0, (tmp_path / "log").read_text()
-    assert any(name.startswith(("ray::", "python")) for _, name in found), "workers, and gloo in them"
+    said = (tmp_path / "log").read_text()
     assert [each for each in found if not is_loopback(each[0])] == []
+    if "The current node timed out during startup" in said:
+        pytest.skip("Ray gives a node 30 s to start, which this machine was too busy for")
+    assert process.returncode == 0, said
+    assert any(name.startswith(("ray::", "python")) for _, name in found), "workers, and gloo in them"
 
 
 def test_nothing_of_the_stack_listens_elsewhere(cluster: Cluster):
