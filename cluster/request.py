@@ -27,18 +27,24 @@ SELF_DESCRIBING_COMMANDS = (["trainer"], ["tuning", "run"])
 PYTHON_EXECUTABLE = re.compile(r"(.*/)?python[\d.]*")
 INHERITED_VARIABLES = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT")
 DRY_RUN_TIMEOUT_S = 120
-# a URL with a password, with whatever is before a web server's name, or with a parameter that is a secret by its name
-SECRET_URL = re.compile(
+# a parameter of a URL that is a secret by its name
+_PARAMETER = (
+    r"://\S{0,2000}?[?&;#](?:[\w.-]{0,100}(?:pass|pwd|secret|token(?!s|iz)|credential|signature|jwt|bearer)[\w.-]{0,100}"
+    r"|[\w.-]{0,100}(?:api|access|account|shared|private|subscription)[_.-]?key|sig|auth"
+)
+# of a connection string, or of anything else, where it is plain: not `pad_token=0`, `key=value` or `$PASSWORD`
+_NAMED = (
+    r"|(?:passw(?:or)?d|passphrase|(?:api|access|account|shared|private|secret|subscription)[_-]?key"
+    r"|(?:access|api|auth|refresh|session)[_-]?token|client[_-]?secret|accesssignature|(?<![^\W_])(?:jwt|bearer))"
+    r"\s{0,9}=\s{0,9}['\"]?[^\s'\"$;&]"
+)
+# a URL with a password or with whatever is before a web server's name, or one of these parameters
+SECRET_VALUE = re.compile(
     r"(?i)https?://[^\s/@]+@|(?<!http)(?<!https)://[^\s/@:]*:\S*@|(?:\b|%3b)pwd(?:=|%3d)"
-    r"|://\S{0,2000}?[?&;#](?:[\w.-]{0,100}(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]{0,100}"
-    r"|sig|key|auth)="
+    rf"|{_PARAMETER}|(?:[\w.-]{{0,100}}[_.-])?key)={_NAMED}"
 )
 # of a command, which has more words that look like it: /work, $PWD, an image's digest
-SECRET_WORD = re.compile(
-    r"(?i)https?://[^\s/@]+@|://[^\s/@:]{0,200}:[^\s/@]+@"
-    r"|://\S{0,2000}?[?&;#](?:[\w.-]{0,100}(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]{0,100}"
-    r"|sig|auth)="
-)
+SECRET_WORD = re.compile(rf"(?i)https?://[^\s/@]+@|://[^\s/@:]{{0,200}}:[^\s/@]+@|{_PARAMETER})={_NAMED}")
 MAX_ARRAY = 10_000
 MAX_ARRAY_BYTES = 2**24
 MAX_WORD = 4096  # characters of a value
@@ -325,7 +331,7 @@ def check_command(command: Sequence[str]) -> None:
     """Check what everybody will see of a command.
 
     Raises:
-        InputError: it has a URL with a secret in it, or is longer than Linux takes.
+        InputError: it has a secret that is plain to see, or is longer than Linux takes.
     """
     if (size := len(shlex.join(command).encode(errors="surrogateescape"))) > MAX_COMMAND_BYTES:
         raise InputError(f"the command has {size} bytes; allowed: at most {MAX_COMMAND_BYTES}")
@@ -333,9 +339,9 @@ def check_command(command: Sequence[str]) -> None:
         _refuse_secret("the command", word, SECRET_WORD)
 
 
-def _refuse_secret(where: str, text: str, secret: re.Pattern[str] = SECRET_URL) -> None:
+def _refuse_secret(where: str, text: str, secret: re.Pattern[str] = SECRET_VALUE) -> None:
     if secret.search(text):
         raise InputError(
-            f"{where}: a URL with a password or a token, which everybody could read; allowed: a URL without, and "
+            f"{where}: holds a password or a token, which everybody could read; allowed: a URL without, and "
             "--secret NAME=FILE for what is secret"
         )

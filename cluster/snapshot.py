@@ -24,12 +24,16 @@ ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 IGNORE = ".dualviewignore"
 # as .gitignore is written; what is usually a secret, or has one in it
 SECRETS = (
-    ".env", ".env.*", "!.env.example", "!.env.sample", "!.env.template", ".envrc", ".netrc", "_netrc", ".pgpass",
-    ".pypirc", ".npmrc", ".htpasswd", ".git-credentials", ".my.cnf", ".s3cfg", ".boto", "*.pem", "*.key", "*.p12",
-    "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "id_*_sk", "*.env",
-    "credentials.json", "client_secret*.json", "service-account*.json", "service_account*.json", "secrets.y*ml",
-    "secrets.json", "secrets.toml", "kubeconfig", ".aws/", ".azure/", ".ssh/", ".gnupg/", ".kube/", ".docker/",
-    "**/.config/gcloud/", ".huggingface/", ".git/",
+    ".env", ".env.*", "!.env.example", "!.env.sample", "!.env.template", ".envrc", "*.env", "*.env~", ".netrc",
+    "_netrc", ".pgpass", ".pypirc", ".npmrc", ".htpasswd", ".git-credentials", ".my.cnf", ".s3cfg", ".boto",
+    ".databrickscfg", "rclone.conf", "kubeconfig", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx",
+    "*.ppk", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "id_*_sk", "!id_*.pub", "!id_*.py", "credentials.json",
+    "client_secret*.json", "service-account*.json", "service_account*.json", "kaggle.json", "secrets.y*ml",
+    "secrets.json", "secrets.toml", "*.tfvars", "*.tfvars.json", "*.tfstate", "*.tfstate.*", ".aws/", ".azure/",
+    ".ssh/", ".gnupg/", ".kube/", ".docker/", "**/.config/gcloud/", "**/.config/gh/", ".huggingface/",
+    "**/.cache/huggingface/", "**/.mlflow/credentials", ".ray/", ".git/", "ray_token", "ray_token.*",
+    # the queue's: keys of attempts, and copies of secrets, in folders whose names are ordinary ones for code
+    "**/tokens/dualview-*", f"**/secrets/{32 * '[0-9a-f]'}/",
 )  # fmt: skip
 FOLDER = "snapshots"  # of the queue's files
 SKIPPED_FOLDERS = {"__pycache__", ".venv", ".git"}

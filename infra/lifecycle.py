@@ -16,9 +16,9 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.parse import quote
 
@@ -146,28 +146,42 @@ def _mlflow_command(stack: Stack, var: Path) -> list[str]:
 
 def _wait(stack: Stack, var: Path) -> None:
     token = {"Authorization": f"Bearer {(var / 'ray_token').read_text()}"}
-    checks: list[tuple[str, int, Callable[[], HTTPResponse]]] = [
-        ("mlflow", stack.ports["mlflow"], lambda: fetch(f"{stack.tracking_uri}/health")),
-        ("ray", stack.ports["dashboard"], lambda: fetch(f"{stack.dashboard}/api/version", token)),
-        (
-            "ray",
-            stack.ports["agent"],
-            lambda: fetch(f"http://127.0.0.1:{stack.ports['agent']}/api/local_raylet_healthz", token),
-        ),
+    checks = [
+        ("mlflow", stack.ports["mlflow"], "/health", dict[str, str]()),
+        ("ray", stack.ports["dashboard"], "/api/version", token),
+        ("ray", stack.ports["agent"], "/api/local_raylet_healthz", token),
     ]
     deadline = time.monotonic() + START_TIMEOUT_S
     while checks:
-        name, port, check = checks[0]
-        if machine.is_taken_by_others(port):  # who was faster, and would be shown the token
-            raise StackError(f"port {port} was taken by another user while {name} started; try again")
+        name, port, path, headers = checks[0]
         try:
-            check().close()
+            _check(name, port, path, headers)
             checks.pop(0)
         except (OSError, HTTPException) as error:
             if time.monotonic() > deadline or not stack.processes[name].alive():
                 log = _log(var, name)
                 raise StackError(f"{name} did not start ({error}); {log} ends:\n{processes.last_lines(log)}") from error
             time.sleep(0.1)
+
+
+def _check(name: str, port: int, path: str, headers: Mapping[str, str]) -> None:
+    """Ask a part of the stack whether it is there, once it is known whose the other end of the connection is.
+
+    Raises:
+        StackError: it is another user's, who was faster, and would be shown the token.
+        OSError: no answer, or an error status.
+        HTTPException: an answer that is none.
+    """
+    connection = HTTPConnection("127.0.0.1", port, timeout=5.0)
+    try:
+        connection.connect()
+        if machine.is_taken_by_others(port, connection.sock.getsockname()[1]):
+            raise StackError(f"port {port} was taken by another user while {name} started; try again")
+        connection.request("GET", path, headers=dict(headers))
+        if (status := connection.getresponse().status) != 200:
+            raise OSError(f"it answers with status {status}")
+    finally:
+        connection.close()
 
 
 def _log(var: Path, name: str) -> Path:

@@ -42,15 +42,27 @@ def free_ports(preferred: Sequence[int]) -> list[int]:
         return [held.enter_context(_listen(port)).getsockname()[1] for port in preferred]
 
 
-def is_taken_by_others(port: int) -> bool:
-    """Whether a process of another user listens at a port of this machine."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+def is_taken_by_others(port: int, client: int | None = None) -> bool:
+    """Whether a process of another user listens at a port of this machine, or has accepted a connection to it.
+
+    Args:
+        port: of this machine.
+        client: port that the connection was made from; None looks at who listens alone.
+    """
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):  # in which those that listen come first
         with suppress(OSError), open(table) as lines:
-            for fields in map(str.split, lines):
-                listens = fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port
-                if listens and int(fields[7]) != os.getuid():
+            for _, local, remote, state, *_, owner, _, _ in (line.split()[:10] for line in lines):
+                if state not in ("0A", "01") or _port(local) != port:
+                    continue
+                # a connection that nobody has accepted yet has no owner: it is that of whoever listens
+                own = (os.getuid(),) if state == "0A" else (os.getuid(), 0)
+                if (state == "0A" or _port(remote) == client) and int(owner) not in own:
                     return True
     return False
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2], 16)
 
 
 def _listen(port: int) -> socket.socket:

@@ -232,7 +232,8 @@ def _sample_over_http(job: MainJob, stack: Stack, env: Mapping[str, str], summar
 def _serve(job: MainJob, stack: Stack, env: Mapping[str, str], model: str) -> None:
     options = ("--model", model, "--port", str(stack.ports["serve"]), "--tracking-uri", stack.tracking_uri, "--detach")
     log = job.var / "log" / "sampler.log"
-    with log.open("wb") as output:
+    log.unlink(missing_ok=True)
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as output:
         command = [sys.executable, "-m", "sampler", "serve", *options]
         deployment = subprocess.run(
             command, cwd=job.root, env=env, stdout=output, stderr=subprocess.STDOUT, check=False

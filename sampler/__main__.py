@@ -203,14 +203,15 @@ def run_serve(arguments: argparse.Namespace) -> None:
 
 def run_generate(arguments: argparse.Namespace) -> None:
     """Sample to a file, with a progress bar on the terminal."""
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from diffusion.terminal import PlainConsole
     from sampler.encode import ENCODERS, check_format
     from sampler.generate import generate
 
     console = PlainConsole(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"loading {arguments.model}", total=None)
         model = load(resolve(arguments.model, arguments.tracking_uri), device(arguments), arguments.signed_by)
         format_ = arguments.out.suffix.removeprefix(".")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from diffusion.config import ClassifierFree, SolverConfig
-from diffusion.config.errors import masked
+from diffusion.config.errors import masked, refuse_secret
 
 if TYPE_CHECKING:
     from diffusion.denoiser import Denoiser
@@ -120,7 +120,7 @@ def resolve(reference: str, tracking_uri: str | None = None) -> Source:
         tracking_uri: the registry; None for `default_tracking_uri()`.
 
     Raises:
-        ModelError: neither a folder nor a known alias.
+        ModelError: neither a folder nor a known alias, or a tracking URI with a password or a token in it.
         RegistryUnavailableError: the registry does not answer.
     """
     folder, (name, separator, alias) = Path(reference), reference.partition("@")
@@ -133,7 +133,12 @@ def resolve(reference: str, tracking_uri: str | None = None) -> Source:
         return Source(folder.name, folder.name, "local", str(folder))
     if not (separator and name and alias):
         raise ModelError(f"model: {reference}: no such folder; allowed: NAME@alias, or the path of a package folder")
-    return _resolve_alias(name, alias, _existing_database(tracking_uri or default_tracking_uri()))
+    uri = tracking_uri or default_tracking_uri()
+    try:
+        refuse_secret(uri)
+    except ValueError as error:
+        raise ModelError(f"tracking-uri: {masked(uri)}: {error}") from None
+    return _resolve_alias(name, alias, _existing_database(uri))
 
 
 def load(source: Source, device: str = "cpu", signed_by: bytes | None = None) -> Model:
@@ -250,7 +255,7 @@ def _resolve_alias(name: str, alias: str, uri: str) -> Source:
 
 @contextmanager
 def _registry_errors(reference: str, uri: str, missing: str) -> Iterator[None]:
-    """Turn MLflow's errors into ModelError or RegistryUnavailableError, without the URI's credentials."""
+    """Turn MLflow's errors, which may show credentials, into ModelError or RegistryUnavailableError, and keep none."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # or it tells of its migrations
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -258,20 +263,16 @@ def _registry_errors(reference: str, uri: str, missing: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:  # of a database whose tables this version of MLflow cannot bring up to date
-        where = masked(uri)
-        raise ModelError(
-            f"tracking-uri: {where}: not a database that this version of MLflow can use: {_one_line(error)}"
-        ) from error
+        problem = f"not a database that this version of MLflow can use: {masked(_one_line(error))}"
+        raise ModelError(f"tracking-uri: {masked(uri)}: {problem}") from None
     except (MlflowException, OSError) as error:
         code = getattr(error, "error_code", "INTERNAL_ERROR")
         if code == "RESOURCE_DOES_NOT_EXIST" or isinstance(error, FileNotFoundError):
-            raise ModelError(f"model: {reference}: {missing}") from error
+            raise ModelError(f"model: {reference}: {missing}") from None
         if code == "INTERNAL_ERROR":
-            where = masked(uri)
-            raise RegistryUnavailableError(
-                f"tracking-uri: {where}: no answer from the registry or its artifact store"
-            ) from error
-        raise ModelError(f"model: {reference}: {masked(_one_line(error))}") from error
+            problem = "no answer from the registry or its artifact store"
+            raise RegistryUnavailableError(f"tracking-uri: {masked(uri)}: {problem}") from None
+        raise ModelError(f"model: {reference}: {masked(_one_line(error))}") from None
 
 
 def _one_line(error: Exception) -> str:

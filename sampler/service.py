@@ -18,13 +18,13 @@ import ray
 from ray import serve
 from ray._common.tls_utils import add_port_to_grpc_server
 from ray._common.utils import get_ray_address_file
-from ray._private import ray_constants
+from ray._private import ray_constants, worker as ray_worker
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.serve._private import constants as serve_constants, replica as serve_replica
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import ApplicationStatus
 
-from diffusion.private_folder import private_folder, read_own, use_private_token
+from diffusion.private_folder import private_folder, read_own, use_private_token, warn_of_others
 from sampler.models import ModelError, Source, load
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ deployment = serve.deployment(
 def connect(start_if_none: bool = True) -> None:
     """Join the Ray cluster of RAY_ADDRESS, else the one on this machine, else start one that ends with this process.
 
-    That one listens on this machine alone, and its files are for this user alone.
+    That one listens on this machine alone, and its files are for this user alone; of another, whose folder others can
+    write to, it warns.
     Workers import this checkout: through PYTHONPATH, or, within a Ray job, from the job's own working directory.
 
     Raises:
@@ -138,6 +139,9 @@ def connect(start_if_none: bool = True) -> None:
     except OSError as error:  # a ConnectionError of ray.init is one too
         hint = "start one with: ray start --head; one that runs may need RAY_ADDRESS, or refuse this RAY_AUTH_TOKEN"
         raise ServeError(f"ray: {address or 'no address'}: no cluster to join; {hint}") from error
+    node: Any = getattr(ray_worker, "_global_node", None)
+    if node is not None:
+        warn_of_others(Path(node.get_session_dir_path()))
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 

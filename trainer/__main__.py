@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.command import BAD_INPUT, end, end_of_pipe, plain_output, unforeseen
+from diffusion.command import BAD_INPUT, end, end_of_pipe, plain_output, printable, unforeseen
 from diffusion.json_text import json_text
 from trainer.errors import InputError
 from trainer.runtime.command import add_keep, kept
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         except BrokenPipeError as error:
             return end_of_pipe(error)
         except OSError as error:
-            print(f"failed: the run's files cannot be read or written: {error}")
+            print(f"failed: the run's files cannot be read or written: {printable(str(error))}")
             return 1
         except Preempted as reason:
             print(f"preempted ({reason}) before the run began; the same command starts it")

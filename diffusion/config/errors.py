@@ -13,7 +13,12 @@ from pydantic_core import ErrorDetails
 MAX_SHOWN = 200  # characters of a value
 MAX_MASKED = 2000  # of a text that is looked through for secrets
 SECRET_PARAMETER = (  # of a URL, by its name
-    r"(?:[\w.-]*(?:pass|pwd|secret|token(?!s|iz)|api_?key|credential|signature)[\w.-]*|sig|key|auth)"  # noqa: S105
+    r"(?:[\w.-]*(?:pass|pwd|secret|token(?!s|iz)|credential|signature|jwt|bearer)[\w.-]*"  # noqa: S105
+    r"|(?:[\w.-]*[_.-])?key|[\w.-]*(?:api|access|account|shared|private|subscription)key|sig|auth)"
+)
+SECRET_WORDS = (  # that end the name of a secret wherever it stands, as in `host=db password=…` and `AccountKey=…`
+    r"(?:passw(?:or)?d|passphrase|(?:api|access|account|shared|private|secret|subscription)[_-]?key"  # noqa: S105
+    r"|(?:access|api|auth|refresh|session)[_-]?token|client[_-]?secret|accesssignature|(?<![^\W_])(?:jwt|bearer))"
 )
 
 
@@ -78,26 +83,46 @@ def _near_literal(problem: ErrorDetails) -> str:
 
 
 def masked(text: str) -> str:
-    """A text with the passwords and tokens of URLs in it starred out, of a long one the first MAX_MASKED characters."""
+    """A text with the passwords and tokens of URLs in it starred out, of a long one the first MAX_MASKED characters.
+
+    Those of connection strings are too, which have other separators: `host=db password=…`, `Server=db;Password=…`.
+    """
     if len(text) > MAX_MASKED:  # a password may have been cut
         text = re.sub(r"://\S*$", "://", text[:MAX_MASKED]) + "…"
-    text = re.sub(r"(https?://)[^\s/?#]*@", r"\1***@", text)
+    return _starred(text)
+
+
+def _starred(text: str) -> str:
+    text = re.sub(r"(?i)(https?://)[^\s/?#]*@", r"\1***@", text)
     text = re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", text)
     text = re.sub(r"(?i)((?:;|%3b)pwd(?:=|%3d))[^&;\s'\"%]*", r"\1***", text)
+    text = re.sub(rf"(?i)({SECRET_WORDS}\s*=\s*)('[^']*'?|\"[^\"]*\"?|[^&;\s'\"]+)", r"\1***", text)
     return re.sub(rf"(?i)([?&;#]{SECRET_PARAMETER}=)[^&\s'\"]*", r"\1***", text)
 
 
 def has_secret(url: str) -> bool:
     """Whether a URL holds a password or, for a web server, a token before the host."""
-    parts = urlsplit(url)
-    web = parts.scheme in ("http", "https")
-    return bool(
-        parts.password
-        or (web and parts.username)
-        or re.search(rf"(?i)(^|[&;]){SECRET_PARAMETER}=", parts.query)
-        or re.search(rf"(?i)(^|[&;?]){SECRET_PARAMETER}=", parts.fragment)
-        or re.search(r"(?i)pwd(=|%3d)", parts.query)
-    )
+    try:
+        parts = urlsplit(url)
+        web = parts.scheme in ("http", "https") and "@" not in parts.netloc and parts.port != 0
+        looked_at = f"?{parts.query}#{parts.fragment}" if web else url  # the path of a web server's may have an @
+    except ValueError:  # a password with a slash in it, say, where a port would be
+        looked_at = url
+    return _starred(looked_at) != looked_at
+
+
+def refuse_secret(tracking_uri: str) -> None:
+    """Refuse a tracking URI that holds a secret: it is recorded with runs, and known to the processes of Ray.
+
+    Raises:
+        ValueError: naming what is allowed.
+    """
+    if has_secret(tracking_uri):
+        raise ValueError(
+            "holds a token or a password, which would be recorded; allowed: MLFLOW_TRACKING_TOKEN or "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, the database client's own "
+            "password file for a database"
+        )
 
 
 def _walk(location: Sequence[int | str], root: object) -> tuple[type[BaseModel], list[str]]:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from diffusion.config.base import Config, Depth, Later, Width
 
+MAX_HELD = 2**33  # values that a network has of one image at a time: 32 GiB in float32
+MAX_TOKENS = 2**20  # of one image, each of which attends to all others
+
 
 class NetworkOptions(Config):
     """The fields that every network has.
@@ -57,14 +60,14 @@ class UNetConfig(NetworkOptions):
         return self
 
     def check_image(self, height: int, width: int) -> None:
-        """Refuse images that cannot be halved once for each further resolution.
+        """Refuse images that cannot be halved once for each further resolution, or that are too large for any memory.
 
         Args:
             height: of the images, in pixels.
             width: of the images, in pixels.
 
         Raises:
-            ValueError: naming the sides and what must divide them.
+            ValueError: naming the sides and what must divide them, or what there is too much of.
         """
         factor = 2 ** (len(self.channels) - 1)
         if height % factor or width % factor:
@@ -72,6 +75,12 @@ class UNetConfig(NetworkOptions):
                 f"network.channels has {len(self.channels)} resolutions, so image sides must be divisible by {factor}; "
                 f"the images are {height} x {width}: use fewer channels or another size"
             )
+        pixels = [height * width // 4**level for level in range(len(self.channels))]
+        layers = [places * channels for places, channels in zip(pixels, self.channels, strict=True)]
+        # the way up reads each layer of the way down, the last one beside as much of its own
+        held = (self.layers_per_block + 1) * sum(layers) + 2 * max(layers)
+        attended = [places for places, has in zip(pixels, self.attention, strict=True) if has]
+        _check_memory(held, max([*attended, pixels[-1]]), height, width)
 
 
 class DiTConfig(NetworkOptions):
@@ -100,20 +109,23 @@ class DiTConfig(NetworkOptions):
         return self
 
     def check_image(self, height: int, width: int) -> None:
-        """Refuse images that are not squares of whole patches.
+        """Refuse images that are not squares of whole patches, or that are too large for any memory.
 
         Args:
             height: of the images, in pixels.
             width: of the images, in pixels.
 
         Raises:
-            ValueError: naming the sides and what must divide them.
+            ValueError: naming the sides and what must divide them, or what there is too much of.
         """
         if height != width or height % self.patch_size:
             raise ValueError(
                 f"network.patch_size = {self.patch_size} needs square images whose side it divides; "
                 f"the images are {height} x {width}: use another patch_size, or network.kind = unet"
             )
+        tokens = (height // self.patch_size) ** 2
+        of_a_token = 8 * self.heads * self.head_width  # itself, queries, keys and values, and four times as many hidden
+        _check_memory(tokens * of_a_token, tokens, height, width)
 
 
 class MLPConfig(NetworkOptions):
@@ -129,7 +141,16 @@ class MLPConfig(NetworkOptions):
     depth: Depth = 3
 
     def check_image(self, height: int, width: int) -> None:
-        """Accept images of any size."""
+        """Accept images of any size: the weights grow with them, and more than anything else."""
+
+
+def _check_memory(held: int, tokens: int, height: int, width: int) -> None:
+    """Refuse what one image of height x width pixels would take of memory: its values, or tokens that attend."""
+    if held > MAX_HELD or tokens > MAX_TOKENS:
+        raise ValueError(
+            f"the network holds {held} values and attends to {tokens} places of an image of {height} x {width}; "
+            f"allowed: at most {MAX_HELD} and {MAX_TOKENS}: use smaller images, or a smaller network"
+        )
 
 
 NetworkConfig = Annotated[UNetConfig | DiTConfig | MLPConfig, Field(discriminator="kind")]

@@ -215,6 +215,27 @@ def _variant(folder: Path, variant: str | None) -> str | None:
     return found[0]
 
 
+def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The files that diffusers reads the weights of a variant from: those of the index, where there is one.
+
+    Raises:
+        ValueError: the index names anything but safetensors beside it; diffusers would read others as pickles.
+    """
+    (stem, suffix), (index, json_suffix) = WEIGHTS.rsplit(".", 1), SHARDS.rsplit(".", 1)
+    middle = f".{variant}" if variant else ""
+    index = folder / f"{index}{middle}.{json_suffix}"
+    if not index.is_file():
+        return [folder / f"{stem}{middle}.{suffix}"]
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ValueError(f"{index}: names no shards; allowed: weight_map, from names of weights to names of files")
+    names = {str(name) for name in shards.values()}
+    for name in sorted(names):
+        if "/" in name or not name.endswith(f".{suffix}") or not (folder / name).is_file():
+            raise ValueError(f"{index}: shard {name!r}; allowed: the names of .{suffix} files beside it")
+    return [folder / name for name in names]
+
+
 def _load_unet(folder: Path, variant: str | None = None) -> UNet:
     """The UNet2DModel of a folder; its weights must be exactly those of the network, in name and shape."""
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -224,7 +245,7 @@ def _load_unet(folder: Path, variant: str | None = None) -> UNet:
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     if (chosen := _variant(folder, variant)) is not None:
         options["variant"] = chosen
-    _check_size(folder, settings, UNet2DModel)
+    _check_size(folder, settings, UNet2DModel, _weight_files(folder, chosen))
     try:
         with _quiet():
             loaded: Any = UNet2DModel.from_pretrained(folder, output_loading_info=True, **options)
@@ -237,15 +258,15 @@ def _load_unet(folder: Path, variant: str | None = None) -> UNet:
     return UNet(copy.deepcopy(model)).eval()
 
 
-def _check_size(folder: Path, settings: dict[str, Any], kind: "type[UNet2DModel]") -> None:
-    """Refuse a network that has more weights than the folder's files could hold, before any memory is taken for it."""
+def _check_size(folder: Path, settings: dict[str, Any], kind: "type[UNet2DModel]", files: list[Path]) -> None:
+    """Refuse a network that has more weights than the files could hold, before any memory is taken for it."""
     try:
         with _quiet(), torch.device("meta"):
             network: Any = kind.from_config(settings)
     except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{folder}: not a UNet2DModel's folder: {error}") from error
     count = sum(each.numel() for each in (*network.parameters(), *network.buffers()))
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files)
     if size < 2 * count:  # in 16 bits
         raise ValueError(f"{folder / WEIGHTS}: weights do not fit the network of {CONFIG}: {size} bytes for {count}")
 
@@ -298,7 +319,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         fields = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path}: missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: holds no fields")

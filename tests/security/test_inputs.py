@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -28,7 +29,9 @@ from rich.text import Text
 from cluster import logs as job_logs, views
 from cluster.errors import InputError as QueueInputError
 from cluster.request import read_array
+from diffusion.private_folder import write_private
 from diffusion.terminal import PlainConsole, visible
+from sampler.__main__ import main as sampler
 from tests.conftest import ROOT
 from tests.trainer.data.images import encoded, noise
 from trainer.config.data import DataConfig
@@ -42,7 +45,9 @@ from trainer.data.metadata import read_metadata
 from trainer.data.prepare import prepare
 from trainer.data.store import Store
 from trainer.errors import InputError
+from trainer.run.manifest import CheckpointError, read_manifest
 from trainer.runtime.memory import at_most
+from trainer.worker.watchdog import Watchdog
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [*{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}]\n"
@@ -454,6 +459,41 @@ def test_words_from_data_are_shown_as_they_are(text: str):
         assert not set(shown) & {"\x07", "\x9b", "\u202e"}
         assert "\x1b]" not in shown
         assert "\x1b[2J" not in shown
+
+
+def test_tracebacks_and_stacks_are_their_users_alone(tmp_path: Path):
+    """Both may show values; a run's other files, which colleagues read, follow the umask."""
+    before = os.umask(0)
+    try:
+        (tmp_path / "error.log").touch(0o666)
+        write_private(tmp_path / "error.log", "ValueError: hunter2\udc80")
+        watchdog = Watchdog(tmp_path / "stacks" / "rank-0.txt", 1.0, 1.0)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "error.log").read_text() == "ValueError: hunter2\\udc80"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [0o600, 0o600]
+    watchdog.close()
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_checkpoint_tells_a_terminal_nothing(tmp_path: Path, text: str):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format_version": text}))
+    with pytest.raises(CheckpointError, match="format version") as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("text", [each for each in ODD if "/" not in each])
+def test_a_bar_of_progress_shows_a_name_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "200")
+    assert sampler(["generate", f"./{text}", "--out", "x.png"]) == 2
+    shown = capsys.readouterr().err
+    assert (f"loading ./{text}" in shown) == text.isprintable()
+    assert text.isprintable() or text not in shown
 
 
 def test_output_on_a_terminal_moves_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

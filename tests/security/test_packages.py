@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
-from diffusion.config import MLPConfig, VpProcess
+from diffusion.config import DiTConfig, MLPConfig, UNetConfig, VpProcess
+from diffusion.interop.diffusers_folder import SHARDS, load_diffusers
 from diffusion.package import (
     CONFIG,
     MANIFEST,
@@ -146,10 +149,10 @@ def test_sizes_are_bounded(package: Path, where: str, value: Any):
 
 
 def test_a_table_that_is_in_no_file_is_bounded_too(package: Path):
-    """diffusers' DiT computes that of all positions: of one head, 32 GiB in float64 and twice."""
-    network = {"kind": "dit", "patch_size": 1, "layers": 1, "heads": 1, "head_width": 64}
+    """diffusers' DiT computes that of all positions: of one head, 4 GiB in float64 and twice."""
+    network = {"kind": "dit", "patch_size": 1, "layers": 1, "heads": 1, "head_width": 512}
     change(package, "network", network)
-    change(package, "image_shape", [1, 8192, 8192])
+    change(package, "image_shape", [1, 1024, 1024])
     with torch.device("meta"):
         built = build_denoiser_network(PackageConfig.model_validate_json((package / CONFIG).read_bytes()))
     save_file({name: torch.zeros(each.shape) for name, each in built.state_dict().items()}, package / WEIGHTS)
@@ -192,6 +195,42 @@ def test_what_is_within_the_bounds_takes_no_memory_before_its_weights_are_there(
     for where, value in HUGE[name].items():
         change(package, where, value)
     assert taken(package, "weights do not fit the network of config.json") < 500_000  # the weights would be terabytes
+
+
+LARGE = {
+    "unet": (8192, {"kind": "unet", "channels": [64], "attention": [False]}),
+    "unet with layers": (
+        2048,
+        {"kind": "unet", "channels": [64, 64], "attention": [False] * 2, "layers_per_block": 100},
+    ),
+    "unet that attends": (2048, {"kind": "unet", "channels": [8], "attention": [False]}),
+    "unet that attends early": (2048, {"kind": "unet", "channels": [8, 8], "attention": [True, False]}),
+    "dit": (4096, {"kind": "dit", "patch_size": 4, "layers": 1, "heads": 16, "head_width": 128}),
+    "dit that attends": (8192, {"kind": "dit", "patch_size": 4, "layers": 1, "heads": 1, "head_width": 4}),
+}
+
+
+@pytest.mark.parametrize("name", list(LARGE))
+def test_what_an_image_takes_of_a_small_network_is_bounded(package: Path, name: str):
+    """A few megabytes of weights make gigabytes of activations; an MLP's weights are more than those."""
+    side, network = LARGE[name]
+    change(package, "network", network)
+    change(package, "image_shape", [1, side, side])
+    with pytest.raises(PackageError, match=rf"config\.json: the network holds .* of an image of {side} x {side}"):
+        load_package(package)
+
+
+@pytest.mark.parametrize(
+    ("side", "network"),
+    [
+        (1024, UNetConfig(channels=(320, 640, 1280, 1280), attention=(True,) + 3 * (False,), layers_per_block=2)),
+        (2048, UNetConfig(channels=(256, 256, 512, 512, 1024), attention=5 * (False,), layers_per_block=2)),
+        (2048, UNetConfig()),
+        (1024, DiTConfig(patch_size=2, layers=28, heads=16, head_width=72)),
+    ],
+)
+def test_large_images_have_usual_networks(side: int, network: UNetConfig | DiTConfig):
+    network.check_image(side, side)
 
 
 def taken(package: Path, refused: str) -> int:
@@ -283,3 +322,48 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(PackageError, match="Not a directory"):
         load_package(tmp_path / "file")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A network as diffusers leaves it, in several files."""
+    model = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=8,
+    )
+    DDPMScheduler(num_train_timesteps=50).save_pretrained(tmp_path / "scheduler")
+    model.save_pretrained(tmp_path / "unet", max_shard_size="5kB")
+    load_diffusers(tmp_path / "unet")
+    return tmp_path / "unet"
+
+
+@pytest.mark.parametrize("variant", [None, "ema"])
+@pytest.mark.parametrize("name", ["x.bin", "x", "x.safetensors.pt", "../x.safetensors", "pipe.safetensors", 3, None])
+def test_of_a_diffusers_folder_no_pickle_is_read(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, name: object, variant: str | None
+):
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("a pickle is read"))
+    for place in ("x.bin", "x", "x.safetensors.pt", "../x.safetensors"):
+        torch.save({}, shards / place)
+    os.mkfifo(shards / "pipe.safetensors")
+    index = json.loads((shards / SHARDS).read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], name)
+    named = shards / (SHARDS.replace(".json", ".ema.json") if variant else SHARDS)
+    named.write_text(json.dumps(index))
+    (shards / "diffusion_pytorch_model.ema.safetensors").touch()
+    with pytest.raises(ValueError, match=rf"shard '{name}'; allowed: the names of \.safetensors files beside it"):
+        load_diffusers(shards, variant=variant)
+
+
+def test_files_that_are_not_read_are_no_room_for_weights(shards: Path):
+    with (shards / "another.safetensors").open("wb") as file:
+        file.truncate(2**40)
+    settings = json.loads((shards / "config.json").read_text())
+    (shards / "config.json").write_text(json.dumps({**settings, "block_out_channels": [8192]}))
+    with pytest.raises(ValueError, match=r"do not fit the network of config\.json: \d+ bytes for"):
+        load_diffusers(shards)

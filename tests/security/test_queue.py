@@ -1,8 +1,11 @@
 """Attacks on the queue by those who may write in its folder, submit to it, or run in it."""
 
 import os
+import socketserver
 import stat
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,8 @@ from tests.cluster.conftest import spec
 from tests.trainer.driver.test_preemption import queue as fake_queue, until
 from trainer.config.run import RunSettings
 from trainer.config.run_config import RunConfig
-from trainer.driver.heartbeat import Heartbeat
+from trainer.driver.heartbeat import QUEUE_URL_VARIABLE, Heartbeat, is_url, queue_url
+from trainer.errors import InputError as RunInputError
 from trainer.run.journal import Journal
 from trainer.run.paths import RunPaths
 
@@ -211,6 +215,16 @@ def test_the_queue_is_obeyed_and_gets_no_token(
     assert warned == []
 
 
+def test_the_reason_of_a_queue_is_shown_and_not_obeyed(
+    beating: Callable[[str], tuple[Heartbeat, list[str], list[str]]],
+):
+    with fake_queue([(200, b'{"preempt": true, "reason": "\\u001b]52;c;aGk=\\u0007"}')]) as (url, _):
+        heartbeat, asked, _ = beating(url)
+        assert until(lambda: bool(asked))
+        heartbeat.close()
+    assert asked == [r"\x1b]52;c;aGk=\x07"]
+
+
 def test_who_took_the_port_of_a_dispatcher_is_not_obeyed_and_gets_no_token(
     anchor: Path, beating: Callable[[str], tuple[Heartbeat, list[str], list[str]]], monkeypatch: pytest.MonkeyPatch
 ):
@@ -229,3 +243,63 @@ def test_who_took_the_port_of_a_dispatcher_is_not_obeyed_and_gets_no_token(
     assert "the answer is not the queue's" in warned[0]
     assert token.rpartition(".")[2] not in str(headers)
     assert len(set(headers)) > 3, "nothing is sent twice"
+
+
+@contextmanager
+def babbling(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers `{}` once and then with any bytes; its URL, and the first line of each request."""
+    requests: list[bytes] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            requests.append(self.request.recv(65536).partition(b"\r\n")[0])
+            self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n{}" if len(requests) == 1 else answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/heartbeat", requests
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"garbage\r\n", b"\x1b]52;c;aGk=\x07\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200,
+        b"HTTP/1.1 200 " + b"x" * 70_000, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", b"",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 60_000,
+    ],
+    ids=["no HTTP", "escapes", "no status", "headers", "long", "cut", "nothing", "chunks", "nested"],
+)  # fmt: skip
+def test_whatever_is_answered_heartbeats_go_on(
+    beating: Callable[[str], tuple[Heartbeat, list[str], list[str]]], answer: bytes
+):
+    with babbling(answer) as (url, requests):
+        heartbeat, asked, warned = beating(url)
+        assert until(lambda: len(requests) > 4)
+        heartbeat.close()
+    assert asked == []
+    assert len(warned) == 1
+    assert warned[0].isprintable()
+
+
+def test_the_end_of_a_run_is_its_own_whatever_is_answered(tmp_path: Path):
+    with babbling(b"garbage\r\n") as (url, requests):
+        journal, config = Journal(RunPaths(tmp_path).journal), RunConfig(run=RunSettings(name="mine"))
+        heartbeat = Heartbeat(url, config, journal, pytest.fail, pytest.fail, interval_s=3600)
+        assert until(lambda: len(requests) == 1)
+        heartbeat.close()
+    assert len(requests) == 2
+
+
+@pytest.mark.parametrize("user", ["me:hunter2@", "hunter2@", ":hunter2@", "me:hunter2/@", "me:hunter2?@"])
+def test_a_password_in_the_queues_url_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, user: str):
+    """Nor is one obeyed that the file of the queue's present URL names."""
+    monkeypatch.setenv(QUEUE_URL_VARIABLE, f"http://{user}127.0.0.1:1/heartbeat")
+    with pytest.raises(RunInputError, match=QUEUE_URL_VARIABLE) as caught:
+        queue_url()
+    assert "hunter2" not in str(caught.value)
+    assert not is_url(f"http://{user}127.0.0.1:1/heartbeat")

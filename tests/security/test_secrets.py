@@ -1,15 +1,17 @@
 """Secrets in URLs are refused where they would be kept, and masked where they are shown."""
 
 import json
+import traceback
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from cluster.__main__ import main as queue
 from cluster.errors import InputError as QueueInputError
-from cluster.request import check_command
+from cluster.request import check_command, job_environment
 from diffusion.config.errors import has_secret, masked
-from sampler.models import ModelError, resolve
+from sampler.models import ModelError, RegistryUnavailableError, Source, load, resolve
 from trainer.config.load import load_config
 from trainer.errors import InputError
 from trainer.evaluate.target import find_target
@@ -34,6 +36,24 @@ URLS = [
     f"https://h.example/?key={SECRET}",
     f"https://h.example/x?a=1&auth={SECRET}",
     f"https://h.example/x#access_token={SECRET}",
+    f"HTTPS://{SECRET}@mlflow.example",
+    f"Https://h.example/?Access_Key={SECRET}",
+    f"https://h.example/?subscription-key={SECRET}",
+    f"https://h.example/?AccountKey={SECRET}",
+    f"https://h.example/?a=1&jwt={SECRET}",
+    f"https://h.example/?bearer={SECRET}",
+]
+CONNECTIONS = [
+    f"host=db user=me password={SECRET}",
+    f"host=db password = '{SECRET} and more' user=me",
+    f"Server=db;User Id=me;Password={SECRET};",
+    f"DefaultEndpointsProtocol=https;AccountName=me;AccountKey={SECRET}==;EndpointSuffix=x",
+    f"Endpoint=sb://h;SharedAccessKeyName=a;SharedAccessKey={SECRET}",
+    f"BlobEndpoint=https://h;SharedAccessSignature={SECRET}",
+    f"-Djavax.net.ssl.keyStorePassword={SECRET}",
+    f"client_id=a client_secret={SECRET}",
+    f"api_key={SECRET}",
+    f"jwt={SECRET}",
 ]
 PLAIN = [
     "https://mlflow.example:5000",
@@ -41,14 +61,16 @@ PLAIN = [
     "postgresql://me@db/mlflow",
     "postgresql://db/m?sslmode=require",
     "https://h/?max_tokens=5",
-    "https://h/?author=me&monkey=1&design=2",
+    "https://h/?author=me&monkey=1&design=2&keyboard=de",
+    "tokenizer=gpt2 --max-tokens=5 --pad-token=0 key=value,keys=2 monkey=1 passes=3",
+    "host=db user=me passfile=/x sslkey=/y password_file=/z",
 ]
 
 
 @pytest.mark.parametrize("url", URLS)
 def test_a_run_does_not_record_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str):
     (tmp_path / "run.yaml").write_text(json.dumps({"run": {"tracking_uri": url, "storage": str(tmp_path)}}))
-    with pytest.raises(InputError, match=r"would be recorded with the run|not a tracking URI") as caught:
+    with pytest.raises(InputError, match=r"would be recorded|not a tracking URI") as caught:
         load_config(tmp_path / "run.yaml", [])
     assert SECRET not in str(caught.value)
     (tmp_path / "plain.yaml").write_text(json.dumps({"run": {"storage": str(tmp_path)}}))
@@ -61,10 +83,48 @@ def test_a_run_does_not_record_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ) == 2
 
 
+@pytest.mark.parametrize("url", [*URLS, f"postgresql://me:5/{SECRET}@db/mlflow"])
+def test_the_sampler_does_not_hand_it_to_ray(monkeypatch: pytest.MonkeyPatch, url: str):
+    """A replica's arguments are kept by Ray, and shown."""
+    with pytest.raises(ModelError, match=r"tracking-uri: .* would be recorded") as caught:
+        resolve("digits@champion", url)
+    assert SECRET not in str(caught.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    with pytest.raises(ModelError, match=r"tracking-uri: .* would be recorded") as caught:
+        resolve("digits@champion")
+    assert SECRET not in str(caught.value)
+
+
+def test_the_errors_of_mlflow_are_not_in_a_replicas(monkeypatch: pytest.MonkeyPatch):
+    """They show the credentials that MLflow has from the environment, in a URL; Ray keeps the text of an error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException(f"API request to https://me:{SECRET}@h/api failed")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fail)
+    with pytest.raises(RegistryUnavailableError) as caught:
+        load(Source("a@b", "a", "1", "mlflow-artifacts:/1", "http://127.0.0.1:9"))
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
 @pytest.mark.parametrize("url", PLAIN)
 def test_a_url_without_one_is_taken_and_shown_as_it_is(url: str):
     assert not has_secret(url)
     assert masked(url) == url
+    assert job_environment([f"X={url}"], None)["X"] == url
+
+
+def test_the_path_of_a_web_server_may_have_an_at():
+    assert not has_secret("http://h:5000/teams/@us")
+
+
+@pytest.mark.parametrize("text", CONNECTIONS)
+def test_a_connection_string_with_a_secret_is_refused_and_masked(text: str):
+    assert SECRET not in masked(text)
+    for refuse in (lambda: job_environment([f"DSN={text}"], None), lambda: check_command(["run", f"--dsn={text}"])):
+        with pytest.raises(QueueInputError, match="holds a password or a token") as caught:
+            refuse()
+        assert SECRET not in str(caught.value)
 
 
 def test_of_a_long_text_the_beginning_is_shown_and_no_part_of_a_password():
@@ -88,7 +148,7 @@ def test_the_queue_does_not_keep_it(
     output = capsys.readouterr()
     assert SECRET not in output.out + output.err
     assert code == 2
-    assert "a URL with a password or a token, which everybody could read" in output.err
+    assert "holds a password or a token, which everybody could read" in output.err
     assert not (tmp_path / "queue.db").exists()
 
 
@@ -101,7 +161,7 @@ def test_the_queue_does_not_keep_it(
     ],
 )  # fmt: skip
 def test_a_command_with_a_secret_is_refused(word: str):
-    with pytest.raises(QueueInputError, match="the command: a URL with a password or a token") as caught:
+    with pytest.raises(QueueInputError, match="the command: holds a password or a token") as caught:
         check_command(["bash", "-c", word])
     assert SECRET not in str(caught.value)
 
@@ -111,6 +171,8 @@ def test_a_command_with_a_secret_is_refused(word: str):
     [
         "--pwd=/work", "PWD=$(pwd) make", "docker://registry.local:5000/train@sha256:0123", "https://h/x?key=a&id=b",
         "git@github.com:me/x.git", "sqlite:////a/b.db", "http://127.0.0.1:5000", "s3://bucket/a:b@c", "a@b.c",
+        "mysql --password=$PASSWORD", "PASSWORD=\"$(cat x)\" run", "--max-tokens=5", "tokenizer=gpt2",
+        "--label=key=value", "--pad-token=0", "--password-file=/x", "--secret=A=/x",
     ],
 )  # fmt: skip
 def test_words_of_a_command_that_are_no_secrets(word: str):

@@ -133,6 +133,18 @@ def test_a_registered_version_is_signed_in_its_tag(
     assert read_signature(tmp_path / "into" / "digits" / "3" / "package") is None
     with pytest.raises(InputError, match=r"--key .*: no private key"):
         registry.sign_version("digits", "3", "http://x", tmp_path / "into", keys[1])
+    tags.clear()
+    told: list[str] = []
+    with pytest.raises(InputError, match=rf"--package-sha256 {'1' * 64}: the registry has package {digest}; nothing"):
+        registry.sign_version("digits", "3", "http://x", tmp_path / "into", keys[0], "1" * 64, told.append)
+    assert told == [digest]
+    assert tags == {}, "another package than the one that is meant"
+
+    def tell(_: str) -> None:
+        assert tags == {}, "shown before it is signed"
+
+    registry.sign_version("digits", "3", "http://x", tmp_path / "into", keys[0], digest.upper(), tell)
+    assert TAG in tags
     version.tags["package_sha256"] = "0" * 64
     with pytest.raises(InputError, match="the registry says"):
         registry.sign_version("digits", "3", "http://x", tmp_path / "into", keys[0])

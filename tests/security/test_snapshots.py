@@ -35,6 +35,12 @@ SECRET = [
     ".aws/credentials", ".aws/config", "credentials.json", "service-account-prod.json", "secrets.yaml", ".pypirc",
     ".git-credentials", ".kube/config", ".docker/config.json", "client_secret_1.json", "cert.p12", ".pgpass",
     "SERVER.PEM", "prod.env", "id_ed25519_sk", "home/.config/gcloud/x",
+    ".env~", "prod.env~", "id_rsa.bak", "id_rsa_work", "id_ecdsa.old", "kaggle.json", "home/.kaggle/kaggle.json",
+    ".cache/huggingface/token", "home/.cache/huggingface/stored_tokens", "home/.config/gh/hosts.yml", "a/prod.tfvars",
+    "x.auto.tfvars.json", "terraform.tfstate", "terraform.tfstate.backup", "home/.config/rclone/rclone.conf",
+    ".databrickscfg", ".mlflow/credentials", "var/ray_token", ".ray/auth_token", "queue/queue.db.key",
+    "queue/tokens/dualview-0f0f0f0f-1-2", "queue/tokens/dualview-0f0f0f0f-1-2.answer",
+    f"queue/secrets/{'0f' * 16}/HF_TOKEN",
 ]  # fmt: skip
 
 
@@ -53,10 +59,31 @@ def test_what_is_usually_a_secret_is_left_out_and_named(folder: Path, tracked: b
 
 @pytest.mark.parametrize(
     "name",
-    [".env.example", "environment.yml", "monkey.py", "keys.py", "secrets.py", "public.pub", "credentials/api.py"],
+    [
+        ".env.example",
+        "environment.yml",
+        "monkey.py",
+        "keys.py",
+        "secrets.py",
+        "public.pub",
+        "credentials/api.py",
+        "tokens/__init__.py",
+        "tokens/bpe.py",
+        "tokens/vocab.txt",
+        "tokens/README",
+        "secrets/vault.py",
+        "ray_tokens.py",
+        "id_rsa.pub",
+        "id_ed25519.pub",
+        "id_rsa_keys.py",
+        "app/mlflow/credentials.py",
+        "terraform.tfvars.example",
+        "huggingface/token.py",
+        "rclone.conf.example",
+    ],
 )
 def test_what_only_looks_like_one_goes_along(folder: Path, name: str):
-    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).touch()
     assert name in snapshot.list_files(folder).names
 

@@ -1,23 +1,28 @@
 """On one machine nothing listens but on loopback: whoever reaches the machine reaches no part of a run."""
 
+import json
 import os
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from diffusion.private_folder import private_folder, read_own, use_private_token
+from diffusion.private_folder import is_ours, open_to_others, private_folder, read_own, use_private_token
 from infra import lifecycle, machine
 from infra.stack import Stack
 from sampler.service import ServeError, connect
 from tests.conftest import ROOT, Cluster, listening
-from trainer.runtime.ray_cluster import open_to_others
+from trainer.runtime.ray_cluster import connect_ray
 
 pytestmark = pytest.mark.integration
 
@@ -79,6 +84,45 @@ def test_a_local_ray_and_its_workers_listen_on_loopback_in_a_folder_of_their_own
         process.communicate("", timeout=60)
 
 
+TRAINING = {
+    "trainer": ["-m", "trainer", "--config", "{config}"],
+    "profile": ["-m", "trainer.profile", "{config}", "--steps", "20", "--out", "{out}"],
+}
+
+
+@pytest.mark.parametrize("what", list(TRAINING))
+def test_two_workers_that_train_on_a_ray_of_their_own_listen_on_loopback(what: str, tmp_path: Path):
+    settings = {
+        "network": {"kind": "mlp", "width": 16, "depth": 1},
+        "training": {"steps": 200, "global_batch_size": 8},
+        "evaluation": {"metrics": ["denoising"]},
+        "parallel": {"workers": 2},
+        "run": {"storage": str(tmp_path / "storage"), "experiment": "heard"},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    words = [word.format(config=tmp_path / "run.yaml", out=tmp_path / "out") for word in TRAINING[what]]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_", "MLFLOW_"))
+    }
+    environment["HOME"] = str(tmp_path)  # where no other Ray has left its address
+    found = set[tuple[str, str]]()
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdout=log, stderr=log) as process,
+    ):
+        while process.poll() is None:
+            with suppress(psutil.Error):
+                children = psutil.Process(process.pid).children(recursive=True)
+                found |= listening([process.pid, *(child.pid for child in children)])
+            time.sleep(0.3)
+    said = (tmp_path / "log").read_text()
+    assert [each for each in found if not is_loopback(each[0])] == []
+    if "The current node timed out during startup" in said:
+        pytest.skip("Ray gives a node 30 s to start, which this machine was too busy for")
+    assert process.returncode == 0, said
+    assert any(name.startswith(("ray::", "python")) for _, name in found), "workers, and gloo in them"
+
+
 def test_nothing_of_the_stack_listens_elsewhere(cluster: Cluster):
     """Whatever the tests before have run on it: training, evaluation, sweeps, the queue, the sampler."""
     deadline = time.monotonic() + 30
@@ -110,6 +154,50 @@ def test_a_folder_is_open_where_others_can_come_to_it(tmp_path: Path):
     assert open_to_others(inner) == reachable
     (tmp_path / "a").chmod(0o700)
     assert not open_to_others(inner)
+
+
+@pytest.mark.parametrize("join", [connect, connect_ray])
+def test_a_ray_whose_folder_is_open_to_others_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], join: Callable[[], None]
+):
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o777)
+    node = SimpleNamespace(get_session_dir_path=lambda: str(folder), head=False)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://nowhere")
+    monkeypatch.setattr("ray.init", lambda *_, **__: None)
+    monkeypatch.setattr("ray._private.worker._global_node", node)
+    try:
+        for _ in range(2):
+            join()
+    finally:
+        folder.rmdir()
+    said = capsys.readouterr().err
+    assert said.count(f"warning: every user of this machine can replace the code of jobs in {folder}") == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "members", "mode", "ours"),
+    [
+        ("me", [], 0o664, True),
+        ("me", ["me"], 0o664, True),
+        ("me", ["other"], 0o664, False),
+        ("team", [], 0o664, False),
+        ("team", [], 0o644, True),
+        ("me", [], 0o666, False),
+    ],
+)
+def test_what_a_group_can_write_to_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, members: list[str], mode: int, ours: bool
+):
+    """Unless the group is the user's own, as many systems give everybody one."""
+    file = tmp_path / "run.json"
+    file.write_text("{}")
+    file.chmod(mode)
+    gid = file.stat().st_gid
+
+    monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_gid=gid, gr_name=group, gr_mem=members))
+    monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_gid=gid, pw_name="me"))
+    assert is_ours(file) == (read_own(file) is not None) == ours
 
 
 def test_a_cluster_that_somebody_else_has_left_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -172,6 +260,31 @@ def test_a_port_that_somebody_else_took_is_shown_no_token(tmp_path: Path):
         stack = Stack("0" * 32, ports, str(tmp_path), kept=False)
         with pytest.raises(lifecycle.StackError, match=f"port {port} was taken by another user while mlflow started"):
             lifecycle._wait(stack, tmp_path)
-        with socket.create_connection(("127.0.0.1", port)) as nothing:
-            nothing.sendall(b"nothing yet")
+        assert "b''" in other.stdout.readline(), "nothing is sent over the connection"
+
+
+def test_a_port_that_somebody_else_took_between_two_looks_is_shown_no_token():
+    """Whoever has accepted the connection is looked at, and not whoever listens a moment earlier or later."""
+    if os.getuid():
+        pytest.skip("a socket of another user takes root")
+    listen = (
+        "import os, socket, sys\nos.setuid(65534)\nserver = socket.create_server(('127.0.0.1', 0))\n"
+        "print(server.getsockname()[1], flush=True)\nconnection = server.accept()[0]\nserver.close()\n"
+        "print('accepted', flush=True)\nprint(connection.recv(1000), flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", listen], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            assert other.stdout.readline() == "accepted\n"
+            assert not machine.is_taken_by_others(port), "nobody listens there any more"
+            assert machine.is_taken_by_others(port, connection.getsockname()[1])
+            connection.sendall(b"nothing yet")
         assert "nothing yet" in other.stdout.readline()
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        port = own.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            client = connection.getsockname()[1]
+            assert not machine.is_taken_by_others(port, client), "which nobody has accepted yet"
+            with own.accept()[0]:
+                assert not machine.is_taken_by_others(port, client)

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
-from diffusion.config.errors import describe, has_secret, masked, models_of
+from diffusion.config.errors import describe, masked, models_of, refuse_secret
 from trainer.config.initial import Registry, with_initial_digest
 from trainer.config.run import check_tracking_uri, sqlite_url
 from trainer.config.run_config import RunConfig
@@ -216,12 +216,7 @@ def tracking_uri(given: str | None, storage: Path | str) -> str:
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(f"{storage}/mlflow.db")
     try:
         check_tracking_uri(uri)
-        if has_secret(uri):
-            raise ValueError(
-                "holds a token or a password, which would be recorded with the run; allowed: MLFLOW_TRACKING_TOKEN or "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, the database client's own "
-                "password file for a database"
-            )
+        refuse_secret(uri)
     except ValueError as error:
         source = "tracking URI" if given else "MLFLOW_TRACKING_URI"
         raise InputError(f"{source} = {masked(uri)!r}: {error}") from None

@@ -128,7 +128,7 @@ def check_tracking_uri(uri: str) -> None:
     dialect, rest = parts.scheme.partition("+")[0], uri.partition("://")[2]
     if parts.password:
         raise ValueError(
-            "holds a password, which would be recorded with the run; allowed: MLFLOW_TRACKING_USERNAME and "
+            "holds a password, which would be recorded; allowed: MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD for a server, the database client's own password file for a database"
         )
     well_formed &= dialect in TRACKING_SCHEMES and bool(rest) and not re.search(r"\s", uri)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from diffusion.command import printable
 from diffusion.config.errors import masked
 from diffusion.json_text import json_text
 from trainer.config.run_config import RunConfig
@@ -54,10 +55,11 @@ def queue_url() -> str | None:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is an http or https URL."""
+    """Whether a text is an http or https URL, without a user or a password, which would not be sent."""
     try:
         parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        named = bool(parts.hostname) and "@" not in parts.netloc and (parts.port is None or parts.port > 0)
+        return parts.scheme in ("http", "https") and named
     except ValueError:
         return False
 
@@ -95,10 +97,15 @@ class Heartbeat:
         self._thread.start()
 
     def close(self) -> None:
-        """Say how far the run came, which the last checkpoint belongs to, unless the queue has not answered lately."""
+        """Say how far the run came, which the last checkpoint belongs to, unless the queue has not answered lately.
+
+        Whatever is answered, and however slowly, the run ends as it would.
+        """
         self._closed.set()
         if not self._unanswered:
-            self._send(LAST_TIMEOUT_S)
+            last = threading.Thread(target=self._send, args=(LAST_TIMEOUT_S,), name="last heartbeat", daemon=True)
+            last.start()
+            last.join(TIMEOUT_S + LAST_TIMEOUT_S)
 
     def _run(self) -> None:
         while True:
@@ -106,7 +113,7 @@ class Heartbeat:
             if self._closed.is_set():
                 return
             if answer.get("preempt") is True:
-                self._ask(str(answer.get("reason") or "the queue wants the machines back"))
+                self._ask(printable(str(answer.get("reason") or "the queue wants the machines back")))
                 return
             if self._closed.wait(self._interval_s):
                 return
@@ -116,6 +123,17 @@ class Heartbeat:
             return self._send_alone(timeout_s)
 
     def _send_alone(self, timeout_s: float) -> dict[str, Any]:
+        url = self._url if self._unanswered % 2 else _present(self._url)
+        try:
+            answer = self._exchange(url, timeout_s)
+        except Exception as error:  # noqa: BLE001 - whatever is answered, the next one is sent
+            return self._miss(url, str(error) or type(error).__name__)
+        if not isinstance(answer, dict):
+            return self._miss(url, "the answer is no JSON object")
+        self._unanswered = 0
+        return answer
+
+    def _exchange(self, url: str, timeout_s: float) -> Any:  # noqa: ANN401 - JSON
         for record, offset in self._journal.read(self._offset):
             self._offset = offset
             self._status["step"] = self._status["step"] if record.step is None else record.step
@@ -124,27 +142,19 @@ class Heartbeat:
         doing = self._doing()
         state = "starting" if doing in (PREPARING, STARTING_WORKERS) else "running"
         body = json_text({**self._status, "state": state, "doing": doing}).encode()
-        url = self._url if self._unanswered % 2 else _present(self._url)
-        try:
-            identity = _Identity.read()
-            headers = {"Content-Type": "application/json", **identity.show(body)}
-            request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked
-            with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310 - checked
-                content = reply.read(MAX_ANSWER_BYTES)
-            identity.check(content, reply.headers.get("Dualview-Proof", ""))
-            answer = json.loads(content)
-        except (OSError, ValueError) as error:
-            return self._miss(url, str(error))
-        if not isinstance(answer, dict):
-            return self._miss(url, "the answer is no JSON object")
-        self._unanswered = 0
-        return answer
+        identity = _Identity.read()
+        headers = {"Content-Type": "application/json", **identity.show(body)}
+        request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked
+        with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310 - checked
+            content = reply.read(MAX_ANSWER_BYTES)
+        identity.check(content, reply.headers.get("Dualview-Proof", ""))
+        return json.loads(content)
 
     def _miss(self, url: str, problem: str) -> dict[str, Any]:
         """No answer: warn once, and ask at the other address next, since the file's may be that of a former leader."""
         self._unanswered += 1
         if not self._warned and not self._closed.is_set():
-            self._warn(f"warning: {QUEUE_URL_VARIABLE} = {masked(url)}: {problem}; the run goes on")
+            self._warn(f"warning: {QUEUE_URL_VARIABLE} = {masked(url)}: {printable(masked(problem))}; the run goes on")
         self._warned = True
         return {}
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion.command import printable
+from diffusion.private_folder import write_private
 from trainer.checkpoint.damaged import discard, find_usable
 from trainer.checkpoint.reader import LatestCheckpoint, find_latest
 from trainer.config.run_config import RunConfig
@@ -138,7 +139,7 @@ def complete(
             except RunFailedError:
                 raise
             except Exception as error:
-                paths.error.write_text(traceback.format_exc())
+                write_private(paths.error, traceback.format_exc())
                 reason = f"{type(error).__name__}: {last_line(error)}  (all of it: {paths.error})"
                 raise RunFailedError(reason) from error
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.command import run_command
+from diffusion.command import printable, run_command
 from trainer.config.run_config import RunConfig
 from trainer.config.training import EmaConfig
 from trainer.errors import InputError
@@ -75,7 +75,7 @@ def _average(options: argparse.Namespace) -> int:
     config, paths = read_run(options.run)
     sources = find(config, paths, options.step)
     for reason in sources.refused:
-        print(f"warning: not used: {reason}")
+        print(f"warning: not used: {printable(reason)}")
     if options.sigma_rel is None:
         show(sources)
     else:

@@ -21,6 +21,7 @@ from trainer.config.run_config import RunConfig
 from trainer.profile.result import OTHER, Profile
 from trainer.run.attempt import begin_attempt
 from trainer.run.paths import RunPaths
+from trainer.runtime.nic import set_interface
 from trainer.worker import spans
 from trainer.worker.flops import best_convolution, best_matmul, flops_per_image
 from trainer.worker.loop import start_worker
@@ -103,6 +104,7 @@ def main() -> None:
     config, rank, world = RunConfig.model_validate_json(json.dumps(job["config"])), job["rank"], job["world"]
     device = torch.device(job["device"], rank) if job["device"] == "cuda" else torch.device("cpu")
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    set_interface("lo", os.environ)  # the ranks are on this machine, whose name may have an address that others reach
     if job["device"] == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(max(1, int(config.parallel.cpus_per_worker)))

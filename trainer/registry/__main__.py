@@ -50,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--key", type=Path, required=True, help="your key (`python -m diffusion.sign keys KEY`)"
             )
+            command.add_argument(
+                "--package-sha256",
+                metavar="HEX",
+                help="sign this package or none: package_sha256 in its manifest.json",
+            )
         if name == "promote":
             command.add_argument(
                 "--force", action="store_true", help="promote even if the gate refuses; recorded with the decision"
@@ -83,8 +88,12 @@ def _act(options: argparse.Namespace) -> int:
         print(f"{options.name} version {before} is {options.alias} again, instead of version {present}")
         return 0
     if options.command == "sign":
-        digest = registry.sign_version(options.name, options.version, uri, storage / "fetched", options.key)
-        print(f"{options.name} version {options.version}: package {digest} is signed")
+        version = f"{options.name} version {options.version}"
+        digest = registry.sign_version(
+            options.name, options.version, uri, storage / "fetched", options.key, options.package_sha256,
+            lambda served: print(f"{version}: the registry serves package {served}", flush=True),
+        )  # fmt: skip
+        print(f"{version}: package {digest} is signed")
         return 0
     decision = registry.promote(
         options.name, options.version, options.alias, uri, storage / "fetched", options.force, options.reason

@@ -7,7 +7,7 @@ The package folder itself is registered, wrapped by a models-from-code pyfunc (`
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -300,11 +300,29 @@ def fetch(name: str, alias: str, tracking_uri: str, into: Path) -> tuple[Path, s
         return _download_package(client, name, version, into, tracking_uri), config, str(version.run_id)
 
 
-def sign_version(name: str, number: str, tracking_uri: str, into: Path, private_key: Path) -> str:
+def sign_version(
+    name: str,
+    number: str,
+    tracking_uri: str,
+    into: Path,
+    private_key: Path,
+    expected: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> str:
     """Download a version's package, verify it, and record its signature with the version; returns its digest.
 
+    Args:
+        name: of the model.
+        number: of the version.
+        tracking_uri: of the registry, which may serve another package than the one that was looked at.
+        into: folder for downloaded packages.
+        private_key: file of the key.
+        expected: digest of the package that is meant, in hex; None signs whichever the registry serves.
+        tell: called with the digest before anything is signed.
+
     Raises:
-        InputError: there is no such version, its package is not the registered one, or the file holds no private key.
+        InputError: there is no such version, its package is not the registered or the expected one, or the file holds
+            no private key.
     """
     from diffusion.package import verify_package
     from diffusion.signature import TAG, sign
@@ -312,6 +330,9 @@ def sign_version(name: str, number: str, tracking_uri: str, into: Path, private_
     with _asked(f"NAME = {name}, VERSION = {number}", tracking_uri) as client:
         version = client.get_model_version(name, number)
         digest = verify_package(_download_package(client, name, version, into, tracking_uri))
+        tell(digest)
+        if expected is not None and expected.lower() != digest:
+            raise InputError(f"--package-sha256 {expected}: the registry has package {digest}; nothing is signed")
         try:
             signature = sign(digest, private_key)
         except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from diffusion.config.errors import shown
 from trainer.config.run_config import canonical
 from trainer.files import is_mapping
 
@@ -62,7 +63,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a manifest")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         kind = OtherVersionError if isinstance(version, int) else CheckpointError
-        raise kind(f"{path}: format version {version}; this code reads {FORMAT_VERSION}")
+        raise kind(f"{path}: format version {shown(version)}; this code reads {FORMAT_VERSION}")
     if manifest != with_digest(manifest):
         raise CheckpointError(f"{path}: altered since it was written (its own SHA-256 differs)")
     if step_folder(folder.parent, manifest["step"]).name != folder.name:

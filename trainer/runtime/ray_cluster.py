@@ -1,6 +1,5 @@
 """The Ray cluster of RAY_ADDRESS, or a local one: whether it answers, joining it, and whether it has GPUs."""
 
-import functools
 import logging
 import os
 import signal
@@ -10,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffusion.private_folder import private_folder, read_own, use_private_token
+from diffusion.private_folder import private_folder, read_own, use_private_token, warn_of_others
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, RunFailedError, last_line
 from trainer.run.provenance import ROOT
@@ -77,26 +76,7 @@ def connect_ray(dashboard: bool = False) -> None:
     except ConnectionError as error:
         raise RunFailedError(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}: {last_line(error)}") from error
     if (folder := _session_folder()) is not None:
-        _warn_of_others(folder)
-
-
-@functools.cache
-def _warn_of_others(folder: Path) -> None:
-    if open_to_others(folder):
-        print(
-            f"warning: every user of this machine can replace the code of jobs in {folder}: start Ray with --temp-dir "
-            "in a folder of mode 700",
-            file=sys.stderr,
-        )
-
-
-def open_to_others(folder: Path) -> bool:
-    """Whether other users of this machine can put files into a folder."""
-    try:
-        ways = [each.stat().st_mode & 0o001 for each in folder.resolve().parents]
-        return bool(folder.stat().st_mode & 0o002) and all(ways)
-    except OSError:  # it is another machine's
-        return False
+        warn_of_others(folder)
 
 
 def _session_folder() -> Path | None:

@@ -5,6 +5,7 @@ written too where a rank hangs inside a library's call.
 """
 
 import faulthandler
+import os
 import statistics
 import time
 from collections import deque
@@ -36,7 +37,8 @@ class Watchdog:
             clock: the current time in seconds.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._file = file, file.open("a")  # what an earlier process of this rank wrote stays
+        private = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._path, self._file = file, os.fdopen(private, "a")  # what an earlier process of this rank wrote stays
         self._floor_s, self._medians, self._clock = floor_s, medians, clock
         self._durations = deque[float](maxlen=REMEMBERED)
         self._last: float | None = None
