@@ -206,7 +206,7 @@ def _of_run(run: Path, trusted: bool) -> EvaluationTarget:
 def _of_others(run: Path, config: RunConfig, paths: RunPaths) -> EvaluationTarget:
     """A run that another user can have written: its settings choose no files, no folders and no servers."""
     data, evaluation, notes = without_paths(config)
-    for note in (f"{run} is another user's, or everybody can write to it; --trust-run takes its settings", *notes):
+    for note in (f"{run} is another user's, or others can write to it; --trust-run takes its settings", *notes):
         print(f"note: {printable(note)}", file=sys.stderr)
     name, package = str(config.run.name), paths.package.absolute()
     return EvaluationTarget(name, package, data, evaluation, Path(), default_storage(), of_others=True)
