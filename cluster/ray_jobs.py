@@ -64,7 +64,7 @@ class _Client(JobSubmissionClient):
         """The same as it is written, without end; empty where nothing was written for FOLLOW_S."""
         limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
         async with aiohttp.ClientSession(cookies=self._cookies, headers=self._headers, timeout=limits) as session:
-            url = self._address + _log_path("stream", node, submission_id)
+            url = f"{self._address}{_log_path('stream', node, submission_id)}&interval={FOLLOW_S}"
             async with session.get(url, ssl=True if self._ssl_context is None else self._ssl_context) as reply:
                 reply.raise_for_status()
                 reading = asyncio.ensure_future(reply.content.readany())
@@ -90,7 +90,7 @@ class _Client(JobSubmissionClient):
 
 def _log_path(how: str, node: str, submission_id: str) -> str:
     name = f"job-driver-{submission_id}.log"
-    return f"/api/v0/logs/{how}?node_id={node}&filename={name}&lines=-1&timeout={int(REQUEST_TIMEOUT_S)}&interval=0.2"
+    return f"/api/v0/logs/{how}?node_id={node}&filename={name}&lines=-1&timeout={int(REQUEST_TIMEOUT_S)}"
 
 
 class RayJobs:
