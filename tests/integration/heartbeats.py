@@ -1,8 +1,8 @@
 """A program that is none of DualView's and follows the queue's contract: steps, checkpoints, heartbeats, exit 75.
 
-    python heartbeats.py FILE STEPS [SECONDS]
+    python heartbeats.py FILE STEPS [GATE]
 
-It counts in FILE, which is its checkpoint and takes so many seconds to write, five steps a second.
+It counts in FILE, which is its checkpoint and is not written before there is a file GATE, five steps a second.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 def main() -> int:
     """Count; 75 if the queue wants the machine back before the end."""
-    file, steps, takes_s = Path(sys.argv[1]), int(sys.argv[2]), float((*sys.argv, 0.0)[3])
+    file, steps, gates = Path(sys.argv[1]), int(sys.argv[2]), [Path(each) for each in sys.argv[3:]]
     step = saved = int(file.read_text()) if file.exists() else 0
     print(f"begins after {step}", flush=True)
     while step < steps:
@@ -25,7 +25,8 @@ def main() -> int:
         if step % 5 == 0 and heartbeat(step, steps, saved):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it leaves already
             print("saves", flush=True)
-            time.sleep(takes_s)
+            while not all(gate.exists() for gate in gates):
+                time.sleep(0.1)
             file.write_text(str(step))
             print(f"leaves after {step}", flush=True)
             return 75

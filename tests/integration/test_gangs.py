@@ -205,16 +205,19 @@ def test_a_gang_whose_node_is_lost_goes_on_elsewhere(queue: Queue) -> None:
 
 @pytest.mark.slow
 def test_a_job_that_is_cancelled_while_it_writes_its_checkpoint_ends_with_a_whole_one(queue: Queue) -> None:
-    count = queue.folder / "count"
-    queue.submit("saves", "--driver", "CPU=1", script=f"exec {sys.executable} heartbeats.py {count} 600 4")
+    count, gate = queue.folder / "count", queue.folder / "gate"
+    queue.submit("saves", "--driver", "CPU=1", script=f"exec {sys.executable} heartbeats.py {count} 600 {gate}")
     queue.dispatch()
     queue.wait(lambda jobs: jobs["saves"]["reason"].startswith("counting, step "))
     queue.run("requeue", "1", LOGNAME="ann")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while "saves\n" not in queue.run("logs", "1"):
         assert time.monotonic() < deadline
     assert not count.exists()
     queue.run("cancel", "1", LOGNAME="ann")
+    time.sleep(2)  # it gets SIGTERM
+    assert queue.jobs()["saves"]["state"] == "running"
+    gate.touch()
     job = queue.wait(lambda jobs: jobs["saves"]["state"] != "running")["saves"]
     assert job["state"] == "cancelled"
     assert len(job["attempts"]) == 1
