@@ -90,7 +90,7 @@ TRAINING = {
 }
 
 
-@pytest.mark.parametrize("what", list(TRAINING))
+@pytest.mark.parametrize("what", [pytest.param("trainer", marks=pytest.mark.slow), "profile"])
 def test_two_workers_that_train_on_a_ray_of_their_own_listen_on_loopback(what: str, tmp_path: Path):
     settings = {
         "network": {"kind": "mlp", "width": 16, "depth": 1},
@@ -117,8 +117,6 @@ def test_two_workers_that_train_on_a_ray_of_their_own_listen_on_loopback(what: s
             time.sleep(0.3)
     said = (tmp_path / "log").read_text()
     assert [each for each in found if not is_loopback(each[0])] == []
-    if "The current node timed out during startup" in said:
-        pytest.skip("Ray gives a node 30 s to start, which this machine was too busy for")
     assert process.returncode == 0, said
     assert any(name.startswith(("ray::", "python")) for _, name in found), "workers, and gloo in them"
 
