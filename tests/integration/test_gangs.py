@@ -236,7 +236,7 @@ def test_gangs_of_a_head_that_is_restarted_begin_again_and_end(tmp_path: Path) -
             queue.dispatch()
             queue.wait(lambda jobs: jobs["ended"]["state"] == "succeeded")
             for name in ("one", "two", "three"):
-                script = f"exec {sys.executable} heartbeats.py {tmp_path}/{name} 40"
+                script = f"exec {sys.executable} heartbeats.py {tmp_path}/{name} 150"
                 queue.submit(name, "--resources", "1*CPU=1", script=script)
             queue.wait(lambda jobs: all((job["attempts"] or [{}])[0].get("step") for job in [*jobs.values()][1:]))
             cluster.end("head")
@@ -244,7 +244,7 @@ def test_gangs_of_a_head_that_is_restarted_begin_again_and_end(tmp_path: Path) -
             queue.wait(lambda jobs: jobs["later"]["reason_code"] == "unavailable")
             cluster.start("head", 4, {}, "--head", *ports)
             cluster.wait(1)
-            jobs = queue.wait(lambda jobs: all(job["state"] == "succeeded" for job in jobs.values()), 150)
+            jobs = queue.wait(lambda jobs: all(job["state"] == "succeeded" for job in jobs.values()), 180)
             assert [len(jobs[name]["attempts"]) for name in ("ended", "one", "two", "three", "later")] == [
                 1,
                 2,
@@ -253,7 +253,7 @@ def test_gangs_of_a_head_that_is_restarted_begin_again_and_end(tmp_path: Path) -
                 1,
             ]
             assert {jobs[name]["attempts"][0]["status"] for name in ("one", "two", "three")} <= {"lost", "failed"}
-            assert [(tmp_path / name).read_text() for name in ("one", "two", "three")] == ["40"] * 3
+            assert [(tmp_path / name).read_text() for name in ("one", "two", "three")] == ["150"] * 3
         finally:
             for process in queue.started:
                 process.kill()
