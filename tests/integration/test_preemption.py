@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from cluster.store import Store
 from infra.processes import stack_pids
 from tests.conftest import Cluster
 from tests.integration.conftest import FinishedRun, configured, losses
@@ -89,13 +90,14 @@ def test_a_run_in_the_queue_makes_room_and_ends_as_the_unbroken_one(
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "README").write_text("a job needs no more\n")
     cluster.run("cluster", "submit", "--", "python", "-m", *command(tiny, "outranked"), DUALVIEW_QUEUE=queue)
+    words = ["--hold", "--priority", "9", "--driver", "CPU=2", "--working-dir", str(tmp_path / "code")]
+    cluster.run("cluster", "submit", *words, "--", "true", DUALVIEW_QUEUE=queue)
     dispatcher = cluster.command(
         "cluster", "dispatch", "--drain", "--poll", "0.2", "--min-runtime", "1s", DUALVIEW_QUEUE=queue
     )
     try:
         until(lambda: last_step(paths) >= 5, dispatcher)
-        words = ["--priority", "9", "--driver", "CPU=2", "--working-dir", str(tmp_path / "code")]
-        cluster.run("cluster", "submit", *words, "--", "true", DUALVIEW_QUEUE=queue)
+        Store.open(queue).release(2)  # at once: the run has few steps
         output, _ = dispatcher.communicate(timeout=DEADLINE_S)
     finally:
         dispatcher.kill()
