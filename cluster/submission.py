@@ -35,13 +35,12 @@ def submit(options: argparse.Namespace, url: str) -> None:
     command: list[str] = options.command[1:] if options.command[:1] == ["--"] else options.command
     folder: Path = options.working_dir.absolute()
     contents = snapshot.list_files(folder)
-    request.check_runs(command, {*contents.names}, folder)
     after = _comes_after(options, url)
     variables = request.job_environment(options.env, snapshot.git_commit(folder))
     given = secrets.read(options.secret)
     with tempfile.TemporaryDirectory() as scratch:
         archive = snapshot.archive_path(Path(scratch), snapshot.create(folder, contents.names, Path(scratch)))
-        place = _Place(folder, archive)
+        place = _Place(folder, archive, frozenset(contents.names))
         if options.array:
             rows = request.read_array(options.array)
             specs = _array(options, command, place, variables, after, rows)
@@ -116,8 +115,8 @@ def _array(
 class _Place:
     """Where commands are asked about themselves: in the unpacked snapshot, where they will run."""
 
-    def __init__(self, folder: Path, archive: Path) -> None:
-        self.folder, self.archive = folder, archive
+    def __init__(self, folder: Path, archive: Path, names: frozenset[str]) -> None:
+        self.folder, self.archive, self.names = folder, archive, names
 
     def unpack(self, command: list[str]) -> Path:
         """The folder with the unpacked snapshot, if the command is going to be asked there."""
@@ -166,6 +165,7 @@ def _spec(
     index: int | None,
 ) -> JobSpec:
     request.check_command(command)
+    request.check_runs(command, place.names, place.folder)
     description = place.describe(command, environment)
     gangs, driver = request.gangs_and_driver(description, options.resources, options.driver, options.label)
     name = options.name or request.job_name(description, command)

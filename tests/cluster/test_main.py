@@ -288,6 +288,10 @@ def test_an_array(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
     assert Store.open(url).job(4).after == {"1": "any", "2": "any", "3": "any"}
     run(capsys, "cancel", "--array", "1")
     assert {job.state for job in Store.open(url).jobs()} == {"cancelled", "queued"}
+    (tmp_path / "code" / "run-1.sh").touch(0o755)
+    rows.write_text("- {seed: 1}\n- {seed: 2}\n")
+    error = submit_error(capsys, tmp_path, "--array", str(rows), "--", "./run-{seed}.sh")
+    assert error.startswith(f"error: --array {rows}: row 2: ./run-2.sh: is not in the job's snapshot of ")
     rows.write_text("- {seed: 1}\n")
     submit(capsys, tmp_path, "--array", str(rows), "--", "python", "job.py", "{seed}")
     assert [row["id"] for row in json.loads(run(capsys, "list", "--json", "--array", "5"))] == [5]
