@@ -12,7 +12,10 @@ where they cannot delay it: with their declared run time they end earlier, or th
 
 Preemption. A job that has to wait may ask others to make room: those of its own queue that started with a lower
 priority than its own, and, as long as its queue stays within its guaranteed share, those of queues that hold more than
-theirs. What waiting and preemptions add protects a job, and takes nobody's place.
+theirs. A job that a limit of its queue keeps from starting asks those that count for the limit. What waiting and
+preemptions add protects a job, and takes nobody's place.
+
+Back-off. A job that is tried again later reserves its nodes meanwhile.
 """
 
 import heapq

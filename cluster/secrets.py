@@ -126,7 +126,7 @@ def collect(anchor: Path, environments: Iterable[Mapping[str, str]], written_bef
             if name not in in_use and _NAME.fullmatch(name) and _modified(folder, name) < written_before:
                 if not dry_run:
                     _remove(folder, name)
-                found += dry_run or name not in os.listdir(folder)
+                found += dry_run or not _exists(folder, name)
     return found
 
 
@@ -157,6 +157,14 @@ def _write(folder: int, name: str, content: bytes) -> None:
 
 def _remove(folder: int, name: str) -> None:
     shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+
+
+def _exists(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _modified(folder: int, name: str) -> float:
