@@ -7,24 +7,25 @@ week or more. Queues (teams) below their guaranteed share come next, then the qu
 now) / weight, where usage is the share that it held, averaged with a half-life. Within a queue the highest priority
 comes first, which grows by a point with each hour of waiting and each preemption; then the oldest job.
 
-Reservations. A job that has to wait reserves the nodes on which it can start first. Those behind it may start before it
-where they cannot delay it: with their declared run time they end earlier, or they use what it does not need.
+Reservations. A job that has to wait reserves the nodes on which it can start first, and its place under the limits of
+its queue. Those behind it may start before it where they cannot delay it: with their declared run time they end
+earlier, or they use what it does not need.
 
 Preemption. A job that has to wait may ask others to make room: those of its own queue that started with a lower
 priority than its own, and, as long as its queue stays within its guaranteed share, those of queues that hold more than
-theirs. A job that a limit of its queue keeps from starting asks those that count for the limit. What waiting and
-preemptions add protects a job, and takes nobody's place.
+theirs. A job that a limit keeps from starting asks those that count for the limit. What waiting and preemptions add
+protects a job, and takes nobody's place.
 
-Back-off. A job that is tried again later reserves its nodes meanwhile.
+Back-off. A job that is tried again later reserves what it needs meanwhile, as far as limits would let it start then.
 """
 
 import heapq
-from bisect import bisect_right, insort
+import itertools
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import accumulate
 
 import numpy as np
 
@@ -208,17 +209,19 @@ class Round:
 
 @dataclass(frozen=True)
 class _Reservation:
-    """Nodes that wait for a job.
+    """Nodes, and a place under the limits of its queue, that wait for a job.
 
     Attributes:
         job: the job.
         start_at: when it starts at the latest; infinite where run times are not declared.
         spare: what it leaves of what will be free then; those who start before may use that for as long as they like.
+        ended: which of those that run now have ended by then.
     """
 
-    job: int
+    job: Waiting
     start_at: float
     spare: Amounts
+    ended: frozenset[int]
 
 
 def decide(
@@ -268,19 +271,21 @@ class _Admission:
         self.shares = dict.fromkeys(queues, 0.0)
         for job, used in zip(self.running, self.usages, strict=True):
             self._add(job.queue, whole(used))
-        self.count = Counter(job.queue for job in running)
-        self.count_by_user = Counter((job.queue, job.user) for job in running)
+        self.count = Counter(group for job in running for group in _groups(job))
         self.result = Round()
         self.reservations: list[_Reservation] = []
         self._demands: dict[Shape, list[Demand]] = {}
-        self._impossible: dict[tuple[Shape, str], Wait | None] = {}
-        self._blocked: dict[Shape, tuple[float, Wait]] = {}  # the shortest run time that has to wait, and why
-        self._asked: set[tuple[Shape, str, int]] = set()
+        self._gangs: dict[tuple[Shape, str], Demand | Wait] = {}  # what a queue's jobs of a shape take, or why nothing
+        self._blocked: dict[tuple[Shape, int], tuple[float, Wait]] = {}  # the shortest run time that waits, and why
+        self._limits: dict[tuple[object, ...], Wait | None] = {}
+        self._lower: dict[tuple[str, int, bool], list[int]] = {}
+        self._seen: set[tuple[object, ...]] = set()  # kinds of jobs of which it is known whether they ask others
+        self._asks = self._promises = 0
         others = self.cluster.total - self.cluster.usable  # may leave too, nobody knows when
-        self._timeline = [*zip(self.ends, self.usages, strict=True), (np.inf, others)]
+        self._admitted: list[tuple[float, Amounts]] = [(np.inf, others)]
         self._claims = {job.id: job for job in waiting if job.owed}  # for which others have made room, or do
         self._leaving = {index for index, job in enumerate(self.running) if job.leaving}
-        self._free_at: list[Amounts] | None = None
+        self._timeline: tuple[list[float], list[Amounts]] | None = None
         self._foreseen: list[Waiting] = []
 
     def round(self) -> Round:
@@ -290,7 +295,7 @@ class _Admission:
             if wait is not None:
                 self.result.waits[job.id] = _behind(wait, ahead)
                 ahead += wait.code in WANT_ROOM
-                if wait.code in WANT_ROOM:
+                if wait.code in WANT_ROOM or wait.code == Reason.BACK_OFF:
                     self._foreseen.append(job)
         self._forecast()
         return self.result
@@ -298,12 +303,13 @@ class _Admission:
     def _forecast(self) -> None:
         """Say when those that wait for room are expected to start."""
         told = self._foreseen[: self.policy.forecasts]
-        forecast = Forecast(self.cluster, self.free, self.now, self._timeline) if told else None
+        forecast = Forecast(self.cluster, self.free, self.now, self._in_time()) if told else None
         for index, job in enumerate(self._foreseen):
-            start_at = None
+            start_at, wait = None, self.result.waits[job.id]
             if forecast is not None and index < len(told):
-                start_at = forecast.start(job.shape, self._demands[job.shape][0], _runs_s(job))
-            if (wait := self.result.waits[job.id]).code != Reason.PREEMPTING:
+                held_until = job.held_until if wait.code == Reason.BACK_OFF else None
+                start_at = forecast.start(job.shape, self._demand(job), _runs_s(job), held_until)
+            if wait.code not in (Reason.PREEMPTING, Reason.BACK_OFF):
                 self.result.waits[job.id] = replace(wait, start_at=start_at)
 
     # ------------------------------------------------------------------ order
@@ -336,11 +342,6 @@ class _Admission:
                 oldest[job.queue] = min(job, oldest.get(job.queue, job), key=lambda job: (job.since, job.id))
         return sorted(oldest.values(), key=lambda job: (job.since, job.id))
 
-    def _demands_of(self, shape: Shape) -> list[Demand]:
-        if shape not in self._demands:
-            self._demands[shape] = self.cluster.demands(shape)
-        return self._demands[shape]
-
     def _age(self, job: Waiting) -> float:
         return points(self.now - job.since, self.policy)
 
@@ -364,62 +365,98 @@ class _Admission:
         """Why a job is not tried again yet; nobody takes its place meanwhile."""
         if not self.now < job.held_until <= self.now + MAX_HOLD_S:  # or the clock was set back since
             return None
-        self._reserve(job, self._demands[job.shape][0], job.held_until)
+        if self._over_a_limit(job, self._ended_by(job.held_until)) is None:
+            self._reserve(job, job.held_until)
         clock = datetime.fromtimestamp(job.held_until).astimezone().strftime("%H:%M:%S")
         return Wait(Reason.BACK_OFF, f"its last attempt failed; it is tried again from {clock}", job.held_until)
 
     def _never(self, job: Waiting) -> Wait | None:
         """Why the nodes, or its queue, could not hold a job even if nothing else ran."""
+        found = self._gang(job)
+        return found if isinstance(found, Wait) else None
+
+    def _gang(self, job: Waiting) -> Demand | Wait:
+        """What a job takes: the first of its alternatives that the nodes and its queue could hold."""
         key = job.shape, job.queue
-        if key not in self._impossible:
-            text = impossible(self.cluster, job.shape, self._demands_of(job.shape), job.queue, self.terms[job.queue])
-            self._impossible[key] = Wait(Reason.IMPOSSIBLE, text) if text else None
-        return self._impossible[key]
+        if key not in self._gangs:
+            if job.shape not in self._demands:
+                self._demands[job.shape] = self.cluster.demands(job.shape)
+            demands, terms = self._demands[job.shape], self.terms[job.queue]
+            text = impossible(self.cluster, job.shape, demands, job.queue, terms)
+            self._gangs[key] = Wait(Reason.IMPOSSIBLE, text) if text else next(_within(self.cluster, demands, terms))
+        return self._gangs[key]
+
+    def _demand(self, job: Waiting) -> Demand:
+        """What a job takes that is not impossible."""
+        found = self._gang(job)
+        assert isinstance(found, Demand)
+        return found
 
     def _limited(self, job: Waiting) -> Wait | None:
         """Why a limit keeps a job from starting; those whose leaving would satisfy it may be asked to make room."""
         wait = self._over_a_limit(job)
         if wait is None or not self._may_preempt(job):
             return wait
-        demand = self._demands[job.shape][0]
-        made = self._make_room(job, demand, None)
+        made = self._make_room(job)
         if made is not None:
-            self._reserve(job, demand, self.now + self.policy.leave_s)
+            self._reserve(job, self.now + self.policy.leave_s)
         return made or wait
 
-    def _over_a_limit(self, job: Waiting, gone: Sequence[int] = ()) -> Wait | None:
+    def _over_a_limit(self, job: Waiting, gone: Collection[int] = ()) -> Wait | None:
         """Why a limit keeps a job from starting once some running ones have left."""
+        terms = self.terms[job.queue]
+        crowded = self.count[None] + len(self.reservations) >= self.policy.max_attempts
+        if not (crowded or _has_limits(terms)):
+            return None
+        beside = [
+            each
+            for each in itertools.takewhile(lambda each: each.job.id != job.id, self.reservations)
+            if (crowded or each.job.queue == job.queue) and not self._ends_before(job, each)
+        ]
+        if gone:
+            return self._limit_reached(job, beside, gone)
+        key = (job.queue, job.user, job.shape if terms.maximum < 1 else None, *(each.job.id for each in beside))
+        if key not in self._limits:
+            self._limits[key] = self._limit_reached(job, beside, gone)
+        return self._limits[key]
+
+    def _limit_reached(self, job: Waiting, beside: Sequence[_Reservation], gone: Collection[int]) -> Wait | None:
+        """The limit that a job would exceed now, or once one of those starts that are ahead of it."""
         terms, queue = self.terms[job.queue], job.queue
-        left = [self.running[index] for index in gone]
-        count = self.count[queue] - sum(each.queue == queue for each in left)
-        if terms.max_running is not None and count >= terms.max_running:
-            return Wait(Reason.QUEUE_RUNNING, f"queue {queue} runs {count} jobs; allowed at once: {terms.max_running}")
-        by_user = self.count_by_user[queue, job.user]
-        by_user -= sum((each.queue, each.user) == (queue, job.user) for each in left)
-        if terms.max_running_per_user is not None and by_user >= terms.max_running_per_user:
-            most = terms.max_running_per_user
-            return Wait(
-                Reason.USER_RUNNING, f"{job.user} runs {by_user} jobs in queue {queue}; allowed at once: {most}"
-            )
-        if terms.maximum < 1:
-            held = self.held[queue].copy()
-            for index in gone:
-                held -= whole(self.usages[index]) * (self.running[index].queue == queue)
-            share = self.cluster.share(held + self._demands[job.shape][0].total)
-            if share > terms.maximum + ROUNDING:
-                text = f"queue {queue} would hold {share:.0%} of the cluster; its maximum is {terms.maximum:.0%}"
-                return Wait(Reason.QUEUE_MAXIMUM, text)
-        attempts = len(self.running) + len(self.result.starts) - len(gone)
-        if attempts >= self.policy.max_attempts:
-            return Wait(Reason.ATTEMPTS, f"{attempts} jobs run; allowed at once: {self.policy.max_attempts}")
+        for number in range(len(beside) + 1):
+            ahead, left, when = [each.job for each in beside[:number]], set(gone), ""
+            if ahead:
+                left |= beside[number - 1].ended
+                when = f" once job {ahead[-1].id} starts, which is ahead"
+            count = self.count.copy()
+            count.subtract(group for index in left for group in _groups(self.running[index]))
+            count.update(group for each in ahead for group in _groups(each))
+            if terms.max_running is not None and count[queue] >= terms.max_running:
+                text = f"queue {queue} runs {count[queue]} jobs{when}; allowed at once: {terms.max_running}"
+                return Wait(Reason.QUEUE_RUNNING, text)
+            by_user, most = count[queue, job.user], terms.max_running_per_user
+            if most is not None and by_user >= most:
+                text = f"{job.user} runs {by_user} jobs in queue {queue}{when}; allowed at once: {most}"
+                return Wait(Reason.USER_RUNNING, text)
+            if terms.maximum < 1:
+                held = self.held[queue] + self._demand(job).total
+                held += sum(self._demand(each).total for each in ahead if each.queue == queue)
+                held -= sum(whole(self.usages[index]) for index in left if self.running[index].queue == queue)
+                share = self.cluster.share(held)
+                if share > terms.maximum + ROUNDING:
+                    text = f"queue {queue} would hold {share:.0%} of the cluster{when}; its maximum is"
+                    return Wait(Reason.QUEUE_MAXIMUM, f"{text} {terms.maximum:.0%}")
+            if count[None] >= self.policy.max_attempts:
+                text = f"{count[None]} jobs run{when}; allowed at once: {self.policy.max_attempts}"
+                return Wait(Reason.ATTEMPTS, text)
         return None
 
     # ------------------------------------------------------------------ room
 
     def _start_or_wait(self, job: Waiting) -> Wait | None:
-        demand = self._demands[job.shape][0]  # a program that can use GPUs takes them where the cluster has enough
-        runs_s = _runs_s(job)
-        shortest_s, wait = self._blocked.get(job.shape, (np.inf, None))
+        demand, runs_s = self._demand(job), _runs_s(job)
+        key = job.shape, demand.gang
+        shortest_s, wait = self._blocked.get(key, (np.inf, None))
         if wait is None or runs_s < shortest_s:  # what is free only shrinks within a round, least for the shortest
             room = self._room(self.free, job)
             places = self.cluster.place(demand, room)
@@ -428,9 +465,9 @@ class _Admission:
                 return None
             wait = self._wait(job, demand)
             some_could = wait.code == Reason.RESERVED  # a shorter one, which delays nobody
-            self._blocked[job.shape] = runs_s if some_could else 0.0, Wait(wait.code, wait.text)
+            self._blocked[key] = runs_s if some_could else 0.0, Wait(wait.code, wait.text)
         if wait.code == Reason.RESOURCES and self._may_preempt(job):
-            return self._make_room(job, demand, wait.start_at) or wait
+            return self._make_room(job) or wait
         return wait
 
     def _room(self, free: Amounts, job: Waiting) -> Amounts:
@@ -446,14 +483,14 @@ class _Admission:
     def _admit(self, job: Waiting, demand: Demand, places: Places) -> None:
         self.free = self.free - places.taken
         self.reservations = [
-            each if self._ends_before(job, each) else _Reservation(each.job, each.start_at, each.spare - places.taken)
+            each if self._ends_before(job, each) else replace(each, spare=each.spare - places.taken)
             for each in self.reservations
         ]
-        insort(self._timeline, (self.now + _runs_s(job), places.taken), key=lambda each: each[0])
-        self._free_at = None
+        self._admitted.append((self.now + _runs_s(job), places.taken))
+        self._timeline = None
         self._add(job.queue, whole(places.taken))
-        self.count[job.queue] += 1
-        self.count_by_user[job.queue, job.user] += 1
+        self.count.update(_groups(job))
+        self._limits.clear()
         placement, share = self.cluster.assign(demand, job.shape, places), self.cluster.share(whole(places.taken))
         self.result.starts.append(Start(job.id, placement, share))
 
@@ -463,10 +500,10 @@ class _Admission:
 
     def _wait(self, job: Waiting, demand: Demand) -> Wait:
         if self.cluster.place(demand, self.free) is not None:
-            ahead = next((each.job for each in self.reservations if self._is_delayed(each, job, demand)), None)
+            ahead = next((each.job.id for each in self.reservations if self._is_delayed(each, job, demand)), None)
             who = f"job {ahead}" if ahead is not None else "those"
             return Wait(Reason.RESERVED, f"there is room, but {who} ahead of it could be delayed")
-        start_at = self._reserve(job, demand)
+        start_at = self._reserve(job)
         if self.cluster.place(demand, self.cluster.usable) is None:
             return Wait(Reason.OTHERS, f"{self._lack(demand, self.cluster.usable)}; the rest is held outside the queue")
         return Wait(Reason.RESOURCES, self._lack(demand, self.free), start_at)
@@ -498,37 +535,53 @@ class _Admission:
             return self.now + self.policy.leave_s
         return max(job.ends_at, self.now) if job.ends_at is not None else np.inf
 
-    def _reserve(self, job: Waiting, demand: Demand, not_before: float | None = None) -> float | None:
+    def _ended_by(self, at: float) -> frozenset[int]:
+        """Those that run now and have ended, or left, by a time."""
+        return frozenset(index for index, end in enumerate(self.ends) if end <= at)
+
+    def _times(self) -> tuple[list[float], list[Amounts]]:
+        """Now, and each time at which something ends, in order; and what is free from then on."""
+        if self._timeline is None:
+            ends = self._in_time()
+            free = [*itertools.accumulate((used for _, used in ends), initial=self.free)]
+            self._timeline = [-np.inf, *(end for end, _ in ends)], free
+        return self._timeline
+
+    def _in_time(self) -> list[tuple[float, Amounts]]:
+        """What ends, in order of time, and what each gives back."""
+        return sorted([*zip(self.ends, self.usages, strict=True), *self._admitted], key=lambda each: each[0])
+
+    def _reserve(self, job: Waiting, not_before: float | None = None) -> float | None:
         """Reserve the nodes where a job can start first; returns when, None if that cannot be known.
 
         Args:
             job: the job.
-            demand: its gang.
-            not_before: when it may start at the earliest; None for one for which there is no room now.
+            not_before: when it may start at the earliest; None for one for which there is no room now, of which only
+                some reserve.
         """
-        if len(self.reservations) >= self.policy.reservations:
+        if not_before is None and len(self.reservations) - self._promises >= self.policy.reservations:
             return None
-        if self._free_at is None:  # now, and after each end, in order
-            self._free_at = list(accumulate((used for _, used in self._timeline), initial=self.free))
-        ends = [-np.inf, *(end for end, _ in self._timeline)]
-        low, high, found = 1, len(ends), None
+        demand, (ends, free_at) = self._demand(job), self._times()
+        low, high, found = 1, len(ends), None  # when, and what is left then
         if not_before is not None:
             low = bisect_right(ends, not_before) - 1
         while low < high:
             middle = (low + high) // 2
             last = bisect_right(ends, ends[middle]) - 1  # of those who end together
-            spares = [self._spare_at(each, last, ends, self._free_at) for each in self.reservations]
-            room: Amounts = np.minimum.reduce([self._free_at[last], *spares])
+            spares = [self._spare_at(each, last, ends, free_at) for each in self.reservations]
+            room: Amounts = np.minimum.reduce([free_at[last], *spares])
             places = self.cluster.place(demand, room, self.cluster.busy(room, self.free))
             if places is None:
                 low = last + 1
             else:
-                found = _Reservation(job.id, max(ends[middle], not_before or 0.0), room - places.taken)
-                high = middle
+                found, high = (max(ends[middle], not_before or 0.0), room - places.taken), middle
         if found is None:
             return None
-        self.reservations.append(found)
-        return found.start_at if np.isfinite(found.start_at) else None
+        start_at, spare = found
+        self.reservations.append(_Reservation(job, start_at, spare, self._ended_by(start_at)))
+        self._limits.clear()
+        self._promises += not_before is not None
+        return start_at if np.isfinite(start_at) else None
 
     @staticmethod
     def _spare_at(reservation: _Reservation, end: int, ends: Sequence[float], free_at: Sequence[Amounts]) -> Amounts:
@@ -539,14 +592,30 @@ class _Admission:
     # ------------------------------------------------------------------ preemption
 
     def _may_preempt(self, job: Waiting) -> bool:
-        """Whether any running job could be asked to make room for this one; each kind of job asks once in a round."""
-        key = (job.shape, job.queue, job.rank)
-        if key in self._asked or len(self._asked) >= self.policy.reservations:
+        """Whether running jobs could make room for this one; a kind of job asks once in a round, and few kinds do."""
+        user = job.user if self.terms[job.queue].max_running_per_user is not None else None
+        key = job.shape, job.queue, user, job.rank
+        if key in self._seen or self._asks >= self.policy.reservations:
             return False
-        able = self._reclaims(job) or any(each.queue == job.queue and each.rank < job.priority for each in self.running)
-        if able:
-            self._asked.add(key)
-        return able
+        self._seen.add(key)
+        lower = self._lower_than(job)
+        if not lower or self._over_a_limit(job, {*lower, *self._leaving}) is not None:
+            return False
+        self._asks += 1
+        return True
+
+    def _lower_than(self, job: Waiting) -> list[int]:
+        """Those that could be asked to make room for a job, or were: first those that lose least."""
+        key = job.queue, job.priority, self._reclaims(job)
+        if key not in self._lower:
+            able: list[tuple[tuple[object, ...], int]] = []
+            for index, each in enumerate(self.running):
+                young = 0 <= self.now - each.began_at < self.policy.min_run_s and not each.leaving
+                if not young and (each.rank < job.priority if each.queue == job.queue else key[2]):
+                    order = (each.rank, each.steps_to_lose is None, -each.began_at, each.steps_to_lose or 0, each.job)
+                    able.append((order, index))
+            self._lower[key] = [index for _, index in sorted(able)]
+        return self._lower[key]
 
     def _reclaims(self, job: Waiting) -> bool:
         """Whether the job's queue would stay within what it is guaranteed."""
@@ -554,40 +623,30 @@ class _Admission:
         if not guaranteed:
             return False
         claims = {**self._claims, job.id: job}.values()
-        wanted = sum(
-            (
-                self._demands[each.shape][0].total
-                for each in claims
-                if each.queue == job.queue and self._demands.get(each.shape)
-            ),
-            self.held[job.queue],
-        )
+        gangs = [self._gang(each) for each in claims if each.queue == job.queue]
+        wanted = sum((gang.total for gang in gangs if isinstance(gang, Demand)), self.held[job.queue])
         return self.cluster.share(wanted) <= guaranteed + ROUNDING
 
-    def _make_room(self, job: Waiting, demand: Demand, start_at: float | None) -> Wait | None:
+    def _make_room(self, job: Waiting) -> Wait | None:
         """Ask others to make room for a job, or see that they do; None if none can, or it starts as soon without.
 
         As few as will do: first the lowest, then those that write checkpoints, then the newest, then those with the
         fewest steps to lose.
         """
-        leaving = sorted(self._leaving)
+        demand, leaving = self._demand(job), sorted(self._leaving)
         if leaving and self._fits_without(job, demand, leaving):
             return self._preempting(leaving)
-        if start_at is not None and start_at <= self.now + self.policy.leave_s:
+        if self._fits_without(job, demand, self._ended_by(self.now + self.policy.leave_s)):
             return None
-        reclaims = self._reclaims(job)
-        able: list[tuple[tuple[object, ...], int]] = []
-        for index, each in enumerate(self.running):
-            if index in self._leaving or 0 <= self.now - each.began_at < self.policy.min_run_s:
-                continue
-            if each.rank < job.priority if each.queue == job.queue else reclaims:
-                order = (each.rank, each.steps_to_lose is None, -each.began_at, each.steps_to_lose or 0, each.job)
-                able.append((order, index))
-        chosen = self._enough(job, demand, leaving, [index for _, index in sorted(able)])
+        able = [index for index in self._lower_than(job) if index not in self._leaving]
+        chosen = self._enough(job, demand, leaving, able)
         if not chosen or len(self.result.preempts) >= self.policy.max_preemptions:
             return None
         self.result.preempts.extend(Preempt(self.running[index].job, job.id) for index in chosen)
         self._leaving.update(chosen)
+        for index in chosen:
+            self.ends[index] = self.now + self.policy.leave_s
+        self._timeline = None
         self._claims[job.id] = job
         return self._preempting([*leaving, *chosen])
 
@@ -621,15 +680,15 @@ class _Admission:
                 chosen = fewer
         return chosen
 
-    def _fits_without(self, job: Waiting, demand: Demand, gone: Sequence[int]) -> bool:
+    def _fits_without(self, job: Waiting, demand: Demand, gone: Collection[int]) -> bool:
         """Whether a job could start, and delay none ahead of it, once some running ones have left."""
         if self._over_a_limit(job, gone) is not None:
             return False
         room = sum((self.usages[index] for index in gone), self.free)
         for each in self.reservations:
-            if each.job == job.id:
+            if each.job.id == job.id:
                 break
-            late = [self.usages[index] for index in gone if self.ends[index] > each.start_at]
+            late = [self.usages[index] for index in gone if index not in each.ended]
             room: Amounts = np.minimum(room, sum(late, each.spare))
         return self.cluster.place(demand, room) is not None
 
@@ -644,10 +703,10 @@ def impossible(cluster: Cluster, shape: Shape, demands: Sequence[Demand], queue:
         queue: its queue.
         terms: the queue's.
     """
+    if any(_within(cluster, demands, terms)):
+        return None
     if demands:
-        share = cluster.share(demands[0].total)
-        if share <= terms.maximum + ROUNDING:
-            return None
+        share = min(cluster.share(demand.total) for demand in demands)
         return f"asks for {share:.0%} of the cluster; the maximum of queue {queue} is {terms.maximum:.0%}"
     gangs = [gang or (shape.driver,) for gang in shape.gangs]
     wanted = " or ".join(format_gang(gang) for gang in gangs)
@@ -669,6 +728,20 @@ def impossible(cluster: Cluster, shape: Shape, demands: Sequence[Demand], queue:
 def points(seconds: float, policy: Policy) -> float:
     """How much so long a wait adds to a priority."""
     return max(0.0, seconds) / 3600 / policy.hours_per_point
+
+
+def _within(cluster: Cluster, demands: Sequence[Demand], terms: Terms) -> Iterator[Demand]:
+    """Those that a queue may hold, if it held nothing else."""
+    return (demand for demand in demands if cluster.share(demand.total) <= terms.maximum + ROUNDING)
+
+
+def _groups(job: Waiting | Running) -> tuple[str | tuple[str, str] | None, ...]:
+    """As what a job counts where limits are: as one of all, of its queue, and of its user's there."""
+    return None, job.queue, (job.queue, job.user)
+
+
+def _has_limits(terms: Terms) -> bool:
+    return terms.maximum < 1 or (terms.max_running, terms.max_running_per_user) != (None, None)
 
 
 def _runs_s(job: Waiting) -> float:

@@ -38,13 +38,23 @@ class Forecast:
         self._at_last: Amounts = sum(endless, self._free[-1])  # when those have ended too, nobody knows when
         self._unknown = False  # whether a job waits for that, which those behind it must not delay
         self._sums = [whole(np.maximum(each, 0)) for each in self._free]
-        self._from: dict[Shape, tuple[float, int]] = {}  # a run time that fits at no step before one
+        self._from: dict[tuple[Shape, int], tuple[float, int]] = {}  # a run time that fits at no step before one
 
-    def start(self, shape: Shape, demand: Demand, runs_s: float) -> float | None:
-        """When a gang starts that runs no longer than so many seconds, which is taken; None if that cannot be known."""
-        before_s, first = self._from.get(shape, (np.inf, 0))
-        for step in range(first if runs_s >= before_s else 0, len(self._times)):
-            self._from[shape] = runs_s, step
+    def start(self, shape: Shape, demand: Demand, runs_s: float, not_before: float | None = None) -> float | None:
+        """When a gang starts, which takes its place there; None if that cannot be known.
+
+        Args:
+            shape: the job's.
+            demand: the gang, one of the shape's.
+            runs_s: it runs no longer than this.
+            not_before: the earliest time; None for now.
+        """
+        key = shape, demand.gang
+        before_s, first = self._from.get(key, (np.inf, 0))
+        first = first if runs_s >= before_s else 0
+        for step in range(first if not_before is None else max(first, self._split(not_before)), len(self._times)):
+            if not_before is None:
+                self._from[key] = runs_s, step
             if is_too_much(demand, self._sums[step]) or self._cluster.place(demand, self._free[step]) is None:
                 continue
             end = self._times[step] + runs_s
@@ -54,18 +64,26 @@ class Forecast:
             if places is not None:
                 self._take(places.taken, step, until, end)
                 return self._times[step]
-        self._from[shape] = runs_s, len(self._times)
+        if not_before is None:
+            self._from[key] = runs_s, len(self._times)
         if (places := self._cluster.place(demand, self._at_last)) is not None:
             self._at_last, self._unknown = self._at_last - places.taken, True
         return None
 
     def _take(self, taken: Amounts, step: int, until: int, end: float) -> None:
-        if np.isfinite(end) and (until == len(self._times) or self._times[until] > end):
-            self._times.insert(until, end)
-            self._free.insert(until, self._free[until - 1])
-            self._sums.insert(until, self._sums[until - 1])
+        if np.isfinite(end):
+            until = self._split(end)
         for each in range(step, until):
             self._free[each] = self._free[each] - taken
             self._sums[each] = self._sums[each] - whole(taken)
         if not np.isfinite(end):
             self._at_last = self._at_last - taken
+
+    def _split(self, at: float) -> int:
+        """The step that begins at a time after now."""
+        step = bisect_left(self._times, at)
+        if step == len(self._times) or self._times[step] > at:
+            self._times.insert(step, at)
+            self._free.insert(step, self._free[step - 1])
+            self._sums.insert(step, self._sums[step - 1])
+        return step

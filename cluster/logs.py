@@ -1,12 +1,10 @@
 """`python -m cluster logs`: the output of all attempts of a job, from the saved logs or live from Ray."""
 
-import asyncio
 import codecs
 import re
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import aclosing, suppress
 
 from cluster.command import printable, visible
 from cluster.database.tables import Attempt
@@ -17,6 +15,7 @@ from cluster.spec import END_STATES
 from cluster.store import Store
 
 POLL_S = 0.5
+REST = 10.0  # times what it took to read an output, before it is read again
 COLOUR = re.compile("(\x1b\\[[0-79;]*m)")  # without 8, which hides
 
 
@@ -62,13 +61,26 @@ def _print_attempt(store: Store, attempt: Attempt, follow: bool, address: str | 
     if follow and attempt.ended_at is None:
         _follow(store, attempt, address)
     else:
-        _print_so_far(store, attempt, address)
+        _print_so_far(store, attempt, address, _Output())
 
 
-def _print_so_far(
-    store: Store, attempt: Attempt, address: str | None, skip: int = 0, decoder: codecs.IncrementalDecoder | None = None
-) -> None:
-    """Print an attempt's output up to now, without its first `skip` bytes, which `decoder` has had."""
+class _Output:
+    """An output of which all that there is so far is given again and again: it prints what it has not printed."""
+
+    def __init__(self) -> None:
+        self._printed, self._decoder = 0, codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def print(self, parts: Iterable[bytes], is_all: bool = False) -> None:
+        position = 0
+        for part in parts:
+            _write(self._decoder.decode(part[max(0, self._printed - position) :]))
+            position += len(part)
+            self._printed = max(self._printed, position)
+        if is_all:
+            _write(self._decoder.decode(b"", final=True))
+
+
+def _print_so_far(store: Store, attempt: Attempt, address: str | None, output: _Output) -> None:
     if attempt.ended_at is None:
         parts: Iterable[bytes] = RayJobs(address).log(attempt.submission_id)
     elif store.files.exists(name := log_name(attempt.submission_id)):
@@ -76,15 +88,7 @@ def _print_so_far(
     else:
         parts = ()
         print(f"(no output: {printable(attempt.reason)})", file=sys.stderr)
-    decoder = decoder or _decoder()
-    for part in parts:
-        _write(decoder.decode(part[skip:]))
-        skip = max(0, skip - len(part))
-    _write(decoder.decode(b"", final=True))
-
-
-def _decoder() -> codecs.IncrementalDecoder:
-    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+    output.print(parts, is_all=True)
 
 
 def _write(text: str) -> None:
@@ -95,25 +99,24 @@ def _write(text: str) -> None:
 
 
 def _follow(store: Store, attempt: Attempt, address: str | None) -> None:
-    """Print an attempt's output as it is written; what a lost connection left out comes from the saved log."""
-    printed, decoder = 0, _decoder()  # bytes
+    """Print an attempt's output as it is written; what a lost connection left out comes from the saved log.
 
-    def now() -> Attempt:
-        return next(each for each in store.attempts(attempt.job_id) if each.id == attempt.id)
-
-    async def copy() -> None:
-        nonlocal printed
-        position = 0
-        async with aclosing(RayJobs(address).follow(attempt.submission_id)) as parts:
-            async for part in parts:
-                if not part and now().ended_at is not None:
-                    return
-                _write(decoder.decode(part[max(0, printed - position) :]))
-                position += len(part)
-                printed = max(printed, position)
-
-    while now().ended_at is None:
-        with suppress(RayUnavailableError):
-            asyncio.run(copy())
+    The output is read again and again, seldom where that takes long. Ray can follow a file too, but does not notice
+    that nobody listens any more: each follower would keep one of the hundred places of its state API, which tells the
+    dispatcher of the nodes, for as long as the head lives.
+    """
+    output, server, next_at = _Output(), None, 0.0
+    while (attempt := _as_it_is(store, attempt)).ended_at is None:
+        if (began := time.monotonic()) >= next_at:
+            try:
+                server = server or RayJobs(address)
+                output.print(server.log(attempt.submission_id))
+            except RayUnavailableError:
+                server = None
+            next_at = time.monotonic() + REST * (time.monotonic() - began)
         time.sleep(POLL_S)
-    _print_so_far(store, now(), address, printed, decoder)
+    _print_so_far(store, attempt, address, output)
+
+
+def _as_it_is(store: Store, attempt: Attempt) -> Attempt:
+    return next(each for each in store.attempts(attempt.job_id) if each.id == attempt.id)

@@ -3,7 +3,6 @@
 Ray loses its history with its head node, so its answers are evidence; the store is the record.
 """
 
-import asyncio
 import logging
 import os
 import re
@@ -11,13 +10,12 @@ import shlex
 import socket
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
-import aiohttp
 import requests
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -37,7 +35,6 @@ MAX_ROWS = 10_000  # the most that Ray's state API gives
 MAX_MESSAGE = 300
 USUAL_MESSAGES = ("Job has not started yet", "Job is currently running")
 LOG_PART_BYTES = 2**20
-FOLLOW_S = 0.5
 LINGER_S = 30.0
 KEEP_VARIABLE = "DUALVIEW_KEEP"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -58,25 +55,8 @@ class _Client(JobSubmissionClient):
 
     def open_log(self, node: str, submission_id: str) -> requests.Response:
         """The output of a job, as `ray logs` reads a file of a node; to be read in parts and closed."""
-        return self._do_request("GET", _log_path("file", node, submission_id), stream=True)
-
-    async def follow_log(self, node: str, submission_id: str) -> AsyncGenerator[bytes]:
-        """The same as it is written, without end; empty where nothing was written for FOLLOW_S."""
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
-        async with aiohttp.ClientSession(cookies=self._cookies, headers=self._headers, timeout=limits) as session:
-            url = f"{self._address}{_log_path('stream', node, submission_id)}&interval={FOLLOW_S}"
-            async with session.get(url, ssl=True if self._ssl_context is None else self._ssl_context) as reply:
-                reply.raise_for_status()
-                reading = asyncio.ensure_future(reply.content.readany())
-                try:
-                    while True:
-                        done, _ = await asyncio.wait([reading], timeout=FOLLOW_S)
-                        if done and not reading.result():
-                            return  # the server has ended it
-                        yield reading.result() if done else b""
-                        reading = asyncio.ensure_future(reply.content.readany()) if done else reading
-                finally:
-                    reading.cancel()
+        whole = f"node_id={node}&filename=job-driver-{submission_id}.log&lines=-1&timeout={int(REQUEST_TIMEOUT_S)}"
+        return self._do_request("GET", f"/api/v0/logs/file?{whole}", stream=True)
 
     def rows(self, kind: str, **filters: str) -> list[dict[str, Any]]:
         """What `ray list KIND --detail` shows."""
@@ -86,11 +66,6 @@ class _Client(JobSubmissionClient):
         reply = self._do_request("GET", f"/api/v0/{kind}?detail=1&limit={MAX_ROWS}{chosen}")
         reply.raise_for_status()
         return reply.json()["data"]["result"]["result"]
-
-
-def _log_path(how: str, node: str, submission_id: str) -> str:
-    name = f"job-driver-{submission_id}.log"
-    return f"/api/v0/logs/{how}?node_id={node}&filename={name}&lines=-1&timeout={int(REQUEST_TIMEOUT_S)}"
 
 
 class RayJobs:
@@ -281,8 +256,9 @@ class RayJobs:
         Raises:
             RayUnavailableError: the output cannot be fetched.
         """
-        node = self._node_of(submission_id)
-        if node is None:
+        info = self._info(submission_id)
+        node = info.driver_node_id if info else None
+        if node is None:  # it has not come to a node
             return
         try:
             with self._call(lambda: self._client.open_log(node, submission_id)) as reply:
@@ -291,28 +267,6 @@ class RayJobs:
                 yield from reply.iter_content(LOG_PART_BYTES)
         except requests.RequestException as error:
             raise self._server_error(error) from error
-
-    async def follow(self, submission_id: str) -> AsyncGenerator[bytes]:
-        """Output as it is written, from the beginning, without end; empty where nothing was written for FOLLOW_S.
-
-        Like `log` the bytes of the file: Ray's own `tail_job_logs` ends where they are not UTF-8.
-
-        Raises:
-            RayUnavailableError: the output cannot be fetched.
-        """
-        node = self._node_of(submission_id)
-        if node is None:
-            return
-        try:
-            async for part in self._client.follow_log(node, submission_id):
-                yield part
-        except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            raise self._server_error(error) from error
-
-    def _node_of(self, submission_id: str) -> str | None:
-        """The node of an attempt's command; None before it has come to one."""
-        info = self._info(submission_id)
-        return info.driver_node_id if info else None
 
     def _info(self, submission_id: str) -> JobDetails | None:
         try:

@@ -4,6 +4,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -138,6 +139,9 @@ def test_of_the_alternatives_the_first_counts_that_the_nodes_could_hold():
     assert admit([A], [job(1, both)]).starts[0].placement.gang == 1
     gpu = node("g", CPU=4, GPU=1)
     assert admit([A, gpu], [job(1, both)]).starts[0].placement.gang == 0
+    assert admit([A, gpu], [job(1, both)], terms={"default": Terms(maximum=0.5)}).starts[0].placement.gang == 1
+    none = admit([A, gpu], [job(1, both)], terms={"default": Terms(maximum=0.1)}).waits[1]
+    assert none.text == "asks for 12% of the cluster; the maximum of queue default is 10%"
     taken = admit([A, gpu], [job(1, both)], [runs(9, "g", GPU=1)])
     assert taken.waits[1].code == Reason.RESOURCES  # the program takes GPUs where the cluster has them
 
@@ -248,6 +252,48 @@ def test_a_job_that_backs_off_keeps_its_place():
     running = [runs(9, CPU=3, ends_at=NOW + 30, rank=9)]
     assert started(admit([A], [first, *below], running)) == [3]
     assert started(admit([A], [job(1, cpus(4), held_until=NOW + 60), job(2, priority=9)])) == [2]  # is ahead of it
+
+
+def test_a_job_that_backs_off_keeps_its_place_under_a_limit():
+    """Or one below it starts elsewhere, and it has to wait for that one."""
+    nodes, off = [A, B], {"priority": 9, "held_until": NOW + 30, "queue": "x", "user": "me"}
+    for terms in (Terms(max_running=1), Terms(max_running_per_user=1), Terms(maximum=0.5)):
+        below = [job(2, cpus(4), queue="x", user="me"), job(3, cpus(4), queue="x", user="me", max_runtime_s=30)]
+        decided = admit(nodes, [job(1, cpus(4), **off), *below], terms={"x": terms})
+        assert started(decided) == [3]  # which has ended then
+        assert decided.waits[2].code in (Reason.QUEUE_RUNNING, Reason.USER_RUNNING, Reason.QUEUE_MAXIMUM)
+        assert "once job 1 starts, which is ahead" in decided.waits[2].text
+    ends = [runs(9, CPU=1, queue="x", ends_at=NOW + 20)]
+    decided = admit(nodes, [job(1, **off), job(2, queue="x")], ends, {"x": Terms(max_running=2)})
+    assert started(decided) == [2]  # one ends before
+    assert started(admit(nodes, [job(1, **off), job(2, queue="x")], max_attempts=1)) == []
+
+
+def test_a_job_that_backs_off_and_could_not_start_then_keeps_nobody_from_starting():
+    waiting = [job(1, cpus(3), queue="x", priority=9, held_until=NOW + 600), job(2, cpus(3))]
+    decided = admit([A], waiting, [runs(9, CPU=1, queue="x", rank=20)], {"x": Terms(max_running=1)})
+    assert started(decided) == [2]
+
+
+def test_all_that_a_lost_cluster_ended_keep_their_places_and_leave_theirs_to_large_ones():
+    lost = [job(number, priority=9, held_until=NOW + 30 + number) for number in range(1, 41)]
+    nodes = [node(str(number), CPU=4) for number in range(10)]
+    assert started(admit(nodes, [*lost, *(job(number) for number in range(50, 60))])) == []
+    off = [job(number, gang({"GPU": 1}), priority=9, held_until=NOW + 30) for number in range(1, 21)]
+    large, small = job(50, cpus(4), priority=5), job(51)
+    decided = admit([A, node("g", GPU=20)], [*off, large, small], [runs(99, CPU=1, ends_at=NOW + 60)])
+    assert started(decided) == []
+    assert (decided.waits[50].code, decided.waits[51].code) == (Reason.RESOURCES, Reason.RESERVED)
+
+
+def test_those_behind_do_not_take_the_place_under_a_limit_of_a_job_that_waits_for_room():
+    running = [runs(1, "a", CPU=4, ends_at=NOW + 600), runs(2, "b", CPU=2, queue="x")]
+    first = job(3, cpus(4), queue="x", priority=9)
+    behind = [job(4, queue="x"), job(5, queue="x", max_runtime_s=600), job(6, queue="y")]
+    decided = admit([A, B], [first, *behind], running, {"x": Terms(max_running=2)})
+    assert started(decided) == [5, 6] or started(decided) == [6, 5]
+    assert decided.waits[4].text == "queue x runs 2 jobs once job 3 starts, which is ahead; allowed at once: 2"
+    assert set(started(admit([A, B], [first, *behind], running, {"x": Terms(max_running=3)}))) >= {4, 6}
 
 
 def test_what_its_queue_may_never_hold_is_impossible_and_keeps_nobody_from_coming_first():
@@ -477,6 +523,31 @@ def test_nobody_leaves_for_a_job_that_would_start_as_soon_without():
     high = job(9, cpus(4), priority=1)
     for ends_at, asked in ((NOW + 120, []), (NOW + 121, [Preempt(1, 9)])):
         assert admit([A], [high], [runs(1, CPU=4, ends_at=ends_at)], leave_s=120.0).preempts == asked
+        at_a_limit = [runs(1, CPU=1), runs(2, CPU=1, rank=9, ends_at=ends_at)]
+        decided = admit([A], [job(9, priority=1)], at_a_limit, {"default": Terms(max_running=2)}, leave_s=120.0)
+        assert decided.preempts == asked
+
+
+def test_those_whose_limit_nobody_can_satisfy_do_not_use_up_what_others_may_ask():
+    running = [runs(1, CPU=2, user="ann", rank=10), runs(2, CPU=2, user="bob")]
+    terms = {"default": Terms(max_running_per_user=1)}
+    for other in ("bob", "carl"):  # at the limit too, and one who only lacks room
+        waiting = [job(3, cpus(2), user="ann", priority=5), job(4, cpus(2), user=other, priority=5)]
+        assert admit([A], waiting, running, terms).preempts == [Preempt(2, 4)]
+    many = [job(number, cpus(2), user="ann", priority=number % 10) for number in range(10, 40)]
+    assert admit([A], [*many, job(4, cpus(2), user="bob", priority=5)], running, terms).preempts == [Preempt(2, 4)]
+
+
+def test_the_place_of_one_that_leaves_is_promised_once():
+    running = [runs(1, CPU=1, queue="x", leaving=True)]
+    waiting = [job(2, queue="x", priority=9, owed=True), *(job(n, queue="x", priority=n) for n in (3, 4, 5)), job(9)]
+    decided = admit([A], waiting, running, {"x": Terms(max_running=1)})
+    assert started(decided) == [9]
+    assert [decided.waits[number].code for number in (2, 3, 4, 5)] == [Reason.PREEMPTING] + [Reason.QUEUE_RUNNING] * 3
+    asked = [replace(waiting[0], owed=False), *waiting[1:]]  # the same in the round in which it is asked to leave
+    decided = admit([A], asked, [replace(running[0], leaving=False)], {"x": Terms(max_running=1)})
+    assert decided.preempts == [Preempt(1, 2)]
+    assert [decided.waits[number].code for number in (2, 3, 4, 5)] == [Reason.PREEMPTING] + [Reason.QUEUE_RUNNING] * 3
 
 
 def test_those_that_leave_already_are_not_joined_by_others():

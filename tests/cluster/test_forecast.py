@@ -1,6 +1,7 @@
 """When waiting jobs are expected to start."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,18 @@ def test_those_ahead_are_in_the_way_and_a_short_one_goes_between():
         Waiting(5, cpus(1), since=NOW, max_runtime_s=51),
     ]
     assert expected([A], running, waiting) == [50, 250, 260, 0, 260]
+
+
+def test_one_that_backs_off_is_in_the_way_too():
+    waiting = [
+        Waiting(1, cpus(4), since=NOW, priority=9, held_until=NOW + 100, max_runtime_s=50),
+        Waiting(2, cpus(2), since=NOW),
+        Waiting(3, cpus(2), since=NOW, max_runtime_s=101),
+        Waiting(4, cpus(2), since=NOW, max_runtime_s=100),
+    ]
+    assert expected([A], [], waiting) == [100, 150, 150, 0]
+    undeclared = [replace(waiting[0], max_runtime_s=None), *waiting[1:]]
+    assert expected([A], [], undeclared) == [100, None, None, 0]
 
 
 def test_it_is_not_known_behind_what_declares_nothing():
