@@ -22,7 +22,6 @@ Back-off. A job that is tried again later reserves what it needs meanwhile, as f
 import heapq
 import itertools
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -30,6 +29,7 @@ from datetime import datetime
 import numpy as np
 
 from cluster.forecast import Forecast
+from cluster.limits import Group, Numbers
 from cluster.placement import Amounts, Cluster, Demand, Node, Placement, Places, Sums, whole
 from cluster.reasons import Reason
 from cluster.resources import Kind, Shape, format_amount, format_gang
@@ -215,7 +215,7 @@ class _Reservation:
         job: the job.
         start_at: when it starts at the latest; infinite where run times are not declared.
         spare: what it leaves of what will be free then; those who start before may use that for as long as they like.
-        ended: which of those that run now have ended by then.
+        ended: which of those that run have ended by then.
     """
 
     job: Waiting
@@ -245,6 +245,10 @@ def decide(
     return _Admission(nodes, running, waiting, terms, policy, now).round()
 
 
+_Group = str | tuple[str, str] | None  # a queue's jobs, its jobs of a user, or all
+ONE = np.ones(1)
+
+
 class _Admission:
     """One round: `free` and the shares change as jobs are admitted."""
 
@@ -267,17 +271,17 @@ class _Admission:
         self.free = self.cluster.usable - sum(self.usages, nothing)
         queues = {job.queue for job in (*running, *waiting)}
         self.terms = {queue: terms.get(queue, Terms()) for queue in queues}
-        self.held: dict[str, Sums] = {queue: whole(nothing) for queue in queues}
+        self.groups: dict[_Group, Group] = {group: Group(1) for job in (*running, *waiting) for group in _groups(job)}
+        self.groups[None] = Group(1)
+        self.groups.update({queue: Group(1 + nothing.shape[1]) for queue in queues})
         self.shares = dict.fromkeys(queues, 0.0)
-        for job, used in zip(self.running, self.usages, strict=True):
-            self._add(job.queue, whole(used))
-        self.count = Counter(group for job in running for group in _groups(job))
+        for job, end, used in zip(self.running, self.ends, self.usages, strict=True):
+            self._add(job.job, job, end, whole(used))
         self.result = Round()
         self.reservations: list[_Reservation] = []
         self._demands: dict[Shape, list[Demand]] = {}
         self._gangs: dict[tuple[Shape, str], Demand | Wait] = {}  # what a queue's jobs of a shape take, or why nothing
         self._blocked: dict[tuple[Shape, int], tuple[float, Wait]] = {}  # the shortest run time that waits, and why
-        self._limits: dict[tuple[object, ...], Wait | None] = {}
         self._lower: dict[tuple[str, int, bool], list[int]] = {}
         self._seen: set[tuple[object, ...]] = set()  # kinds of jobs of which it is known whether they ask others
         self._asks = self._promises = 0
@@ -404,52 +408,35 @@ class _Admission:
 
     def _over_a_limit(self, job: Waiting, gone: Collection[int] = ()) -> Wait | None:
         """Why a limit keeps a job from starting once some running ones have left."""
-        terms = self.terms[job.queue]
-        crowded = self.count[None] + len(self.reservations) >= self.policy.max_attempts
-        if not (crowded or _has_limits(terms)):
-            return None
-        beside = [
-            each
-            for each in itertools.takewhile(lambda each: each.job.id != job.id, self.reservations)
-            if (crowded or each.job.queue == job.queue) and not self._ends_before(job, each)
-        ]
-        if gone:
-            return self._limit_reached(job, beside, gone)
-        key = (job.queue, job.user, job.shape if terms.maximum < 1 else None, *(each.job.id for each in beside))
-        if key not in self._limits:
-            self._limits[key] = self._limit_reached(job, beside, gone)
-        return self._limits[key]
-
-    def _limit_reached(self, job: Waiting, beside: Sequence[_Reservation], gone: Collection[int]) -> Wait | None:
-        """The limit that a job would exceed now, or once one of those starts that are ahead of it."""
         terms, queue = self.terms[job.queue], job.queue
-        for number in range(len(beside) + 1):
-            ahead, left, when = [each.job for each in beside[:number]], set(gone), ""
-            if ahead:
-                left |= beside[number - 1].ended
-                when = f" once job {ahead[-1].id} starts, which is ahead"
-            count = self.count.copy()
-            count.subtract(group for index in left for group in _groups(self.running[index]))
-            count.update(group for each in ahead for group in _groups(each))
-            if terms.max_running is not None and count[queue] >= terms.max_running:
-                text = f"queue {queue} runs {count[queue]} jobs{when}; allowed at once: {terms.max_running}"
-                return Wait(Reason.QUEUE_RUNNING, text)
-            by_user, most = count[queue, job.user], terms.max_running_per_user
-            if most is not None and by_user >= most:
-                text = f"{job.user} runs {by_user} jobs in queue {queue}{when}; allowed at once: {most}"
-                return Wait(Reason.USER_RUNNING, text)
-            if terms.maximum < 1:
-                held = self.held[queue] + self._demand(job).total
-                held += sum(self._demand(each).total for each in ahead if each.queue == queue)
-                held -= sum(whole(self.usages[index]) for index in left if self.running[index].queue == queue)
-                share = self.cluster.share(held)
-                if share > terms.maximum + ROUNDING:
-                    text = f"queue {queue} would hold {share:.0%} of the cluster{when}; its maximum is"
-                    return Wait(Reason.QUEUE_MAXIMUM, f"{text} {terms.maximum:.0%}")
-            if count[None] >= self.policy.max_attempts:
-                text = f"{count[None]} jobs run{when}; allowed at once: {self.policy.max_attempts}"
-                return Wait(Reason.ATTEMPTS, text)
-        return None
+        if terms.max_running is not None and (text := self._reached(queue, terms.max_running, job, gone)):
+            return Wait(Reason.QUEUE_RUNNING, f"queue {queue} {text}")
+        by_user = terms.max_running_per_user
+        if by_user is not None and (text := self._reached((queue, job.user), by_user, job, gone)):
+            return Wait(Reason.USER_RUNNING, f"{job.user}, in queue {queue}, {text}")
+        if terms.maximum < 1:
+            share = self.cluster.share(self._most(queue, job, gone)[1:] + self._demand(job).total)
+            if share > terms.maximum + ROUNDING:
+                text = f"queue {queue} would hold {share:.0%} of the cluster; its maximum is {terms.maximum:.0%}"
+                return Wait(Reason.QUEUE_MAXIMUM, text)
+        text = self._reached(None, self.policy.max_attempts, job, gone)
+        return Wait(Reason.ATTEMPTS, f"the cluster {text}") if text else None
+
+    def _reached(self, group: _Group, limit: int, job: Waiting, gone: Collection[int]) -> str | None:
+        """How a limit of jobs that run at once is reached, in words."""
+        now = self.groups[group].now[0]
+        if now + len(self.reservations) < limit:
+            return None
+        count = self._most(group, job, gone)[0]
+        if count < limit:
+            return None
+        how = f"runs {now:.0f} jobs" if now >= limit else f"will run {count:.0f} jobs once those ahead start"
+        return f"{how}; allowed at once: {limit}"
+
+    def _most(self, group: _Group, job: Waiting, gone: Collection[int]) -> Numbers:
+        """What counts beside a job while it runs: how many jobs, and for a queue what they hold."""
+        left = [self.running[index].job for index in gone]
+        return self.groups[group].most(job.id, self.now + _runs_s(job), left)
 
     # ------------------------------------------------------------------ room
 
@@ -488,15 +475,14 @@ class _Admission:
         ]
         self._admitted.append((self.now + _runs_s(job), places.taken))
         self._timeline = None
-        self._add(job.queue, whole(places.taken))
-        self.count.update(_groups(job))
-        self._limits.clear()
+        self._add(job.id, job, self.now + _runs_s(job), whole(places.taken))
         placement, share = self.cluster.assign(demand, job.shape, places), self.cluster.share(whole(places.taken))
         self.result.starts.append(Start(job.id, placement, share))
 
-    def _add(self, queue: str, amounts: Sums) -> None:
-        self.held[queue] = self.held[queue] + amounts
-        self.shares[queue] = self.cluster.share(self.held[queue])
+    def _add(self, number: int, job: Waiting | Running, end: float, held: Sums) -> None:
+        for group in _groups(job):
+            self.groups[group].run(number, end, _numbers(group, held))
+        self.shares[job.queue] = self.cluster.share(self.groups[job.queue].now[1:])
 
     def _wait(self, job: Waiting, demand: Demand) -> Wait:
         if self.cluster.place(demand, self.free) is not None:
@@ -579,7 +565,8 @@ class _Admission:
             return None
         start_at, spare = found
         self.reservations.append(_Reservation(job, start_at, spare, self._ended_by(start_at)))
-        self._limits.clear()
+        for group in _groups(job):
+            self.groups[group].promise(job.id, start_at, _numbers(group, demand.total))
         self._promises += not_before is not None
         return start_at if np.isfinite(start_at) else None
 
@@ -624,7 +611,7 @@ class _Admission:
             return False
         claims = {**self._claims, job.id: job}.values()
         gangs = [self._gang(each) for each in claims if each.queue == job.queue]
-        wanted = sum((gang.total for gang in gangs if isinstance(gang, Demand)), self.held[job.queue])
+        wanted = sum((gang.total for gang in gangs if isinstance(gang, Demand)), self.groups[job.queue].now[1:])
         return self.cluster.share(wanted) <= guaranteed + ROUNDING
 
     def _make_room(self, job: Waiting) -> Wait | None:
@@ -646,6 +633,8 @@ class _Admission:
         self._leaving.update(chosen)
         for index in chosen:
             self.ends[index] = self.now + self.policy.leave_s
+            each = self.running[index]
+            self._add(each.job, each, self.ends[index], whole(self.usages[index]))
         self._timeline = None
         self._claims[job.id] = job
         return self._preempting([*leaving, *chosen])
@@ -735,13 +724,14 @@ def _within(cluster: Cluster, demands: Sequence[Demand], terms: Terms) -> Iterat
     return (demand for demand in demands if cluster.share(demand.total) <= terms.maximum + ROUNDING)
 
 
-def _groups(job: Waiting | Running) -> tuple[str | tuple[str, str] | None, ...]:
+def _groups(job: Waiting | Running) -> tuple[_Group, ...]:
     """As what a job counts where limits are: as one of all, of its queue, and of its user's there."""
     return None, job.queue, (job.queue, job.user)
 
 
-def _has_limits(terms: Terms) -> bool:
-    return terms.maximum < 1 or (terms.max_running, terms.max_running_per_user) != (None, None)
+def _numbers(group: _Group, held: Sums) -> Numbers:
+    """What a job counts: one job, and in its queue what it holds."""
+    return np.append(1.0, held) if isinstance(group, str) else ONE
 
 
 def _runs_s(job: Waiting) -> float:
