@@ -254,6 +254,10 @@ class Dispatcher:
         heard, seen = self._listener.heard(), _Seen()
         self._store.hear(heard)
         attempts = self._store.attempts()
+        names = {attempt.submission_id for attempt in attempts}
+        for since in (self._began, self._starting_since, self._unsaved_since):
+            for name in since.keys() - names:
+                del since[name]
         jobs = (
             {job.id: job for job in self._store.select(Selection(ids=[each.job_id for each in attempts]))}
             if attempts
@@ -335,14 +339,16 @@ class Dispatcher:
 
     def _grace(self, attempt: Attempt, job: Job, beat: Beat | None) -> float:
         """How long an attempt may take to leave by itself, within its time; without heartbeats it cannot know."""
-        patience = self._patience
+        patience, silent = self._patience, beat is None and attempt.heard_at is None
         if attempt.asked == "restart":
             return min(patience.silent_s, patience.leave_s)
-        grace = patience.silent_s if beat is None and attempt.heard_at is None else patience.leave_s
-        if job.max_runtime_s is not None:
-            left = attempt.began_at + job.max_runtime_s - (attempt.asked_at or 0.0)
-            grace = min(grace, max(left, self._early(job.max_runtime_s)))
-        return grace
+        grace = patience.silent_s if silent else patience.leave_s
+        if job.max_runtime_s is None:
+            return grace
+        left = attempt.began_at + job.max_runtime_s - (attempt.asked_at or 0.0)
+        if silent and attempt.asked in ("limit", "finish"):  # nothing but its time asks it, and that is its own
+            return max(left, 0.0)
+        return min(grace, max(left, self._early(job.max_runtime_s)))
 
     def _look_after_others(self) -> None:
         """Undo, now and then, what another dispatcher did while it lost the lead or was killed.
@@ -534,13 +540,13 @@ class Dispatcher:
         """Record the end of an attempt; FilesUnavailableError if its output is to be kept first, in a later pass."""
         if ending.status not in ("lost", "refused", "unstarted"):
             self._keep_log(attempt)
-        self._unsaved_since.pop(attempt.submission_id, None)
+        heard = self._listener.heard()
+        if attempt.submission_id in heard:  # its last words may have come since this pass began
+            self._store.hear({attempt.submission_id: heard[attempt.submission_id]})
         job = self._store.end_attempt(attempt, ending)
         self._listener.forget(attempt.submission_id)
         if job.state in END_STATES:
             secrets.forget(self._store.anchor, job.environment)
-        self._starting_since.pop(attempt.submission_id, None)
-        self._began.pop(attempt.submission_id, None)
         self._failures.pop(attempt.job_id, None)
         self._reported_stopping.discard(attempt.submission_id)
         self._report(f"job {job.id} {job.state}: {job.reason}")

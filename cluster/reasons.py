@@ -34,7 +34,7 @@ EXPLANATIONS = {
     Reason.HELD: "somebody holds it (`hold`) until it is released (`release`)",
     Reason.PARKED: "the dispatcher cannot handle it; `release` tries again",
     Reason.DEPENDENCY: "it waits for other jobs (`--after`)",
-    Reason.IMPOSSIBLE: "no node, or not enough of them, could hold it even if nothing else ran",
+    Reason.IMPOSSIBLE: "the nodes could not hold it even if nothing else ran, or its queue may never hold so much",
     Reason.BACK_OFF: "its last attempt failed a short time ago",
     Reason.QUEUE_RUNNING: "its queue runs as many jobs as it may",
     Reason.USER_RUNNING: "its user runs as many jobs in this queue as a user may",

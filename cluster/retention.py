@@ -47,12 +47,12 @@ def collect(store: Store, ended_before: float, dry_run: bool = False) -> Collect
             session.scalars(select(Job.snapshot).where(~(Job.state.in_(END_STATES) & (Job.ended_at < ended_before))))
         )
         environments = session.scalars(select(Job.environment).where(Job.state.not_in(END_STATES))).all()
-    there = {file.name: file for file in store.files.list(LOGS)} if attempts else {}
-    for name in (log_name(submission_id) for submission_id in attempts):
-        found.logs += _remove(store.files, there[name], found, dry_run) if name in there else 0
+    names = {log_name(submission_id) for submission_id in attempts}
+    for file in store.files.list(LOGS):
+        if file.name in names or (file.name.endswith(PART) and not _is_young(file, ended_before)):
+            found.logs += _remove(store.files, file, found, dry_run)
     for file in store.files.list(snapshot.FOLDER):
-        digest = PurePosixPath(file.name).stem
-        young = file.modified > max(ended_before, time.time() - GRACE_S)
+        digest, young = PurePosixPath(file.name).stem, _is_young(file, ended_before)
         is_ours = file.name == snapshot.name_of(digest) or file.name.endswith(PART)
         if is_ours and digest not in kept and not young:
             found.snapshots += _remove(store.files, file, found, dry_run)
@@ -63,6 +63,10 @@ def collect(store: Store, ended_before: float, dry_run: bool = False) -> Collect
         if not dry_run:
             session.execute(delete(Event).where(Event.id.in_(chosen)))
     return found
+
+
+def _is_young(file: File, ended_before: float) -> bool:
+    return file.modified > max(ended_before, time.time() - GRACE_S)
 
 
 def _remove(files: Files, file: File, found: Collected, dry_run: bool) -> int:

@@ -269,7 +269,7 @@ class Store:
             rows.check_priority(rows.find_team(session, queue), priority)
             rows.check_there(session, after)
             found = session.execute(select(Job.id, Job.array_id).where(Job.array_id.in_(list(after)))).all()
-        return {**after, **{job: after[array] for job, array in found if array is not None}}
+        return {**{job: after[array] for job, array in found if array is not None}, **after}
 
     def job(self, job_id: int) -> Job:
         """One job.
@@ -460,7 +460,7 @@ class Store:
             raise InputError(f"job {job.id}: {gone[0]} was removed when it had ended; allowed: to submit it again")
 
     def change(self, job_id: int, **fields: str | float | None) -> Job:
-        """Change a job's priority, queue, or what it does at its limit of time.
+        """Change a job's priority, its queue, or how long an attempt may run.
 
         Raises:
             InputError: there is no such job or queue, it has ended, or the priority is above the queue's.

@@ -98,7 +98,7 @@ def _array(
         except InputError as error:
             raise InputError(f"--array {options.array}: row {index + 1}: {error}") from None
 
-    place.unpack(command)
+    place.unpack(request.fill(command, rows[0]))
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         try:
             specs: list[JobSpec] = []

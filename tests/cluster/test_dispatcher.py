@@ -567,6 +567,43 @@ def test_who_ignores_its_limit_is_stopped_at_it(store: Store, limit: float, stop
     assert ray.stopped == ([ray.started[0]] if stopped else [])
 
 
+@pytest.mark.parametrize(("left", "stopped"), [(-1.0, True), (50.0, False)])
+def test_a_program_that_sends_no_heartbeats_has_all_of_its_time(store: Store, left: float, stopped: bool):
+    """It does not read that it is asked, and may end by itself before."""
+    store.submit(spec(command=["works"], max_runtime_s=1000.0))
+    ray = FakeRay({"works": [0]}, runs=10**6)
+    dispatcher = made(store, ray, patience=Patience(silent_s=0.0))
+    steps(dispatcher, 2)
+    [attempt] = store.attempts()
+    with store.session() as session:
+        stored = session.get_one(Attempt, attempt.id)
+        stored.began_at -= 1000.0 - left
+        stored.asked, stored.asked_reason, stored.asked_at = "limit", "its time is up", time.time() - 1.0
+    dispatcher.step()
+    assert ray.stopped == ([ray.started[0]] if stopped else [])
+
+
+def test_an_attempt_is_judged_by_its_last_words(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Those that come while an output is kept: the checkpoint that it wrote on leaving."""
+    job = store.submit(spec("trains", command=["trains"], retries=0))
+    ray, ear = FakeRay({"trains": [75, 75]}, runs=3), Ear()
+    last = {1: 200, 2: 300}  # by attempt; the first checkpoint of the second is no news
+
+    def log(name: str) -> list[bytes]:
+        ear.beats[name] = Beat(step=300, saved_step=last[len(ray.started)], at=2.0)
+        return [b"an output"]
+
+    monkeypatch.setattr(ray, "log", log)
+    dispatcher = made(store, ray, ear=ear)
+    for _ in range(20):
+        dispatcher.step()
+        if len(ray.started) == 3:
+            break
+        ear.beats.setdefault(ray.started[-1], Beat(step=200, saved_step=200, at=1.0))
+    assert [attempt.saved_step for attempt in store.attempts(job.id)] == [200, 300, None]
+    assert not any(attempt.fault for attempt in store.attempts(job.id))
+
+
 def test_a_job_that_says_when_it_runs_is_running_then(store: Store):
     job = store.submit(spec("trains", command=["trains"], says_when=True))
     ray, ear = FakeRay({"trains": [0]}, runs=10**6), Ear()

@@ -286,6 +286,8 @@ def test_an_array(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
     after = json.loads(submit(capsys, tmp_path, "--json", "--name", "sum", "--after", "1:any", "--", "true"))
     assert after["jobs"] == [{"id": 4, "name": "sum", "state": "queued", "new": True}]
     assert Store.open(url).job(4).after == {"1": "any", "2": "any", "3": "any"}
+    submit(capsys, tmp_path, "--after", "1", "--after", "3:any", "--", "true")
+    assert Store.open(url).job(5).after == {"1": "ok", "2": "ok", "3": "any"}
     run(capsys, "cancel", "--array", "1")
     assert {job.state for job in Store.open(url).jobs()} == {"cancelled", "queued"}
     (tmp_path / "code" / "run-1.sh").touch(0o755)
@@ -294,7 +296,7 @@ def test_an_array(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
     assert error.startswith(f"error: --array {rows}: row 2: ./run-2.sh: is not in the job's snapshot of ")
     rows.write_text("- {seed: 1}\n")
     submit(capsys, tmp_path, "--array", str(rows), "--", "python", "job.py", "{seed}")
-    assert [row["id"] for row in json.loads(run(capsys, "list", "--json", "--array", "5"))] == [5]
+    assert [row["id"] for row in json.loads(run(capsys, "list", "--json", "--array", "6"))] == [6]
     bad = ["--array", str(rows), "--", "python", "-m", "trainer", "--config", "configs/digits.yaml", "--set"]
     error = run(capsys, "submit", "--working-dir", str(ROOT), *bad, "training.steps=-{seed}", expect=2)
     assert error.startswith(f"error: --array {rows}: row 1: the command rejects its input: training.steps = -1")
@@ -517,12 +519,14 @@ def test_old_files_are_removed(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     store.end_attempt(attempt, Ending(status="succeeded", exit_code=0))
     with store.session() as session:
         session.get_one(Job, 1).ended_at = 1.0
-    for path in (*(queue / "snapshots").iterdir(), *(queue / "secrets").iterdir()):
+    (queue / "logs" / "x.log.0a.part").touch()  # of one that was killed while it wrote
+    (queue / "logs" / "y.log.0b.part").touch()  # it may be written now
+    for path in (*(queue / "snapshots").iterdir(), *(queue / "secrets").iterdir(), queue / "logs" / "x.log.0a.part"):
         os.utime(path, (1.0, 1.0))
     assert re.fullmatch(
-        r"would remove 1 logs, 1 snapshots, 1 secrets, 3 events: 1\.0 MiB\n", run(capsys, "gc", "--dry-run")
+        r"would remove 2 logs, 1 snapshots, 1 secrets, 3 events: 1\.0 MiB\n", run(capsys, "gc", "--dry-run")
     )
-    assert run(capsys, "gc").startswith("removed 1 logs, 1 snapshots, 1 secrets, 3 events")
+    assert run(capsys, "gc").startswith("removed 2 logs, 1 snapshots, 1 secrets, 3 events")
     assert run(capsys, "gc").startswith("removed 0 logs, 0 snapshots, 0 secrets, 0 events")
     assert json.loads(run(capsys, "gc", "--json")) == dict.fromkeys(
         ("logs", "snapshots", "secrets", "events", "size"), 0

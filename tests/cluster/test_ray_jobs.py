@@ -1,7 +1,7 @@
 """How answers of Ray's job server are read, including malformed ones; tests/integration uses a real server."""
 
-import asyncio
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from cluster import ray_jobs
+from cluster import logs, ray_jobs
 from cluster.errors import RayUnavailableError, RefusedError
+from cluster.files import log_name
+from cluster.logs import print_logs
 from cluster.placement import Node
 from cluster.ray_jobs import ADDRESS_VARIABLES, RayJobs
 from cluster.resources import Bundle
 from cluster.snapshot import MAX_SNAPSHOT_BYTES
 from cluster.spec import Alive, Ending
+from cluster.store import Store
+from tests.cluster.conftest import spec
 
 VERSION = {"version": "4", "ray_version": "2.60.0", "ray_commit": "x"}
 UNKNOWN = (404, "Job one does not exist")
@@ -206,18 +210,6 @@ def test_code_that_is_gone_is_refused_before_ray_is_asked(server: Server, tmp_pa
     assert server.asked == before
 
 
-def test_following_an_attempt_that_cannot_be_followed(server: Server):
-    server.answers["GET", "/api/jobs/one"] = (200, info("RUNNING"))
-
-    async def follow() -> list[bytes]:
-        return [part async for part in RayJobs(server.address).follow("one")]
-
-    assert asyncio.run(follow()) == []  # it has not come to a node
-    server.answers["GET", "/api/jobs/one"] = (200, {**info("RUNNING"), "driver_node_id": "a" * 56})
-    with pytest.raises(RayUnavailableError, match="failed: "):
-        asyncio.run(follow())
-
-
 def rows(server: Server, kind: str, *found: dict[str, object]) -> None:
     server.answers["GET", f"/api/v0/{kind}"] = (200, {"data": {"result": {"result": list(found)}}})
 
@@ -310,3 +302,33 @@ def test_the_output_is_what_was_written_byte_by_byte(server: Server):
     parts = list(RayJobs(server.address).log("one"))
     assert b"".join(parts) == output
     assert max(map(len, parts)) <= ray_jobs.LOG_PART_BYTES
+
+
+def test_an_output_is_followed_by_reading_it_again(
+    server: Server, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Ray keeps one of its state API's places for each that follows its stream, also when it has gone."""
+    job = store.submit(spec())
+    attempt = store.begin_attempt(job.id)
+    assert attempt is not None
+    name = attempt.submission_id
+    store.confirm(attempt)
+    server.answers["GET", f"/api/jobs/{name}"] = (200, info("PENDING"))  # which has not come to a node
+    output, waited = [b"gr\xc3", b"\xbc\xc3\x9fe\xff\n", b"end\n"], itertools.count()
+
+    def sleep(_: float) -> None:
+        match number := next(waited):
+            case 4:
+                server.answers["GET", "/api/v0/logs/file"] = (500, "no such node")
+            case 5:
+                store.files.write(log_name(name), [b"".join(output)])
+                store.end_attempt(attempt, Ending(status="succeeded", exit_code=0))
+            case _:
+                server.answers["GET", f"/api/jobs/{name}"] = (200, {**info("RUNNING"), "driver_node_id": "a" * 56})
+                server.answers["GET", "/api/v0/logs/file"] = (200, b"".join(output[:number]))
+
+    monkeypatch.setattr(logs, "REST", 0.0)
+    monkeypatch.setattr("cluster.logs.time.sleep", sleep)
+    print_logs(store, job.id, follow=True, address=server.address)
+    assert capsys.readouterr().out == "grüße\ufffd\nend\n"
+    assert {path for path in server.asked if "logs" in path} == {"/api/v0/logs/file"}
