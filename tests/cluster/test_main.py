@@ -286,8 +286,6 @@ def test_an_array(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
     after = json.loads(submit(capsys, tmp_path, "--json", "--name", "sum", "--after", "1:any", "--", "true"))
     assert after["jobs"] == [{"id": 4, "name": "sum", "state": "queued", "new": True}]
     assert Store.open(url).job(4).after == {"1": "any", "2": "any", "3": "any"}
-    submit(capsys, tmp_path, "--after", "1", "--after", "3:any", "--", "true")
-    assert Store.open(url).job(5).after == {"1": "ok", "2": "ok", "3": "any"}
     run(capsys, "cancel", "--array", "1")
     assert {job.state for job in Store.open(url).jobs()} == {"cancelled", "queued"}
     (tmp_path / "code" / "run-1.sh").touch(0o755)
@@ -296,11 +294,13 @@ def test_an_array(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str):
     assert error.startswith(f"error: --array {rows}: row 2: ./run-2.sh: is not in the job's snapshot of ")
     rows.write_text("- {seed: 1}\n")
     submit(capsys, tmp_path, "--array", str(rows), "--", "python", "job.py", "{seed}")
-    assert [row["id"] for row in json.loads(run(capsys, "list", "--json", "--array", "6"))] == [6]
+    assert [row["id"] for row in json.loads(run(capsys, "list", "--json", "--array", "5"))] == [5]
     bad = ["--array", str(rows), "--", "python", "-m", "trainer", "--config", "configs/digits.yaml", "--set"]
     error = run(capsys, "submit", "--working-dir", str(ROOT), *bad, "training.steps=-{seed}", expect=2)
     assert error.startswith(f"error: --array {rows}: row 1: the command rejects its input: training.steps = -1")
     assert len(Store.open(url).jobs()) == 5
+    submit(capsys, tmp_path, "--name", "last", "--after", "1", "--after", "3:any", "--", "true")
+    assert Store.open(url).jobs()[-1].after == {"1": "ok", "2": "ok", "3": "any"}
 
 
 def test_a_secret_that_the_jobs_could_not_read_is_refused(
