@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffusion import durable
+from diffusion.bounded import read_bounded
 from diffusion.config import Config, Dpmpp2M, NetworkConfig, Positive, ProcessConfig, SolverConfig
 from diffusion.config.errors import describe
 from diffusion.denoiser import Denoiser
@@ -176,9 +177,9 @@ def save_package(
 def trained_on(folder: Path) -> str | None:
     """Fingerprint of the data set that a package was trained on; None where its manifest does not say."""
     try:
-        values: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+        values: dict[str, str] = json.loads(read_bounded(folder / MANIFEST, MAX_TEXT_BYTES))
         return values.get("dataset_fingerprint")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 

@@ -45,7 +45,10 @@ from trainer.data.metadata import read_metadata
 from trainer.data.prepare import prepare
 from trainer.data.store import Store
 from trainer.errors import InputError
-from trainer.run.manifest import CheckpointError, read_manifest
+from trainer.run.identity import read_run, read_summary
+from trainer.run.journal import Journal
+from trainer.run.manifest import CheckpointError, is_whole, read_manifest, step_folder, with_digest
+from trainer.run.paths import RunPaths
 from trainer.runtime.memory import at_most
 from trainer.worker.watchdog import Watchdog
 
@@ -332,6 +335,11 @@ HOLES = {
     "dataset.json": "from trainer.data.sources import check_source; refused(check_source, DataConfig(source=folder))",
     "run.yaml": "from trainer.config.load import read_yaml; refused(read_yaml, Path(folder, 'run.yaml'))",
     "run.json": "from trainer.run.identity import read_run; refused(read_run, Path(folder))",
+    "checkpoints/step-00000003/manifest.json": "from trainer.run.identity import read_run; "
+    "refused(read_run, Path(folder))",
+    "denoising.json": "from tuning.screening import read_curve; refused(read_curve, Path(folder))",
+    "journal.jsonl": "from trainer.run.journal import Journal; problem = 'cannot be read' * (not list(Journal("
+    "Path(folder, 'journal.jsonl')).read()))",
     "evaluation.json": "from trainer.evaluate.comparison import read; refused(read, Path(folder), 'x')",
 }
 
@@ -339,6 +347,7 @@ HOLES = {
 @pytest.mark.parametrize("name", list(HOLES))
 def test_a_file_that_is_a_hole_is_not_read(tmp_path: Path, name: str):
     """60 GB that take no disk."""
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     with (tmp_path / name).open("wb") as hole:
         hole.truncate(60 * 2**30)
     code = (
@@ -357,6 +366,33 @@ def test_a_file_that_is_a_hole_is_not_read(tmp_path: Path, name: str):
     kilobytes, _, words = done.stdout.partition(" ")
     assert int(kilobytes) < 300_000
     assert re.search(r"allowed: at most \d+|cannot be read", words)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, "[]", '{"step": "x", "data": []}'])
+def test_records_of_a_run_that_are_none(tmp_path: Path, text: str):
+    paths = RunPaths(tmp_path)
+    manifest = step_folder(paths.checkpoints, 3) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    paths.summary.parent.mkdir()
+    for file in (paths.identity, paths.summary, manifest):
+        file.write_text(text)
+    paths.journal.write_text(f"{text}\n")
+    with pytest.raises(InputError, match=r"run\.json cannot be read"):
+        read_run(tmp_path)
+    assert read_summary(paths) is None
+    assert list(Journal(paths.journal).read()) == []
+    with pytest.raises(CheckpointError):
+        read_manifest(manifest.parent)
+
+
+@pytest.mark.parametrize("values", [{}, {"step": "x"}, {"step": 3}, {"step": 3, "method_sha256": "a", "data": []}])
+def test_a_manifest_that_agrees_with_itself_need_not_be_one(tmp_path: Path, values: dict[str, Any]):
+    manifest = step_folder(RunPaths(tmp_path).checkpoints, 3) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps(with_digest({"format_version": 3, "files": [], "config": {}, **values})))
+    with pytest.raises(InputError, match=r"run\.json cannot be read"):
+        read_run(tmp_path)
+    assert not is_whole(manifest.parent)
 
 
 @pytest.mark.parametrize("text", ["[" + "x," * 10**6 + "]", "".join(f"k{number}: 1\n" for number in range(10**5))])

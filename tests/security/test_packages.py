@@ -360,6 +360,45 @@ def test_of_a_diffusers_folder_no_pickle_is_read(
         load_diffusers(shards, variant=variant)
 
 
+@pytest.mark.parametrize("name", ["config.json", "scheduler_config.json", "model_index.json", SHARDS])
+def test_a_text_of_a_diffusers_folder_without_end_is_not_read(shards: Path, name: str):
+    with (shards / name).open("ab") as file:
+        file.truncate(60 * 2**30)  # a hole, which takes no disk
+    code = (
+        "import sys; from pathlib import Path; from tests.security.peak import peak\n"
+        "from diffusion.interop.diffusers_folder import load_diffusers\n"
+        "from diffusers.models.unets.unet_2d import UNet2DModel\n"
+        "before = peak(); problem = 'none'\n"
+        "try: load_diffusers(Path(sys.argv[1]))\n"
+        "except ValueError as error: problem = str(error)\n"
+        "print(peak() - before, problem)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(shards)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    kilobytes, _, words = done.stdout.partition(" ")
+    assert int(kilobytes) < 300_000
+    assert f"{name}: not JSON: has 64424509440 bytes or more; allowed: at most 16777216" in words
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layers_per_block": 10**9},
+        {"layers_per_block": 101},
+        {"block_out_channels": [8] * 10**6},
+        {"down_block_types": ["DownBlock2D"] * 10**6},
+        {"up_block_types": "UpBlock2D" * 10**6},
+    ],
+)
+def test_the_layers_of_a_diffusers_network_are_counted_before_it_is_built(shards: Path, settings: dict[str, Any]):
+    fields = json.loads((shards / "config.json").read_text())
+    (shards / "config.json").write_text(json.dumps({**fields, **settings}))
+    with pytest.raises(ValueError, match=rf"unet\.{next(iter(settings))} = .{{1,200}}; allowed: a .* up to \d+"):
+        load_diffusers(shards)
+
+
 def test_files_that_are_not_read_are_no_room_for_weights(shards: Path):
     with (shards / "another.safetensors").open("wb") as file:
         file.truncate(2**40)

@@ -10,12 +10,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
+from diffusion.bounded import read_bounded
 from diffusion.config.errors import describe, masked, models_of, refuse_secret
 from trainer.config.initial import Registry, with_initial_digest
 from trainer.config.run import check_tracking_uri, sqlite_url
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
-from trainer.files import is_mapping, read_bounded
+from trainer.files import is_mapping
 
 MAX_BYTES, MAX_NODES = 2**24, 100_000  # of a YAML file
 

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.bounded import read_bounded
 from diffusion.locations import check_location
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, one_line
 from trainer.evaluate.comparison import FILES
 from trainer.evaluate.results import PER_IMAGE
-from trainer.files import MAX_JSON_BYTES, read_bounded, read_json
+from trainer.files import MAX_JSON_BYTES, read_json
 from trainer.run.paths import RunPaths
 from trainer.tracking.client import is_outage
 from trainer.tracking.standalone import check_run, check_size, fetch_results
@@ -89,7 +90,7 @@ def _of_run(version: "ModelVersion", tracking_uri: str, into: Path) -> Path:
         raise InputError(f"version {version.version} has no scores of its own, and its run {version.run_id} has none")
     try:
         measured = str(read_json(file).get("package_sha256", ""))
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"version {version.version}: {file.name} of its run {version.run_id}: {error}") from None
     own = version.tags.get("package_sha256")
     if measured and own and measured != own:
