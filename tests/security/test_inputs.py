@@ -34,6 +34,7 @@ from diffusion.terminal import PlainConsole, visible
 from sampler.__main__ import main as sampler
 from tests.conftest import ROOT
 from tests.trainer.data.images import encoded, noise
+from tests.tuning import conftest as sweeps
 from trainer.config.data import DataConfig
 from trainer.config.load import read_yaml
 from trainer.data.__main__ import main as data_command
@@ -51,6 +52,7 @@ from trainer.run.manifest import CheckpointError, is_whole, read_manifest, step_
 from trainer.run.paths import RunPaths
 from trainer.runtime.memory import at_most
 from trainer.worker.watchdog import Watchdog
+from tuning.driver import execute
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [*{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}]\n"
@@ -510,6 +512,26 @@ def test_tracebacks_and_stacks_are_their_users_alone(tmp_path: Path):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [0o600, 0o600]
     watchdog.close()
+
+
+def test_the_traceback_of_a_sweep_is_its_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DUALVIEW_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tuning.driver._run", fail)
+    sweep = sweeps.made(tmp_path)
+    for trial in sweep.trials:
+        sweeps.finish(trial, 3.0, 0.1)
+    before = os.umask(0)
+    try:
+        assert execute(sweep) == 1
+    finally:
+        os.umask(before)
+    assert "ZeroDivisionError" in sweep.error.read_text()
+    assert stat.S_IMODE(sweep.error.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("text", ODD)
