@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from diffusion.config import DiTConfig, MLPConfig, UNetConfig, VpProcess
+from diffusion.config.solver import SOLVER_ADAPTER
 from diffusion.interop.diffusers_folder import SHARDS, load_diffusers
 from diffusion.package import (
     CONFIG,
@@ -29,7 +30,7 @@ from diffusion.package import (
     save_package,
     verify_package,
 )
-from sampler.__main__ import main as sampler
+from sampler.__main__ import main as sampler, solver_config
 from sampler.models import ModelError, load, resolve
 from tests.conftest import ROOT
 from trainer.errors import InputError
@@ -172,6 +173,35 @@ def test_a_solver_without_end_is_not_run(package: Path, tmp_path: Path, capsys: 
     with pytest.raises(InputError, match=r"1000000 evaluations of an image; allowed: .* --solver, --nfe"):
         with_options(target, evaluate_parser().parse_args([str(package), *options]))
     with_options(target, evaluate_parser().parse_args([str(package), *options, "--nfe", "5"]))
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        ({"kind": "heun", "num_steps": 10**6}, ["--solver", "heun"]),
+        ({"kind": "predictor_corrector", "corrector_steps": 10**6}, ["--solver", "predictor_corrector"]),
+    ],
+)
+def test_a_solver_that_is_named_has_none_of_the_packages_settings(
+    package: Path, tmp_path: Path, own: dict[str, Any], named: list[str]
+):
+    change(package, "solver", own)
+    target = find_target(str(package), None, lambda *_: pytest.fail("no registry"))
+    options = [str(package), "--data", "digits", "--out", str(tmp_path / "out"), *named]
+    solver = with_options(target, evaluate_parser().parse_args(options)).evaluation.solver
+    assert solver == SOLVER_ADAPTER.validate_python({"kind": own["kind"]})
+    assert solver_config(target.evaluation.solver, own["kind"], None) == solver
+    few = solver_config(target.evaluation.solver, own["kind"], 5)
+    assert few == solver.model_copy(update={"num_steps": 5})
+
+
+def test_the_steps_of_a_package_that_are_named_end_too(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A step may be a million evaluations."""
+    change(package, "solver", {"kind": "predictor_corrector", "corrector_steps": 10**6})
+    assert sampler(["generate", str(package), "--out", str(tmp_path / "a.png"), "-n", "1", "--steps", "25"]) == 2
+    assert "evaluations of an image; allowed: at most 10000; or --solver of your own" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [CONFIG, MANIFEST])

@@ -316,8 +316,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _solver(own: SolverConfig, kind: str | None, nfe: int | None) -> SolverConfig:
     """The named solver with its defaults, or the model's own, with at most `nfe` network evaluations."""
-    values = own.model_dump(mode="json") if kind in (None, own.kind) else {"kind": kind}
-    solver = SOLVER_ADAPTER.validate_json(json.dumps(values))
+    solver = own if kind is None else SOLVER_ADAPTER.validate_json(json.dumps({"kind": kind}))
     if nfe is None:
         return solver
     try:
