@@ -118,7 +118,7 @@ def test_the_errors_of_mlflow_are_not_in_a_replicas(monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise MlflowException(f"API request to https://me:{SECRET}@h/api failed")
 
-    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fail)
+    monkeypatch.setattr("mlflow.artifacts.list_artifacts", fail)
     with pytest.raises(RegistryUnavailableError) as caught:
         load(Source("a@b", "a", "1", "mlflow-artifacts:/1", "http://127.0.0.1:9"))
     assert SECRET not in "".join(traceback.format_exception(caught.value))
