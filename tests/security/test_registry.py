@@ -15,9 +15,11 @@ from diffusion.config import Autoguidance, MLPConfig, VpProcess
 from diffusion.locations import check_location
 from diffusion.package import FILES, PackageConfig, build_denoiser_network, save_package
 from sampler.models import ModelError, Source, load
+from trainer.config.data import DataConfig
 from trainer.config.load import validate
 from trainer.config.run import GateConfig
 from trainer.config.run_config import RunConfig
+from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.__main__ import parser
 from trainer.evaluate.comparison import ComparedModel
@@ -279,6 +281,26 @@ def test_a_solver_from_elsewhere_comes_to_an_end(tmp_path: Path, evaluation: dic
         with_options(target, parser().parse_args(["x@y"]))
     chosen = ["x@y", "--solver", "ddim", "--nfe-curve", "20000"]
     assert with_options(target, parser().parse_args(chosen)).evaluation.nfe_curve == (20000,)
+
+
+@pytest.mark.parametrize("extractors", [("pixels",), ("efficientnet_lite0",)])
+def test_samples_from_elsewhere_take_bounded_memory(tmp_path: Path, extractors: tuple[str, ...]):
+    """They are held whole, with their features; the command line may ask for more."""
+    config = PackageConfig(
+        process=VpProcess(), prediction="epsilon", network=MLPConfig(width=8, depth=1), image_shape=(3, 32, 32)
+    )
+    save_package(tmp_path / "package", config, build_denoiser_network(config).state_dict())
+    info = DatasetInfo("x", "f" * 64, (3, 32, 32), train=10**6, heldout=10**6, classes=0)
+    evaluation = validate({"evaluation": {"samples": 10**7, "extractors": list(extractors)}}).evaluation
+    data = DataConfig(source="digits")
+    target = EvaluationTarget("x", tmp_path / "package", data, evaluation, tmp_path, tmp_path, of_others=True)
+    few, many = (
+        with_options(target, parser().parse_args(["x", "--data", "x", *more]))
+        for more in ([], ["--samples", "10000000"])
+    )
+    with pytest.raises(InputError, match=r"samples = 10000000: take more than 16 GiB .* at most \d+, or --samples"):
+        few.check(info)
+    many.check(info)
 
 
 def test_digits_from_elsewhere_are_not_enlarged_without_end():
