@@ -185,6 +185,14 @@ def parse_duration(text: str, option: str) -> float:
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader of files of bounded size."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401 - any YAML value
+        """A value; a tag or a date that its text does not fit is an error of the file's."""
+        try:
+            return cast("Any", super()).construct_object(node, deep)  # PyYAML has few type hints
+        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+            problem = f"{str(node.value)[:100]!r} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
     def get_single_node(self) -> yaml.Node | None:
         """The document, once it is known to be no larger than MAX_VALUES with its aliases written out."""
         node = super().get_single_node()
@@ -234,7 +242,7 @@ def read_array(file: Path) -> list[dict[str, str]]:
         where = f"row {int(problem['loc'][0]) + 1}" if problem["loc"] else "its rows"
         forms = f"a list of 1 to {MAX_ARRAY} mappings of names to plain values, such as - {{lr: 0.001, seed: 1}}"
         raise InputError(f"--array {file}: {where}: {problem['input']!r:.200}: allowed: {forms}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError is what impossible dates are
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError is no UTF-8
         raise InputError(f"--array {file}: no YAML: {' '.join(str(error).split())[:200]}") from None
     for number, row in enumerate(rows, 1):
         if row.keys() != rows[0].keys():

@@ -36,8 +36,9 @@ from tests.conftest import ROOT
 from tests.trainer.data.images import encoded, noise
 from tests.tuning import conftest as sweeps
 from trainer.config.data import DataConfig
-from trainer.config.load import read_yaml
+from trainer.config.load import apply_sets, load_config, read_yaml
 from trainer.data.__main__ import main as data_command
+from trainer.data.arrays import load_array
 from trainer.data.dataset import open_dataset
 from trainer.data.files import read_partition, scan_files
 from trainer.data.listing import list_source
@@ -46,6 +47,7 @@ from trainer.data.metadata import read_metadata
 from trainer.data.prepare import prepare
 from trainer.data.store import Store
 from trainer.errors import InputError
+from trainer.evaluate.references.published import load_published
 from trainer.run.identity import read_run, read_summary
 from trainer.run.journal import Journal
 from trainer.run.manifest import CheckpointError, is_whole, read_manifest, step_folder, with_digest
@@ -687,6 +689,55 @@ def test_large_images_are_read_a_few_at_a_time(tmp_path: Path):
     table = pa.table({"image": pa.array(images, pa.binary()), "label": list(range(100))})
     pq.write_table(table, tmp_path / "large.parquet", compression="none", use_dictionary=False)
     assert read_apart(tmp_path / "large.parquet") == ["100", "True"]
+
+
+HEADERS = {
+    "cut": "{'descr': '|u1', ",
+    "indented": "  a\n b",
+    "text": "'''",
+    "deep": "(" * 9000,
+    "nested": "-" * 9000 + "1",
+    "huge": f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({10**30}, 4, 4)}}",
+    "no key": "{[]: 1}",
+    "no shape": "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3.0, 4)}",
+}
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+@pytest.mark.parametrize("name", [*HEADERS, "no archive"])
+def test_an_array_whose_header_is_none_is_one_line(tmp_path: Path, name: str):
+    header = HEADERS.get(name, "").encode()
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(96)
+    (tmp_path / "x.npy").write_bytes(b"PK\x03\x04" if name == "no archive" else content)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as packed:
+        packed.writestr("mu.npy", content)
+        packed.writestr("sigma.npy", content)
+    with pytest.raises(InputError, match=r"data\.source = '.*x\.npy': not a readable \.npy file: ") as caught:
+        load_array(DataConfig(source=str(tmp_path / "x.npy")))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"x\.npz: (not an|takes more) "):
+        load_published(tmp_path / "x.npz")
+
+
+WRONG_VALUES = ["2020-13-45", "!!bool foo", "!!int ''", "!!timestamp foo", "!!float ''", "!!float 1" + ":1" * 1000]
+
+
+@pytest.mark.parametrize("text", WRONG_VALUES)
+def test_a_value_that_its_tag_does_not_fit_is_one_line(tmp_path: Path, text: str):
+    (tmp_path / "run.yaml").write_text(f"seed: {text}\n")
+    with pytest.raises(InputError, match=r"not valid YAML: .* is no \w+ ") as caught:
+        load_config(tmp_path / "run.yaml", [])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"--set seed: .* is not a YAML value"):
+        apply_sets({}, [f"seed={text}"])
+    (tmp_path / "array.yaml").write_text(f"- a: {text}\n")
+    with pytest.raises(QueueInputError, match="--array"):
+        read_array(tmp_path / "array.yaml")
+
+
+def test_a_value_that_is_nested_too_deep_is_one_line():
+    with pytest.raises(InputError, match=r"--set seed: .* is not a YAML value"):
+        apply_sets({}, ["seed=" + "[" * 10**4])
 
 
 def test_a_bound_on_memory_ends_with_its_block():
