@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
+from urllib.parse import unquote
 
 import yaml
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
@@ -27,9 +28,10 @@ SELF_DESCRIBING_COMMANDS = (["trainer"], ["tuning", "run"])
 PYTHON_EXECUTABLE = re.compile(r"(.*/)?python[\d.]*")
 INHERITED_VARIABLES = ("DUALVIEW_STORAGE", "MLFLOW_TRACKING_URI", "DUALVIEW_GIT_COMMIT")
 DRY_RUN_TIMEOUT_S = 120
-# a parameter of a URL that is a secret by its name
+# a parameter of a URL that is a secret by its name, unless that says that it is a path
 _PARAMETER = (
-    r"://\S{0,2000}?[?&;#](?:[\w.-]{0,100}(?:pass|pwd|secret|token(?!s|iz)|credential|signature|jwt|bearer)[\w.-]{0,100}"
+    r"://\S{0,2000}?[?&;#=]\+?(?!(?:[\w.-]{0,100}(?:file|path)|ssl_?key)=)"
+    r"(?:[\w.-]{0,100}(?:pass|pwd|secret|token(?!s|iz)|credential|signature|jwt|bearer)[\w.-]{0,100}"
     r"|[\w.-]{0,100}(?:api|access|account|shared|private|subscription)[_.-]?key|sig|auth"
 )
 # of a connection string, or of anything else, where it is plain: not `pad_token=0`, `key=value` or `$PASSWORD`
@@ -40,11 +42,12 @@ _NAMED = (
 )
 # a URL with a password or with whatever is before a web server's name, or one of these parameters
 SECRET_VALUE = re.compile(
-    r"(?i)https?://[^\s/@]+@|(?<!http)(?<!https)://[^\s/@:]*:\S*@|(?:\b|%3b)pwd(?:=|%3d)"
+    r"(?i)https?://[^\s/@]+@|(?<!http)(?<!https)://[^\s/@:]*:\S*@|(?<![^\W_])pwd\s{0,9}="
     rf"|{_PARAMETER}|(?:[\w.-]{{0,100}}[_.-])?key)={_NAMED}"
 )
 # of a command, which has more words that look like it: /work, $PWD, an image's digest
 SECRET_WORD = re.compile(rf"(?i)https?://[^\s/@]+@|://[^\s/@:]{{0,200}}:[^\s/@]+@|{_PARAMETER})={_NAMED}")
+MAX_ENCODED = 5  # how often a URL in a URL in a URL is decoded
 MAX_ARRAY = 10_000
 MAX_ARRAY_BYTES = 2**24
 MAX_WORD = 4096  # characters of a value
@@ -182,6 +185,14 @@ def parse_duration(text: str, option: str) -> float:
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader of files of bounded size."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401 - any YAML value
+        """A value; a tag or a date that its text does not fit is an error of the file's."""
+        try:
+            return cast("Any", super()).construct_object(node, deep)  # PyYAML has few type hints
+        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+            problem = f"{str(node.value)[:100]!r} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
     def get_single_node(self) -> yaml.Node | None:
         """The document, once it is known to be no larger than MAX_VALUES with its aliases written out."""
         node = super().get_single_node()
@@ -231,7 +242,7 @@ def read_array(file: Path) -> list[dict[str, str]]:
         where = f"row {int(problem['loc'][0]) + 1}" if problem["loc"] else "its rows"
         forms = f"a list of 1 to {MAX_ARRAY} mappings of names to plain values, such as - {{lr: 0.001, seed: 1}}"
         raise InputError(f"--array {file}: {where}: {problem['input']!r:.200}: allowed: {forms}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError is what impossible dates are
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError is no UTF-8
         raise InputError(f"--array {file}: no YAML: {' '.join(str(error).split())[:200]}") from None
     for number, row in enumerate(rows, 1):
         if row.keys() != rows[0].keys():
@@ -340,8 +351,14 @@ def check_command(command: Sequence[str]) -> None:
 
 
 def _refuse_secret(where: str, text: str, secret: re.Pattern[str] = SECRET_VALUE) -> None:
-    if secret.search(text):
+    if secret.search(text) or secret.search(_decoded(text)):
         raise InputError(
             f"{where}: holds a password or a token, which everybody could read; allowed: a URL without, and "
             "--secret NAME=FILE for what is secret"
         )
+
+
+def _decoded(text: str) -> str:
+    for _ in range(MAX_ENCODED):
+        text = unquote(text)
+    return text

@@ -1,10 +1,13 @@
-"""Where a registry may send somebody who asks it for a package.
+"""Where a registry may send somebody who asks it for a package, and what is fetched from there.
 
 A registered version, and a run, name the place of their files, and whoever can write to the registry chooses it. A
 client of the registry shows its credentials to web servers that it fetches from: those have to be the registry's own.
 """
 
 import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Protocol
 from urllib.parse import urlsplit
 
 STORES = ("", "file", "s3", "gs", "wasbs", "dbfs")
@@ -42,3 +45,40 @@ def check_location(location: str, tracking_uri: str) -> None:
     if not good.get(place.scheme, place.scheme in STORES):
         where = f"{place.scheme}://{place.hostname or 'no server'}"
         raise ValueError(f"its files are at {where}; allowed: the registry's own server, or a store of files")
+
+
+class Listed(Protocol):
+    """What a registry says of a file or folder."""
+
+    @property
+    def path(self) -> str:
+        """Ends with its name."""
+        ...
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        ...
+
+    @property
+    def file_size(self) -> int | None:
+        """In bytes; None where that is not known."""
+        ...
+
+
+def files_of(listed: Iterable[Listed], most: Mapping[str, float]) -> set[str]:
+    """Names of the files that may be fetched from a folder; a folder would be fetched with all that is in it.
+
+    Args:
+        listed: what the registry says is in the folder.
+        most: bytes that each file may have which is wanted, by name.
+
+    Raises:
+        ValueError: a file that is wanted has more.
+    """
+    files = {PurePosixPath(each.path).name: each.file_size or 0 for each in listed if not each.is_dir}
+    wanted = {name: size for name, size in files.items() if name in most}
+    for name, size in wanted.items():
+        if size > most[name]:
+            raise ValueError(f"{name} has {size} bytes; allowed: at most {most[name]}")
+    return set(wanted)

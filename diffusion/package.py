@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffusion import durable
+from diffusion.bounded import read_bounded
 from diffusion.config import Config, Dpmpp2M, NetworkConfig, Positive, ProcessConfig, SolverConfig
 from diffusion.config.errors import describe
 from diffusion.denoiser import Denoiser
@@ -30,9 +31,10 @@ from diffusion.process.learned_schedule import LearnedLogSnr
 from diffusion.process.sde import Process, make_process
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
-FILES = (MANIFEST, CONFIG, WEIGHTS)
 SIGNATURE = "signature"  # which a package may have beside them; see `diffusion.signature`
-MAX_TEXT_BYTES = 16 * 2**20  # of CONFIG, and of MANIFEST
+MAX_TEXT_BYTES = 16 * 2**20
+FILES = {MANIFEST: MAX_TEXT_BYTES, CONFIG: MAX_TEXT_BYTES, WEIGHTS: math.inf}
+"""The files of a package, and how many bytes each may have."""
 MAX_SIDE, MAX_CHANNELS = 8192, 256  # of an image
 MAX_BUFFER_VALUES = 2**24  # which a network computes for itself, where it has fewer weights
 MAX_VALUES = 3 * 50_000_000  # of an image: the largest that data are read of, in colours
@@ -176,9 +178,9 @@ def save_package(
 def trained_on(folder: Path) -> str | None:
     """Fingerprint of the data set that a package was trained on; None where its manifest does not say."""
     try:
-        values: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+        values: dict[str, str] = json.loads(read_bounded(folder / MANIFEST, MAX_TEXT_BYTES))
         return values.get("dataset_fingerprint")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -243,7 +245,7 @@ def _problem(name: str, status: os.stat_result) -> str | None:
         return f"not a file of a package; allowed: {', '.join(FILES)}"
     if not stat.S_ISREG(status.st_mode):
         return "a link or no file; allowed: regular files"
-    if name != WEIGHTS and status.st_size > MAX_TEXT_BYTES:
+    if status.st_size > FILES.get(name, MAX_TEXT_BYTES):
         return f"{status.st_size} bytes; allowed: at most {MAX_TEXT_BYTES}"
     return None
 

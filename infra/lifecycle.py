@@ -169,14 +169,16 @@ def _check(name: str, port: int, path: str, headers: Mapping[str, str]) -> None:
 
     Raises:
         StackError: it is another user's, who was faster, and would be shown the token.
-        OSError: no answer, or an error status.
+        OSError: no answer, an error status, or whose the other end is cannot be told.
         HTTPException: an answer that is none.
     """
     connection = HTTPConnection("127.0.0.1", port, timeout=5.0)
     try:
         connection.connect()
-        if machine.is_taken_by_others(port, connection.sock.getsockname()[1]):
+        if machine.is_taken_by_others(port):
             raise StackError(f"port {port} was taken by another user while {name} started; try again")
+        if not machine.is_answered_by_us(port, connection.sock.getsockname()[1]):
+            raise OSError(f"who answers at port {port} is not known to be {name}")
         connection.request("GET", path, headers=dict(headers))
         if (status := connection.getresponse().status) != 200:
             raise OSError(f"it answers with status {status}")

@@ -4,11 +4,12 @@ import math
 import os
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+LISTENS, ESTABLISHED, BEGINS = "0A", "01", "03"  # states of a socket in /proc/net/tcp
 
 
 def cpus() -> int:
@@ -42,23 +43,35 @@ def free_ports(preferred: Sequence[int]) -> list[int]:
         return [held.enter_context(_listen(port)).getsockname()[1] for port in preferred]
 
 
-def is_taken_by_others(port: int, client: int | None = None) -> bool:
-    """Whether a process of another user listens at a port of this machine, or has accepted a connection to it.
+def is_taken_by_others(port: int) -> bool:
+    """Whether a process of another user listens at a port of this machine."""
+    return any(state == LISTENS and owner != os.getuid() for _, state, owner in _sockets(port))
+
+
+def is_answered_by_us(port: int, client: int) -> bool:
+    """Whether the other end of a connection to a port of this machine is known to be a process of this user.
+
+    A connection that nobody has accepted yet has no owner: it is that of whoever listens. One that is being closed has
+    none either, and may be anybody's.
 
     Args:
         port: of this machine.
-        client: port that the connection was made from; None looks at who listens alone.
+        client: port that the connection was made from.
     """
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):  # in which those that listen come first
+    sockets, own = list(_sockets(port)), os.getuid()
+    listeners = {owner for _, state, owner in sockets if state == LISTENS}
+    known = {own, 0} if own in listeners else {own}
+    ends = {owner for remote, state, owner in sockets if remote == client and state in (ESTABLISHED, BEGINS)}
+    return listeners <= {own} and bool(ends) and ends <= known
+
+
+def _sockets(port: int) -> Iterator[tuple[int, str, int]]:
+    """The remote port, the state and the user of each socket at a port of this machine."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError), open(table) as lines:
             for _, local, remote, state, *_, owner, _, _ in (line.split()[:10] for line in lines):
-                if state not in ("0A", "01") or _port(local) != port:
-                    continue
-                # a connection that nobody has accepted yet has no owner: it is that of whoever listens
-                own = (os.getuid(),) if state == "0A" else (os.getuid(), 0)
-                if (state == "0A" or _port(remote) == client) and int(owner) not in own:
-                    return True
-    return False
+                if state in (LISTENS, ESTABLISHED, BEGINS) and _port(local) == port:
+                    yield _port(remote), state, int(owner)
 
 
 def _port(address: str) -> int:

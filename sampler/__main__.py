@@ -151,7 +151,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         help="number of images (default: %(default)s)",
     )
     add("--seed", type=integer_between(0, 2**63 - 1), default=0, help="seed of the noise (default: %(default)s)")
-    add("--solver", choices=SOLVERS, help="sampling method (default: the package's)")
+    add("--solver", choices=SOLVERS, help="sampling method, with its default settings (default: the package's)")
     add("--steps", type=integer_between(1, 10**6), metavar="N", help="steps per image (default: the solver's)")
     add(
         "--label",
@@ -216,8 +216,6 @@ def run_generate(arguments: argparse.Namespace) -> None:
         model = load(resolve(arguments.model, arguments.tracking_uri), device(arguments), arguments.signed_by)
         format_ = arguments.out.suffix.removeprefix(".")
         check_format(format_, model.config.image_shape[0])
-        if arguments.solver is None and arguments.steps is None:
-            check_evaluations(model.config.solver)
         config = solver_config(model.config.solver, arguments.solver, arguments.steps)
         model, guidance = apply_guidance(model, arguments)
         evaluations_per_image = evaluations(config)
@@ -271,13 +269,23 @@ def apply_guidance(model: Model, arguments: argparse.Namespace) -> tuple[Model, 
 
 
 def solver_config(default: SolverConfig, kind: str | None, steps: int | None) -> SolverConfig:
-    """The package's solver, or another kind with its defaults; `steps` overrides the number of steps."""
-    values: dict[str, object] = default.model_dump() if kind in (None, default.kind) else {"kind": kind}
+    """The package's solver, or the named kind with its defaults; `steps` overrides the number of steps.
+
+    Raises:
+        ValueError: the solver does not take so many steps, or is the package's and evaluates the network too often.
+    """
+    values: dict[str, object] = default.model_dump() if kind is None else {"kind": kind}
     if steps is not None and values["kind"] == "rk45":
         raise ValueError("--steps: rk45 chooses its steps by itself; allowed: without --steps")
     if steps is not None:
         values["num_steps"] = steps
-    return TypeAdapter(SolverConfig).validate_python(values)
+    config: SolverConfig = TypeAdapter[SolverConfig](SolverConfig).validate_python(values)
+    if kind is None:
+        try:
+            check_evaluations(config)
+        except ValueError as error:
+            raise ValueError(f"{error}; or --solver of your own") from None
+    return config
 
 
 def main(argv: Sequence[str] | None = None) -> int:

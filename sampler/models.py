@@ -168,16 +168,19 @@ def load(source: Source, device: str = "cpu", signed_by: bytes | None = None) ->
     with TemporaryDirectory(prefix="dualview-package-") as folder:
         missing = f"its version holds no {PACKAGE_PATH}: not a DualView model"
         with _registry_errors(source.reference, source.tracking_uri, missing):
-            from mlflow.artifacts import download_artifacts
+            from mlflow.artifacts import download_artifacts, list_artifacts
 
-            from diffusion.locations import check_location
+            from diffusion.locations import check_location, files_of
             from diffusion.package import FILES
 
             try:
                 check_location(source.location, source.tracking_uri)
+                there = files_of(list_artifacts(source.location, tracking_uri=source.tracking_uri), FILES)
             except ValueError as error:
-                raise ModelError(f"model: {source.reference}: {error}") from None
-            for name in FILES:
+                raise ModelError(f"model: {source.reference}: {_one_line(error)}") from None
+            if not there:
+                raise ModelError(f"model: {source.reference}: {missing}")
+            for name in there:
                 fetched = download_artifacts(
                     f"{source.location}/{name}", dst_path=folder, tracking_uri=source.tracking_uri
                 )

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any, TypeGuard
 
 from diffusion import durable
+from diffusion.bounded import read_bounded
 from diffusion.json_text import json_text
 from trainer.errors import BusyError, InputError
 
@@ -61,35 +61,17 @@ def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict)
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a file, which may come from elsewhere, and of which a hole takes no disk.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it has more than `most` bytes.
-    """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        check_bytes(size, most)
-        content = file.read((size or most) + 1)  # of a pipe, no size is known
-    check_bytes(len(content), most)
-    return content
-
-
-def check_bytes(size: int, most: int) -> None:
-    """Raise ValueError for a file of more bytes than are read."""
-    if size > most:
-        raise ValueError(f"has {size} bytes or more; allowed: at most {most}")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no JSON, or has more than MAX_JSON_BYTES.
+        ValueError: it is no JSON, is nested too deep, or has more than MAX_JSON_BYTES.
     """
-    return json.loads(read_bounded(path, MAX_JSON_BYTES))
+    try:
+        return json.loads(read_bounded(path, MAX_JSON_BYTES))
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def check_output(out: Path, option: str, own: Collection[str]) -> None:

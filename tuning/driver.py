@@ -5,6 +5,7 @@ It holds the sweep's lock. If it is killed, the same command runs the trials tha
 
 import traceback
 
+from diffusion.private_folder import write_private
 from diffusion.terminal import PlainConsole
 from trainer.data.prepare import prepare
 from trainer.driver.data_checks import check_data
@@ -55,7 +56,7 @@ def execute(sweep: Sweep, from_scratch: bool = False) -> int:
             progress.print_line("interrupted; run the same command again to run the trials that are not done")
             return 1
         except Exception as error:  # noqa: BLE001 - one line for the user, the traceback in a file
-            sweep.error.write_text(traceback.format_exc())
+            write_private(sweep.error, traceback.format_exc())
             progress.print_line(f"failed: {type(error).__name__}: {last_line(error)}  (traceback: {sweep.error})")
             progress.print_line("run the same command again to run the trials that are not done")
             return 1

@@ -10,12 +10,14 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from diffusion.bounded import read_bounded
 from diffusion.config import ProcessConfig
 from diffusion.config.errors import describe
 from diffusion.likelihood.screening import DenoisingCurve, ScreeningResult, screen
 from diffusion.process.sde import make_process
 from trainer.config.load import apply_sets
 from trainer.errors import InputError
+from trainer.files import MAX_JSON_BYTES
 
 SCHEDULES = ("linear", "scaled_linear", "quadratic", "cosine", "sigmoid", "laplace", "edm", "geometric")
 STEPS = (100, 250, 1000)
@@ -40,7 +42,7 @@ def read_curve(path: Path) -> DenoisingCurve:
     """
     file = path / "denoising.json" if path.is_dir() else path
     try:
-        return DenoisingCurve.from_json(file.read_text())
+        return DenoisingCurve.from_json(read_bounded(file, MAX_JSON_BYTES))
     except OSError as error:
         raise InputError(
             f"CURVE = {file}: {error.strerror}; allowed: denoising.json of "

@@ -5,20 +5,21 @@ import re
 import types
 import typing
 from collections.abc import Callable, Sequence
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 MAX_SHOWN = 200  # characters of a value
 MAX_MASKED = 2000  # of a text that is looked through for secrets
-SECRET_PARAMETER = (  # of a URL, by its name
-    r"(?:[\w.-]*(?:pass|pwd|secret|token(?!s|iz)|credential|signature|jwt|bearer)[\w.-]*"  # noqa: S105
+MAX_ENCODED = 5  # how often a URL in a URL in a URL is decoded
+SECRET_PARAMETER = (  # of a URL, by its name, unless that says that it is a path
+    r"(?!(?:[\w.-]*(?:file|path)|ssl_?key)=)(?:[\w.-]*(?:pass|pwd|secret|token(?!s|iz)|credential|signature|jwt|bearer)[\w.-]*"  # noqa: S105
     r"|(?:[\w.-]*[_.-])?key|[\w.-]*(?:api|access|account|shared|private|subscription)key|sig|auth)"
 )
 SECRET_WORDS = (  # that end the name of a secret wherever it stands, as in `host=db password=…` and `AccountKey=…`
     r"(?:passw(?:or)?d|passphrase|(?:api|access|account|shared|private|secret|subscription)[_-]?key"  # noqa: S105
-    r"|(?:access|api|auth|refresh|session)[_-]?token|client[_-]?secret|accesssignature|(?<![^\W_])(?:jwt|bearer))"
+    r"|(?:access|api|auth|refresh|session)[_-]?token|client[_-]?secret|accesssignature|(?<![^\W_])(?:jwt|bearer|pwd))"
 )
 
 
@@ -93,11 +94,29 @@ def masked(text: str) -> str:
 
 
 def _starred(text: str) -> str:
+    return re.sub(r"[?&#]?[^\s?&#'\"]+", _starred_part, _starred_plain(text))
+
+
+def _starred_plain(text: str) -> str:
     text = re.sub(r"(?i)(https?://)[^\s/?#]*@", r"\1***@", text)
     text = re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", text)
-    text = re.sub(r"(?i)((?:;|%3b)pwd(?:=|%3d))[^&;\s'\"%]*", r"\1***", text)
-    text = re.sub(rf"(?i)({SECRET_WORDS}\s*=\s*)('[^']*'?|\"[^\"]*\"?|[^&;\s'\"]+)", r"\1***", text)
+    text = re.sub(rf"(?i)({SECRET_WORDS}\s*=\s*)('[^']*'?|\"[^\"]*\"?|\{{[^}}]*\}}?|[^&;\s'\"]+)", r"\1***", text)
     return re.sub(rf"(?i)([?&;#]{SECRET_PARAMETER}=)[^&\s'\"]*", r"\1***", text)
+
+
+def _starred_part(part: re.Match[str]) -> str:
+    """A part of a URL, its value starred out where there is a secret in it once it is decoded."""
+    decoded = _decoded(part[0])
+    if _starred_plain(decoded) == decoded:
+        return part[0]
+    name, equals, _ = part[0].partition("=")
+    return f"{name}=***" if equals and "=" not in _decoded(name) else "***"
+
+
+def _decoded(text: str) -> str:
+    for _ in range(MAX_ENCODED):
+        text = unquote_plus(text)
+    return text
 
 
 def has_secret(url: str) -> bool:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from diffusion.config.base import Config, Depth, Later, Width
 
+MAX_RESOLUTIONS, MAX_LAYERS = 12, 100  # of a UNet, and of each resolution
 MAX_HELD = 2**33  # values that a network has of one image at a time: 32 GiB in float32
 MAX_TOKENS = 2**20  # of one image, each of which attends to all others
 
@@ -37,9 +38,9 @@ class UNetConfig(NetworkOptions):
     """
 
     kind: Literal["unet"] = "unet"
-    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=12)] = (32, 64)
+    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MAX_RESOLUTIONS)] = (32, 64)
     attention: tuple[bool, ...] = (False, True)
-    layers_per_block: Annotated[int, Field(ge=1, le=100)] = 1
+    layers_per_block: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = 1
     norm_groups: Width = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     head_width: Annotated[Width | None, Later("0.2")] = None

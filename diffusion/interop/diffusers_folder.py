@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from diffusion.bounded import read_bounded
 from diffusion.config import DdpmProcess, UNetConfig
+from diffusion.config.network import MAX_LAYERS, MAX_RESOLUTIONS
 from diffusion.denoiser import Denoiser
 from diffusion.interop.diffusers_scheduler import read_scheduler, unsupported, write_scheduler
 from diffusion.network import UNet, build_unet
+from diffusion.package import MAX_TEXT_BYTES
 from diffusion.prediction import Prediction
 from diffusion.process.sde import make_process
 
@@ -295,10 +298,22 @@ def _check_unet(fields: dict[str, Any], model_type: "type[UNet2DModel]") -> None
     for name, value in fields.items():
         if not name.startswith("_") and name not in known and name not in EMA_FIELDS:
             raise unsupported(f"unet.{name}", value, f"the fields of this diffusers' {model_type.__name__}")
+    _check_counts(fields)
     if (kind := fields.get("time_embedding_type", "positional")) != "positional":
         raise unsupported("unet.time_embedding_type", kind, "positional")
     if (kind := fields.get("class_embed_type")) is not None:
         raise unsupported("unet.class_embed_type", kind, "null")
+
+
+def _check_counts(fields: dict[str, Any]) -> None:
+    """Refuse more layers than a UNet here has; that they take no memory does not keep them from taking a day."""
+    layers = fields.get("layers_per_block", 1)
+    if not isinstance(layers, int) or layers > MAX_LAYERS:
+        raise unsupported("unet.layers_per_block", layers, f"a whole number up to {MAX_LAYERS}")
+    for name in ("block_out_channels", "down_block_types", "up_block_types"):
+        blocks = fields.get(name, [])
+        if not isinstance(blocks, list) or len(blocks) > MAX_RESOLUTIONS:
+            raise unsupported(f"unet.{name}", blocks, f"a list of up to {MAX_RESOLUTIONS}")
 
 
 def _negated(model: "UNet2DModel") -> "UNet2DModel":
@@ -316,7 +331,7 @@ def _negated(model: "UNet2DModel") -> "UNet2DModel":
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(read_bounded(path, MAX_TEXT_BYTES))
     except FileNotFoundError:
         raise ValueError(f"{path}: missing") from None
     except (OSError, ValueError, RecursionError) as error:

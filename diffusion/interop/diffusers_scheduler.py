@@ -23,6 +23,7 @@ from diffusion.config import (
     SigmoidSchedule,
     TableSchedule,
 )
+from diffusion.config.errors import MAX_SHOWN
 from diffusion.denoiser import Denoiser
 from diffusion.prediction import Prediction
 from diffusion.process.kernels import transition_variance
@@ -71,7 +72,7 @@ VARIANCE_TYPES = {"beta": "fixed_large", "beta_tilde": "fixed_small", "learned":
 
 def unsupported(field: str, value: object, allowed: str) -> ValueError:
     """The error for a field without a counterpart, naming the field, its value and what is allowed."""
-    return ValueError(f"{field} = {value}; allowed: {allowed}")
+    return ValueError(f"{field} = {str(value)[:MAX_SHOWN]}; allowed: {allowed}")
 
 
 def read_scheduler(fields: Fields) -> tuple[DdpmProcess, Prediction]:

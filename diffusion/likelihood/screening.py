@@ -82,7 +82,7 @@ class DenoisingCurve:
         return json_text(values, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "DenoisingCurve":
+    def from_json(cls, text: str | bytes) -> "DenoisingCurve":
         """The curve that the text of `denoising.json` describes.
 
         Raises:
@@ -93,7 +93,7 @@ class DenoisingCurve:
             for name in TENSOR_FIELDS:
                 values[name] = torch.tensor(values[name], dtype=torch.float64)
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not a denoising curve of this version: {error}") from None
 
     def integral(self, low: float, high: float) -> Tensor:

@@ -34,9 +34,11 @@ from diffusion.terminal import PlainConsole, visible
 from sampler.__main__ import main as sampler
 from tests.conftest import ROOT
 from tests.trainer.data.images import encoded, noise
+from tests.tuning import conftest as sweeps
 from trainer.config.data import DataConfig
-from trainer.config.load import read_yaml
+from trainer.config.load import apply_sets, load_config, read_yaml
 from trainer.data.__main__ import main as data_command
+from trainer.data.arrays import load_array
 from trainer.data.dataset import open_dataset
 from trainer.data.files import read_partition, scan_files
 from trainer.data.listing import list_source
@@ -45,9 +47,14 @@ from trainer.data.metadata import read_metadata
 from trainer.data.prepare import prepare
 from trainer.data.store import Store
 from trainer.errors import InputError
-from trainer.run.manifest import CheckpointError, read_manifest
+from trainer.evaluate.references.published import load_published
+from trainer.run.identity import read_run, read_summary
+from trainer.run.journal import Journal
+from trainer.run.manifest import CheckpointError, is_whole, read_manifest, step_folder, with_digest
+from trainer.run.paths import RunPaths
 from trainer.runtime.memory import at_most
 from trainer.worker.watchdog import Watchdog
+from tuning.driver import execute
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [*{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}]\n"
@@ -332,6 +339,11 @@ HOLES = {
     "dataset.json": "from trainer.data.sources import check_source; refused(check_source, DataConfig(source=folder))",
     "run.yaml": "from trainer.config.load import read_yaml; refused(read_yaml, Path(folder, 'run.yaml'))",
     "run.json": "from trainer.run.identity import read_run; refused(read_run, Path(folder))",
+    "checkpoints/step-00000003/manifest.json": "from trainer.run.identity import read_run; "
+    "refused(read_run, Path(folder))",
+    "denoising.json": "from tuning.screening import read_curve; refused(read_curve, Path(folder))",
+    "journal.jsonl": "from trainer.run.journal import Journal; problem = 'cannot be read' * (not list(Journal("
+    "Path(folder, 'journal.jsonl')).read()))",
     "evaluation.json": "from trainer.evaluate.comparison import read; refused(read, Path(folder), 'x')",
 }
 
@@ -339,6 +351,7 @@ HOLES = {
 @pytest.mark.parametrize("name", list(HOLES))
 def test_a_file_that_is_a_hole_is_not_read(tmp_path: Path, name: str):
     """60 GB that take no disk."""
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     with (tmp_path / name).open("wb") as hole:
         hole.truncate(60 * 2**30)
     code = (
@@ -357,6 +370,33 @@ def test_a_file_that_is_a_hole_is_not_read(tmp_path: Path, name: str):
     kilobytes, _, words = done.stdout.partition(" ")
     assert int(kilobytes) < 300_000
     assert re.search(r"allowed: at most \d+|cannot be read", words)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, "[]", '{"step": "x", "data": []}'])
+def test_records_of_a_run_that_are_none(tmp_path: Path, text: str):
+    paths = RunPaths(tmp_path)
+    manifest = step_folder(paths.checkpoints, 3) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    paths.summary.parent.mkdir()
+    for file in (paths.identity, paths.summary, manifest):
+        file.write_text(text)
+    paths.journal.write_text(f"{text}\n")
+    with pytest.raises(InputError, match=r"run\.json cannot be read"):
+        read_run(tmp_path)
+    assert read_summary(paths) is None
+    assert list(Journal(paths.journal).read()) == []
+    with pytest.raises(CheckpointError):
+        read_manifest(manifest.parent)
+
+
+@pytest.mark.parametrize("values", [{}, {"step": "x"}, {"step": 3}, {"step": 3, "method_sha256": "a", "data": []}])
+def test_a_manifest_that_agrees_with_itself_need_not_be_one(tmp_path: Path, values: dict[str, Any]):
+    manifest = step_folder(RunPaths(tmp_path).checkpoints, 3) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps(with_digest({"format_version": 3, "files": [], "config": {}, **values})))
+    with pytest.raises(InputError, match=r"run\.json cannot be read"):
+        read_run(tmp_path)
+    assert not is_whole(manifest.parent)
 
 
 @pytest.mark.parametrize("text", ["[" + "x," * 10**6 + "]", "".join(f"k{number}: 1\n" for number in range(10**5))])
@@ -474,6 +514,26 @@ def test_tracebacks_and_stacks_are_their_users_alone(tmp_path: Path):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [0o600, 0o600]
     watchdog.close()
+
+
+def test_the_traceback_of_a_sweep_is_its_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DUALVIEW_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tuning.driver._run", fail)
+    sweep = sweeps.made(tmp_path)
+    for trial in sweep.trials:
+        sweeps.finish(trial, 3.0, 0.1)
+    before = os.umask(0)
+    try:
+        assert execute(sweep) == 1
+    finally:
+        os.umask(before)
+    assert "ZeroDivisionError" in sweep.error.read_text()
+    assert stat.S_IMODE(sweep.error.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("text", ODD)
@@ -620,7 +680,10 @@ def test_a_small_file_that_expands_to_64_gib_is_refused(tmp_path: Path):
     refusal, restored = read_apart(tmp_path / "bomb.parquet")
     kilobytes, _, words = refusal.partition(" ")
     assert int(kilobytes) < 5 * 2**20
-    assert words == "bomb.parquet: from row 0 on it expands to more than 4 GiB"
+    assert words == (
+        "bomb.parquet: from row 0 on it expands to more than 4 GiB, or its row group is larger than 12 GiB; allowed: "
+        "smaller row groups"
+    )
     assert restored == "True"
 
 
@@ -629,6 +692,55 @@ def test_large_images_are_read_a_few_at_a_time(tmp_path: Path):
     table = pa.table({"image": pa.array(images, pa.binary()), "label": list(range(100))})
     pq.write_table(table, tmp_path / "large.parquet", compression="none", use_dictionary=False)
     assert read_apart(tmp_path / "large.parquet") == ["100", "True"]
+
+
+HEADERS = {
+    "cut": "{'descr': '|u1', ",
+    "indented": "  a\n b",
+    "text": "'''",
+    "deep": "(" * 9000,
+    "nested": "-" * 9000 + "1",
+    "huge": f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({10**30}, 4, 4)}}",
+    "no key": "{[]: 1}",
+    "no shape": "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3.0, 4)}",
+}
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+@pytest.mark.parametrize("name", [*HEADERS, "no archive"])
+def test_an_array_whose_header_is_none_is_one_line(tmp_path: Path, name: str):
+    header = HEADERS.get(name, "").encode()
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(96)
+    (tmp_path / "x.npy").write_bytes(b"PK\x03\x04" if name == "no archive" else content)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as packed:
+        packed.writestr("mu.npy", content)
+        packed.writestr("sigma.npy", content)
+    with pytest.raises(InputError, match=r"data\.source = '.*x\.npy': not a readable \.npy file: ") as caught:
+        load_array(DataConfig(source=str(tmp_path / "x.npy")))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"x\.npz: (not an|takes more) "):
+        load_published(tmp_path / "x.npz")
+
+
+WRONG_VALUES = ["2020-13-45", "!!bool foo", "!!int ''", "!!timestamp foo", "!!float ''", "!!float 1" + ":1" * 1000]
+
+
+@pytest.mark.parametrize("text", WRONG_VALUES)
+def test_a_value_that_its_tag_does_not_fit_is_one_line(tmp_path: Path, text: str):
+    (tmp_path / "run.yaml").write_text(f"seed: {text}\n")
+    with pytest.raises(InputError, match=r"not valid YAML: .* is no \w+ ") as caught:
+        load_config(tmp_path / "run.yaml", [])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"--set seed: .* is not a YAML value"):
+        apply_sets({}, [f"seed={text}"])
+    (tmp_path / "array.yaml").write_text(f"- a: {text}\n")
+    with pytest.raises(QueueInputError, match="--array"):
+        read_array(tmp_path / "array.yaml")
+
+
+def test_a_value_that_is_nested_too_deep_is_one_line():
+    with pytest.raises(InputError, match=r"--set seed: .* is not a YAML value"):
+        apply_sets({}, ["seed=" + "[" * 10**4])
 
 
 def test_a_bound_on_memory_ends_with_its_block():

@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from diffusion.config import DiTConfig, MLPConfig, UNetConfig, VpProcess
+from diffusion.config.solver import SOLVER_ADAPTER
 from diffusion.interop.diffusers_folder import SHARDS, load_diffusers
 from diffusion.package import (
     CONFIG,
@@ -29,7 +30,7 @@ from diffusion.package import (
     save_package,
     verify_package,
 )
-from sampler.__main__ import main as sampler
+from sampler.__main__ import main as sampler, solver_config
 from sampler.models import ModelError, load, resolve
 from tests.conftest import ROOT
 from trainer.errors import InputError
@@ -172,6 +173,35 @@ def test_a_solver_without_end_is_not_run(package: Path, tmp_path: Path, capsys: 
     with pytest.raises(InputError, match=r"1000000 evaluations of an image; allowed: .* --solver, --nfe"):
         with_options(target, evaluate_parser().parse_args([str(package), *options]))
     with_options(target, evaluate_parser().parse_args([str(package), *options, "--nfe", "5"]))
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        ({"kind": "heun", "num_steps": 10**6}, ["--solver", "heun"]),
+        ({"kind": "predictor_corrector", "corrector_steps": 10**6}, ["--solver", "predictor_corrector"]),
+    ],
+)
+def test_a_solver_that_is_named_has_none_of_the_packages_settings(
+    package: Path, tmp_path: Path, own: dict[str, Any], named: list[str]
+):
+    change(package, "solver", own)
+    target = find_target(str(package), None, lambda *_: pytest.fail("no registry"))
+    options = [str(package), "--data", "digits", "--out", str(tmp_path / "out"), *named]
+    solver = with_options(target, evaluate_parser().parse_args(options)).evaluation.solver
+    assert solver == SOLVER_ADAPTER.validate_python({"kind": own["kind"]})
+    assert solver_config(target.evaluation.solver, own["kind"], None) == solver
+    few = solver_config(target.evaluation.solver, own["kind"], 5)
+    assert few == solver.model_copy(update={"num_steps": 5})
+
+
+def test_the_steps_of_a_package_that_are_named_end_too(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A step may be a million evaluations."""
+    change(package, "solver", {"kind": "predictor_corrector", "corrector_steps": 10**6})
+    assert sampler(["generate", str(package), "--out", str(tmp_path / "a.png"), "-n", "1", "--steps", "25"]) == 2
+    assert "evaluations of an image; allowed: at most 10000; or --solver of your own" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [CONFIG, MANIFEST])
@@ -358,6 +388,45 @@ def test_of_a_diffusers_folder_no_pickle_is_read(
     (shards / "diffusion_pytorch_model.ema.safetensors").touch()
     with pytest.raises(ValueError, match=rf"shard '{name}'; allowed: the names of \.safetensors files beside it"):
         load_diffusers(shards, variant=variant)
+
+
+@pytest.mark.parametrize("name", ["config.json", "scheduler_config.json", "model_index.json", SHARDS])
+def test_a_text_of_a_diffusers_folder_without_end_is_not_read(shards: Path, name: str):
+    with (shards / name).open("ab") as file:
+        file.truncate(60 * 2**30)  # a hole, which takes no disk
+    code = (
+        "import sys; from pathlib import Path; from tests.security.peak import peak\n"
+        "from diffusion.interop.diffusers_folder import load_diffusers\n"
+        "from diffusers.models.unets.unet_2d import UNet2DModel\n"
+        "before = peak(); problem = 'none'\n"
+        "try: load_diffusers(Path(sys.argv[1]))\n"
+        "except ValueError as error: problem = str(error)\n"
+        "print(peak() - before, problem)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(shards)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    kilobytes, _, words = done.stdout.partition(" ")
+    assert int(kilobytes) < 300_000
+    assert f"{name}: not JSON: has 64424509440 bytes or more; allowed: at most 16777216" in words
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layers_per_block": 10**9},
+        {"layers_per_block": 101},
+        {"block_out_channels": [8] * 10**6},
+        {"down_block_types": ["DownBlock2D"] * 10**6},
+        {"up_block_types": "UpBlock2D" * 10**6},
+    ],
+)
+def test_the_layers_of_a_diffusers_network_are_counted_before_it_is_built(shards: Path, settings: dict[str, Any]):
+    fields = json.loads((shards / "config.json").read_text())
+    (shards / "config.json").write_text(json.dumps({**fields, **settings}))
+    with pytest.raises(ValueError, match=rf"unet\.{next(iter(settings))} = .{{1,200}}; allowed: a .* up to \d+"):
+        load_diffusers(shards)
 
 
 def test_files_that_are_not_read_are_no_room_for_weights(shards: Path):

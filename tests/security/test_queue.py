@@ -5,7 +5,7 @@ import socketserver
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -284,6 +284,70 @@ def test_whatever_is_answered_heartbeats_go_on(
     assert asked == []
     assert len(warned) == 1
     assert warned[0].isprintable()
+
+
+@contextmanager
+def dripping(beginning: bytes) -> Iterator[tuple[str, list[threading.Event]]]:
+    """A server that answers a byte at a time and comes to no end; its URL, and the end of each connection."""
+    ended: list[threading.Event] = []
+    stop = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            ended.append(end := threading.Event())
+            with suppress(OSError):
+                self.request.sendall(beginning)
+                while not stop.wait(0.02):
+                    self.request.sendall(b"x")
+            end.set()
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/heartbeat", ended
+        finally:
+            stop.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("beginning", [b"", b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_an_answer_that_drips_keeps_no_heartbeat_from_the_queue(
+    anchor: Path,
+    beating: Callable[[str], tuple[Heartbeat, list[str], list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    beginning: bytes,
+):
+    """Who took the port of a former leader holds one thread, however many heartbeats are sent."""
+    monkeypatch.setattr("trainer.driver.heartbeat.TIMEOUT_S", 0.3)
+    with HeartbeatServer(Tokens(anchor), "127.0.0.1") as server, dripping(beginning) as (url, ended):
+        for name, value in server.environment("one").items():
+            monkeypatch.setenv(name, value)
+        present = Path(os.environ["DUALVIEW_QUEUE_TOKEN_FILE"] + ".url")
+        present.write_text(url)
+        heartbeat, asked, warned = beating(url)
+        assert until(lambda: heartbeat._unanswered > 3)
+        assert len(ended) == 1
+        present.write_text(server.url)
+        server.answer({"one": "makes room for job 9"})
+        assert until(lambda: bool(asked))
+        heartbeat.close()
+        assert not ended[0].is_set()
+    assert asked == ["makes room for job 9"]
+    assert len(warned) == 1
+    assert "no whole answer within 0.3 s" in warned[0]
+
+
+def test_a_redirection_is_not_followed(beating: Callable[[str], tuple[Heartbeat, list[str], list[str]]]):
+    with babbling(b"HTTP/1.1 200 OK\r\n\r\n{}") as (elsewhere, asked_elsewhere):
+        moved = f"HTTP/1.1 302 Found\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n"
+        with babbling(moved.encode()) as (url, requests):
+            heartbeat, asked, warned = beating(url)
+            assert until(lambda: len(requests) > 3)
+            heartbeat.close()
+    assert (asked, asked_elsewhere) == ([], [])
+    assert "302" in warned[0]
 
 
 def test_the_end_of_a_run_is_its_own_whatever_is_answered(tmp_path: Path):

@@ -14,9 +14,12 @@ from safetensors.numpy import save
 from diffusion.config import Autoguidance, MLPConfig, VpProcess
 from diffusion.locations import check_location
 from diffusion.package import FILES, PackageConfig, build_denoiser_network, save_package
+from sampler.models import ModelError, Source, load
+from trainer.config.data import DataConfig
 from trainer.config.load import validate
 from trainer.config.run import GateConfig
 from trainer.config.run_config import RunConfig
+from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
 from trainer.evaluate.__main__ import parser
 from trainer.evaluate.comparison import ComparedModel
@@ -26,7 +29,7 @@ from trainer.registry import evidence
 from trainer.registry.models import Gate, _download_package, folder_of, version_scores
 from trainer.registry.promotion import DECISION, _described, decide_alias, history
 from trainer.run.summary import evaluated_from_json
-from trainer.tracking.standalone import check_run, check_size, fetch_results
+from trainer.tracking.standalone import RESULTS, check_run, fetch_results
 
 
 @pytest.fixture
@@ -184,7 +187,7 @@ def test_an_evaluation_that_is_a_folder_is_not_fetched(version: Any, tmp_path: P
     folder.mkdir(parents=True)
     (folder / "much").touch()
     client: Any = SimpleNamespace(get_model_version_download_uri=lambda name, number: version.location)
-    assert evidence._names(client, version, str(tmp_path)) == set()
+    assert evidence._names(client, version, str(tmp_path), RESULTS) == set()
 
 
 def test_a_configuration_that_is_no_text_is_a_problem(version: Any, tmp_path: Path):
@@ -280,6 +283,26 @@ def test_a_solver_from_elsewhere_comes_to_an_end(tmp_path: Path, evaluation: dic
     assert with_options(target, parser().parse_args(chosen)).evaluation.nfe_curve == (20000,)
 
 
+@pytest.mark.parametrize("extractors", [("pixels",), ("efficientnet_lite0",)])
+def test_samples_from_elsewhere_take_bounded_memory(tmp_path: Path, extractors: tuple[str, ...]):
+    """They are held whole, with their features; the command line may ask for more."""
+    config = PackageConfig(
+        process=VpProcess(), prediction="epsilon", network=MLPConfig(width=8, depth=1), image_shape=(3, 32, 32)
+    )
+    save_package(tmp_path / "package", config, build_denoiser_network(config).state_dict())
+    info = DatasetInfo("x", "f" * 64, (3, 32, 32), train=10**6, heldout=10**6, classes=0)
+    evaluation = validate({"evaluation": {"samples": 10**7, "extractors": list(extractors)}}).evaluation
+    data = DataConfig(source="digits")
+    target = EvaluationTarget("x", tmp_path / "package", data, evaluation, tmp_path, tmp_path, of_others=True)
+    few, many = (
+        with_options(target, parser().parse_args(["x", "--data", "x", *more]))
+        for more in ([], ["--samples", "10000000"])
+    )
+    with pytest.raises(InputError, match=r"samples = 10000000: take more than 16 GiB .* at most \d+, or --samples"):
+        few.check(info)
+    many.check(info)
+
+
 def test_digits_from_elsewhere_are_not_enlarged_without_end():
     config = RunConfig.model_validate_json('{"data": {"source": "digits", "size": 4096}}')
     data, _, [note] = without_paths(config)
@@ -302,11 +325,61 @@ def test_the_id_of_a_run_is_no_path(tmp_path: Path, run_id: str):
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "into"]
 
 
-def test_results_that_are_far_too_large_are_not_fetched():
-    check_size("x", None)
-    check_size("x", 10**6)
-    with pytest.raises(InputError, match="x: has 20000000000 bytes; allowed: at most"):
-        check_size("x", 2 * 10**10)
+def listed(path: str, size: int | None = 10, is_dir: bool = False) -> Any:
+    return SimpleNamespace(path=path, file_size=size, is_dir=is_dir)
+
+
+def test_results_that_are_far_too_large_are_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    there = [listed("results/evaluation.json", 2 * 10**10), listed("results/samples.npy", 2 * 10**10)]
+    client: Any = SimpleNamespace(
+        get_run=lambda run_id: SimpleNamespace(info=SimpleNamespace(artifact_uri="/x", run_name="x")),
+        list_artifacts=lambda *_: there,
+        download_artifacts=lambda *_: pytest.fail("fetched"),
+    )
+    monkeypatch.setattr("trainer.tracking.standalone.mlflow_client", lambda uri: client)
+    with pytest.raises(InputError, match=r"evaluation\.json has 20000000000 bytes; allowed: at most 268435456"):
+        fetch_results("http://127.0.0.1:9", "abc", tmp_path)
+    there[0] = listed("results/evaluation.json", None, is_dir=True)
+    _, folder = fetch_results("http://127.0.0.1:9", "abc", tmp_path)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (listed("config.json", None, is_dir=True), r"its run abc has no config\.json"),
+        (listed("config.json", 2**40), r"config\.json has 1099511627776 bytes; allowed: at most 268435456"),
+    ],
+)
+def test_neither_is_the_configuration_of_a_run(version: Any, tmp_path: Path, there: Any, said: str):
+    version.run_id = "abc"
+    client: Any = SimpleNamespace(
+        get_model_version_download_uri=lambda name, number: version.location,
+        get_run=lambda run_id: SimpleNamespace(info=SimpleNamespace(artifact_uri="/x")),
+        list_artifacts=lambda *_: [there],
+        download_artifacts=lambda *_: pytest.fail("fetched"),
+    )
+    with pytest.raises(InputError, match=said):
+        evidence.fetch_config(client, version, str(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a hole"])
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+def test_a_package_of_folders_or_of_endless_texts_is_not_fetched(version: Any, tmp_path: Path, kind: str, name: str):
+    package = tmp_path / "store" / "artifacts" / "package"
+    (package / name).unlink()
+    if kind == "a folder":
+        (package / name).mkdir()
+        (package / name / "much").touch()
+    else:
+        with (package / name).open("wb") as file:
+            file.truncate(2**40)
+    with pytest.raises(InputError, match=name.replace(".", r"\.")):
+        download(version, tmp_path / "into")
+    with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+        load(Source("a@b", "a", "3", str(package), "http://mlflow.example:5000"))
+    assert not [path for path in (tmp_path / "into").rglob("*") if path.name in ("much", "evil.py")]
+    assert not (tmp_path / "into" / "digits" / "3" / "package" / name).exists()
 
 
 def test_the_server_of_a_run_is_not_asked_either():

@@ -41,6 +41,18 @@ URLS = [
     f"https://h.example/?subscription-key={SECRET}",
     f"https://h.example/?AccountKey={SECRET}",
     f"https://h.example/?a=1&jwt={SECRET}",
+    f"mssql+pyodbc:///?odbc_connect=PWD%3D{SECRET}%3BServer%3Dx",
+    f"mssql+pyodbc:///?odbc_connect=UID%3Dme%3B+PWD%3D{SECRET}",
+    f"mssql+pyodbc:///?odbc_connect=UID%3Dme;+PWD%3D{SECRET}",
+    f"mssql+pyodbc:///?odbc_connect=Server%3Dx%3BPassword%3D{SECRET}",
+    f"mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3D%7Ba%3B{SECRET}%7D%3BServer%3Dx",
+    f"mssql+pyodbc:///?odbc_connect=UID%253Dme%253BPWD%253D{SECRET}",
+    f"postgresql://db/mlflow?pass%77ord={SECRET}",
+    f"postgresql://db/mlflow?p%61ssword={SECRET}&user=me",
+    f"https://h.example/?a=1&tok%65n={SECRET}",
+    f"https://h.example/?next=postgresql%3A%2F%2Fme%3A{SECRET}%40db",
+    f"postgresql://me@db/mlflow?passfile=/x&sslkey=/y&password={SECRET}",
+    f"mysql+pymysql://me@db/mlflow?ssl_ca=/a&ssl_key=/k&ssl_key_password={SECRET}",
     f"https://h.example/?bearer={SECRET}",
 ]
 CONNECTIONS = [
@@ -50,6 +62,7 @@ CONNECTIONS = [
     f"DefaultEndpointsProtocol=https;AccountName=me;AccountKey={SECRET}==;EndpointSuffix=x",
     f"Endpoint=sb://h;SharedAccessKeyName=a;SharedAccessKey={SECRET}",
     f"BlobEndpoint=https://h;SharedAccessSignature={SECRET}",
+    f"Driver=x;Password={{a;{SECRET}}};Server=db",
     f"-Djavax.net.ssl.keyStorePassword={SECRET}",
     f"client_id=a client_secret={SECRET}",
     f"api_key={SECRET}",
@@ -64,6 +77,10 @@ PLAIN = [
     "https://h/?author=me&monkey=1&design=2&keyboard=de",
     "tokenizer=gpt2 --max-tokens=5 --pad-token=0 key=value,keys=2 monkey=1 passes=3",
     "host=db user=me passfile=/x sslkey=/y password_file=/z",
+    "mysql+pymysql://me@db/mlflow?ssl_ca=/etc/ca.pem&ssl_cert=/etc/c.pem&ssl_key=/etc/k.pem",
+    "postgresql://me@db/mlflow?passfile=/x&sslkey=/y&sslcert=/z",
+    "bigquery://project?credentials_path=/x",
+    "https://h/?a=100%25&path=b%2Fc%3Dd",
 ]
 
 
@@ -101,7 +118,7 @@ def test_the_errors_of_mlflow_are_not_in_a_replicas(monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise MlflowException(f"API request to https://me:{SECRET}@h/api failed")
 
-    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fail)
+    monkeypatch.setattr("mlflow.artifacts.list_artifacts", fail)
     with pytest.raises(RegistryUnavailableError) as caught:
         load(Source("a@b", "a", "1", "mlflow-artifacts:/1", "http://127.0.0.1:9"))
     assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -157,7 +174,8 @@ def test_the_queue_does_not_keep_it(
     [
         f"--dsn=postgresql://me:{SECRET}@db/x", f"https://{SECRET}@host/x", f"https://me:{SECRET}@host:5000",
         f"https://h/?a=1&access_token={SECRET}", f"https://h/c?sv=2024&sig={SECRET}", f"x='redis://:{SECRET}@h'",
-        f"mysql://h/d?user=a&pwd={SECRET}", f"https://h/?auth={SECRET}",
+        f"mysql://h/d?user=a&pwd={SECRET}", f"https://h/?auth={SECRET}", f"mysql://h/d?p%77d={SECRET}",
+        f"x:///?odbc_connect=PWD%3D{SECRET}", f"x:///?odbc_connect=UID%3Dme%3B+PWD%3D{SECRET}",
     ],
 )  # fmt: skip
 def test_a_command_with_a_secret_is_refused(word: str):
@@ -173,6 +191,7 @@ def test_a_command_with_a_secret_is_refused(word: str):
         "git@github.com:me/x.git", "sqlite:////a/b.db", "http://127.0.0.1:5000", "s3://bucket/a:b@c", "a@b.c",
         "mysql --password=$PASSWORD", "PASSWORD=\"$(cat x)\" run", "--max-tokens=5", "tokenizer=gpt2",
         "--label=key=value", "--pad-token=0", "--password-file=/x", "--secret=A=/x",
+        "postgresql://me@db/x?passfile=/x", "curl https://h/x; TOKEN=$(cat x)", "date +%Y%m%d",
     ],
 )  # fmt: skip
 def test_words_of_a_command_that_are_no_secrets(word: str):

@@ -261,14 +261,39 @@ def test_a_port_that_somebody_else_took_is_shown_no_token(tmp_path: Path):
         assert "b''" in other.stdout.readline(), "nothing is sent over the connection"
 
 
-def test_a_port_that_somebody_else_took_between_two_looks_is_shown_no_token():
+def test_who_accepted_and_said_all_is_shown_no_token(monkeypatch: pytest.MonkeyPatch):
+    """Nobody listens any more, and the half of the connection that is left has no owner."""
+    if os.getuid():
+        pytest.skip("a socket of another user takes root")
+    listen = (
+        "import os, socket\nos.setuid(65534)\nserver = socket.create_server(('127.0.0.1', 0))\n"
+        "print(server.getsockname()[1], flush=True)\nconnection = server.accept()[0]\nserver.close()\n"
+        "connection.shutdown(socket.SHUT_WR)\nprint('shut', flush=True)\nprint(connection.recv(1000), flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", listen], stdout=subprocess.PIPE, text=True) as other:
+        out = other.stdout
+        assert out is not None
+        port, look = int(out.readline()), machine.is_taken_by_others
+
+        def once_it_is_shut(at: int) -> bool:
+            assert out.readline() == "shut\n"
+            return look(at)
+
+        monkeypatch.setattr(machine, "is_taken_by_others", once_it_is_shut)
+        with pytest.raises(OSError, match=f"who answers at port {port} is not known to be ray"):
+            lifecycle._check("ray", port, "/", {"Authorization": "Bearer hunter2"})
+        assert "b''" in out.readline(), "nothing is sent over the connection"
+
+
+@pytest.mark.parametrize("then", ["", "connection.shutdown(socket.SHUT_WR)"], ids=["waits", "has said all"])
+def test_a_port_that_somebody_else_took_between_two_looks_is_shown_no_token(then: str):
     """Whoever has accepted the connection is looked at, and not whoever listens a moment earlier or later."""
     if os.getuid():
         pytest.skip("a socket of another user takes root")
     listen = (
         "import os, socket, sys\nos.setuid(65534)\nserver = socket.create_server(('127.0.0.1', 0))\n"
         "print(server.getsockname()[1], flush=True)\nconnection = server.accept()[0]\nserver.close()\n"
-        "print('accepted', flush=True)\nprint(connection.recv(1000), flush=True)"
+        f"{then}\nprint('accepted', flush=True)\nprint(connection.recv(1000), flush=True)"
     )
     with subprocess.Popen([sys.executable, "-c", listen], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -276,13 +301,17 @@ def test_a_port_that_somebody_else_took_between_two_looks_is_shown_no_token():
         with socket.create_connection(("127.0.0.1", port)) as connection:
             assert other.stdout.readline() == "accepted\n"
             assert not machine.is_taken_by_others(port), "nobody listens there any more"
-            assert machine.is_taken_by_others(port, connection.getsockname()[1])
+            assert not machine.is_answered_by_us(port, connection.getsockname()[1])
             connection.sendall(b"nothing yet")
         assert "nothing yet" in other.stdout.readline()
     with socket.create_server(("127.0.0.1", 0)) as own:
         port = own.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as connection:
             client = connection.getsockname()[1]
-            assert not machine.is_taken_by_others(port, client), "which nobody has accepted yet"
-            with own.accept()[0]:
-                assert not machine.is_taken_by_others(port, client)
+            assert machine.is_answered_by_us(port, client), "which nobody has accepted yet"
+            with own.accept()[0] as accepted:
+                assert machine.is_answered_by_us(port, client)
+                own.close()
+                assert machine.is_answered_by_us(port, client), "who listens now says nothing of it"
+                accepted.shutdown(socket.SHUT_WR)
+                assert not machine.is_answered_by_us(port, client), "it could be anybody's"

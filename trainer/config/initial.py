@@ -1,16 +1,15 @@
 """What `training.init_from` names: the package whose weights a run begins with, and its digest."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
+from trainer.files import read_json
 
 Registry = Callable[[str, str, str], str]
 """Name, alias and tracking URI -> the package digest of the version that has the alias."""
 
-MAX_MANIFEST = 2**24  # characters
 ALLOWED = "the folder of a package or of a run that has one, or NAME@alias of the registry"
 
 
@@ -44,7 +43,7 @@ def with_initial_digest(
 def _begun_with(run_json: Path | None, reference: str) -> str | None:
     """The digest that a stored configuration has for the same reference; None if there is none."""
     try:
-        training: dict[str, str | None] = json.loads(run_json.read_text())["config"]["training"] if run_json else {}
+        training: dict[str, str | None] = read_json(run_json)["config"]["training"] if run_json else {}
         return training.get("init_sha256") if training.get("init_from") == reference else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -87,9 +86,8 @@ def initial_digest(reference: str, storage_uri: str, registry: Registry | None) 
         if not reference.startswith("/"):
             raise InputError(f"training.init_from = {reference!r}: allowed: an absolute path, that every node sees")
         try:
-            with (folder / "manifest.json").open() as manifest:
-                return str(json.loads(manifest.read(MAX_MANIFEST))["package_sha256"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            return str(read_json(folder / "manifest.json")["package_sha256"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"training.init_from = {reference!r}: not a package: {error}") from None
     name, alias = split_alias(reference)
     if registry is None:

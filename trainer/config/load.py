@@ -10,12 +10,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
+from diffusion.bounded import read_bounded
 from diffusion.config.errors import describe, masked, models_of, refuse_secret
 from trainer.config.initial import Registry, with_initial_digest
 from trainer.config.run import check_tracking_uri, sqlite_url
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError
-from trainer.files import is_mapping, read_bounded
+from trainer.files import is_mapping
 
 MAX_BYTES, MAX_NODES = 2**24, 100_000  # of a YAML file
 
@@ -32,6 +33,14 @@ class _Loader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401 - any YAML value
+        """A value; a tag or a date that its text does not fit is an error of the file's."""
+        try:
+            return cast("Any", super()).construct_object(node, deep)  # PyYAML has few type hints
+        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+            problem = f"{str(node.value)[:100]!r} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """A node, unless there are too many, which would take memory before they are counted with their aliases."""
@@ -161,7 +170,7 @@ def _split(item: str) -> tuple[list[str], Any]:
         raise InputError(f"--set {item!r}: allowed: dotted.path=value")
     try:
         return path.split("."), yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--set {path}: {text!r} is not a YAML value") from error
 
 

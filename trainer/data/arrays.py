@@ -1,13 +1,20 @@
 """Sources that are a single array, read in this process: scikit-learn's digits, or a .npy file of 8-bit images."""
 
+import tokenize
+import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from trainer.config.data import DataConfig
-from trainer.errors import InputError
+from trainer.errors import InputError, one_line
+
+UNREADABLE = (
+    OSError, ValueError, EOFError, TypeError, OverflowError, RuntimeError, SyntaxError, tokenize.TokenError,
+)  # fmt: skip
+"""What NumPy raises for a file that is no array; it reads a header as Python."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,10 @@ def _digits() -> Images:
 def _npy(source: str) -> Images:
     """The unlabelled images of a .npy file: a uint8 array [N, H, W] or [N, H, W, C]."""
     try:
-        pixels = np.load(Path(source), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"data.source = {source!r}: not a readable .npy file: {error}") from error
-    if not isinstance(pixels, np.ndarray):
-        pixels.close()
+        pixels = None if zipfile.is_zipfile(source) else npy.open_memmap(source, mode="r")
+    except (*UNREADABLE, MemoryError) as error:
+        raise InputError(f"data.source = {source!r}: not a readable .npy file: {one_line(error)}") from error
+    if pixels is None:
         raise InputError(f"data.source = {source!r}: an archive of arrays; allowed: one array, as np.save writes it")
     if pixels.ndim == 3:
         pixels = pixels[..., np.newaxis]

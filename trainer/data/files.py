@@ -313,7 +313,8 @@ def _next_rows(
             labels = batch.column(source.label_column).to_pylist() if source.label_column else [None] * len(batch)
     except MemoryError:
         raise pa.ArrowInvalid(
-            f"{path}: from row {first} on it expands to more than {MAX_BATCH_BYTES >> 30} GiB"
+            f"{path}: from row {first} on it expands to more than {MAX_BATCH_BYTES >> 30} GiB, or its row group is "
+            f"larger than {MAX_GROUP_BYTES >> 30} GiB; allowed: smaller row groups"
         ) from None
     return [
         Row(path, first + at, data, label, "" if data is not None else _path_instead(column, at))

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from diffusion.bounded import read_bounded
 from diffusion.config.errors import shown
 from diffusion.json_text import json_text
 from trainer.config.data import DataConfig
 from trainer.errors import InputError
-from trainer.files import read_bounded
 
 SPLITS = ("train", "heldout")
 FORMAT_VERSION = 2

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from diffusion import durable
+from diffusion.bounded import check_bytes, read_bounded
 from trainer.errors import InputError
-from trainer.files import check_bytes, read_bounded
 
 COPY_BUFFER_BYTES = 8 * 2**20
 MAX_READ_BYTES = 2**30  # of a file that is read at once: an image, a table of labels or a manifest

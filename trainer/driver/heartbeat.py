@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from diffusion.command import printable
@@ -38,6 +38,8 @@ INTERVAL_S = 5.0
 TIMEOUT_S = 5.0
 LAST_TIMEOUT_S = 2.0
 MAX_ANSWER_BYTES = 1 << 16
+
+T = TypeVar("T")
 
 
 def queue_url() -> str | None:
@@ -93,6 +95,7 @@ class Heartbeat:
         self._status |= {"steps": config.training.steps, "saved_step": 0}
         self._offset, self._warned, self._unanswered, self._interval_s = 0, False, 0, interval_s
         self._closed, self._sending = threading.Event(), threading.Lock()
+        self._exchanges: dict[str, _Apart[tuple[bytes, str]]] = {}  # the last one by its URL
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -103,13 +106,11 @@ class Heartbeat:
         """
         self._closed.set()
         if not self._unanswered:
-            last = threading.Thread(target=self._send, args=(LAST_TIMEOUT_S,), name="last heartbeat", daemon=True)
-            last.start()
-            last.join(TIMEOUT_S + LAST_TIMEOUT_S)
+            _Apart(lambda: self._send(LAST_TIMEOUT_S)).join(TIMEOUT_S + LAST_TIMEOUT_S)
 
     def _run(self) -> None:
         while True:
-            answer = self._send()
+            answer = self._send(TIMEOUT_S)
             if self._closed.is_set():
                 return
             if answer.get("preempt") is True:
@@ -118,7 +119,7 @@ class Heartbeat:
             if self._closed.wait(self._interval_s):
                 return
 
-    def _send(self, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    def _send(self, timeout_s: float) -> dict[str, Any]:
         with self._sending:
             return self._send_alone(timeout_s)
 
@@ -145,9 +146,11 @@ class Heartbeat:
         identity = _Identity.read()
         headers = {"Content-Type": "application/json", **identity.show(body)}
         request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked
-        with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310 - checked
-            content = reply.read(MAX_ANSWER_BYTES)
-        identity.check(content, reply.headers.get("Dualview-Proof", ""))
+        if url in self._exchanges and self._exchanges[url].is_alive():
+            raise TimeoutError("an earlier heartbeat is still being answered")
+        self._exchanges[url] = _Apart(lambda: _post(request, timeout_s))
+        content, proof = self._exchanges[url].result(timeout_s)
+        identity.check(content, proof)
         return json.loads(content)
 
     def _miss(self, url: str, problem: str) -> dict[str, Any]:
@@ -157,6 +160,44 @@ class Heartbeat:
             self._warn(f"warning: {QUEUE_URL_VARIABLE} = {masked(url)}: {printable(masked(problem))}; the run goes on")
         self._warned = True
         return {}
+
+
+class _Apart(threading.Thread, Generic[T]):
+    """An action in a thread of its own, which is left to itself where it takes too long."""
+
+    def __init__(self, action: Callable[[], T]) -> None:
+        super().__init__(name="heartbeat apart", daemon=True)
+        self._action, self._returned, self._problem = action, list[T](), ""
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._returned.append(self._action())
+        except Exception as error:  # noqa: BLE001 - raised, without its sockets, where the result is asked for
+            self._problem = str(error) or type(error).__name__
+
+    def result(self, timeout_s: float) -> T:
+        """What the action returns; OSError where it raised one or another, or is not done in time."""
+        self.join(timeout_s)
+        if self.is_alive():
+            raise TimeoutError(f"no whole answer within {timeout_s:g} s")
+        if not self._returned:
+            raise OSError(self._problem)
+        return self._returned[0]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Nobody else is shown who a run is: another address than that of the queue is an error."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+def _post(request: urllib.request.Request, timeout_s: float) -> tuple[bytes, str]:
+    """The content of the answer, and the proof that it is the queue's; each part may take `timeout_s`."""
+    opener = urllib.request.build_opener(_NoRedirect)
+    with opener.open(request, timeout=timeout_s) as reply:
+        return reply.read(MAX_ANSWER_BYTES), reply.headers.get("Dualview-Proof", "")
 
 
 def _present(url: str) -> str:

@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.bounded import check_bytes
 from trainer.errors import InputError
 from trainer.evaluate.results import PER_IMAGE
-from trainer.files import MAX_JSON_BYTES, check_bytes, is_mapping, read_json
+from trainer.files import MAX_JSON_BYTES, is_mapping, read_json
 from trainer.run.summary import LIKELIHOODS, Evaluated, Score, evaluated_from_json
 
 COMPARABLE_SAMPLE_METRIC = re.compile(
@@ -152,7 +153,7 @@ def read(folder: Path, name: str) -> ComparedModel:
         if not is_mapping(values) or "dataset_fingerprint" not in values:
             raise ValueError("no dataset_fingerprint")
         fingerprint, evaluated = str(values["dataset_fingerprint"]), evaluated_from_json(values)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: not the output of an evaluation: {error}") from None
     return ComparedModel(name, fingerprint, evaluated, _per_image(file.parent / PER_IMAGE, fingerprint))
 

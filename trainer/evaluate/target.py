@@ -20,7 +20,7 @@ from trainer.config.load import default_storage
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError
-from trainer.evaluate.extractors.dimensions import check_sizes
+from trainer.evaluate.extractors.dimensions import check_sample_memory, check_sizes
 from trainer.evaluate.extractors.requirements import check_extractors
 from trainer.files import read_json
 from trainer.run.identity import read_run, read_summary, trained_on as run_trained_on
@@ -52,6 +52,7 @@ class EvaluationTarget:
         mlflow_run: the MLflow run that trained it; None if there is none.
         any_data: whether the data were named for this evaluation, and need not be those that it was trained on.
         of_others: whether somebody else chose its solver and at which numbers of evaluations samples are scored.
+        samples_of_others: whether somebody else chose how many samples there are.
     """
 
     name: str
@@ -63,6 +64,7 @@ class EvaluationTarget:
     mlflow_run: MlflowRef | None = None
     any_data: bool = False
     of_others: bool = False
+    samples_of_others: bool = False
 
     @property
     def network(self) -> str:
@@ -128,6 +130,8 @@ class EvaluationTarget:
         if not self.any_data and (difference := self.data_difference(info)):
             raise InputError(f"{difference}; allowed: those, or other data named with --data")
         check_sizes(self.evaluation, info)
+        if self.samples_of_others:
+            check_sample_memory(self.evaluation, info)
         check_extractors(self.evaluation)
         check_published(self.evaluation, info)
         shape, classes = tuple(self._config["image_shape"]), self._config["network"]["classes"]
@@ -275,7 +279,9 @@ def with_options(target: EvaluationTarget, options: argparse.Namespace) -> Evalu
     if options.out is None and target.out == Path():
         raise InputError("--out: missing; allowed: an output folder, required unless MODEL is the folder of a run")
     out = (options.out or target.out).absolute()
-    return replace(target, evaluation=evaluation, data=data, out=out, any_data=options.data is not None)
+    theirs = target.of_others and options.samples is None
+    named = options.data is not None
+    return replace(target, evaluation=evaluation, data=data, out=out, any_data=named, samples_of_others=theirs)
 
 
 def _check_ends(evaluation: EvaluationConfig, options: argparse.Namespace) -> None:
@@ -316,8 +322,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _solver(own: SolverConfig, kind: str | None, nfe: int | None) -> SolverConfig:
     """The named solver with its defaults, or the model's own, with at most `nfe` network evaluations."""
-    values = own.model_dump(mode="json") if kind in (None, own.kind) else {"kind": kind}
-    solver = SOLVER_ADAPTER.validate_json(json.dumps(values))
+    solver = own if kind is None else SOLVER_ADAPTER.validate_json(json.dumps({"kind": kind}))
     if nfe is None:
         return solver
     try:

@@ -8,26 +8,28 @@ while they are those of its package.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.locations import check_location
+from diffusion.bounded import read_bounded
+from diffusion.locations import check_location, files_of
 from trainer.config.run_config import RunConfig
 from trainer.errors import InputError, one_line
 from trainer.evaluate.comparison import FILES
 from trainer.evaluate.results import PER_IMAGE
-from trainer.files import MAX_JSON_BYTES, read_bounded, read_json
+from trainer.files import MAX_JSON_BYTES, read_json
 from trainer.run.paths import RunPaths
 from trainer.tracking.client import is_outage
-from trainer.tracking.standalone import check_run, check_size, fetch_results
+from trainer.tracking.standalone import RESULTS, check_run, fetch_results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 FOLDER, CONFIG = "evidence", "config.json"
+CONFIGS = {CONFIG: MAX_JSON_BYTES}
 
 
 def collect(config: RunConfig, paths: RunPaths, into: Path) -> Path:
@@ -48,9 +50,9 @@ def fetch_scores(client: "MlflowClient", version: "ModelVersion", tracking_uri: 
         InputError: the registry has none of this version; says why.
     """
     with _asked(version):
-        there = _names(client, version, tracking_uri)
+        there = _names(client, version, tracking_uri, RESULTS)
         if there & set(FILES):
-            for name in there & {*FILES, PER_IMAGE}:
+            for name in there:
                 _download(client, version, f"{FOLDER}/{name}", tracking_uri, into)
             return into / FOLDER
         return _of_run(version, tracking_uri, into)
@@ -63,11 +65,13 @@ def fetch_config(client: "MlflowClient", version: "ModelVersion", tracking_uri: 
         InputError: the registry has none of this version; says why.
     """
     with _asked(version):
-        if CONFIG in _names(client, version, tracking_uri):
+        if _names(client, version, tracking_uri, CONFIGS):
             file = _download(client, version, f"{FOLDER}/{CONFIG}", tracking_uri, into)
             return read_bounded(file, MAX_JSON_BYTES).decode()
     try:
         check_run(client, str(version.run_id), tracking_uri)
+        if not files_of(client.list_artifacts(str(version.run_id)), CONFIGS):
+            raise InputError(f"version {version.version}: its run {version.run_id} has no {CONFIG}")
         file = Path(client.download_artifacts(str(version.run_id), CONFIG, str(into)))
         return read_bounded(file, MAX_JSON_BYTES).decode()
     except InputError:
@@ -89,7 +93,7 @@ def _of_run(version: "ModelVersion", tracking_uri: str, into: Path) -> Path:
         raise InputError(f"version {version.version} has no scores of its own, and its run {version.run_id} has none")
     try:
         measured = str(read_json(file).get("package_sha256", ""))
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"version {version.version}: {file.name} of its run {version.run_id}: {error}") from None
     own = version.tags.get("package_sha256")
     if measured and own and measured != own:
@@ -113,8 +117,8 @@ def _asked(version: "ModelVersion") -> Generator[None]:
         raise InputError(f"version {version.version}: {one_line(error)}") from None
 
 
-def _names(client: "MlflowClient", version: "ModelVersion", tracking_uri: str) -> set[str]:
-    """Names of the files in a version's evidence; empty where it has none, or its artifacts are gone."""
+def _names(client: "MlflowClient", version: "ModelVersion", tracking_uri: str, wanted: Mapping[str, int]) -> set[str]:
+    """Which of these files a version's evidence has; none where its artifacts are gone."""
     from mlflow.artifacts import list_artifacts
 
     try:
@@ -123,9 +127,7 @@ def _names(client: "MlflowClient", version: "ModelVersion", tracking_uri: str) -
         if isinstance(error, FileNotFoundError) or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             return set()
         raise
-    for file in files or []:
-        check_size(f"version {version.version}: {file.path}", file.file_size)
-    return {Path(str(file.path)).name for file in files or [] if not file.is_dir}
+    return files_of(files or [], wanted)
 
 
 def _download(client: "MlflowClient", version: "ModelVersion", path: str, tracking_uri: str, into: Path) -> Path:

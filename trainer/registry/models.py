@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from diffusion.locations import files_of
 from trainer.config.run import CHALLENGER, GateConfig
 from trainer.config.run_config import RunConfig
 from trainer.data.manifest import DatasetInfo
@@ -350,14 +351,18 @@ def _download_package(
         InputError: it is not a complete package, it is not the one that was registered, or its files are on another web
             server than the registry's.
     """
-    from mlflow.artifacts import download_artifacts
+    from mlflow.artifacts import download_artifacts, list_artifacts
 
     from diffusion.package import FILES, PackageError, verify_package
 
     number, folder = str(version.version), folder_of(into, name, str(version.version)) / "package"
     folder.mkdir(parents=True, exist_ok=True)
     location = f"{evidence.location_of(client, name, number, tracking_uri)}/artifacts/package"
-    for file in FILES:
+    try:
+        there = files_of(list_artifacts(location, tracking_uri=tracking_uri), FILES)
+    except ValueError as error:
+        raise InputError(f"{name} version {number}: package/{error}") from None
+    for file in there:
         fetched = download_artifacts(f"{location}/{file}", dst_path=str(folder), tracking_uri=tracking_uri)
         if Path(fetched) != folder / file:  # some stores keep a part of the way
             Path(fetched).replace(folder / file)

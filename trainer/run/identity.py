@@ -100,9 +100,10 @@ def _record(paths: RunPaths) -> tuple[Json | None, tuple[str, ...]]:
         try:
             manifest = read_manifest(step_folder(paths.checkpoints, step))
             record = {"method_sha256": manifest["method_sha256"], "config": manifest["config"]}
-        except (CheckpointError, KeyError):
+            fingerprint = manifest.get("data", {}).get("fingerprint")
+        except (CheckpointError, KeyError, AttributeError):
             continue
-        if fingerprint := manifest.get("data", {}).get("fingerprint"):
+        if fingerprint:
             record["dataset_fingerprint"] = fingerprint
         return record, (f"{paths.identity} {problem}; it is made again from the checkpoint of step {step}",)
     note = f"{paths.identity} {problem}, and there is no checkpoint to make it from; it is made from this command"
@@ -251,7 +252,7 @@ def _check_checkpoints(digests: set[str], paths: RunPaths) -> int:
         folder = step_folder(paths.checkpoints, step)
         try:
             owner = read_manifest(folder)["method_sha256"]
-        except CheckpointError:
+        except (CheckpointError, KeyError):
             continue
         if owner not in digests:
             own = " or ".join(digest[:8] for digest in sorted(digests))

@@ -17,6 +17,8 @@ from diffusion import durable
 from diffusion.json_text import json_text
 from trainer.files import is_mapping
 
+MAX_LINE_BYTES = 2**24
+
 
 def _now_ms() -> int:
     return time.time_ns() // 10**6
@@ -249,13 +251,13 @@ class Journal:
             return
         with self.path.open("rb") as file:
             file.seek(offset)
-            for line in file:
+            for line in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
                 if not line.endswith(b"\n"):
                     return
                 offset += len(line)
                 try:
                     record = decode(json.loads(line))
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if record is not None:
                     yield record, offset

@@ -6,14 +6,13 @@ manifest.json            step, data and RNG position, config, shapes, SHA-256 of
 
 import errno
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from diffusion.config.errors import shown
 from trainer.config.run_config import canonical
-from trainer.files import is_mapping
+from trainer.files import is_mapping, read_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 3
@@ -54,7 +53,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest: object = json.loads(path.read_text())
+        manifest: object = read_json(path)
     except ValueError as error:
         raise CheckpointError(f"{path}: not readable: {error}") from error
     except OSError as error:
@@ -66,8 +65,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise kind(f"{path}: format version {shown(version)}; this code reads {FORMAT_VERSION}")
     if manifest != with_digest(manifest):
         raise CheckpointError(f"{path}: altered since it was written (its own SHA-256 differs)")
-    if step_folder(folder.parent, manifest["step"]).name != folder.name:
-        raise CheckpointError(f"{path}: belongs to step {manifest['step']}, not to this folder")
+    step = manifest.get("step")
+    if not isinstance(step, int) or step_folder(folder.parent, step).name != folder.name:
+        raise CheckpointError(f"{path}: belongs to step {shown(step)}, not to this folder")
     return manifest
 
 
@@ -76,7 +76,7 @@ def is_whole(folder: Path) -> bool:
     try:
         files: dict[str, dict[str, Any]] = read_manifest(folder)["files"]
         return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-    except (CheckpointError, OSError, KeyError):
+    except (CheckpointError, OSError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -3,12 +3,11 @@
 Rank 0 polls the file from a thread, so that slow storage delays no step; the training loop tells the other ranks.
 """
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.files import is_mapping, write_json
+from trainer.files import is_mapping, read_json, write_json
 
 POLL_SECONDS = 0.2
 
@@ -28,7 +27,7 @@ def clear_stop(file: Path, reason: str) -> None:
 def _read(file: Path) -> dict[str, str]:
     """The fields of a stop request; empty where there is none."""
     try:
-        request: object = json.loads(file.read_text())
+        request: object = read_json(file)
     except (OSError, ValueError):
         return {}
     return request if is_mapping(request) else {}

@@ -10,18 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.locations import check_location
+from diffusion.locations import check_location, files_of
 from trainer.config.run_config import canonical
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError, RunFailedError, one_line
 from trainer.evaluate.comparison import FILES
 from trainer.evaluate.results import PER_IMAGE
+from trainer.files import MAX_JSON_BYTES
 from trainer.run.provenance import git_commit
 from trainer.run.summary import Evaluated
 from trainer.tracking.client import create_once, is_outage, mlflow_client, run_exists
 from trainer.tracking.runs import flatten, log_evaluation, mlflow_dataset
 
-MAX_RESULT_BYTES = 2**28
+RESULTS: dict[str, int] = dict.fromkeys((*FILES, PER_IMAGE), MAX_JSON_BYTES)
+"""What models are compared by, and how many bytes each file may have."""
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,12 +41,6 @@ def check_run(client: "MlflowClient", run_id: str, tracking_uri: str) -> None:
         raise InputError(f"MLflow run {run_id}: {error}") from None
 
 
-def check_size(what: str, size: int | None) -> None:
-    """Raise InputError for a file that is far larger than results are, before it is fetched and read."""
-    if size is not None and size > MAX_RESULT_BYTES:
-        raise InputError(f"{what}: has {size} bytes; allowed: at most {MAX_RESULT_BYTES}")
-
-
 def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path]:
     """The name of an MLflow run, and a folder with the files of its evaluation that models are compared by.
 
@@ -60,11 +56,9 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
     try:
         check_run(client, run_id, tracking_uri)
         name = client.get_run(run_id).info.run_name
-        listed = client.list_artifacts(run_id, "results")
-        for file in listed:
-            check_size(f"MLflow run {run_id}: {file.path}", file.file_size)
-        there = {Path(str(file.path)).name for file in listed if not file.is_dir}
-        for file in {*FILES, PER_IMAGE} & there:  # whose folders there are not those here, with every store
+        for file in files_of(
+            client.list_artifacts(run_id, "results"), RESULTS
+        ):  # whose folders there are not those here, with every store
             os.replace(client.download_artifacts(run_id, f"results/{file}", str(folder)), folder / file)
     except Exception as error:  # noqa: BLE001 - told apart here
         message = f"MLflow run {run_id}: {one_line(error)}; at {tracking_uri}"

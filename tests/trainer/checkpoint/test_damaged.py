@@ -100,7 +100,7 @@ def test_an_error_of_reading_that_may_pass_moves_nothing(tmp_path, monkeypatch, 
         raise OSError(number, os.strerror(number))
 
     if what == "manifest":
-        monkeypatch.setattr("pathlib.Path.read_text", failing)
+        monkeypatch.setattr("trainer.files.read_bounded", failing)
     else:
         monkeypatch.setattr("trainer.checkpoint.reader.file_sha256", failing)
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):

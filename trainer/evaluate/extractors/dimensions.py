@@ -1,6 +1,6 @@
 """Sizes of features, which the command line checks before torch is loaded."""
 
-from math import ceil
+from math import ceil, prod
 
 from trainer.config.evaluation import SAMPLED, EvaluationConfig, ExtractorName
 from trainer.data.manifest import DatasetInfo
@@ -11,6 +11,8 @@ FEATURES = 64
 
 DIMENSIONS = {"classifier": FEATURES, "efficientnet_lite0": 1280, "inception": 2048}
 MAX_PIXEL_FEATURES = 1024
+MAX_SAMPLE_BYTES = 2**34
+"""Of a set of samples and their features, where somebody else says how many there are."""
 LEAST_SAMPLES = {"kid": 20, "precision_recall": 4}
 LEAST_HELDOUT = 48  # six offsets of log-SNR for each of eight groups of images
 
@@ -78,3 +80,18 @@ def check_sizes(config: EvaluationConfig, info: DatasetInfo) -> None:
                 f"data.source = {info.source!r}: {info.train} training images, and {problem}; allowed: more images, or "
                 "another of evaluation.extractors, or metrics without frechet"
             )
+
+
+def check_sample_memory(config: EvaluationConfig, info: DatasetInfo) -> None:
+    """Refuse more samples than memory is taken for at somebody else's word; features are float32.
+
+    Raises:
+        InputError: naming the number of samples, and the most.
+    """
+    features = max(dimensions(name, info.image_shape) for name in (*extractors_of(config, info.classes), "pixels"))
+    most = MAX_SAMPLE_BYTES // (prod(info.image_shape) + 4 * features)
+    if config.samples_images and config.samples > most:
+        raise InputError(
+            f"evaluation.samples = {config.samples}: take more than {MAX_SAMPLE_BYTES >> 30} GiB with their features; "
+            f"allowed: at most {most}, or --samples of your own"
+        )

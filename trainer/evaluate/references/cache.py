@@ -6,7 +6,6 @@ the last one's files stay, and they are the same. What cannot be verified is com
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from diffusion.json_text import json_text
 from trainer.data.dataset import Dataset
 from trainer.evaluate.extractors.base import FeatureExtractor, Images, feature_blocks
 from trainer.evaluate.references.baselines import image_set, spread
+from trainer.files import read_json
 
 FORMAT_VERSION = 1
 ARRAYS, RECORD = "reference.safetensors", "reference.json"
@@ -97,9 +97,9 @@ def _write(folder: Path, identity: dict[str, Any], reference: Reference) -> None
 def _read(folder: Path, identity: dict[str, Any]) -> Reference | None:
     """What is stored under this identity; None where there is nothing, or not all of it as it was written."""
     try:
-        record = json.loads((folder / RECORD).read_bytes())
+        record = read_json(folder / RECORD)
         content = (folder / ARRAYS).read_bytes()
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, ValueError):
         return None
     images = record.pop("images", 0)
     if record != identity | {"sha256": hashlib.sha256(content).hexdigest()}:

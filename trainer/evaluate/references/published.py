@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from diffusion.frechet import FrechetReference
 from trainer.config.evaluation import EvaluationConfig, ExtractorName
+from trainer.data.arrays import UNREADABLE
 from trainer.data.cache import file_sha256
 from trainer.data.manifest import DatasetInfo
 from trainer.errors import InputError, one_line
@@ -62,7 +63,7 @@ def load_published(file: Path) -> Published:
         digest = file_sha256(file)
     except MemoryError:
         raise ValueError(f"{file}: takes more than {MAX_BYTES >> 30} GiB; allowed: an .npz with mu and sigma") from None
-    except (OSError, ValueError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (*UNREADABLE, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file}: not an .npz with mu and sigma: {one_line(error)}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
         raise ValueError(f"{file}: mu is {mean.shape}, sigma {covariance.shape}; allowed: [d] and [d, d]")

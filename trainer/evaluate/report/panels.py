@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from PIL import Image
 
+from diffusion.bounded import read_bounded
 from diffusion.likelihood.screening import DenoisingCurve
 from trainer.evaluate.report.layout import HIGHEST, Shape
 from trainer.evaluate.report.plots import (
@@ -27,6 +28,7 @@ from trainer.evaluate.report.wording import (
     measured,
     value_of,
 )
+from trainer.files import MAX_JSON_BYTES
 from trainer.run.summary import ClassCounts, CurvePoint, Evaluated
 
 PICTURES = {
@@ -94,7 +96,7 @@ def denoising_curve(metrics: Sequence[str], folder: Path) -> DenoisingCurve | No
     file = folder / "denoising.json"
     if "denoising" not in metrics or not file.is_file():
         return None
-    return DenoisingCurve.from_json(file.read_text())
+    return DenoisingCurve.from_json(read_bounded(file, MAX_JSON_BYTES))
 
 
 def distances(evaluated: Evaluated) -> list[str]:
