@@ -7,9 +7,9 @@ week or more. Queues (teams) below their guaranteed share come next, then the qu
 now) / weight, where usage is the share that it held, averaged with a half-life. Within a queue the highest priority
 comes first, which grows by a point with each hour of waiting and each preemption; then the oldest job.
 
-Reservations. A job that has to wait reserves the nodes on which it can start first, and its place under the limits of
-its queue. Those behind it may start before it where they cannot delay it: with their declared run time they end
-earlier, or they use what it does not need.
+Reservations. A job that has to wait reserves the nodes on which it can start first and, where it is known when that is,
+its place under limits. Those behind it may start before it where they cannot delay it: with their declared run time
+they end earlier, or they use what it does not need.
 
 Preemption. A job that has to wait may ask others to make room: those of its own queue that started with a lower
 priority than its own, and, as long as its queue stays within its guaranteed share, those of queues that hold more than
@@ -209,7 +209,7 @@ class Round:
 
 @dataclass(frozen=True)
 class _Reservation:
-    """Nodes, and a place under the limits of its queue, that wait for a job.
+    """Nodes that wait for a job.
 
     Attributes:
         job: the job.
@@ -399,12 +399,7 @@ class _Admission:
     def _limited(self, job: Waiting) -> Wait | None:
         """Why a limit keeps a job from starting; those whose leaving would satisfy it may be asked to make room."""
         wait = self._over_a_limit(job)
-        if wait is None or not self._may_preempt(job):
-            return wait
-        made = self._make_room(job)
-        if made is not None:
-            self._reserve(job, self.now + self.policy.leave_s)
-        return made or wait
+        return wait and (self._make_room(job) or wait)
 
     def _over_a_limit(self, job: Waiting, gone: Collection[int] = ()) -> Wait | None:
         """Why a limit keeps a job from starting once some running ones have left."""
@@ -453,9 +448,7 @@ class _Admission:
             wait = self._wait(job, demand)
             some_could = wait.code == Reason.RESERVED  # a shorter one, which delays nobody
             self._blocked[key] = runs_s if some_could else 0.0, Wait(wait.code, wait.text)
-        if wait.code == Reason.RESOURCES and self._may_preempt(job):
-            return self._make_room(job) or wait
-        return wait
+        return (self._make_room(job) if wait.code == Reason.RESOURCES else None) or wait
 
     def _room(self, free: Amounts, job: Waiting) -> Amounts:
         """What a job may take now of what is free without delaying those ahead of it."""
@@ -538,7 +531,7 @@ class _Admission:
         return sorted([*zip(self.ends, self.usages, strict=True), *self._admitted], key=lambda each: each[0])
 
     def _reserve(self, job: Waiting, not_before: float | None = None) -> float | None:
-        """Reserve the nodes where a job can start first; returns when, None if that cannot be known.
+        """Reserve the nodes where a job can start first, in place of others; returns when, None if that is not known.
 
         Args:
             job: the job.
@@ -548,13 +541,14 @@ class _Admission:
         if not_before is None and len(self.reservations) - self._promises >= self.policy.reservations:
             return None
         demand, (ends, free_at) = self._demand(job), self._times()
+        others = [each for each in self.reservations if each.job.id != job.id]
         low, high, found = 1, len(ends), None  # when, and what is left then
         if not_before is not None:
             low = bisect_right(ends, not_before) - 1
         while low < high:
             middle = (low + high) // 2
             last = bisect_right(ends, ends[middle]) - 1  # of those who end together
-            spares = [self._spare_at(each, last, ends, free_at) for each in self.reservations]
+            spares = [self._spare_at(each, last, ends, free_at) for each in others]
             room: Amounts = np.minimum.reduce([free_at[last], *spares])
             places = self.cluster.place(demand, room, self.cluster.busy(room, self.free))
             if places is None:
@@ -564,11 +558,13 @@ class _Admission:
         if found is None:
             return None
         start_at, spare = found
-        self.reservations.append(_Reservation(job, start_at, spare, self._ended_by(start_at)))
+        self.reservations = [*others, _Reservation(job, start_at, spare, self._ended_by(start_at))]
+        self._promises += not_before is not None
+        if not np.isfinite(start_at):
+            return None
         for group in _groups(job):
             self.groups[group].promise(job.id, start_at, _numbers(group, demand.total))
-        self._promises += not_before is not None
-        return start_at if np.isfinite(start_at) else None
+        return start_at
 
     @staticmethod
     def _spare_at(reservation: _Reservation, end: int, ends: Sequence[float], free_at: Sequence[Amounts]) -> Amounts:
@@ -581,7 +577,7 @@ class _Admission:
     def _may_preempt(self, job: Waiting) -> bool:
         """Whether running jobs could make room for this one; a kind of job asks once in a round, and few kinds do."""
         user = job.user if self.terms[job.queue].max_running_per_user is not None else None
-        key = job.shape, job.queue, user, job.rank
+        key = job.shape, job.queue, user, job.priority
         if key in self._seen or self._asks >= self.policy.reservations:
             return False
         self._seen.add(key)
@@ -618,11 +614,13 @@ class _Admission:
         """Ask others to make room for a job, or see that they do; None if none can, or it starts as soon without.
 
         As few as will do: first the lowest, then those that write checkpoints, then the newest, then those with the
-        fewest steps to lose.
+        fewest steps to lose. What they leave is reserved for it.
         """
+        if not self._may_preempt(job):
+            return None
         demand, leaving = self._demand(job), sorted(self._leaving)
         if leaving and self._fits_without(job, demand, leaving):
-            return self._preempting(leaving)
+            return self._preempting(job, leaving)
         if self._fits_without(job, demand, self._ended_by(self.now + self.policy.leave_s)):
             return None
         able = [index for index in self._lower_than(job) if index not in self._leaving]
@@ -632,14 +630,24 @@ class _Admission:
         self.result.preempts.extend(Preempt(self.running[index].job, job.id) for index in chosen)
         self._leaving.update(chosen)
         for index in chosen:
-            self.ends[index] = self.now + self.policy.leave_s
-            each = self.running[index]
-            self._add(each.job, each, self.ends[index], whole(self.usages[index]))
-        self._timeline = None
+            self._will_leave(index)
         self._claims[job.id] = job
-        return self._preempting([*leaving, *chosen])
+        return self._preempting(job, [*leaving, *chosen])
 
-    def _preempting(self, leaving: Sequence[int]) -> Wait:
+    def _will_leave(self, index: int) -> None:
+        """A running job ends sooner, for those that wait too."""
+        job, used, end = self.running[index], self.usages[index], self.now + self.policy.leave_s
+        self.ends[index], self._timeline = end, None
+        self._add(job.job, job, end, whole(used))
+        self.reservations = [
+            each
+            if each.start_at < end or index in each.ended
+            else replace(each, spare=each.spare + used, ended=each.ended | {index})
+            for each in self.reservations
+        ]
+
+    def _preempting(self, job: Waiting, leaving: Sequence[int]) -> Wait:
+        self._reserve(job, self.now + self.policy.leave_s)
         ids = ", ".join(map(str, sorted(self.running[index].job for index in leaving)))
         who = f"jobs {ids} give their" if len(leaving) > 1 else f"job {ids} gives its"
         return Wait(Reason.PREEMPTING, f"{who} machines back", self.now + self.policy.leave_s)

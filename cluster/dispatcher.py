@@ -347,7 +347,7 @@ class Dispatcher:
             return grace
         left = attempt.began_at + job.max_runtime_s - (attempt.asked_at or 0.0)
         if silent and attempt.asked in ("limit", "finish"):  # nothing but its time asks it, and that is its own
-            return max(left, 0.0)
+            return min(max(left, 0.0), self._early(job.max_runtime_s))
         return min(grace, max(left, self._early(job.max_runtime_s)))
 
     def _look_after_others(self) -> None:

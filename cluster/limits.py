@@ -29,7 +29,7 @@ class Group:
         self._table = None
 
     def promise(self, job: int, start_at: float, numbers: Numbers) -> None:
-        """A job is going to start at a time, infinite for one that is not known."""
+        """A job is going to start at a time."""
         self._ahead[job] = start_at, numbers
         self._table = None
 
@@ -45,8 +45,7 @@ class Group:
         if job in self._ahead:
             start_at, numbers = self._ahead[job]
             more = more - np.outer(start_at <= starts, numbers)
-        beside = more[(starts < until) | np.isinf(starts)]
-        return now + np.maximum(beside.max(0, initial=0.0), 0.0)
+        return now + more[starts < until].max(0, initial=0.0)
 
     def _over_time(self) -> tuple[Numbers, Numbers]:
         """When those ahead start, and how much more, or less, than now all count then."""

@@ -15,6 +15,7 @@ from cluster.spec import END_STATES
 from cluster.store import Store
 
 POLL_S = 0.5
+END_BYTES = 2**13
 REST = 10.0  # times what it took to read an output, before it is read again
 COLOUR = re.compile("(\x1b\\[[0-79;]*m)")  # without 8, which hides
 
@@ -71,13 +72,17 @@ class _Output:
         self._printed, self._decoder = 0, codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def print(self, parts: Iterable[bytes], is_all: bool = False) -> None:
-        position = 0
+        position, end = 0, b""
         for part in parts:
             _write(self._decoder.decode(part[max(0, self._printed - position) :]))
             position += len(part)
             self._printed = max(self._printed, position)
+            end = (end + part)[-END_BYTES:]
         if is_all:
             _write(self._decoder.decode(b"", final=True))
+            if position < self._printed:
+                print("\n(not all of the output is kept; this is the end of what is)", file=sys.stderr)
+                _write(end.decode(errors="replace"))
 
 
 def _print_so_far(store: Store, attempt: Attempt, address: str | None, output: _Output) -> None:

@@ -295,6 +295,15 @@ def test_those_behind_do_not_take_the_place_under_a_limit_of_a_job_that_waits_fo
     assert set(started(admit([A, B], [first, *behind], running, {"x": Terms(max_running=3)}))) >= {4, 6}
 
 
+@pytest.mark.parametrize("terms", [Terms(), Terms(max_running=1), Terms(max_running_per_user=1)])
+def test_nobody_waits_for_one_of_which_it_is_not_known_when_it_starts(terms: Terms):
+    """A CPU job for a GPU job, say, for as long as programs outside the queue hold the GPU."""
+    held = node("g", held={"GPU": 1}, CPU=8, GPU=1)
+    waiting = [job(1, gang({"GPU": 1}), priority=9, queue="x"), job(2, queue="x", max_runtime_s=10)]
+    assert started(admit([held], waiting, terms={"x": terms}, max_attempts=1)) == [2]
+    assert started(admit([node("g", CPU=8, GPU=1)], waiting, [runs(9, "g", GPU=1, queue="y")], {"x": terms})) == [2]
+
+
 def test_what_its_queue_may_never_hold_is_impossible_and_keeps_nobody_from_coming_first():
     terms = {"x": Terms(maximum=0.5, usage=0.9)}
     large = Waiting(1, cpus(3), queue="x", since=NOW - 9 * 86400)
@@ -535,6 +544,26 @@ def test_those_whose_limit_nobody_can_satisfy_do_not_use_up_what_others_may_ask(
         assert admit([A], waiting, running, terms).preempts == [Preempt(2, 4)]
     many = [job(number, cpus(2), user="ann", priority=number % 10) for number in range(10, 40)]
     assert admit([A], [*many, job(4, cpus(2), user="bob", priority=5)], running, terms).preempts == [Preempt(2, 4)]
+
+
+def test_what_others_leave_is_reserved_for_whom_they_make_room():
+    """Or those behind take it, and more have to leave."""
+    decided = admit([A], [job(9, cpus(4), priority=5), job(10, cpus(2), max_runtime_s=1800)],
+                    [runs(1, CPU=2, ends_at=NOW + 3600)])  # fmt: skip
+    assert (started(decided), decided.preempts) == ([], [Preempt(1, 9)])
+    elsewhere = [runs(1, "a", CPU=4, queue="y", ends_at=NOW + 3000), runs(2, "b", CPU=1)]
+    small = [job(number, priority=1) for number in (6, 7, 8)]
+    decided = admit([A, B], [job(5, cpus(4), priority=9), *small], elsewhere)
+    assert (started(decided), decided.preempts) == ([], [Preempt(2, 5)])
+    alike = [job(4, cpus(4), queue="y"), job(5, cpus(4), priority=9)]  # of a shape that waits already
+    decided = admit([A, B], [*alike, *small], elsewhere, {"y": Terms(weight=9)})
+    assert (started(decided), decided.preempts) == ([], [Preempt(2, 5)])
+
+
+def test_one_that_made_room_often_does_not_ask_for_one_of_a_higher_priority():
+    running = [runs(1, "a", CPU=4, rank=99, ends_at=NOW + 600), runs(2, "b", CPU=4, rank=2)]
+    waiting = [job(3, cpus(4), priority=1, preemptions=4), job(4, cpus(4), priority=5)]
+    assert admit([A, B], waiting, running).preempts == [Preempt(2, 4)]
 
 
 def test_the_place_of_one_that_leaves_is_promised_once():

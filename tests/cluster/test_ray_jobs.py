@@ -332,3 +332,27 @@ def test_an_output_is_followed_by_reading_it_again(
     print_logs(store, job.id, follow=True, address=server.address)
     assert capsys.readouterr().out == "grüße\ufffd\nend\n"
     assert {path for path in server.asked if "logs" in path} == {"/api/v0/logs/file"}
+
+
+def test_the_end_of_an_output_that_was_cut_is_shown(
+    server: Server, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Of one that is longer than what is kept of it, too."""
+    job = store.submit(spec())
+    attempt = store.begin_attempt(job.id)
+    assert attempt is not None
+    name = attempt.submission_id
+    store.confirm(attempt)
+    server.answers["GET", f"/api/jobs/{name}"] = (200, {**info("RUNNING"), "driver_node_id": "a" * 56})
+    server.answers["GET", "/api/v0/logs/file"] = (200, b"x" * 1000)
+
+    def sleep(_: float) -> None:
+        store.files.write(log_name(name), [b"x" * 100, b"\n(0.1 MiB left out)\n", b"ValueError: the cause\n"])
+        store.end_attempt(attempt, Ending(status="failed", exit_code=1))
+
+    monkeypatch.setattr("cluster.logs.time.sleep", sleep)
+    print_logs(store, job.id, follow=True, address=server.address)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("x" * 1000)
+    assert printed.out.endswith("\nValueError: the cause\n")
+    assert "not all of the output is kept" in printed.err
