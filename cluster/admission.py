@@ -8,8 +8,8 @@ now) / weight, where usage is the share that it held, averaged with a half-life.
 comes first, which grows by a point with each hour of waiting and each preemption; then the oldest job.
 
 Reservations. A job that has to wait reserves the nodes on which it can start first and, where it is known when that is,
-its place under limits. Those behind it may start before it where they cannot delay it: with their declared run time
-they end earlier, or they use what it does not need.
+its place under limits; one that a limit keeps from starting reserves that place alone. Those behind it may start before
+it where they cannot delay it: with their declared run time they end earlier, or they use what it does not need.
 
 Preemption. A job that has to wait may ask others to make room: those of its own queue that started with a lower
 priority than its own, and, as long as its queue stays within its guaranteed share, those of queues that hold more than
@@ -21,8 +21,8 @@ Back-off. A job that is tried again later reserves what it needs meanwhile, as f
 
 import heapq
 import itertools
-from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -284,6 +284,7 @@ class _Admission:
         self._blocked: dict[tuple[Shape, int], tuple[float, Wait]] = {}  # the shortest run time that waits, and why
         self._lower: dict[tuple[str, int, bool], list[int]] = {}
         self._seen: set[tuple[object, ...]] = set()  # kinds of jobs of which it is known whether they ask others
+        self._limited_kinds: set[tuple[object, ...]] = set()
         self._asks = self._promises = 0
         others = self.cluster.total - self.cluster.usable  # may leave too, nobody knows when
         self._admitted: list[tuple[float, Amounts]] = [(np.inf, others)]
@@ -399,7 +400,23 @@ class _Admission:
     def _limited(self, job: Waiting) -> Wait | None:
         """Why a limit keeps a job from starting; those whose leaving would satisfy it may be asked to make room."""
         wait = self._over_a_limit(job)
-        return wait and (self._make_room(job) or wait)
+        if wait is None:
+            return None
+        made = self._make_room(job)
+        if made is None:
+            self._await_others(job)
+        return made or wait
+
+    def _await_others(self, job: Waiting) -> None:
+        """Keep for a job what others of its queue give back of a limit, where it is known when that is enough."""
+        kind = job.shape, job.queue, job.user
+        if kind in self._limited_kinds or len(self._limited_kinds) >= self.policy.reservations:
+            return
+        self._limited_kinds.add(kind)
+        ends = sorted(end for end in self.ends if np.isfinite(end))
+        enough = bisect_left(ends, True, key=lambda end: self._over_a_limit(job, self._ended_by(end)) is None)
+        if enough < len(ends):
+            self._promise(job, ends[enough], (job.queue, (job.queue, job.user)))
 
     def _over_a_limit(self, job: Waiting, gone: Collection[int] = ()) -> Wait | None:
         """Why a limit keeps a job from starting once some running ones have left."""
@@ -420,7 +437,7 @@ class _Admission:
     def _reached(self, group: _Group, limit: int, job: Waiting, gone: Collection[int]) -> str | None:
         """How a limit of jobs that run at once is reached, in words."""
         now = self.groups[group].now[0]
-        if now + len(self.reservations) < limit:
+        if now + self.groups[group].promised < limit:
             return None
         count = self._most(group, job, gone)[0]
         if count < limit:
@@ -562,9 +579,12 @@ class _Admission:
         self._promises += not_before is not None
         if not np.isfinite(start_at):
             return None
-        for group in _groups(job):
-            self.groups[group].promise(job.id, start_at, _numbers(group, demand.total))
+        self._promise(job, start_at, _groups(job))
         return start_at
+
+    def _promise(self, job: Waiting, start_at: float, groups: Iterable[_Group]) -> None:
+        for group in groups:
+            self.groups[group].promise(job.id, start_at, _numbers(group, self._demand(job).total))
 
     @staticmethod
     def _spare_at(reservation: _Reservation, end: int, ends: Sequence[float], free_at: Sequence[Amounts]) -> Amounts:

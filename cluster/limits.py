@@ -21,6 +21,11 @@ class Group:
         self._ahead: dict[int, tuple[float, Numbers]] = {}  # job -> when it starts, and what it counts
         self._table: tuple[Numbers, Numbers] | None = None
 
+    @property
+    def promised(self) -> int:
+        """How many are going to start."""
+        return len(self._ahead)
+
     def run(self, job: int, end: float, numbers: Numbers) -> None:
         """A job runs until a time, infinite for one that is not known."""
         if job not in self._running:

@@ -295,6 +295,16 @@ def test_those_behind_do_not_take_the_place_under_a_limit_of_a_job_that_waits_fo
     assert set(started(admit([A, B], [first, *behind], running, {"x": Terms(max_running=3)}))) >= {4, 6}
 
 
+def test_small_ones_do_not_keep_a_large_one_from_what_its_queue_may_hold():
+    running = [runs(number, CPU=1, queue="x", rank=9, ends_at=NOW + 100 * number) for number in (1, 2)]
+    waiting = [job(3, cpus(4), queue="x", priority=5), job(4, queue="x"), job(5, queue="x", max_runtime_s=200)]
+    decided = admit([A, B], [*waiting, job(6, cpus(4), queue="y")], running, {"x": Terms(maximum=0.5)})
+    assert started(decided) == [6, 5] or started(decided) == [5, 6]  # other queues may have what it waits to be allowed
+    assert [decided.waits[number].code for number in (3, 4)] == [Reason.QUEUE_MAXIMUM] * 2
+    undeclared = [replace(each, ends_at=None) for each in running]
+    assert started(admit([A, B], waiting, undeclared, {"x": Terms(maximum=0.5)})) == [4, 5]
+
+
 @pytest.mark.parametrize("terms", [Terms(), Terms(max_running=1), Terms(max_running_per_user=1)])
 def test_nobody_waits_for_one_of_which_it_is_not_known_when_it_starts(terms: Terms):
     """A CPU job for a GPU job, say, for as long as programs outside the queue hold the GPU."""
