@@ -609,12 +609,13 @@ class _Admission:
 
     def _lower_than(self, job: Waiting) -> list[int]:
         """Those that could be asked to make room for a job, or were: first those that lose least."""
-        key = job.queue, job.priority, self._reclaims(job)
+        reclaims = self._reclaims(job)
+        key = job.queue, job.priority, reclaims
         if key not in self._lower:
             able: list[tuple[tuple[object, ...], int]] = []
             for index, each in enumerate(self.running):
                 young = 0 <= self.now - each.began_at < self.policy.min_run_s and not each.leaving
-                if not young and (each.rank < job.priority if each.queue == job.queue else key[2]):
+                if not young and (each.rank < job.priority if each.queue == job.queue else reclaims):
                     order = (each.rank, each.steps_to_lose is None, -each.began_at, each.steps_to_lose or 0, each.job)
                     able.append((order, index))
             self._lower[key] = [index for _, index in sorted(able)]
