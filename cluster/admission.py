@@ -642,11 +642,13 @@ class _Admission:
         demand, leaving = self._demand(job), sorted(self._leaving)
         if leaving and self._fits_without(job, demand, leaving):
             return self._preempting(job, leaving)
+        if len(self.result.preempts) >= self.policy.max_preemptions:
+            return None
         if self._fits_without(job, demand, self._ended_by(self.now + self.policy.leave_s)):
             return None
         able = [index for index in self._lower_than(job) if index not in self._leaving]
         chosen = self._enough(job, demand, leaving, able)
-        if not chosen or len(self.result.preempts) >= self.policy.max_preemptions:
+        if not chosen:
             return None
         self.result.preempts.extend(Preempt(self.running[index].job, job.id) for index in chosen)
         self._leaving.update(chosen)
