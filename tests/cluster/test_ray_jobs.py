@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster import logs, ray_jobs
+from cluster.database.tables import Attempt
 from cluster.errors import RayUnavailableError, RefusedError
 from cluster.files import log_name
 from cluster.logs import print_logs
@@ -304,15 +305,20 @@ def test_the_output_is_what_was_written_byte_by_byte(server: Server):
     assert max(map(len, parts)) <= ray_jobs.LOG_PART_BYTES
 
 
+def started(store: Store) -> Attempt:
+    """An attempt that Ray has taken."""
+    attempt = store.begin_attempt(store.submit(spec()).id)
+    assert attempt is not None
+    store.confirm(attempt)
+    return attempt
+
+
 def test_an_output_is_followed_by_reading_it_again(
     server: Server, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """Ray keeps one of its state API's places for each that follows its stream, also when it has gone."""
-    job = store.submit(spec())
-    attempt = store.begin_attempt(job.id)
-    assert attempt is not None
+    attempt = started(store)
     name = attempt.submission_id
-    store.confirm(attempt)
     server.answers["GET", f"/api/jobs/{name}"] = (200, info("PENDING"))  # which has not come to a node
     output, waited = [b"gr\xc3", b"\xbc\xc3\x9fe\xff\n", b"end\n"], itertools.count()
 
@@ -329,7 +335,7 @@ def test_an_output_is_followed_by_reading_it_again(
 
     monkeypatch.setattr(logs, "REST", 0.0)
     monkeypatch.setattr("cluster.logs.time.sleep", sleep)
-    print_logs(store, job.id, follow=True, address=server.address)
+    print_logs(store, attempt.job_id, follow=True, address=server.address)
     assert capsys.readouterr().out == "grüße\ufffd\nend\n"
     assert {path for path in server.asked if "logs" in path} == {"/api/v0/logs/file"}
 
@@ -338,11 +344,8 @@ def test_the_end_of_an_output_that_was_cut_is_shown(
     server: Server, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """Of one that is longer than what is kept of it, too."""
-    job = store.submit(spec())
-    attempt = store.begin_attempt(job.id)
-    assert attempt is not None
+    attempt = started(store)
     name = attempt.submission_id
-    store.confirm(attempt)
     server.answers["GET", f"/api/jobs/{name}"] = (200, {**info("RUNNING"), "driver_node_id": "a" * 56})
     server.answers["GET", "/api/v0/logs/file"] = (200, b"x" * 1000)
 
@@ -351,7 +354,7 @@ def test_the_end_of_an_output_that_was_cut_is_shown(
         store.end_attempt(attempt, Ending(status="failed", exit_code=1))
 
     monkeypatch.setattr("cluster.logs.time.sleep", sleep)
-    print_logs(store, job.id, follow=True, address=server.address)
+    print_logs(store, attempt.job_id, follow=True, address=server.address)
     printed = capsys.readouterr()
     assert printed.out.startswith("x" * 1000)
     assert printed.out.endswith("\nValueError: the cause\n")
