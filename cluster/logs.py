@@ -77,7 +77,7 @@ class _Output:
             _write(self._decoder.decode(part[max(0, self._printed - position) :]))
             position += len(part)
             self._printed = max(self._printed, position)
-            end = (end + part)[-END_BYTES:]
+            end = (end + part[-END_BYTES:])[-END_BYTES:]
         if is_all:
             _write(self._decoder.decode(b"", final=True))
             if position < self._printed:

@@ -56,9 +56,8 @@ def fetch_results(tracking_uri: str, run_id: str, into: Path) -> tuple[str, Path
     try:
         check_run(client, run_id, tracking_uri)
         name = client.get_run(run_id).info.run_name
-        for file in files_of(
-            client.list_artifacts(run_id, "results"), RESULTS
-        ):  # whose folders there are not those here, with every store
+        for file in files_of(client.list_artifacts(run_id, "results"), RESULTS):
+            # whose folders there are not those here, with every store
             os.replace(client.download_artifacts(run_id, f"results/{file}", str(folder)), folder / file)
     except Exception as error:  # noqa: BLE001 - told apart here
         message = f"MLflow run {run_id}: {one_line(error)}; at {tracking_uri}"
